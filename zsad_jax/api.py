@@ -1,0 +1,72 @@
+"""Types shared by the whole package. Imports nothing from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float
+
+Params = Mapping[str, Any]  # Nested dict of arrays; "a/b/kernel" when flat.
+Batch = Mapping[str, Any]  # See `datasets/pipeline.py` for the keys.
+Features = Mapping[str, Any]  # What a method's `encode` returns.
+
+NORMAL, ANOMALOUS = 0, 1  # States, on the last axis, everywhere.
+
+
+class Prediction(TypedDict):
+  """What every method returns for a batch of images."""
+
+  anomaly_map: Float[Array, "b h w"]  # [0, 1], input resolution, unsmoothed.
+  pred_score: Float[Array, " b"]  # [0, 1], higher = more anomalous.
+
+
+@runtime_checkable
+class Backbone(Protocol):
+  """Frozen CLIP. A pytree: it enters `jit` as an argument, not a constant."""
+
+  @property
+  def embed_dim(self) -> int: ...
+
+  @property
+  def vision_width(self) -> int: ...
+
+  @property
+  def text_width(self) -> int: ...
+
+  def image(self, image, **hooks): ...
+
+  def project(self, tokens, *, ln_post: bool): ...
+
+  def tokenize(self, texts: Sequence[str]): ...
+
+  def embed_tokens(self, ids): ...
+
+  def text(self, embeds, end, **hooks): ...
+
+
+@runtime_checkable
+class Method(Protocol):
+  """One detector: one paper, one file in `methods/`, class `Method`.
+
+  An implementation is a frozen dataclass whose fields are the paper's
+  hyperparameters (`config.method`). Its functions are pure; what is frozen is
+  decided by which argument a value is.
+  """
+
+  def init(self, rng: jax.Array, backbone: Backbone) -> tuple[Params, Params]:
+    """Returns the trainable parameters and the running statistics."""
+
+  def trained(self, params: Params) -> Params:
+    """Returns a tree like `params`: False where the loss never reads a leaf."""
+
+  def prepare(self, backbone: Backbone, class_names: Sequence[str]) -> Any:
+    """Returns what depends on the class names alone; runs outside `jit`."""
+
+  def encode(self, backbone: Backbone, batch: Batch) -> Features:
+    """Returns what the frozen backbone alone says of a batch of images."""
+
+  def loss(self, params, stats, backbone, aux, features, batch, rng):
+    """Returns `(scalar, (parts, stats))`, parts being named scalars."""
+
+  def predict(self, params, stats, backbone, aux, features) -> Prediction:
+    """Returns maps and scores; an image's result depends on it alone."""
