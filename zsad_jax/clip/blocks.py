@@ -1,0 +1,95 @@
+"""The transformer block that both CLIP towers are made of."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# CLIP's epsilon (torch's default; Flax has 1e-6), and two-pass statistics.
+LayerNorm = functools.partial(
+    nn.LayerNorm, epsilon=1e-5, use_fast_variance=False
+)
+
+ACTIVATIONS = {
+    # OpenAI's weights were trained with this one.
+    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    # AdaCLIP and APRIL-GAN run them with this one, LAION's were trained so.
+    "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
+}
+
+
+def activation(name: str):
+  """Returns the activation called `name`; ValueError when there is none."""
+  if name not in ACTIVATIONS:
+    known = ", ".join(ACTIVATIONS)
+    raise ValueError(f"Unknown activation {name!r}; known: {known}.")
+  return ACTIVATIONS[name]
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention, with an optional value-value twin.
+
+  Both share the projections: softmax(Q K^T / sqrt(c / heads)) V, and the same
+  with V for Q and K.
+  """
+
+  num_heads: int
+  causal: bool
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, "b t c"], *, value_value: bool
+  ) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"] | None]:
+    b, t, c = x.shape
+    qkv = nn.Dense(3 * c, name="in_proj")(x)
+    heads = (b, t, self.num_heads, c // self.num_heads)
+    q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))
+    out_proj = nn.Dense(c, name="out_proj")
+
+    def attend(q, k):
+      out = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+      return out_proj(out.reshape(b, t, c))
+
+    return attend(q, k), attend(v, v) if value_value else None
+
+
+class Mlp(nn.Module):
+  """Two linear layers around the activation, hidden width 4 c."""
+
+  act: str
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+    c = x.shape[-1]
+    hidden = activation(self.act)(nn.Dense(4 * c, name="c_fc")(x))
+    return nn.Dense(c, name="c_proj")(hidden)
+
+
+class ResBlock(nn.Module):
+  """Pre-norm transformer block, with the dual path of AnomalyCLIP.
+
+  `vv` is the value-value stream beside the main one: it adds the value-value
+  attention of the *main* stream's tokens, skips the MLP and never feeds back.
+  """
+
+  num_heads: int
+  act: str
+  causal: bool = False
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, "b t c"], vv: Float[Array, "b t c"] | None = None
+  ) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"] | None]:
+    attend, attend_vv = Attention(self.num_heads, self.causal, name="attn")(
+        LayerNorm(name="ln_1")(x), value_value=vv is not None
+    )
+    x = x + attend
+    x = x + Mlp(self.act, name="mlp")(LayerNorm(name="ln_2")(x))
+    return x, None if vv is None else vv + attend_vv
+
+
+def block_type(remat: bool):
+  """The block, or the block that recomputes itself in the backward pass."""
+  return nn.remat(ResBlock) if remat else ResBlock

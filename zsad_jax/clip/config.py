@@ -1,0 +1,65 @@
+"""Sizes of CLIP models: a named table, and the type that holds them."""
+
+import dataclasses
+
+HEAD_WIDTH = 64  # In every CLIP model, both towers.
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+  """Sizes of a CLIP model with a ViT image tower.
+
+  Attributes:
+    embed_dim: width of the joint embedding (d).
+    image_size: side in pixels the position table was made for.
+    patch_size: side of a patch in pixels.
+    vision_width: channels of the vision tower (c).
+    vision_layers: blocks of the vision tower.
+    text_width: channels of the text tower.
+    text_layers: blocks of the text tower.
+    vocab_size: rows of the token table.
+    context_length: rows of the text position table.
+    vision_heads: attention heads; 0 means one per 64 channels.
+    text_heads: likewise.
+    act: activation the weights were trained with, "quick" or "gelu_erf".
+      Methods choose theirs; this one is for plain CLIP.
+  """
+
+  embed_dim: int
+  image_size: int
+  patch_size: int
+  vision_width: int
+  vision_layers: int
+  text_width: int
+  text_layers: int
+  vocab_size: int = 49408
+  context_length: int = 77
+  vision_heads: int = 0
+  text_heads: int = 0
+  act: str = "quick"
+
+  def __post_init__(self):
+    for tower in ("vision", "text"):
+      if not getattr(self, f"{tower}_heads"):
+        heads = getattr(self, f"{tower}_width") // HEAD_WIDTH
+        object.__setattr__(self, f"{tower}_heads", heads)
+
+  @property
+  def grid(self) -> int:
+    """Patches per side that the position table was made for."""
+    return self.image_size // self.patch_size
+
+
+# Names by open_clip; ViT-H-14 has heads of 80 channels in its vision tower.
+MODELS = {
+    "ViT-B-32": ClipConfig(512, 224, 32, 768, 12, 512, 12),
+    "ViT-B-16": ClipConfig(512, 224, 16, 768, 12, 512, 12),
+    "ViT-L-14": ClipConfig(768, 224, 14, 1024, 24, 768, 12),
+    "ViT-L-14-336": ClipConfig(768, 336, 14, 1024, 24, 768, 12),
+    "ViT-B-16-plus-240": ClipConfig(
+        640, 240, 16, 896, 12, 640, 12, act="gelu_erf"
+    ),
+    "ViT-H-14": ClipConfig(
+        1024, 224, 14, 1280, 32, 1024, 24, vision_heads=16, act="gelu_erf"
+    ),
+}

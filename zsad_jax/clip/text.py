@@ -1,0 +1,94 @@
+"""CLIP's text tower with the hooks of every method."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.clip import blocks
+from zsad_jax.clip.config import ClipConfig
+
+
+class TextTower(nn.Module):
+  """Token embeddings to sentence embeddings. Plain CLIP with hooks off."""
+
+  config: ClipConfig
+  act: str
+
+  def setup(self):
+    cfg, c = self.config, self.config.text_width
+    self.token_embedding = self.param(
+        "token_embedding", nn.initializers.normal(0.02), (cfg.vocab_size, c)
+    )
+    self.positional_embedding = self.param(
+        "positional_embedding",
+        nn.initializers.normal(0.01),
+        (cfg.context_length, c),
+    )
+    self.resblocks = [
+        blocks.ResBlock(cfg.text_heads, self.act, causal=True)
+        for _ in range(cfg.text_layers)
+    ]
+    self.ln_final = blocks.LayerNorm()
+    self.text_projection = self.param(
+        "text_projection", nn.initializers.normal(c**-0.5), (c, cfg.embed_dim)
+    )
+
+  def __call__(
+      self,
+      embeds: Float[Array, "k t c"],
+      end: Int[Array, " k"],
+      *,
+      prompts: Mapping[int, Float[Array, "_ m c"]] | None = None,
+      prompt_mode: str = "overwrite",
+      round_fp16: bool = False,
+  ) -> tuple[Float[Array, "k d"], dict[str, Array]]:
+    """Runs the tower.
+
+    Args:
+      embeds: embeddings of t <= context_length tokens, positions not added.
+        Rows after the end token never matter: cut them to save time.
+      end: position of each sentence's end token.
+      prompts: deep prompts by 0-based block: set at that block's input, right
+        after the start token, one set for all sentences (leading axis 1) or
+        one per sentence (k). No position is added to them.
+      prompt_mode: "overwrite" writes over rows 1 ... m (all official code);
+        "insert" makes room for them at the first prompted block.
+      round_fp16: round prompts, and their gradient, to float16, as the
+        official AnomalyCLIP and FAPrompt do on a GPU.
+
+    Returns:
+      ln_final(end token) @ text_projection, not normalised, and the taps:
+      "blockNN" and "tokens" (ln_final of all rows), each (k, t, c).
+    """
+    if prompt_mode not in ("overwrite", "insert"):
+      raise ValueError(
+          f'prompt_mode is "overwrite" or "insert", got {prompt_mode!r}.'
+      )
+    x = embeds + self.positional_embedding[: embeds.shape[1]]
+    prompts, out = dict(prompts or {}), {}
+    replaced = prompt_mode == "overwrite"  # Rows the next prompts replace.
+    for i, block in enumerate(self.resblocks):
+      if i in prompts:
+        prompt = _rounded(prompts[i]) if round_fp16 else prompts[i]
+        x = _set_prompt(x, prompt, replace=replaced)
+        end = end if replaced else end + prompt.shape[1]
+        replaced = True
+      x, _ = block(x)
+      out[f"block{i + 1:02d}"] = x
+    out["tokens"] = self.ln_final(x)
+    last = jnp.take_along_axis(out["tokens"], end[:, None, None], axis=1)
+    return last[:, 0] @ self.text_projection, out
+
+
+def _set_prompt(x, prompt, *, replace):
+  """Puts m rows after the start token, over the rows there or before them."""
+  m = prompt.shape[1]
+  prompt = jnp.broadcast_to(prompt, (x.shape[0], m, x.shape[2]))
+  rest = x[:, 1 + m :] if replace else x[:, 1:]
+  return jnp.concatenate([x[:, :1], prompt, rest], axis=1)
+
+
+def _rounded(x):
+  return x.astype(jnp.float16).astype(x.dtype)

@@ -1,0 +1,72 @@
+"""K-means on the device: seeded, repeatable, safe for empty clusters."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+MAX_ITERATIONS = 300  # scikit-learn's KMeans(max_iter=300).
+
+
+def _square_distances(x, centres):
+  """(n, c), (k, c) -> (n, k); precise, for close calls decide labels."""
+  cross = jnp.matmul(x, centres.T, precision=jax.lax.Precision.HIGHEST)
+  norms = lambda a: jnp.sum(jnp.square(a), axis=-1)
+  return norms(x)[:, None] - 2.0 * cross + norms(centres)[None]
+
+
+def _plus_plus(rng, x, k):
+  """k rows of x, each drawn in proportion to its squared distance so far."""
+  n = x.shape[0]
+  rng, rng_first = jax.random.split(rng)
+  first = x[jax.random.randint(rng_first, (), 0, n)]
+  centres = jnp.broadcast_to(first, (k, x.shape[1]))
+
+  def add(i, centres):
+    # Rows that are not set yet repeat the first centre: no effect on the min.
+    nearest = jnp.min(_square_distances(x, centres), axis=1)
+    log_weight = jnp.log(jnp.maximum(nearest, 1e-12))
+    row = jax.random.categorical(jax.random.fold_in(rng, i), log_weight)
+    return centres.at[i].set(x[row])
+
+  return jax.lax.fori_loop(1, k, add, centres)
+
+
+def cluster_means(
+    x: Float[Array, "n c"], labels: Int[Array, " n"], k: int
+) -> tuple[Float[Array, "k c"], Float[Array, " k"]]:
+  """Mean of each cluster's rows (zeros when it has none), and their count."""
+  member = jax.nn.one_hot(labels, k, dtype=x.dtype)
+  count = jnp.sum(member, axis=0)
+  total = jnp.matmul(member.T, x, precision=jax.lax.Precision.HIGHEST)
+  return total / jnp.maximum(count, 1.0)[:, None], count
+
+
+def kmeans(
+    rng: jax.Array, x: Float[Array, "n c"], k: int
+) -> Int[Array, " n"]:
+  """Clusters the rows of x; returns labels, through which no gradient flows.
+
+  k-means++ seeding and Lloyd iterations until no label changes. A cluster
+  that loses its last row keeps its centre, so fewer than k labels may occur
+  (always so when x has fewer than k distinct rows).
+
+  References:
+    Arthur and Vassilvitskii, SODA 2007; Lloyd, IEEE Trans. IT 28 (1982).
+  """
+  x = jax.lax.stop_gradient(x)
+  assign = lambda c: jnp.argmin(_square_distances(x, c), axis=1)
+
+  def unsettled(state):
+    _, labels, previous, i = state
+    return (i < MAX_ITERATIONS) & jnp.any(labels != previous)
+
+  def step(state):
+    centres, labels, _, i = state
+    means, count = cluster_means(x, labels, k)
+    centres = jnp.where(count[:, None] > 0, means, centres)
+    return centres, assign(centres), labels, i + 1
+
+  centres = _plus_plus(rng, x, k)
+  labels = assign(centres)
+  state = (centres, labels, jnp.full_like(labels, -1), 0)
+  return jax.lax.while_loop(unsettled, step, state)[1]

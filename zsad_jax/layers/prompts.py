@@ -1,0 +1,49 @@
+"""Sentences about normal and anomalous objects."""
+
+# Authors' code, method/adaclip.py: a part of WinCLIP's list.
+_ADACLIP_NORMAL = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+_ADACLIP_ANOMALOUS = (
+    "damaged {}",
+    "broken {}",
+    "{} with flaw",
+    "{} with defect",
+    "{} with damage",
+)
+_ADACLIP_TEMPLATES = (
+    "a bad photo of a {}.",
+    "a low resolution photo of the {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+)
+ADACLIP_NORMAL_SENTENCES = len(_ADACLIP_NORMAL) * len(_ADACLIP_TEMPLATES)
+
+
+def sentences(
+    name: str, states: tuple[str, ...], templates: tuple[str, ...]
+) -> list[str]:
+  """template(state(name)) for each state and each template, state-major."""
+  return [
+      template.format(state.format(name))
+      for state in states
+      for template in templates
+  ]
+
+
+def adaclip(class_name: str) -> tuple[list[str], list[str]]:
+  """AdaCLIP's 28 normal and 20 anomalous sentences about a class.
+
+  The class name is used as it is, but "-" becomes a space; "_" stays.
+  """
+  name = class_name.replace("-", " ")
+  return (
+      sentences(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
+      sentences(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
+  )

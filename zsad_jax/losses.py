@@ -1,0 +1,143 @@
+"""Losses of the methods: pure functions, one value per item.
+
+The four official implementations share these definitions to the last bit;
+see "References" in each docstring.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from zsad_jax import api
+
+GAMMA = 2.0  # Focusing exponent; all official trainers.
+SMOOTH = 1e-5  # Label smoothing of the focal loss; FocalLoss(smooth=1e-5).
+DICE_SMOOTH = 1.0  # BinaryDiceLoss(smooth=1).
+
+
+def focal(
+    prob: Float[Array, "*b 2"],
+    target: Shaped[Array, "*b"],
+    *,
+    gamma: int = GAMMA,
+    smooth: float = SMOOTH,
+    state_weights: Sequence[float] = (1.0, 1.0),
+) -> Float[Array, "*b"]:
+  """Focal loss of the probabilities of the two states.
+
+  The one-hot target is clipped to [smooth, 1 - smooth], and `smooth` is added
+  to the probability of the target, so that exact zeros stay finite.
+
+  Args:
+    prob: probabilities in [0, 1], states (normal, anomalous) last.
+    target: state per item, 0 or 1, of any dtype.
+    gamma: focusing exponent, an integer; 0 gives cross-entropy.
+    smooth: label smoothing, also added to the probability of the target.
+    state_weights: factor of each state.
+
+  Returns:
+    One non-negative value per item.
+
+  References:
+    Lin et al., ICCV 2017 (Eq. 4); `FocalLoss` of AdaCLIP, AnomalyCLIP,
+    FAPrompt, AdaptCLIP and APRIL-GAN.
+  """
+  normal, anomalous = prob[..., api.NORMAL], prob[..., api.ANOMALOUS]
+  positive = target > 0
+  # Written out, for XLA on CPU (jax 0.10.2) compiles a sum over the two states
+  # of a vmapped one-hot product wrongly.
+  right = jnp.where(positive, anomalous, normal)
+  wrong = jnp.where(positive, normal, anomalous)
+  pt = (1.0 - smooth) * right + smooth * wrong + smooth
+  # At saturated inputs `pt` exceeds 1 by rounding: an integer exponent keeps
+  # value and gradient finite there.
+  loss = -((1.0 - pt) ** gamma) * jnp.log(pt)
+  return loss * jnp.where(positive, *reversed(state_weights))
+
+
+def binary_focal(
+    prob: Float[Array, "*b"],
+    target: Float[Array, "*b"],
+    *,
+    gamma: int = GAMMA,
+) -> Float[Array, "*b"]:
+  """Focal loss of one probability per item; `prob` in [0, 1].
+
+  References:
+    `BinaryFocalLoss(alpha=1, logits=False)` of FAPrompt and WinCLIP. The log
+    of 0 is -100, as torch's binary_cross_entropy has it.
+  """
+  tiny = jnp.finfo(prob.dtype).tiny  # Inside the log, or its gradient is NaN.
+  bounded_log = lambda p: jnp.where(p > 0, jnp.log(jnp.maximum(p, tiny)), -100)
+  bce = -(target * bounded_log(prob) + (1 - target) * bounded_log(1 - prob))
+  return (1.0 - jnp.exp(-bce)) ** gamma * bce
+
+
+def binary_focal_with_logits(
+    logits: Float[Array, "*b"],
+    target: Float[Array, "*b"],
+    *,
+    gamma: int = GAMMA,
+) -> Float[Array, "*b"]:
+  """Focal loss of one logit per item.
+
+  References:
+    `BinaryFocalLoss(alpha=1, logits=True)` of FAPrompt and WinCLIP.
+  """
+  # softplus(x) - x t has the right gradient at x = 0; max(x, 0) has not.
+  bce = jax.nn.softplus(logits) - logits * target
+  return (1.0 - jnp.exp(-bce)) ** gamma * bce
+
+
+def dice(
+    prob: Float[Array, "*b n"],
+    target: Float[Array, "*b n"],
+) -> Float[Array, "*b"]:
+  """Soft Dice loss over the last axis, no squares, smoothing 1.
+
+  What an item is, the caller decides by the shape: an image's pixels in one
+  axis, or rows of pixels as AdaCLIP's official trainer has it.
+
+  References:
+    Milletari et al., 3DV 2016; `BinaryDiceLoss` of all official trainers.
+  """
+  overlap = jnp.sum(prob * target, axis=-1)
+  total = jnp.sum(prob, axis=-1) + jnp.sum(target, axis=-1)
+  return 1.0 - (2.0 * overlap + DICE_SMOOTH) / (total + DICE_SMOOTH)
+
+
+def segmentation(
+    prob: Float[Array, "b h w 2"],
+    mask: Shaped[Array, "b h w"],
+    *,
+    dice_over: str,
+) -> Float[Array, "b 3"]:
+  """Focal + Dice + Dice of one two-channel map, per image.
+
+  Args:
+    prob: probabilities, states (normal, anomalous) last.
+    mask: 1 = anomalous, of any dtype.
+    dice_over: "image", or "rows": the mean of one Dice per image row.
+
+  Returns:
+    Focal, Dice of the anomalous and Dice of the normal channel.
+
+  Raises:
+    ValueError: unknown `dice_over`.
+  """
+  if dice_over not in ("image", "rows"):
+    raise ValueError(f'dice_over is "image" or "rows", got {dice_over!r}.')
+  b, h, w = mask.shape
+  items = (b, h, w) if dice_over == "rows" else (b, 1, h * w)
+  target = mask.astype(prob.dtype).reshape(items)
+  normal, anomalous = prob[..., api.NORMAL], prob[..., api.ANOMALOUS]
+  return jnp.stack(
+      [
+          jnp.mean(focal(prob, mask), axis=(1, 2)),
+          jnp.mean(dice(anomalous.reshape(items), target), axis=1),
+          jnp.mean(dice(normal.reshape(items), 1.0 - target), axis=1),
+      ],
+      axis=-1,
+  )
