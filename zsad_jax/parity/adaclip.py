@@ -1,0 +1,192 @@
+"""Parity of AdaCLIP: every case of the manifest, forward and backward."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy import ndimage
+
+from zsad_jax import optim
+from zsad_jax.layers import prompts, semantic_fusion
+from zsad_jax.methods import adaclip
+from zsad_jax.parity import golden as golden_lib
+
+
+def quantities(golden, entry):
+  """Yields (stored name, ours) for every case and image."""
+  backbone = golden.backbone()
+  params = golden_lib.params(entry, adaclip.TORCH_NAMES)
+  class_names = entry.text("cls_names_utf8")
+  sentences = [prompts.adaclip(name) for name in class_names[:1]]
+  yield "prompts_utf8", json.dumps(sentences).encode()
+  for case, settings in entry.config["cases"].items():
+    method = _method(entry.config, settings)
+    aux = method.prepare(backbone, class_names)
+    for prefix, rows in _runs(case, settings, len(class_names)):
+      run = _Run(method, backbone, aux, params, entry, prefix, rows)
+      for name, value in run.quantities():
+        yield f"{prefix}/{name}", value
+
+
+def _method(config, case):
+  """The method that the manifest describes."""
+  return adaclip.Method(
+      taps=tuple(config["taps"]),
+      prompt_length=config["length"],
+      prompt_depth=config["depth"],
+      prompt_branches="V" * case["visual_prompts"] + "L" * case["text_prompts"],
+      prompt_types="S" * case["static"] + "D" * case["dynamic"],
+      hsf="official" if case["hsf"] else "none",
+      num_clusters=config["k"],
+      hsf_top_factor=config["hsf_topk_factor"],
+      hsf_mix=config["hsf_mix"],
+      cosine_scale=config["cosine_scale"],
+      act=case["act"],
+      pos_resize=config["pos_resize"],
+      round_fp16=config["round_fp16"],
+      text_prompt_first_layer=0 in config["text_prompt_blocks"],
+      # The official rows are an effect of batch 1.
+      dice=config["dice"] if case["batch"] == "per_image" else "image",
+  )
+
+
+def _runs(case, settings, images):
+  """Prefix of the stored names, and the images run together under it."""
+  if settings["batch"] == "whole":
+    return [(f"{case}/batch", slice(0, images))]
+  return [(f"{case}/img{i}", slice(i, i + 1)) for i in range(images)]
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _forward(method, params, backbone, aux, features, labels):
+  """Compiled once for all images of a case."""
+  return method.forward(params, backbone, aux, features, labels)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _terms(method, params, *given, batch):
+  """Image terms (b,) and pixel terms (b, levels, 3)."""
+  return method.loss_terms(method.forward(params, *given), batch)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _loss_and_grads(method, params, *given, batch):
+  def loss(params):
+    terms = method.loss_terms(method.forward(params, *given), batch)
+    return sum(jnp.mean(t, axis=0).sum() for t in terms)
+
+  return jax.value_and_grad(loss)(params)
+
+
+@dataclasses.dataclass
+class _Run:
+  """One case on one batch of the stored images."""
+
+  method: adaclip.Method
+  backbone: object
+  aux: dict
+  params: dict
+  entry: object
+  prefix: str
+  rows: slice
+
+  def stored(self, name):
+    return f"{self.prefix}/{name}" in self.entry
+
+  def quantities(self):
+    image = self.entry.images("image_u8")
+    class_id = jnp.arange(image.shape[0])  # One class name per image.
+    features = self.method.encode(
+        self.backbone,
+        {"image": image[self.rows], "class_id": class_id[self.rows]},
+    )
+    if "image_embed" in features:
+      yield "prompt_free_image_features", features["image_embed"]
+      only_dynamic = dataclasses.replace(self.method, prompt_types="D")
+      for tower in ("visual", "text"):
+        layers = only_dynamic.prompts(self.params, features, tower)
+        yield f"dynamic_{tower}_prompts", layers[:, 0]
+    yield from self.forward(features)
+    if self.stored("loss"):
+      yield from self.backward(features)
+    if self.stored("traj/losses"):
+      yield from self.trajectory(features)
+
+  def labels(self):
+    """The stored clusters, which scikit-learn drew."""
+    name = f"{self.prefix}/hsf_cluster_labels"
+    return jnp.asarray(self.entry[name]) if name in self.entry else None
+
+  def named(self, tree):
+    """A tree like the parameters, under the reference's names."""
+    return golden_lib.named(tree, self.entry, adaclip.TORCH_NAMES)
+
+  def given(self, features):
+    """Arguments of `Method.forward` after the parameters."""
+    return self.backbone, self.aux, features, self.labels()
+
+  def forward(self, features):
+    result = _forward(self.method, self.params, *self.given(features))
+    yield "cls_feature", result["class_unit"]
+    yield "text_features", jnp.moveaxis(result["text_units"], 1, 2)
+    size = features["image"].shape[1:3]
+    maps = self.method.level_maps(result, size)
+    for i, tap in enumerate(self.method.taps):
+      yield f"patch_proj_{tap}", result["patch_units"][i]
+      yield f"logits_{tap}", result["patch_logits"][:, i]
+      yield f"train_map_{tap}", maps[:, i, ..., 1]
+    yield "train_score", result["image_prob"]
+    if "fused" in result:
+      prob = semantic_fusion.suspicion(result["patch_logits"])
+      count = self.method.hsf_top_factor * self.method.num_clusters
+      top = lambda p: semantic_fusion.top_patches(p, count)
+      yield "hsf_topk_indices", jax.vmap(top)(prob)
+      yield "hsf_feature", result["fused"]
+    prediction = self.method.read(result, size)
+    yield "anomaly_map", prediction["anomaly_map"]
+    yield "anomaly_score", prediction["pred_score"]
+    sigma = self.entry.config["sigma"]
+    smooth = lambda m: ndimage.gaussian_filter(np.asarray(m), sigma)
+    smoothed = np.stack([smooth(m) for m in prediction["anomaly_map"]])
+    yield f"anomaly_map_gauss{sigma}", smoothed
+
+  def batch(self):
+    return {
+        "mask": jnp.asarray(self.entry["mask"])[self.rows],
+        "label": jnp.asarray(self.entry["label"])[self.rows],
+    }
+
+  def backward(self, features):
+    given, batch = self.given(features), self.batch()
+    image, pixel = _terms(self.method, self.params, *given, batch=batch)
+    yield "loss_terms", jnp.append(image.mean(), pixel.mean(axis=0).reshape(-1))
+    # The official loss, and the same with one Dice per image.
+    textbook = dataclasses.replace(self.method, dice="image")
+    for method, suffix in ((self.method, ""), (textbook, "_dice_per_image")):
+      loss, grads = _loss_and_grads(method, self.params, *given, batch=batch)
+      yield f"loss{suffix}", loss
+      for name, grad in self.named(grads).items():
+        yield f"grad{suffix}/{name}", grad
+        yield f"gradnorm{suffix}/{name}", jnp.sqrt(jnp.sum(jnp.square(grad)))
+
+  def trajectory(self, features):
+    """The loss before each optimiser step, and the parameters after all."""
+    settings = dict(self.entry.config["traj"])
+    steps, name = settings.pop("steps"), settings.pop("opt")
+    settings.pop("not_updated")  # `trained` says it.
+    settings["learning_rate"] = settings.pop("lr")
+    tx = optim.make(name, settings, self.method.trained(self.params))
+    params, state, history = self.params, tx.init(self.params), []
+    given, batch = self.given(features), self.batch()
+    for _ in range(steps):
+      loss, grads = _loss_and_grads(self.method, params, *given, batch=batch)
+      history.append(loss)
+      updates, state = tx.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+    yield "traj/losses", jnp.stack(history)
+    for name, value in self.named(params).items():
+      yield f"traj/after/{name}", value

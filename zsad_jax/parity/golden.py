@@ -1,0 +1,152 @@
+"""A folder of reference tensors: its manifest, arrays and comparisons."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax.clip import backbone, names
+from zsad_jax.datasets import preprocess
+from zsad_jax.layers import torch_names
+
+
+class Entry:
+  """One `.npz` of the folder with what the manifest says of it."""
+
+  def __init__(self, folder: pathlib.Path, file: str, described: Mapping):
+    self.file = file
+    self.method = described["method"]
+    self.config = described["config"]
+    self.roles = described["arrays"]
+    with np.load(folder / file) as stored:
+      self._arrays = {name: stored[name] for name in stored.files}
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return self._arrays[name]
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._arrays
+
+  def __iter__(self):
+    return iter(self._arrays)
+
+  def expected(self) -> list[str]:
+    """Names of the arrays to be reproduced."""
+    return [n for n in self._arrays if self.roles[n]["role"] == "expected"]
+
+  def under(self, prefix: str) -> dict[str, np.ndarray]:
+    """Arrays whose names start with `prefix`, without it."""
+    found = {n: a for n, a in self._arrays.items() if n.startswith(prefix)}
+    return {n.removeprefix(prefix): a for n, a in found.items()}
+
+  def text(self, name: str) -> Any:
+    """A JSON document stored as bytes."""
+    return json.loads(self._arrays[name].tobytes())
+
+  def images(self, name: str) -> jax.Array:
+    """Stored uint8 images (b, 3, h, w) as network input (b, h, w, 3)."""
+    return preprocess.normalize(
+        jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
+    )
+
+
+def params(entry: Entry, table: torch_names.Table) -> dict[str, Any]:
+  """The stored learnable parameters, as a method's tree in float32."""
+  flat = torch_names.rename(entry.under("param/"), table)
+  return names.unflatten(
+      {path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}
+  )
+
+
+def named(tree, entry: Entry, table: torch_names.Table) -> dict[str, Any]:
+  """A tree like `params`, flat, under the stored names."""
+  return torch_names.to_torch(names.flatten(tree), table, entry.under("param/"))
+
+
+class Golden:
+  """A folder with a manifest.json, as the reference tensors come in.
+
+  Raises:
+    FileNotFoundError: there is no manifest.json.
+    ValueError: a file of the manifest is missing.
+  """
+
+  def __init__(self, folder: str | pathlib.Path):
+    self.folder = pathlib.Path(folder)
+    path = self.folder / "manifest.json"
+    if not path.is_file():
+      raise FileNotFoundError(
+          f"{path} does not exist: --golden names a folder of reference "
+          "tensors with a manifest.json."
+      )
+    self.manifest = json.loads(path.read_text(encoding="utf-8"))
+    for file in self.manifest["files"]:
+      if not (self.folder / file).is_file():
+        raise ValueError(f"{self.folder / file} is in the manifest but absent.")
+
+  @property
+  def methods(self) -> dict[str, str]:
+    """Method of each `.npz` file."""
+    return {f: e["method"] for f, e in self.manifest["files"].items()}
+
+  def entry(self, file: str) -> Entry:
+    return Entry(self.folder, file, self.manifest["files"][file])
+
+  def backbone(self) -> backbone.Clip:
+    """The CLIP all methods share: the file of method "clip weights"."""
+    file = next(f for f, m in self.methods.items() if m == "clip weights")
+    entry = self.entry(file)
+    state = {n.removeprefix("w/"): entry[n] for n in entry}
+    return backbone.from_params(*names.from_openai(state))
+
+  def other_files(self, suffix: str) -> list[pathlib.Path]:
+    """Files that are no `.npz` and end in `suffix`."""
+    listed = self.manifest.get("other_files", {})
+    return [self.folder / n for n in listed if n.endswith(suffix)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """One stored quantity beside ours.
+
+  Attributes:
+    name: file and name of the array.
+    absolute: largest absolute difference; NaN when there is no number.
+    relative: the same, divided by the largest stored magnitude.
+    tolerance: largest absolute difference allowed.
+    problem: why there is no number, or "".
+  """
+
+  name: str
+  absolute: float
+  relative: float
+  tolerance: float
+  problem: str = ""
+
+  @property
+  def holds(self) -> bool:
+    return not self.problem and self.absolute <= self.tolerance
+
+
+def compare(name: str, role: Mapping, stored, ours) -> Comparison:
+  """Compares ours with a stored array, which may be a leading part of it."""
+  tolerance = 0.0 if role.get("tol") == "exact" else float(role["atol"])
+  nothing = (name, float("nan"), float("nan"), tolerance)
+  if isinstance(ours, bytes):  # A JSON document; its spacing is free.
+    same = json.loads(ours) == json.loads(stored.tobytes())
+    return Comparison(name, *(0.0 if same else 1.0,) * 2, tolerance)
+  ours = np.asarray(ours)
+  if ours.ndim != stored.ndim:
+    return Comparison(*nothing, f"shape {ours.shape}, not {stored.shape}")
+  ours = ours[tuple(slice(0, side) for side in stored.shape)]
+  if ours.shape != stored.shape:
+    return Comparison(*nothing, f"shape {ours.shape}, not {stored.shape}")
+  difference = np.abs(ours.astype(np.float64) - stored.astype(np.float64))
+  absolute = float(difference.max(initial=0.0))
+  largest = float(np.abs(stored.astype(np.float64)).max(initial=0.0))
+  return Comparison(name, absolute, absolute / max(largest, 1e-30), tolerance)
