@@ -1,0 +1,74 @@
+"""ELPV: electroluminescence images of solar cells, with the papers' split.
+
+The only public set whose protocol can be reproduced to the last image from a
+package: anomalous are the 715 cells of defect probability 1; the 1508 cells of
+probability 0 are split 75 : 25 in file order as by scikit-learn's
+`train_test_split(test_size=0.25, random_state=42)`; the rest is not used.
+FAPrompt, Table 4, counts 377 normal and 715 anomalous test images.
+
+Data: Buerhop-Lutz et al. (2018), github.com/zae-bayern/elpv-dataset.
+"""
+
+import importlib.util
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from zsad_jax.api import ANOMALOUS, NORMAL
+from zsad_jax.datasets import index
+
+LABELS = "labels.csv"
+PACKAGE = "elpv_dataset"
+
+_TEST_SHARE, _SPLIT_SEED = 0.25, 42  # DRA's convention, kept by FAPrompt.
+
+
+def find_package() -> Path | None:
+  """Returns the data folder of the installed package, without importing it."""
+  spec = importlib.util.find_spec(PACKAGE)
+  if spec is None or not spec.submodule_search_locations:
+    return None
+  return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def read(root: str | os.PathLike[str]) -> index.Dataset:
+  """Reads `labels.csv` and `images/` below `root`, in file order.
+
+  Raises:
+    ValueError: a row is not "path probability type", or an image is missing.
+  """
+  root = Path(root).absolute()
+  normal, anomalous = [], []
+  for line, (path, probability, kind) in _rows(root / LABELS):
+    image = root / path
+    if not image.is_file():
+      raise ValueError(f"{root / LABELS}: line {line}: {image} does not exist.")
+    if math.isclose(probability, 0.0, abs_tol=1e-6):
+      normal.append(index.Sample(str(image), "", "elpv", "good", NORMAL))
+    elif math.isclose(probability, 1.0, abs_tol=1e-6):
+      anomalous.append(index.Sample(str(image), "", "elpv", kind, ANOMALOUS))
+  held_out = held_out_rows(len(normal))
+  train = [s for i, s in enumerate(normal) if i not in held_out]
+  test = [s for i, s in enumerate(normal) if i in held_out]
+  return index.make_dataset("elpv", root, train=train, test=test + anomalous)
+
+
+def held_out_rows(num_rows: int) -> frozenset[int]:
+  """Returns the positions that `train_test_split` puts into its test part."""
+  order = np.random.RandomState(_SPLIT_SEED).permutation(num_rows)
+  return frozenset(order[:math.ceil(_TEST_SHARE * num_rows)].tolist())
+
+
+def _rows(labels: Path) -> Iterator[tuple[int, tuple[str, float, str]]]:
+  """Yields each line's number and values; columns are padded by spaces."""
+  for number, line in enumerate(
+      labels.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+      path, probability, kind = line.split()
+      yield number, (path, float(probability), kind)
+    except ValueError as error:
+      raise ValueError(f'{labels}: line {number}: expected "path probability '
+                       f'type", found {line!r}.') from error

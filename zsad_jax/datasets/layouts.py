@@ -1,0 +1,204 @@
+"""Data sets read from the names of their folders.
+
+  MVTec:   <class>/train/good, <class>/test/<defect>,
+           <class>/ground_truth/<defect>/<stem>_mask.png
+  plain:   normal/, optionally anomalous/ and masks/
+  pairs:   images/ and masks/, every image anomalous
+
+Everything is sorted by name, so that two machines see the same order, and
+masks are paired by name: pairing by position, as the papers' generators do,
+shifts every pair after a missing file.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from zsad_jax.api import ANOMALOUS, NORMAL
+from zsad_jax.datasets import index
+
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))
+NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
+
+# What MVTec, KolektorSDD, ISIC and others append to a mask's name.
+_MASK_ENDING = re.compile(r"_(mask|label|segmentation|gt)$", re.IGNORECASE)
+
+PathLike = str | os.PathLike[str]
+
+
+def image_files(path: PathLike) -> tuple[str, ...]:
+  """Returns the absolute paths of the images at or below `path`, sorted.
+
+  Args:
+    path: an image, or a folder that is searched with its subfolders.
+
+  Raises:
+    FileNotFoundError: `path` does not exist.
+    ValueError: there is no image.
+  """
+  path = Path(path).absolute()
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist; expected an image or a "
+                            "folder of images.")
+  if path.is_file():
+    return (str(path),)
+  files = tuple(str(file) for file in sorted(path.rglob("*"))
+                if _is_image(file))
+  if not files:
+    raise ValueError(f"{path}: no image found; understood are "
+                     f"{', '.join(sorted(IMAGE_SUFFIXES))}.")
+  return files
+
+
+def is_mvtec(root: PathLike) -> bool:
+  """Whether `root` holds classes in MVTec's layout, or is one itself."""
+  return any(True for _ in _class_folders(Path(root)))
+
+
+def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
+  """Reads MVTec AD's layout.
+
+  Args:
+    root: the folder of the classes, or of a single class.
+    name: of the data set; by default that of the folder.
+
+  Raises:
+    ValueError: there is no test image, an anomalous one has no mask although
+      others of its class have one, or two masks belong to one image.
+  """
+  root = Path(root).absolute()
+  train, test = [], []
+  for folder in _class_folders(root):
+    for good in _subfolders(folder / "train"):
+      if good.name in NORMAL_FOLDERS:
+        train += _samples(_images(good), {}, folder.name, good.name, NORMAL)
+    test += _mvtec_test(folder)
+  return index.make_dataset(name or root.name, root, train=train, test=test)
+
+
+def is_plain(root: PathLike) -> bool:
+  """Whether `root` has a folder `normal`."""
+  return (Path(root) / "normal").is_dir()
+
+
+def read_plain(
+    root: PathLike, *, name: str | None = None, class_name: str | None = None
+) -> index.Dataset:
+  """Reads `normal/` and, where they exist, `anomalous/` and `masks/`.
+
+  All images are test images: which of the normal ones may serve as few-shot
+  references is not for a loader to guess.
+
+  Args:
+    root: the folder that holds these folders.
+    name: of the data set; by default that of the folder.
+    class_name: what the images show; by default the name of the folder.
+
+  Raises:
+    ValueError: there is no image, or some anomalous images have no mask
+      although others have one.
+  """
+  root = Path(root).absolute()
+  class_name = class_name or root.name
+  masks = _masks(root / "masks")
+  test = [
+      *_samples(_images(root / "normal"), {}, class_name, "", NORMAL),
+      *_samples(_images(root / "anomalous"), masks, class_name, "", ANOMALOUS)]
+  _check_all_masked(test)
+  return index.make_dataset(name or root.name, root, test=test)
+
+
+def is_pairs(root: PathLike) -> bool:
+  """Whether `root` has the folders `images` and `masks`."""
+  root = Path(root)
+  return (root / "images").is_dir() and (root / "masks").is_dir()
+
+
+def read_pairs(
+    root: PathLike, *, name: str, class_name: str
+) -> index.Dataset:
+  """Reads `images/` and `masks/` of a set in which all is anomalous.
+
+  Raises:
+    ValueError: there is no image, or one has no mask.
+  """
+  root = Path(root).absolute()
+  masks = _masks(root / "masks")
+  test = _samples(_images(root / "images"), masks, class_name, "", ANOMALOUS)
+  _check_all_masked(test, required=True)
+  return index.make_dataset(name, root, test=test)
+
+
+def _class_folders(root: Path) -> Iterator[Path]:
+  for folder in (root, *_subfolders(root)):
+    if (folder / "test").is_dir() and any(_subfolders(folder / "test")):
+      yield folder
+
+
+def _mvtec_test(folder: Path) -> list[index.Sample]:
+  samples = []
+  for defect in _subfolders(folder / "test"):
+    normal = defect.name in NORMAL_FOLDERS
+    # BTAD has masks of normal images; they say nothing.
+    masks = {} if normal else _masks(
+        folder / "ground_truth" / defect.name)
+    samples += _samples(_images(defect), masks, folder.name, defect.name,
+                        NORMAL if normal else ANOMALOUS)
+  _check_all_masked(samples)
+  return samples
+
+
+def _samples(images: Sequence[Path], masks: dict[str, Path], class_name: str,
+             specie_name: str, label: int) -> list[index.Sample]:
+  return [
+      index.Sample(str(image), str(masks.get(_stem(image), "")),
+                   class_name, specie_name, label)
+      for image in images]
+
+
+def _check_all_masked(samples: Sequence[index.Sample], *,
+                      required: bool = False) -> None:
+  """Refuses a part of the masks: an unmasked anomaly would go unnoticed."""
+  bare = [sample for sample in samples if not sample.has_mask]
+  if bare and (required or any(sample.mask_path for sample in samples)):
+    raise ValueError(
+        f"{bare[0].image_path}: anomalous, but no mask has its name, unlike "
+        f"other images of {bare[0].class_name!r} ({len(bare)} such). Expected "
+        "the image's name, if need be with _mask, _label, _Segmentation or "
+        "_GT appended.")
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+  """Returns the masks in `folder` by the stem of the image they belong to."""
+  masks: dict[str, Path] = {}
+  for mask in _images(folder):
+    other = masks.setdefault(_stem(mask), mask)
+    if other != mask:
+      raise ValueError(f"{mask} and {other} are masks of the same image; keep "
+                       "one.")
+  return masks
+
+
+def _stem(path: Path) -> str:
+  return _MASK_ENDING.sub("", path.stem)
+
+
+def _images(folder: Path) -> list[Path]:
+  if not folder.is_dir():
+    return []
+  return sorted(file for file in folder.iterdir() if _is_image(file))
+
+
+def _is_image(path: Path) -> bool:
+  # macOS leaves "._000.png" beside "000.png" in archives.
+  return (path.suffix.lower() in IMAGE_SUFFIXES
+          and not path.name.startswith(".") and path.is_file())
+
+
+def _subfolders(folder: Path) -> list[Path]:
+  if not folder.is_dir():
+    return []
+  return sorted(path for path in folder.iterdir()
+                if path.is_dir() and not path.name.startswith("."))

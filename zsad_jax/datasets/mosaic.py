@@ -1,0 +1,56 @@
+"""The mosaics of AdaCLIP's training on MVTec AD (authors' code, dataset).
+
+With a given probability a sample gives way to four distinct test images of
+its class, two by two, and so do the masks. Scale and context change; that is
+the purpose.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+NUM_CELLS = 4
+
+# Keeps these draws apart from the order of the images, drawn from (seed,
+# epoch): NumPy pads seeds with zeros, so sample 0 alone would not differ.
+_STREAM = 1
+
+
+def draw(
+    siblings: Sequence[int], *, prob: float, seed: int, epoch: int, sample: int
+) -> tuple[int, ...] | None:
+  """Returns the samples of a mosaic, or None for the sample itself.
+
+  Args:
+    siblings: the test images of the sample's class, itself included.
+    prob: probability of a mosaic.
+    seed: of the run.
+    epoch: from 0.
+    sample: number of the sample in the run's list.
+
+  Returns:
+    Four distinct elements of `siblings`, a function of the arguments alone;
+    None also where there are fewer than four.
+  """
+  if prob == 0 or len(siblings) < NUM_CELLS:
+    return None
+  rng = np.random.default_rng([seed, epoch, sample, _STREAM])
+  if rng.random() >= prob:
+    return None
+  cells = rng.choice(len(siblings), NUM_CELLS, replace=False)
+  return tuple(siblings[i] for i in cells)
+
+
+def paste(images: Sequence[Image.Image]) -> Image.Image:
+  """Returns four images, or masks, side by side, none of them resized.
+
+  The canvas is twice as wide and high as the first image, whose size is that
+  of a cell. A larger image reaches into the cells after its own, until these
+  are pasted, and ends at the canvas; a smaller one leaves black.
+  """
+  width, height = images[0].size
+  canvas = Image.new(images[0].mode, (2 * width, 2 * height))
+  for i, image in enumerate(images):
+    canvas.paste(image, (i % 2 * width, i // 2 * height))
+  return canvas

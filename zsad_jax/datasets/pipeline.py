@@ -1,0 +1,308 @@
+"""Batches for training and evaluation: tf.data around the Pillow loaders.
+
+The only module that imports TensorFlow, which does the parallel work and never
+sees an accelerator. A batch is a dict of NumPy arrays:
+
+  image     uint8   (b, s, s, 3)  see `preprocess.normalize`
+  mask      uint8   (b, s, s)     1 = anomalous
+  has_mask  bool    (b,)          False: the pixels' states are unknown
+  label     int32   (b,)          0 = normal, 1 = anomalous
+  class_id  int32   (b,)          position in `class_names(datasets)`
+  index     int32   (b,)          position in the list of samples, -1: padding
+  weight    float32 (b,)          0 for padding and skipped images, else 1
+
+What a training step reads is a function of (seed, step), so a run resumes
+where it stopped without reading what came before.
+"""
+
+import dataclasses
+import functools
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from zsad_jax.datasets import index, mosaic, preprocess
+
+# Read at the import; both only keep it from writing to the terminal.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+import tensorflow as tf  # noqa: E402
+
+try:
+  tf.config.set_visible_devices([], "GPU")  # They are JAX's.
+except RuntimeError:
+  pass  # The caller has used TensorFlow; what it sees is the caller's choice.
+
+_DTYPES = dict(image=tf.uint8, mask=tf.uint8, has_mask=tf.bool, label=tf.int32,
+               class_id=tf.int32, index=tf.int32, weight=tf.float32,
+               error=tf.string)
+_ENDLESS = np.iinfo(np.int64).max
+
+Row = dict[str, np.ndarray | int | float | bool | bytes]
+
+
+class Batches:
+  """Iterator of batches.
+
+  Attributes:
+    skipped: one message for each image that could not be read and was left
+      out so far; stays empty unless `skip_corrupt` was asked for.
+  """
+
+  def __init__(self, dataset: tf.data.Dataset, *, skip_corrupt: bool):
+    self.skipped: list[str] = []
+    self._open = [dataset.as_numpy_iterator()]
+    # Its threads call Python: left running, they block the interpreter's exit.
+    weakref.finalize(self, self._open.clear)
+    self._skip_corrupt = skip_corrupt
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._open[0])
+    for error in filter(None, batch.pop("error")):
+      message = error.decode()
+      if not self._skip_corrupt:
+        raise ValueError(message)
+      if message not in self.skipped:
+        self.skipped.append(message)
+    return batch
+
+
+def class_names(datasets: Sequence[index.Dataset]) -> tuple[str, ...]:
+  """Returns the classes of all data sets, in order, to which `class_id` refers.
+
+  Equal names of two data sets remain two classes.
+  """
+  return tuple(name for data in datasets for name in data.class_names)
+
+
+def steps_per_epoch(num_samples: int, batch_size: int) -> int:
+  """Returns the training steps after which every image was seen."""
+  return -(-num_samples // batch_size)
+
+
+def train_batches(
+    datasets: Sequence[index.Dataset],
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    mosaic_label: str = "stale",
+    skip_corrupt: bool = False,
+    num_shards: int = 1,
+    shard: int = 0,
+) -> Batches:
+  """Yields batches of the test images of `datasets`, without end.
+
+  Epoch e is the permutation of all images drawn from (seed, e). Where the
+  batch size does not divide their number, the last batch of an epoch is
+  filled with the first images of the next, which then sees them again: no
+  weight is 0, and epochs stay `steps_per_epoch` steps long.
+
+  Args:
+    datasets: the auxiliary data sets; each brings its own rate of mosaics.
+    image_size: side of the images in pixels.
+    batch_size: images per step, over all shards.
+    seed: of the order and of the mosaics, not negative.
+    start_step: first step to yield, counted from 0.
+    mosaic_label: the label of a mosaic: "stale" is that of the image it
+      replaces (AdaCLIP, authors' code), "any" is 1 if it shows an anomaly.
+    skip_corrupt: give weight 0 to an image that cannot be read, instead of
+      stopping.
+    num_shards: hosts that share a step; each gets its slice of the batch.
+    shard: this host, from 0.
+
+  Raises:
+    ValueError: an argument is out of range or, while iterating, an image or a
+      mask cannot be read.
+  """
+  samples = tuple(sample for data in datasets for sample in data.test)
+  rows = _local_rows(samples, batch_size, num_shards, shard)
+  if mosaic_label not in ("stale", "any"):
+    raise ValueError('mosaic_label: expected "stale" or "any", found '
+                     f"{mosaic_label!r}.")
+  if seed < 0 or start_step < 0:
+    raise ValueError("seed and start_step must not be negative, found "
+                     f"{seed} and {start_step}.")
+  order = _Order(len(samples), batch_size, seed)
+  source = _TrainSource(datasets, samples, seed, mosaic_label)
+
+  def load(number: int) -> Row:
+    step, row = divmod(number, len(rows))
+    return source.load(*order(step, rows[row]), image_size)
+
+  numbers = tf.data.Dataset.range(start_step * len(rows), _ENDLESS)
+  return Batches(_parallel(numbers, load, image_size, len(rows)),
+                 skip_corrupt=skip_corrupt)
+
+
+def eval_batches(
+    samples: Sequence[index.Sample],
+    *,
+    class_names: Sequence[str],
+    image_size: int,
+    batch_size: int,
+    skip_corrupt: bool = False,
+    num_shards: int = 1,
+    shard: int = 0,
+) -> Batches:
+  """Yields every sample once, in order.
+
+  The last batch is padded by black images of weight 0 and index -1, so that
+  all have one shape and every shard the same number of batches.
+
+  Args:
+    samples: for example `dataset.test`.
+    class_names: the list that `class_id` refers to.
+    image_size: side of the images in pixels.
+    batch_size: images per batch, over all shards.
+    skip_corrupt: see `train_batches`.
+    num_shards: hosts that share a batch; each gets its slice of it.
+    shard: this host, from 0.
+
+  Raises:
+    ValueError: an argument is out of range, a sample's class is not in
+      `class_names` or, while iterating, an image or a mask cannot be read.
+  """
+  rows = _local_rows(samples, batch_size, num_shards, shard)
+  unknown = {sample.class_name for sample in samples} - set(class_names)
+  if unknown:
+    raise ValueError(f"class_names: {sorted(unknown)} occur in the samples but "
+                     f"not in {list(class_names)}.")
+
+  def load(number: int) -> Row:
+    batch, row = divmod(number, len(rows))
+    i = batch * batch_size + rows[row]
+    if i >= len(samples):
+      return _padding(image_size)
+    class_id = class_names.index(samples[i].class_name)
+    return _load([samples[i]], samples[i].label, class_id, i, image_size)
+
+  num_batches = -(-len(samples) // batch_size)
+  numbers = tf.data.Dataset.range(num_batches * len(rows))
+  return Batches(_parallel(numbers, load, image_size, len(rows)),
+                 skip_corrupt=skip_corrupt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+  """Which image of which epoch fills a row of a training step."""
+
+  num_samples: int
+  batch_size: int
+  seed: int
+
+  def __call__(self, step: int, row: int) -> tuple[int, int]:
+    """Returns the epoch and the number of the sample."""
+    epoch, step = divmod(
+        step, steps_per_epoch(self.num_samples, self.batch_size))
+    # A batch larger than the data set reaches over several epochs.
+    later, position = divmod(step * self.batch_size + row, self.num_samples)
+    epoch += later
+    return epoch, int(
+        _permutation(self.seed, epoch, self.num_samples)[position])
+
+
+@functools.lru_cache(maxsize=8)  # Prefetching works on few epochs at a time.
+def _permutation(
+    seed: int, epoch: int, num_samples: int
+) -> Int64[np.ndarray, " n"]:
+  return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+class _TrainSource:
+  """Loads training samples, or mosaics in their place."""
+
+  def __init__(self, datasets: Sequence[index.Dataset],
+               samples: Sequence[index.Sample], seed: int,
+               mosaic_label: str):
+    self._samples = samples
+    self._seed = seed
+    self._mosaic_label = mosaic_label
+    self._class_ids: list[int] = []  # Of each sample.
+    self._probs: list[float] = []
+    first = 0
+    for data in datasets:
+      ids = {name: first + i for i, name in enumerate(data.class_names)}
+      self._class_ids += [ids[sample.class_name] for sample in data.test]
+      self._probs += [data.mosaic_prob] * len(data.test)
+      first += len(ids)
+    self._siblings: dict[int, list[int]] = {}  # Samples of each class.
+    for i, class_id in enumerate(self._class_ids):
+      self._siblings.setdefault(class_id, []).append(i)
+
+  def load(self, epoch: int, i: int, image_size: int) -> Row:
+    class_id, label = self._class_ids[i], self._samples[i].label
+    cells = mosaic.draw(self._siblings[class_id], prob=self._probs[i],
+                        seed=self._seed, epoch=epoch, sample=i)
+    shown = [self._samples[j] for j in cells or (i,)]
+    if self._mosaic_label == "any":
+      label = max(sample.label for sample in shown)
+    return _load(shown, label, class_id, i, image_size)
+
+
+def _load(shown: Sequence[index.Sample], label: int, class_id: int, i: int,
+          image_size: int) -> Row:
+  """Reads one sample, or the four of a mosaic; an error is a value, too."""
+  row = _padding(image_size) | dict(label=label, class_id=class_id, index=i)
+  try:
+    pairs = [preprocess.open_pair(sample) for sample in shown]
+  except ValueError as error:
+    # Raised by `Batches`: TensorFlow would wrap it into pages of its own.
+    return row | dict(error=str(error).encode())
+  images, masks = zip(*pairs)
+  image, mask = (mosaic.paste(images), mosaic.paste(masks)) if len(
+      pairs) > 1 else pairs[0]
+  return row | dict(
+      image=preprocess.resize_image(image, image_size),
+      mask=preprocess.resize_mask(mask, image_size),
+      has_mask=all(sample.has_mask for sample in shown), weight=1.0)
+
+
+def _padding(image_size: int) -> Row:
+  return dict(image=np.zeros((image_size, image_size, 3), np.uint8),
+              mask=np.zeros((image_size, image_size), np.uint8),
+              has_mask=False, label=0, class_id=0, index=-1, weight=0.0,
+              error=b"")
+
+
+def _parallel(numbers: tf.data.Dataset, load: Callable[[int], Row],
+              image_size: int, batch_size: int) -> tf.data.Dataset:
+  """Calls `load` in threads (Pillow frees the interpreter), keeps the order."""
+
+  def call(number) -> list[np.ndarray]:
+    row = load(int(number))
+    return [np.asarray(row[key], dtype.as_numpy_dtype)
+            for key, dtype in _DTYPES.items()]
+
+  def load_tf(number: tf.Tensor) -> dict[str, tf.Tensor]:
+    values = tf.numpy_function(call, [number], list(_DTYPES.values()))
+    row = dict(zip(_DTYPES, values))
+    row["image"].set_shape((image_size, image_size, 3))
+    row["mask"].set_shape((image_size, image_size))
+    return row
+
+  return (numbers
+          .map(load_tf, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+          .batch(batch_size, drop_remainder=True)
+          .prefetch(tf.data.AUTOTUNE))
+
+
+def _local_rows(samples: Sequence[index.Sample], batch_size: int,
+                num_shards: int, shard: int) -> range:
+  """Returns the rows of each batch that are this host's."""
+  if not samples:
+    raise ValueError("There is no sample to read; expected at least one.")
+  if batch_size < 1 or batch_size % num_shards:
+    raise ValueError(f"batch_size: {batch_size} images cannot be split over "
+                     f"{num_shards} hosts; use a multiple of it.")
+  if not 0 <= shard < num_shards:
+    raise ValueError(f"shard: expected 0 to {num_shards - 1}, found {shard}.")
+  size = batch_size // num_shards
+  return range(shard * size, (shard + 1) * size)
