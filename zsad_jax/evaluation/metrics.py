@@ -1,0 +1,297 @@
+"""Exact metrics of detection and segmentation, NumPy only.
+
+An item, which is an image or a pixel, is flagged where its score is at least
+the threshold. All metrics depend on the order of the scores alone: any scale
+will do, infinities are legal, equal scores are one step of every curve.
+
+One sort serves all metrics: `Ranking` holds its result, and the functions
+below read their value from it. A row of a results table takes its numbers from
+`image_metrics` and `pixel_metrics`, which rank once.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped
+from scipy import ndimage
+
+MAX_FPR = 0.3  # Upper end of the AUPRO integral; Bergmann et al., IJCV 2021.
+_EIGHT_CONNECTED = np.ones((3, 3), int)
+
+
+class UndefinedError(ValueError):
+  """There is no normal or no anomalous item, so that no metric exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """What is flagged at each distinct score of an anomalous item, descending.
+
+  No metric needs the thresholds between two of these. There only normal items
+  are added: F1 falls, AP gains no term, the curves run horizontally.
+
+  Attributes:
+    threshold: the k scores, strictly descending.
+    true_pos: anomalous items with a score >= threshold.
+    false_pos: normal items with a score >= threshold.
+    false_pos_above: normal items with a score > threshold; from here to
+      `false_pos` the curves rise in a straight line, the step of a tie.
+    pro: per-region overlap in [0, 1], the mean over all regions of the share
+      that is flagged. Where items have no regions it is the recall.
+    num_normal: number of all normal items, at least 1.
+    num_anomalous: number of all anomalous items, at least 1.
+  """
+
+  threshold: Shaped[np.ndarray, " k"]
+  true_pos: Int64[np.ndarray, " k"]
+  false_pos: Int64[np.ndarray, " k"]
+  false_pos_above: Int64[np.ndarray, " k"]
+  pro: Float64[np.ndarray, " k"]
+  num_normal: int
+  num_anomalous: int
+
+  def auroc(self) -> float:
+    """Area under recall over false positive rate; see `auroc` below."""
+    return self._area(self.true_pos / self.num_anomalous, max_fpr=1.0)
+
+  def average_precision(self) -> float:
+    """Sum of gain in recall x precision; see below."""
+    gain = np.diff(self.true_pos, prepend=0)
+    precision = self.true_pos / (self.true_pos + self.false_pos)
+    return float(np.sum(gain * precision) / self.num_anomalous)
+
+  def f1_max(self) -> tuple[float, float]:
+    """Largest 2 TP / (TP + FP + P) and its threshold; see below."""
+    flagged = self.true_pos + self.false_pos
+    f1 = 2 * self.true_pos / (flagged + self.num_anomalous)
+    best = np.argmax(f1)  # The first of several: the largest threshold.
+    return float(f1[best]), float(self.threshold[best])
+
+  def aupro(self, *, max_fpr: float = MAX_FPR) -> float:
+    """Area under `pro` over false positive rate; see below."""
+    if not 0.0 < max_fpr <= 1.0:
+      raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}.")
+    return self._area(self.pro, max_fpr=max_fpr) / max_fpr
+
+  def _area(self, rate, *, max_fpr):
+    """Area under `rate` (k,) over the false positive rate, up to `max_fpr`.
+
+    Each threshold gives two vertices, where its tie begins and where it ends;
+    the first vertex is (0, 0), the last (1, 1).
+    """
+    ties = np.stack([self.false_pos_above, self.false_pos], axis=1).ravel()
+    fpr = np.concatenate([[0], ties, [self.num_normal]]) / self.num_normal
+    y = np.concatenate([[0, 0], np.repeat(rate, 2)])
+    # The first vertex at or beyond the limit: a rise there is not counted.
+    end = np.searchsorted(fpr, max_fpr)
+    share = (max_fpr - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+    y_end = y[end - 1] + share * (y[end] - y[end - 1])
+    return float(np.trapezoid(np.append(y[:end], y_end),
+                              np.append(fpr[:end], max_fpr)))
+
+
+def auroc(
+    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+) -> float:
+  """Computes the area under the receiver operating characteristic.
+
+  It is the probability that an anomalous item has a higher score than a normal
+  one; a tie counts one half.
+
+  Args:
+    label: 0 or False = normal, 1 or True = anomalous.
+    score: higher = more anomalous, any scale.
+
+  Returns:
+    Float in [0, 1].
+
+  Raises:
+    UndefinedError: there is no normal or no anomalous item.
+    ValueError: a score is NaN, or a label is neither 0 nor 1.
+  """
+  return _rank_items(label, score).auroc()
+
+
+def average_precision(
+    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+) -> float:
+  """Computes the sum over thresholds of (gain in recall) x precision.
+
+  Arguments and errors are those of `auroc`. A step sum, without interpolation;
+  some codes call the trapezoid under the same curve AP, it differs.
+
+  Returns:
+    Float in (0, 1].
+  """
+  return _rank_items(label, score).average_precision()
+
+
+def f1_max(
+    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+) -> tuple[float, float]:
+  """Computes the largest F1 that any threshold reaches.
+
+  Arguments and errors are those of `auroc`.
+
+  Returns:
+    F1 in (0, 1], and the largest threshold that reaches it. The threshold was
+    chosen with the labels at hand, as the field does for its tables.
+  """
+  return _rank_items(label, score).f1_max()
+
+
+def aupro(
+    gt_mask: Shaped[np.ndarray, "n h w"],
+    anomaly_map: Shaped[np.ndarray, "n h w"],
+    *,
+    max_fpr: float = MAX_FPR,
+) -> float:
+  """Computes the area under the per-region-overlap (PRO) curve.
+
+  PRO is the mean over ground-truth regions of the share of the region that is
+  flagged, so that a small region counts as much as a large one. The false
+  positive rate is taken over the normal pixels of all images.
+
+  Args:
+    gt_mask: nonzero = anomalous. Regions are 8-connected, within an image.
+    anomaly_map: higher = more anomalous, any scale.
+    max_fpr: upper end of the integral, in (0, 1]; the area is divided by it.
+
+  Returns:
+    Float in [0, 1]. A constant map scores max_fpr / 2.
+
+  Raises:
+    UndefinedError: there is no normal or no anomalous pixel.
+    ValueError: a value is NaN, the shapes differ, or a wrong `max_fpr`.
+
+  References:
+    Bergmann et al., IJCV 129 (2021). Exact: one threshold per distinct value,
+    the curve is cut at `max_fpr` by linear interpolation. The AnomalyCLIP code
+    takes 200 equal steps of the score and rescales the FPR axis.
+  """
+  return _rank_pixels(gt_mask, anomaly_map).aupro(max_fpr=max_fpr)
+
+
+def image_metrics(
+    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+) -> dict[str, float]:
+  """Computes all metrics of image scores; arguments are those of `auroc`.
+
+  Returns:
+    image_auroc, image_ap, image_f1_max and its image_f1_threshold; all nan
+    without normal or without anomalous images.
+
+  Raises:
+    ValueError: a score is NaN, or a label is neither 0 nor 1.
+  """
+  names = ("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold")
+  try:
+    ranking = _rank_items(label, score)
+  except UndefinedError:
+    return dict.fromkeys(names, math.nan)
+  values = ranking.auroc(), ranking.average_precision(), *ranking.f1_max()
+  return dict(zip(names, values))
+
+
+def pixel_metrics(
+    gt_mask: Shaped[np.ndarray, "n h w"],
+    anomaly_map: Shaped[np.ndarray, "n h w"],
+    *,
+    max_fpr: float = MAX_FPR,
+) -> dict[str, float]:
+  """Computes all metrics of the pixels of a category, pooled over its images.
+
+  Arguments are those of `aupro`. An all-zero mask says that the image is
+  normal: leave out the images whose pixels' states are unknown. Needs memory
+  for about one more copy of the maps and masks.
+
+  Returns:
+    pixel_auroc, pixel_ap, pixel_f1_max and pixel_aupro; all nan without normal
+    or without anomalous pixels.
+
+  Raises:
+    ValueError: a value is NaN, the shapes differ, or a wrong `max_fpr`.
+  """
+  names = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
+  try:
+    ranking = _rank_pixels(gt_mask, anomaly_map)
+  except UndefinedError:
+    return dict.fromkeys(names, math.nan)
+  f1, _ = ranking.f1_max()
+  values = (ranking.auroc(), ranking.average_precision(), f1,
+            ranking.aupro(max_fpr=max_fpr))
+  return dict(zip(names, values))
+
+
+def _rank_items(label, score):
+  """Ranks items without regions."""
+  _check_shapes("label", label, "score", score)
+  is_nan = np.isnan(score)
+  if is_nan.any():
+    raise ValueError(f"The score of item {np.argmax(is_nan)} is NaN.")
+  wrong = np.setdiff1d(label, [0, 1])
+  if wrong.size:
+    raise ValueError(f"A label is 0 or 1, got {wrong[0]}.")
+  is_anomalous = label == 1
+  _check_states(is_anomalous, "items")
+  anomalous = score[is_anomalous]
+  return _rank(score[~is_anomalous], anomalous, np.ones(anomalous.size))
+
+
+def _rank_pixels(gt_mask, anomaly_map):
+  """Ranks pixels, each weighted by one over the area of its region."""
+  _check_shapes("gt_mask", gt_mask, "anomaly_map", anomaly_map)
+  for i, one_map in enumerate(anomaly_map):
+    if np.isnan(one_map).any():
+      raise ValueError(f"The anomaly map of image {i} contains NaN.")
+  is_anomalous = gt_mask != 0
+  _check_states(is_anomalous, "pixels")
+  weight = np.concatenate([_region_weight(mask) for mask in is_anomalous])
+  return _rank(anomaly_map[~is_anomalous], anomaly_map[is_anomalous], weight)
+
+
+def _region_weight(mask):
+  """One over the area of its region, for each anomalous pixel in turn."""
+  region, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
+  region = region[mask]
+  return 1.0 / np.bincount(region)[region]
+
+
+def _rank(normal, anomalous, weight):
+  """Ranks scores; those of the normal items are sorted in place.
+
+  Normal scores, nearly all of a category's pixels, are sorted alone, which is
+  many times faster than to sort what is counted along with them.
+  """
+  normal.sort()
+  order = np.argsort(anomalous)[::-1]
+  score = anomalous[order]
+  last = np.append(score[1:] != score[:-1], True)  # Of a group of ties.
+  threshold = score[last]
+  found = np.cumsum(weight[order])
+  below = lambda side: np.searchsorted(normal, threshold, side=side)
+  return Ranking(
+      threshold=threshold,
+      true_pos=np.flatnonzero(last) + 1,
+      false_pos=normal.size - below("left"),
+      false_pos_above=normal.size - below("right"),
+      pro=found[last] / found[-1],
+      num_normal=normal.size,
+      num_anomalous=anomalous.size,
+  )
+
+
+def _check_shapes(name_a, a, name_b, b):
+  if a.shape != b.shape:
+    raise ValueError(
+        f"{name_a} and {name_b} must have one shape, got {a.shape} and "
+        f"{b.shape}.")
+
+
+def _check_states(is_anomalous, items):
+  anomalous = np.count_nonzero(is_anomalous)
+  if anomalous in (0, is_anomalous.size):
+    raise UndefinedError(
+        f"The metrics need normal and anomalous {items}, got {anomalous} "
+        f"anomalous of {is_anomalous.size}.")

@@ -1,0 +1,144 @@
+"""Tables of results: a line per category, then the mean over categories.
+
+A row maps the names in `METRICS` to fractions in [0, 1], and those in `COUNTS`
+to numbers of test images. What it lacks is undefined, as is nan; further names
+are not shown. The mean is unweighted and leaves out what is undefined.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+
+METRICS = (
+    "image_auroc", "image_ap", "image_f1_max",
+    "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
+COUNTS = ("num_normal", "num_anomalous")
+UNDEFINED = "n/a"
+_HEADER = ("category", *METRICS, *COUNTS)
+
+Row = Mapping[str, float]
+Rows = Mapping[str, Row]
+
+
+def mean_row(rows: Rows) -> tuple[dict[str, float], dict[str, int]]:
+  """Averages every metric over the categories where it is defined.
+
+  Args:
+    rows: a row per category.
+
+  Returns:
+    The mean of each metric, nan if it is defined nowhere, and the number of
+    categories where it is defined.
+
+  Raises:
+    ValueError: there is no category.
+  """
+  if not rows:
+    raise ValueError("A table needs at least one category, got none.")
+  mean, defined = {}, {}
+  for name in METRICS:
+    values = [row.get(name, math.nan) for row in rows.values()]
+    values = [value for value in values if not math.isnan(value)]
+    mean[name] = math.fsum(values) / len(values) if values else math.nan
+    defined[name] = len(values)
+  return mean, defined
+
+
+def to_text(rows: Rows, title: str) -> str:
+  """Returns aligned columns, metrics x 100; ends with a line break.
+
+  A star marks a mean over fewer categories than the table has; how many they
+  are stands in the last line.
+
+  Raises:
+    ValueError: there is no category.
+  """
+  lines = _cells(rows)
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  aligned = [_align(line, widths) for line in lines]
+  rule = "-" * max(map(len, aligned))
+  return "\n".join(
+      [title, rule, aligned[0], rule, *aligned[1:-1], rule, aligned[-1],
+       *_footnote(rows)]) + "\n"
+
+
+def to_markdown(rows: Rows, title: str) -> str:
+  """Returns what `to_text` says as a Markdown table under a heading.
+
+  Raises:
+    ValueError: there is no category.
+  """
+  header, *body = [
+      "| " + " | ".join(_escape(cell.strip()) for cell in line) + " |"
+      for line in _cells(rows)]
+  rule = "|---|" + "---:|" * (len(_HEADER) - 1)
+  note = [line for text in _footnote(rows) for line in ("", _escape(text))]
+  return "\n".join([f"### {title}", "", header, rule, *body, *note]) + "\n"
+
+
+def to_csv(rows: Rows) -> str:
+  """Returns comma-separated fractions with every digit, the mean last.
+
+  What is undefined is an empty cell, which other programs read as missing. The
+  line of the mean begins as in the other tables, as "mean (of 12)".
+
+  Raises:
+    ValueError: there is no category.
+  """
+  mean, _ = mean_row(rows)
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(_HEADER)
+  for name, row in (*rows.items(), (_mean_label(rows), mean)):
+    values = [row.get(column, math.nan) for column in _HEADER[1:]]
+    writer.writerow([name, *("" if math.isnan(v) else v for v in values)])
+  return text.getvalue()
+
+
+def _cells(rows):
+  """The lines of a table for readers: header, categories, mean."""
+  mean, defined = mean_row(rows)
+  # A star follows the digits; elsewhere a blank keeps its place.
+  star = {m: "*" if 0 < defined[m] < len(rows) else " " for m in METRICS}
+  body = [
+      [name, *(_percent(row.get(m, math.nan)) + " " for m in METRICS),
+       *(_count(row.get(c, math.nan)) for c in COUNTS)]
+      for name, row in rows.items()]
+  last = [_mean_label(rows), *(_percent(mean[m]) + star[m] for m in METRICS),
+          *("" for _ in COUNTS)]
+  return [list(_HEADER), *body, last]
+
+
+def _mean_label(rows):
+  return f"mean (of {len(rows)})"
+
+
+def _percent(value):
+  return UNDEFINED if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _count(value):
+  return UNDEFINED if math.isnan(value) else f"{int(value)}"
+
+
+def _align(line, widths):
+  """Names to the left, numbers to the right."""
+  first = line[0].ljust(widths[0])
+  rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
+  return "  ".join([first, *rest]).rstrip()
+
+
+def _escape(text):
+  """Keeps Markdown from reading a bar as a column or a star as emphasis."""
+  return text.replace("|", r"\|").replace("*", r"\*")
+
+
+def _footnote(rows):
+  """One line that tells over how many categories the starred means are."""
+  _, defined = mean_row(rows)
+  fewer = [f"{name} {defined[name]}" for name in METRICS
+           if 0 < defined[name] < len(rows)]
+  if not fewer:
+    return []
+  return [f"* defined for fewer categories: {', '.join(fewer)}"]

@@ -1,0 +1,35 @@
+"""Writing files that appear complete or not at all."""
+
+import os
+import pathlib
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+  """Writes beside the target under another name, then renames.
+
+  Args:
+    path: the target; folders are made, a file there is replaced.
+    data: the whole content.
+
+  Raises:
+    OSError: the file cannot be written; what was there before stays.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      temporary.write_bytes(data)
+      os.replace(temporary, path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+  except OSError as error:
+    # The original names the temporary file, which nobody asked for.
+    reason = f"Cannot write the file: {error.strerror}"
+    raise OSError(error.errno, reason, str(path)) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes UTF-8 with the line ends of `text`; see `write_bytes`."""
+  write_bytes(path, text.encode("utf-8"))
