@@ -1,0 +1,78 @@
+"""Runs a command: a user's mistake ends in one line, not in a traceback."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+
+def run(
+    main: Callable[[flags.FlagValues], int | None],
+    define_flags: Callable[[], None],
+    *,
+    arguments: bool = False,
+) -> None:
+  """Defines and parses flags, calls `main` and exits with what it returns.
+
+  `ValueError` and `OSError` (a missing file, no permission, a full disk) are
+  what a user can cause: they print "error: ..." in one line to stderr, and
+  the exit status is 1. With --verbosity=1 the traceback is shown, too.
+
+  Args:
+    main: gets the parsed flags; what is left of the command line stands in
+      their `arguments`.
+    define_flags: defines the flags of the command. They are not defined at
+      import, so that any two commands can be imported together.
+    arguments: whether the command takes arguments that are no flags.
+  """
+
+  def parse(argv):
+    try:
+      rest = flags.FLAGS(argv)
+      if rest[1:] and not arguments:
+        raise ValueError(f"Unknown argument {rest[1]}; flags begin with --.")
+      return rest
+    # A config file is run while flags are parsed: whatever it raises.
+    except Exception as error:  # pylint: disable=broad-except
+      _fail(error)
+
+  def guarded(argv):
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)
+    flags.FLAGS.arguments = argv[1:]
+    try:
+      return main(flags.FLAGS)
+    except (ValueError, OSError) as error:
+      _fail(error)
+
+  define_flags()
+  flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
+  app.run(guarded, flags_parser=parse)
+
+
+def _fail(error):
+  logging.debug("Traceback of the error:", exc_info=True)
+  # A KeyError prints as its quoted key.
+  message = error.args[0] if isinstance(error, KeyError) else error
+  print("error:", " ".join(str(message).split()), file=sys.stderr)
+  sys.exit(1)
+
+
+class StopSignal:
+  """Whether the process was asked to stop, by SIGTERM or Ctrl-C.
+
+  A second Ctrl-C stops at once.
+  """
+
+  def __init__(self):
+    self.requested = False
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._request)
+
+  def _request(self, number, frame):
+    del frame
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.requested = True
+    print("Stopping after this step.", flush=True)
