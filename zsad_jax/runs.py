@@ -1,0 +1,170 @@
+"""What a configuration stands for, and what a run leaves in its workdir.
+
+  config.json      the configuration, with all overrides
+  checkpoints/     parameters, statistics, optimiser, step, position in data
+  best/            parameters of the epoch chosen by config.selection
+  metrics.jsonl    losses and evaluations
+  threshold.json   threshold and map range for `predict`
+"""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from zsad_jax import api, checkpoint, files
+from zsad_jax.clip import backbone as clip
+from zsad_jax.clip import weights
+from zsad_jax.clip.config import MODELS, ClipConfig
+
+EMBEDDED = "embedded"  # Name of the backbone that needs no file.
+# Small enough for a laptop; eight blocks, so that four taps differ.
+EMBEDDED_CONFIG = ClipConfig(
+    embed_dim=128,
+    image_size=112,
+    patch_size=8,
+    vision_width=128,
+    vision_layers=8,
+    text_width=64,
+    text_layers=4,
+)
+EMBEDDED_SEED = 0
+EMBEDDED_NOTE = (
+    "The backbone is the embedded tiny CLIP with random weights, not a "
+    "pretrained one: the numbers show that the code runs, not what a method "
+    "can do."
+)
+
+
+def load_backbone(name: str, path: str) -> clip.Clip:
+  """Returns the frozen CLIP that `config.backbone` names.
+
+  Args:
+    name: "embedded", or a model of `clip.config.MODELS`.
+    path: file written by `python -m zsad_jax.convert`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: unknown name, or the file holds a model of other sizes.
+  """
+  if name == EMBEDDED:
+    return clip.random_clip(EMBEDDED_CONFIG, EMBEDDED_SEED)
+  if name not in MODELS:
+    raise ValueError(
+        f"config.backbone.name: no model {name!r}; known: {EMBEDDED}, "
+        f"{', '.join(MODELS)}."
+    )
+  params, config = weights.load(path)
+  sizes = lambda c: {**dataclasses.asdict(c), "act": None}
+  if sizes(config) != sizes(MODELS[name]):
+    raise ValueError(
+        f"{path} holds {config}, but config.backbone.name is {name}, which is "
+        f"{MODELS[name]}."
+    )
+  return clip.from_params(params, config)
+
+
+def make_method(name: str, settings: Mapping[str, Any]) -> api.Method:
+  """Returns `Method(**settings)` of the file methods/<name>.py.
+
+  Raises:
+    ValueError: there is no such file, or a setting is not a field.
+  """
+  try:
+    module = importlib.import_module(f"zsad_jax.methods.{name}")
+  except ModuleNotFoundError as error:
+    if error.name != f"zsad_jax.methods.{name}":
+      raise
+    raise ValueError(
+        f"config.method_name: there is no zsad_jax/methods/{name}.py."
+    ) from error
+  known = {f.name for f in dataclasses.fields(module.Method)}
+  if unknown := sorted(set(settings) - known):
+    raise ValueError(
+        f"config.method.{unknown[0]}: {name} has no such field; it has "
+        f"{', '.join(sorted(known))}."
+    )
+  as_tuple = lambda v: tuple(v) if isinstance(v, list) else v
+  return module.Method(**{k: as_tuple(v) for k, v in settings.items()})
+
+
+@dataclasses.dataclass
+class Run:
+  """A trained run, ready to predict.
+
+  Attributes:
+    workdir: its folder.
+    config: its configuration, locked.
+    backbone: frozen CLIP.
+    method: hyperparameters and functions.
+    params: trained parameters.
+    stats: running statistics.
+    step: training step of the parameters.
+  """
+
+  workdir: pathlib.Path
+  config: ml_collections.ConfigDict
+  backbone: clip.Clip
+  method: api.Method
+  params: api.Params
+  stats: api.Params
+  step: int
+
+
+def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict):
+  """Writes config.json; a run that is there must have the same one.
+
+  Raises:
+    ValueError: the workdir holds a run of another configuration.
+  """
+  text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
+  path = workdir / "config.json"
+  if path.exists() and path.read_text(encoding="utf-8") != text:
+    old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+    changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    raise ValueError(
+        f"{workdir} holds a run of another configuration (different: "
+        f"{', '.join(changed)}); choose another --workdir or remove it."
+    )
+  files.write_text(path, text)
+
+
+def load(workdir: str | pathlib.Path) -> Run:
+  """Reads a run: its best parameters where selected, else its last.
+
+  Sets JAX's default matmul precision to what the run was trained with.
+
+  Raises:
+    FileNotFoundError: no run, no checkpoint or no weights there.
+    ValueError: what is there does not fit together.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(
+        f"{path} does not exist: --workdir names the folder of a run made by "
+        "python -m zsad_jax.train."
+    )
+  config = ml_collections.ConfigDict(json.loads(path.read_text("utf-8")))
+  jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+  backbone = load_backbone(**config.backbone)
+  method = make_method(config.method_name, config.method.to_dict())
+  params, stats = method.init(jax.random.key(0), backbone)
+  best = (workdir / "best").is_dir()
+  folder = workdir / ("best" if best else "checkpoints")
+  saved = checkpoint.Checkpoints(folder)
+  found, meta = saved.restore(model={"params": params, "stats": stats})
+  saved.close()
+  return Run(
+      workdir=workdir,
+      config=config.lock(),
+      backbone=backbone,
+      method=method,
+      step=meta["step"],
+      **found["model"],
+  )

@@ -1,0 +1,210 @@
+r"""Trains a method and evaluates it.
+
+python -m zsad_jax.train --config=configs/adaclip.py --workdir=runs/adaclip
+
+  --config=configs/adaclip.py:paper     a variant of the file
+  --config.optax.learning_rate=0.005    any field; a typo is an error
+
+Stop it at any moment: the same command goes on to the same numbers.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import signal
+import time
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import config_flags
+
+from zsad_jax import (
+  checkpoint,
+  cli,
+  evaluator,
+  optim,
+  predictor,
+  report,
+  runs,
+  selection,
+  threshold,
+  writer,
+)
+from zsad_jax.datasets import pipeline, registry
+
+
+def train(config, workdir: pathlib.Path) -> bool:
+  """Trains `config.method`. Read from top to bottom.
+
+  Args:
+    config: see configs/common.py.
+    workdir: where the run is kept; one that was stopped there goes on.
+
+  Returns:
+    False when it was stopped by a signal before the last step.
+
+  Raises:
+    ValueError: a setting, a file or the loss is not as it has to be.
+  """
+
+  # ---- Mesh: images are split over "data", everything else is replicated.
+  jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+  mesh = predictor.make_mesh()
+  replicated = NamedSharding(mesh, P())
+  if config.batch_size % jax.device_count():
+    raise ValueError(
+        f"config.batch_size is {config.batch_size}, but must be a multiple "
+        f"of the number of devices, {jax.device_count()}."
+    )
+
+  # ---- Data: the test parts of the auxiliary sets, whose anomalies have masks.
+  datasets = [
+      registry.open_dataset(name, data_root=config.data_root)
+      for name in config.train_data
+  ]
+  if config.mosaic_prob is not None:
+    datasets = [
+        dataclasses.replace(d, mosaic_prob=config.mosaic_prob) for d in datasets
+    ]
+  names = sum(
+      (evaluator.prompt_names(d, config.prompt_names) for d in datasets), ()
+  )
+  images = sum(len(d.test) for d in datasets)
+  per_epoch = pipeline.steps_per_epoch(images, config.batch_size)
+  total_steps = per_epoch * config.epochs
+
+  # ---- Frozen backbone, method, trainable parameters.
+  backbone = runs.load_backbone(**config.backbone)
+  method = runs.make_method(config.method_name, config.method.to_dict())
+  rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
+  params, stats = method.init(rng_init, backbone)
+  trained = method.trained(params)
+  aux = jax.device_put(method.prepare(backbone, names), replicated)
+  backbone = jax.device_put(backbone, replicated)
+
+  # ---- Optimiser; a checkpoint in workdir wins over the fresh state.
+  runs.save_config(workdir, config)
+  tx = optim.make(config.optax_name, config.optax.to_dict(), trained)
+  state = {
+      "model": {"params": params, "stats": stats},
+      "training": {"opt": tx.init(params), "step": np.int32(0)},
+  }
+  state = jax.device_put(state, replicated)
+  saved = checkpoint.Checkpoints(workdir / "checkpoints")
+  if saved.latest_step is not None:
+    state, _ = saved.restore(**state)
+  step = int(state["training"]["step"])
+  report.start(config, datasets, backbone, params, trained)
+
+  # ---- Update step.
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state, backbone, aux, batch, rng):
+    params, stats = state["model"]["params"], state["model"]["stats"]
+    step = state["training"]["step"]
+    batch = predictor.with_network_input(batch)
+    features = method.encode(backbone, batch)
+    (loss, (parts, stats)), grads = jax.value_and_grad(
+        method.loss, has_aux=True
+    )(
+        params, stats, backbone, aux, features, batch,
+        jax.random.fold_in(rng, step),
+    )  # fmt: skip
+    updates, opt = tx.update(grads, state["training"]["opt"], params)
+    state = {
+        "model": {
+            "params": optax.apply_updates(params, updates), "stats": stats
+        },
+        "training": {"opt": opt, "step": step + 1},
+    }  # fmt: skip
+    return state, {"loss": loss, "l2_grads": optax.tree.norm(grads), **parts}
+
+  # ---- What happens between steps.
+  log = writer.Writer(
+      workdir,
+      first_step=step,
+      total_steps=total_steps,
+      tensorboard=config.tensorboard,
+  )
+  stop = cli.StopSignal()
+  select = selection.make(config, workdir, method, backbone, mesh)
+  pending = {}  # Measurements since the last look, still on the device.
+
+  def look():
+    """Fetches measurements: stops on NaN, writes their means."""
+    if not pending:
+      return
+    fetched = jax.device_get(pending)
+    losses = {s: float(m["loss"]) for s, m in fetched.items()}
+    writer.check_finite(losses)
+    mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
+    means = {key: mean(key) for key in fetched[max(fetched)]}
+    speed = log.progress(max(fetched), means["loss"], config.batch_size)
+    log.write(max(fetched), {**means, "images_per_second": speed})
+    pending.clear()
+
+  def save():
+    look()  # Never a checkpoint of parameters that are not finite.
+    meta = {"step": step, "epoch": step // per_epoch}
+    saved.save(step, meta, **state)
+
+  # ---- Loop.
+  batches = pipeline.train_batches(
+      datasets,
+      image_size=config.image_size,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      start_step=step,
+      mosaic_label=config.mosaic_label,
+      skip_corrupt=config.skip_corrupt,
+      num_shards=jax.process_count(),
+      shard=jax.process_index(),
+  )
+  while step < total_steps and not stop.requested:
+    batch = next(batches)
+    batch.pop("index")
+    batch = predictor.put_batch(batch, mesh)
+    state, pending[step + 1] = update(state, backbone, aux, batch, rng_loop)
+    step += 1
+    if step % config.log_steps == 0 or step == total_steps:
+      look()
+    if step % per_epoch == 0:
+      look()
+      log.write(step, select(step, **state["model"]))
+    if step % config.checkpoint_steps == 0:
+      save()
+  save()
+  saved.close()
+  report.skipped(batches.skipped)
+  return step == total_steps
+
+
+def define_flags():
+  """The command's flags; defined only when it is run."""
+  config_flags.DEFINE_config_file("config", None, lock_config=True)
+  flags.mark_flag_as_required("config")
+  flags.DEFINE_string(
+      "workdir", None, "Folder of the run; default runs/<config.name>."
+  )
+
+
+def main(options):
+  config = options.config
+  workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
+  start = time.perf_counter()
+  if not train(config, workdir):
+    print(f"Stopped. The same command goes on; the run is kept in {workdir}.")
+    return 128 + signal.SIGTERM
+  print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
+  run = runs.load(workdir)
+  threshold.store(run)
+  for data in config.test_data:
+    report.evaluate(run, data, workdir / "evaluation")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main, define_flags)
