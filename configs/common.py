@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
   config.mosaic_label = "stale"
   config.skip_corrupt = False
 
-  config.epochs = 2
+  config.epochs = 1
   config.batch_size = 1
   config.selection = "last"
   config.selection_data = ()

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
+from PIL import Image
 from scipy import ndimage
 
 from zsad_jax import cli, files, predictor, runs, threshold
 from zsad_jax.datasets import layouts, preprocess
 from zsad_jax.evaluation import figures
-from zsad_jax.layers import resample
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -103,11 +103,9 @@ def batches(
 def overlay(path: str, anomaly_map: np.ndarray, limits: threshold.Threshold):
   """The image in its own size with the map over it."""
   image = np.asarray(preprocess.open_image(path))
-  rows, columns = image.shape[:2]
-  enlarged = resample.resize(
-      anomaly_map[..., None], (rows, columns), method="bilinear"
-  )
-  values = np.asarray(enlarged)[..., 0]
+  as_image = Image.fromarray(np.asarray(anomaly_map, np.float32))
+  size = image.shape[1], image.shape[0]
+  values = np.asarray(as_image.resize(size, Image.Resampling.BILINEAR))
   return figures.overlay(
       image, values, low=limits.map_low, high=limits.map_high
   )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax.api import Params
-from zsad_jax.clip import tokenizer
+from zsad_jax.clip import names, tokenizer
 from zsad_jax.clip.config import ClipConfig
 from zsad_jax.clip.text import TextTower
 from zsad_jax.clip.vision import VisionTower
@@ -85,9 +85,17 @@ class Clip:
 
     With the causal mask, rows after the end token cannot reach it: cutting
     them changes no result.
+
+    Raises:
+      ValueError: a text is too long, or the token table is cut.
     """
     ids = tokenizer.encode(texts, context_length=self.config.context_length)
     end = tokenizer.end_positions(ids)
+    if ids.max() >= self.config.vocab_size:
+      raise ValueError(
+          f"The token table has {self.config.vocab_size} rows, but the "
+          f"tokenizer needs row {ids.max()}: these weights cannot read text."
+      )
     return ids[:, : end.max() + 1], end
 
   def embed_tokens(self, ids):
@@ -97,7 +105,8 @@ class Clip:
   def text(self, embeds, end, *, act: str | None = None, **hooks: Any):
     """Runs the text tower; see `TextTower.__call__` for the hooks."""
     tower = TextTower(self.config, act or self.config.act)
-    return tower.apply({"params": self.params["text"]}, embeds, end, **hooks)
+    params = {"params": self.params["text"]}
+    return tower.apply(params, embeds, jnp.asarray(end), **hooks)
 
 
 def from_params(params: Params, config: ClipConfig) -> Clip:
@@ -107,23 +116,39 @@ def from_params(params: Params, config: ClipConfig) -> Clip:
 
 
 def random_clip(config: ClipConfig, seed: int) -> Clip:
-  """A CLIP of the given sizes with random weights, the same for one seed.
+  """A CLIP with random weights, the same for one seed on every machine.
 
-  Scales follow OpenAI's initialisation where it matters for an untrained
-  tower: residual branches shrink with depth.
+  Scales are those of OpenAI's text tower, in both towers: the deeper a tower,
+  the smaller the first steps of its blocks.
   """
-  rng_vision, rng_text = jax.random.split(jax.random.key(seed))
-  image = jnp.zeros((1, config.image_size, config.image_size, 3))
-  embeds = jnp.zeros((1, config.context_length, config.text_width))
-  visual = VisionTower(config, config.act, "bilinear").init(rng_vision, image)
-  text = TextTower(config, config.act).init(
-      rng_text, embeds, jnp.zeros((1,), jnp.int32)
+  rng = np.random.default_rng(seed)
+  flat = {}
+  for name, shape in names.param_shapes(config).items():
+    constant = {"scale": 1.0, "bias": 0.0, "logit_scale": np.log(1 / 0.07)}
+    leaf = name.split("/")[-1]
+    if leaf in constant:
+      flat[name] = np.full(shape, constant[leaf])
+    else:
+      std = _initial_std(name, shape, config)
+      flat[name] = std * rng.standard_normal(shape, np.float32)
+  return from_params(names.unflatten(flat), config)
+
+
+def _initial_std(name, shape, config):
+  module = name.split("/")[-2]
+  if "token_embedding" in name:
+    return 0.02
+  if name == "text/positional_embedding":
+    return 0.01
+  width, layers = (
+      (config.vision_width, config.vision_layers)
+      if name.startswith("visual")
+      else (config.text_width, config.text_layers)
   )
-  return Clip(
-      params={
-          "visual": visual["params"],
-          "text": text["params"],
-          "logit_scale": jnp.log(jnp.asarray(1 / 0.07)),
-      },
-      config=config,
-  )
+  if module in ("out_proj", "c_proj"):
+    return (2 * layers * width) ** -0.5
+  if module == "c_fc":
+    return (2 * width) ** -0.5
+  if module == "conv1":
+    return np.prod(shape[:3]) ** -0.5
+  return width**-0.5

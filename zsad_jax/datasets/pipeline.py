@@ -281,6 +281,7 @@ def _parallel(numbers: tf.data.Dataset, load: Callable[[int], Row],
     return [np.asarray(row[key], dtype.as_numpy_dtype)
             for key, dtype in _DTYPES.items()]
 
+  @tf.autograph.experimental.do_not_convert
   def load_tf(number: tf.Tensor) -> dict[str, tf.Tensor]:
     values = tf.numpy_function(call, [number], list(_DTYPES.values()))
     row = dict(zip(_DTYPES, values))

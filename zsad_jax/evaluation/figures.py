@@ -121,7 +121,8 @@ def save_png(path: str | os.PathLike[str], image: Image.Image) -> None:
     OSError: the file cannot be written.
   """
   data = io.BytesIO()
-  image.save(data, format="PNG", optimize=True)
+  # Photographs with noise: more effort takes seconds and saves little.
+  image.save(data, format="PNG", compress_level=3)
   files.write_bytes(path, data.getvalue())
 
 

@@ -1,5 +1,7 @@
 """K-means on the device: seeded, repeatable, safe for empty clusters."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -15,20 +17,24 @@ def _square_distances(x, centres):
 
 
 def _plus_plus(rng, x, k):
-  """k rows of x, each drawn in proportion to its squared distance so far."""
-  n = x.shape[0]
+  """k rows of x: each the best of a few drawn by squared distance so far."""
+  trials = 2 + int(math.log(k))  # scikit-learn's number.
   rng, rng_first = jax.random.split(rng)
-  first = x[jax.random.randint(rng_first, (), 0, n)]
+  first = x[jax.random.randint(rng_first, (), 0, x.shape[0])]
   centres = jnp.broadcast_to(first, (k, x.shape[1]))
 
-  def add(i, centres):
-    # Rows that are not set yet repeat the first centre: no effect on the min.
-    nearest = jnp.min(_square_distances(x, centres), axis=1)
+  def add(i, state):
+    centres, nearest = state
     log_weight = jnp.log(jnp.maximum(nearest, 1e-12))
-    row = jax.random.categorical(jax.random.fold_in(rng, i), log_weight)
-    return centres.at[i].set(x[row])
+    drawn = jax.random.categorical(
+        jax.random.fold_in(rng, i), log_weight, shape=(trials,)
+    )
+    with_each = jnp.minimum(nearest[:, None], _square_distances(x, x[drawn]))
+    best = jnp.argmin(with_each.sum(axis=0))
+    return centres.at[i].set(x[drawn[best]]), with_each[:, best]
 
-  return jax.lax.fori_loop(1, k, add, centres)
+  start = (centres, _square_distances(x, first[None])[:, 0])
+  return jax.lax.fori_loop(1, k, add, start)[0]
 
 
 def cluster_means(

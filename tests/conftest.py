@@ -1,0 +1,36 @@
+"""Shape annotations are checked in every test; see jaxtyping."""
+
+import pathlib
+
+import jaxtyping
+import pytest
+
+# Before anything imports the package.
+jaxtyping.install_import_hook("zsad_jax", "beartype.beartype")
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def highest_precision():
+  """Matrix products in full float32 wherever the tests run."""
+  import jax
+
+  jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def small_clip():
+  """A CLIP with random weights that compiles fast: 4 x 4 patches, 3 blocks."""
+  from zsad_jax.clip import backbone, config
+
+  sizes = config.ClipConfig(
+      embed_dim=32,
+      image_size=32,
+      patch_size=8,
+      vision_width=64,
+      vision_layers=3,
+      text_width=64,
+      text_layers=3,
+  )
+  return backbone.random_clip(sizes, 0)

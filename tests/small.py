@@ -1,0 +1,65 @@
+"""A run small enough for tests: backbone, data, configuration, command.
+
+python -m tests.small --config=tests/small.py:DATA --workdir=DIR
+"""
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from configs import adaclip
+from zsad_jax import cli, runs, train
+from zsad_jax.clip.config import ClipConfig
+
+BACKBONE = ClipConfig(
+    embed_dim=32,
+    image_size=32,
+    patch_size=8,
+    vision_width=64,
+    vision_layers=2,
+    text_width=64,
+    text_layers=2,
+)
+
+
+def get_config(data):
+  """AdaCLIP, small, on a folder of `write_images`."""
+  config = adaclip.get_config()
+  config.image_size = 32
+  config.method.taps = (1, 2)
+  config.method.prompt_length = 2
+  config.method.prompt_depth = 2
+  config.method.num_clusters = 2
+  config.method.hsf_top_factor = 2
+  config.train_data = config.test_data = (data,)
+  config.epochs = 2
+  config.batch_size = 2
+  config.eval_batch_size = 4
+  config.smooth_sigma = 1.0
+  config.log_steps = 1
+  config.checkpoint_steps = 1
+  return config
+
+
+def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
+  """Grey images; the anomalous ones have a bright square."""
+  rng = np.random.default_rng(0)
+  parts = ["normal", "anomalous"] + ["masks"] * masks
+  for part in parts:
+    (folder / part).mkdir(parents=True)
+  for i in range(number):
+    image = rng.integers(90, 110, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(image).save(folder / "normal" / f"{i}.png")
+    mask = np.zeros((40, 40), np.uint8)
+    top, left = rng.integers(0, 28, 2)
+    mask[top : top + 12, left : left + 12] = 255
+    image[mask > 0] = (250, 240, 20)
+    Image.fromarray(image).save(folder / "anomalous" / f"{i}.png")
+    if masks:
+      Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+
+
+if __name__ == "__main__":
+  runs.EMBEDDED_CONFIG = BACKBONE
+  cli.run(train.main, train.define_flags)

@@ -1,0 +1,264 @@
+"""Training: resuming, stopping, devices, and what goes wrong."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests import small
+from zsad_jax import cli, report, runs, train
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data") / "parts"
+  small.write_images(folder)
+  return str(folder)
+
+
+@pytest.fixture
+def config(data, monkeypatch):
+  monkeypatch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+  return small.get_config(data)
+
+
+class StopAfter:
+  """Asks to stop after some steps, as a signal would."""
+
+  def __init__(self, steps=10**9):
+    self._left = steps
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+def lines(workdir):
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def losses(workdir):
+  return {line["step"]: line["loss"] for line in lines(workdir)}
+
+
+def equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+  """The workdir of eight steps without interruption."""
+  workdir = tmp_path_factory.mktemp("whole")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    patch.setattr(cli, "StopSignal", StopAfter)
+    assert train.train(small.get_config(data).lock(), workdir)
+  return workdir
+
+
+def load(workdir):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    return runs.load(workdir)
+
+
+def test_a_run_records_every_step_and_lowers_the_loss(whole):
+  values = losses(whole)
+  assert list(values) == list(range(1, 9))
+  assert values[8] < values[1]
+  run = load(whole)
+  assert run.step == 8
+  params, _ = run.method.init(jax.random.key(0), run.backbone)
+  untouched = run.params["static_text_prompts"]["0"]
+  assert np.abs(np.asarray(untouched)).max() < 0.2  # N(0, 0.02), no decay.
+  assert jax.tree.structure(params) == jax.tree.structure(run.params)
+
+
+@pytest.mark.parametrize("stops", [(2,), (1, 3)])
+def test_stopped_and_resumed_is_the_same_run(config, whole, tmp_path, stops,
+                                             monkeypatch, capsys):  # fmt: skip
+  for steps in stops:
+    monkeypatch.setattr(cli, "StopSignal", lambda n=steps: StopAfter(n))
+    assert not train.train(config.lock(), tmp_path)
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  assert train.train(config, tmp_path)
+  equal(load(tmp_path).params, load(whole).params)
+  assert losses(tmp_path) == losses(whole)
+  # Again, when there is nothing left to do.
+  assert train.train(config, tmp_path)
+  assert losses(tmp_path) == losses(whole)
+
+
+def test_lines_beyond_the_checkpoint_are_dropped(config, whole, tmp_path,
+                                                 monkeypatch):  # fmt: skip
+  config.checkpoint_steps = 100
+  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  train.train(config.lock(), tmp_path)
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 4, "loss": 0.0}\n')  # Logged, then killed.
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  train.train(config, tmp_path)
+  assert losses(tmp_path) == losses(whole)
+
+
+def start(data, workdir, *flags, **env):
+  return subprocess.Popen(
+      [sys.executable, "-m", "tests.small", f"--config=tests/small.py:{data}",
+       f"--workdir={workdir}", *flags],
+      cwd=ROOT,
+      env={**os.environ, **env},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+  )  # fmt: skip
+
+
+def test_sigkill_while_a_checkpoint_is_written(data, whole, tmp_path):
+  process = start(data, tmp_path)
+  folder = tmp_path / "checkpoints"
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and process.poll() is None:
+    if list(folder.glob("*tmp*")) and len(list(folder.glob("[0-9]"))) > 1:
+      break
+    time.sleep(0.001)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  # What a kill can leave: a folder that was not renamed yet.
+  (folder / "8.orbax-checkpoint-tmp-0").mkdir()
+  process = start(data, tmp_path)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, out + err
+  equal(load(tmp_path).params, load(whole).params)
+  assert losses(tmp_path) == losses(whole)
+  # The command went on to the threshold, the table and the figures.
+  assert (tmp_path / "threshold.json").exists()
+  assert list((tmp_path / "evaluation").rglob("*.png"))
+
+
+def test_sigterm_stops_after_a_step_and_says_how_to_go_on(data, tmp_path):
+  process = start(data, tmp_path, "--config.epochs=10000")
+  for line in process.stdout:
+    if line.startswith("step"):
+      process.send_signal(signal.SIGTERM)
+      break
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 128 + signal.SIGTERM, err
+  assert "The same command goes on" in out
+  assert load(tmp_path).step >= 1
+
+
+def test_four_devices_give_the_losses_of_one(data, tmp_path):
+  flags = ["--config.batch_size=4", "--config.epochs=2"]
+  values = []
+  for devices in (1, 4):
+    workdir = tmp_path / str(devices)
+    count = f"--xla_force_host_platform_device_count={devices}"
+    process = start(data, workdir, *flags, XLA_FLAGS=count)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert f"Devices: {devices} x" in out
+    values.append(losses(workdir))
+  assert values[0].keys() == values[1].keys()
+  np.testing.assert_allclose(
+      list(values[0].values()), list(values[1].values()), rtol=1e-5
+  )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  config.optax.learning_rate = 1e30
+  config.log_steps, config.checkpoint_steps = 4, 1
+  with pytest.raises(ValueError, match=r"not finite in steps \d+ to \d+"):
+    train.train(config.lock(), tmp_path)
+  # Nothing of it is kept: a later run starts from finite parameters.
+  for leaf in jax.tree.leaves(load(tmp_path).params):
+    assert np.isfinite(leaf).all()
+
+
+def test_another_configuration_is_refused(config, whole, monkeypatch):
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  config.seed = 5
+  with pytest.raises(ValueError, match=r"different: seed"):
+    train.train(config.lock(), whole)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--config.optax.learning_rat=1", "learning_rat"),
+        ("--config.epochs=many", "epochs"),
+        ("--config=configs/adaklip.py", "adaklip.py"),
+        ("--config=configs/adaclip.py:papers", "papers"),
+        ("--config.method.dice=columns", "dice_over"),
+        ("--config.train_data=('nowhere',)", "nowhere"),
+        ("--config.batch_size=3 --workdir=/dev/null/run", "run"),
+        ("--config.backbone.name=ViT-B-32", "zsad_jax.convert"),
+        ("--config.selection=best", "best"),
+        ("surplus", "surplus"),
+    ],
+)
+def test_a_mistake_is_one_line(data, tmp_path, flag, message):
+  process = start(data, tmp_path / "run", *flag.split())
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 1, out + err
+  last = err.strip().splitlines()[-1]
+  assert last.startswith("error:") and message in last
+  assert "Traceback" not in err
+
+
+def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  config.selection, config.selection_data = "official", config.train_data
+  config.epochs = 3
+  train.train(config.lock(), tmp_path)
+  key = "selection/pixel_f1_max"
+  values = {li["step"]: li[key] for li in lines(tmp_path) if key in li}
+  assert list(values) == [4, 8, 12]
+  run = runs.load(tmp_path)
+  assert values[run.step] == max(values.values())
+
+
+def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
+  run = load(whole)
+  rows = report.evaluate(run, data, tmp_path)
+  assert rows["parts"]["pixel_auroc"] > 0.5
+  written = json.loads((tmp_path / "parts/results.json").read_text())
+  assert written["rows"]["parts"]["num_anomalous"] == 4
+  assert written["step"] == 8 and written["versions"]["jax"] == jax.__version__
+  out = capsys.readouterr().out
+  assert "was trained on" in out and "random weights" in out
+
+
+def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
+  small.write_images(tmp_path / "plain", masks=False)
+  rows = report.evaluate(load(whole), str(tmp_path / "plain"), tmp_path)
+  assert np.isnan(rows["plain"]["pixel_auroc"])
+  assert 0 <= rows["plain"]["image_auroc"] <= 1
+  assert "n/a" in capsys.readouterr().out
+  written = json.loads((tmp_path / "plain/results.json").read_text())
+  assert written["rows"]["plain"]["pixel_auroc"] is None
+
+
+def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
+  small.write_images(tmp_path / "some")
+  bad = tmp_path / "some/normal/1.png"
+  bad.write_bytes(bad.read_bytes()[:300])
+  with pytest.raises(ValueError, match=r"normal/1\.png"):
+    report.evaluate(load(whole), str(tmp_path / "some"), tmp_path)
+  rows = report.evaluate(
+      load(whole), str(tmp_path / "some"), tmp_path, skip_corrupt=True
+  )
+  assert rows["some"]["num_normal"] == 3
+  assert "Skipped 1 images" in capsys.readouterr().out
