@@ -143,9 +143,8 @@ def test_text_prompts_overwrite_rows_of_the_prompted_blocks(small_clip):
 def test_text_prompts_can_be_inserted(small_clip):
   ids, end = small_clip.tokenize(["a photo of a bottle."])
   embeds, prompt = small_clip.embed_tokens(ids), normal(1, 2, 64)
-  embed, out = text(
-      small_clip, embeds, end, prompts={1: prompt, 2: prompt}, prompt_mode="insert"
-  )
+  hooks = {"prompts": {1: prompt, 2: prompt}, "prompt_mode": "insert"}
+  embed, out = text(small_clip, embeds, end, **hooks)
   length = ids.shape[1]
   assert out["block01"].shape[1] == length
   assert out["block02"].shape[1] == out["block03"].shape[1] == length + 2

@@ -1,9 +1,16 @@
 """Shape annotations are checked in every test; see jaxtyping."""
 
+import os
 import pathlib
+import tempfile
 
 import jaxtyping
 import pytest
+
+# Compiled programs are shared by tests and by the commands they start.
+_cache = tempfile.TemporaryDirectory()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # Before anything imports the package.
 jaxtyping.install_import_hook("zsad_jax", "beartype.beartype")

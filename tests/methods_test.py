@@ -95,7 +95,8 @@ def test_images_are_scored_alone(setup, small_clip):
 
 def test_padding_does_not_enter_the_loss(setup, small_clip):
   method, params, stats, aux, batch = setup
-  run = functools.partial(loss_and_grads, method, params, stats, small_clip, aux)
+  given = method, params, stats, small_clip, aux
+  run = functools.partial(loss_and_grads, *given)
   few = run(take(batch, slice(2)))
   padding = batch["weight"].at[2:].set(0)
   padded = run({**batch, "weight": padding})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests import small
-from zsad_jax import cli, predict, runs, threshold, train
+from zsad_jax import calibration, cli, predict, runs, threshold, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     loaded = runs.load(folder)
   with pytest.raises(FileNotFoundError, match="training was not finished"):
     threshold.read(folder)
-  threshold.store(loaded)
+  calibration.store(loaded)
   return loaded
 
 

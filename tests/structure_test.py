@@ -20,8 +20,9 @@ METHODS = sorted(p.stem for p in (ROOT / "methods").glob("[a-z]*.py"))
 LEVELS = {
     "api": 0, "files": 0,
     "losses": 1, "layers": 1, "optim": 1, "checkpoint": 1, "writer": 1,
+    "threshold": 1,
     "clip": 2, "methods": 2, "datasets": 2, "evaluation": 2, "cli": 2,
-    "predictor": 3, "runs": 3, "evaluator": 4, "selection": 5, "threshold": 5,
+    "predictor": 3, "runs": 3, "evaluator": 4, "selection": 5, "calibration": 5,
     "report": 5, "parity": 6, "train": 6, "evaluate": 6, "predict": 6,
     "convert": 6,
 }  # fmt: skip

@@ -85,12 +85,10 @@ def test_a_run_records_every_step_and_lowers_the_loss(whole):
   assert jax.tree.structure(params) == jax.tree.structure(run.params)
 
 
-@pytest.mark.parametrize("stops", [(2,), (1, 3)])
-def test_stopped_and_resumed_is_the_same_run(config, whole, tmp_path, stops,
-                                             monkeypatch, capsys):  # fmt: skip
-  for steps in stops:
-    monkeypatch.setattr(cli, "StopSignal", lambda n=steps: StopAfter(n))
-    assert not train.train(config.lock(), tmp_path)
+def test_stopped_and_resumed_is_the_same_run(config, whole, tmp_path,
+                                             monkeypatch):  # fmt: skip
+  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  assert not train.train(config.lock(), tmp_path)
   monkeypatch.setattr(cli, "StopSignal", StopAfter)
   assert train.train(config, tmp_path)
   equal(load(tmp_path).params, load(whole).params)
@@ -179,12 +177,12 @@ def test_four_devices_give_the_losses_of_one(data, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
   monkeypatch.setattr(cli, "StopSignal", StopAfter)
   config.optax.learning_rate = 1e30
-  config.log_steps, config.checkpoint_steps = 4, 1
-  with pytest.raises(ValueError, match=r"not finite in steps \d+ to \d+"):
+  config.log_steps, config.checkpoint_steps = 4, 100
+  with pytest.raises(ValueError, match=r"not finite in steps 1 to 4"):
     train.train(config.lock(), tmp_path)
-  # Nothing of it is kept: a later run starts from finite parameters.
-  for leaf in jax.tree.leaves(load(tmp_path).params):
-    assert np.isfinite(leaf).all()
+  # Nothing of it is kept, nor when a checkpoint is due at once.
+  with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+    load(tmp_path)
 
 
 def test_another_configuration_is_refused(config, whole, monkeypatch):

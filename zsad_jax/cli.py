@@ -34,7 +34,10 @@ def run(
         raise ValueError(f"Unknown argument {rest[1]}; flags begin with --.")
       return rest
     # A config file is run while flags are parsed: whatever it raises.
-    except Exception as error:  # pylint: disable=broad-except
+    except (AttributeError, KeyError) as error:  # With a hint, mostly.
+      text = str(error.args[0]).strip("'\"").replace("\\n", ". ")
+      _fail("The configuration has no field " + text.replace("\\'", "'"))
+    except Exception as error:
       _fail(error)
 
   def guarded(argv):
@@ -53,9 +56,11 @@ def run(
 
 def _fail(error):
   logging.debug("Traceback of the error:", exc_info=True)
-  # A KeyError prints as its quoted key.
-  message = error.args[0] if isinstance(error, KeyError) else error
-  print("error:", " ".join(str(message).split()), file=sys.stderr)
+  # A config file's own error comes as the text of a traceback.
+  text = str(error)
+  if "Traceback" in text:
+    text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+  print("error:", " ".join(text.split()), file=sys.stderr)
   sys.exit(1)
 
 

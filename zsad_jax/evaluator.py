@@ -62,7 +62,7 @@ class Category:
   def label(self) -> np.ndarray:
     return np.array([s.label for s in self.samples], np.int32)
 
-  def metrics(self) -> dict[str, float]:
+  def metrics(self) -> dict[str, float | int]:
     """Image and pixel metrics; nan where undefined, see `metrics`."""
     anomalous = int((self.label == ANOMALOUS).sum())
     row = {
@@ -168,7 +168,7 @@ def evaluate(
     stats,
     dataset: index.Dataset,
     on_category: Callable[[Category], None] = lambda category: None,
-) -> tuple[dict[str, dict[str, float]], dict]:
+) -> tuple[dict[str, dict[str, float | int]], dict]:
   """Metrics of every category of a data set.
 
   Args:

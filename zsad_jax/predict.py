@@ -100,15 +100,18 @@ def batches(
       yield [i for i, _ in good], pixels, bad
 
 
-def overlay(path: str, anomaly_map: np.ndarray, limits: threshold.Threshold):
+def overlay(
+    path: str, anomaly_map: np.ndarray, limits: threshold.Threshold
+) -> Image.Image:
   """The image in its own size with the map over it."""
   image = np.asarray(preprocess.open_image(path))
   as_image = Image.fromarray(np.asarray(anomaly_map, np.float32))
   size = image.shape[1], image.shape[0]
   values = np.asarray(as_image.resize(size, Image.Resampling.BILINEAR))
-  return figures.overlay(
+  picture = figures.overlay(
       image, values, low=limits.map_low, high=limits.map_high
   )
+  return Image.fromarray(picture)
 
 
 def predict(

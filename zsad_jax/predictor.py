@@ -1,6 +1,5 @@
 """One compiled program from a batch of images to maps and scores."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,12 +52,10 @@ class Predictor:
       class_names: Sequence[str],
       mesh: jax.sharding.Mesh,
   ):
-    everywhere = functools.partial(
-        jax.device_put, device=NamedSharding(mesh, P())
+    self._mesh, self._everywhere = mesh, NamedSharding(mesh, P())
+    self._backbone, self._aux = jax.device_put(
+        (backbone, method.prepare(backbone, class_names)), self._everywhere
     )
-    self._mesh = mesh
-    self._backbone = everywhere(backbone)
-    self._aux = everywhere(method.prepare(backbone, class_names))
 
     @jax.jit
     def run(params, stats, backbone, aux, batch):
@@ -83,5 +80,7 @@ class Predictor:
     """
     needed = {k: batch[k] for k in ("image", "class_id")}
     on_device = put_batch(needed, self._mesh)
+    # No copy where they are already.
+    params, stats = jax.device_put((params, stats), self._everywhere)
     result = self._run(params, stats, self._backbone, self._aux, on_device)
     return jax.device_get(result)

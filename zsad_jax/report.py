@@ -62,7 +62,7 @@ def evaluate(
     output: pathlib.Path,
     *,
     skip_corrupt: bool | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | int]]:
   """Evaluates a run on one data set; prints and writes tables and figures.
 
   Args:

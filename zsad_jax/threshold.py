@@ -1,21 +1,12 @@
-"""The threshold a run stores, and the range its maps are coloured in.
-
-Both come from the auxiliary images that the run was trained on: nothing of a
-target set is looked at. The threshold is the one with the best F1 there.
-"""
+"""The threshold a run stores, and the range its maps are coloured in."""
 
 import dataclasses
 import json
 import pathlib
 
-import numpy as np
-
-from zsad_jax import evaluator, files, predictor, runs
-from zsad_jax.datasets import registry
-from zsad_jax.evaluation import metrics
+from zsad_jax import files
 
 FILE = "threshold.json"
-_MAP_PERCENTILES = (1.0, 99.5)  # Robust limits of the colours.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +25,10 @@ class Threshold:
   map_high: float
   source: str
 
-
-def store(run: runs.Run) -> Threshold:
-  """Finds the threshold of a run and writes it beside its parameters."""
-  evaluate = evaluator.make(
-      run.config, run.method, run.backbone, predictor.make_mesh()
-  )
-  labels, scores, limits = [], [], []
-  for name in run.config.train_data:
-    dataset = registry.open_dataset(name, data_root=run.config.data_root)
-    for category in evaluate.categories(run.params, run.stats, dataset):
-      labels.append(category.label)
-      scores.append(category.pred_score)
-      limits.append(np.percentile(category.anomaly_map, _MAP_PERCENTILES))
-  label, score = np.concatenate(labels), np.concatenate(scores)
-  _, image_score = metrics.f1_max(label, score)
-  low, high = np.median(limits, axis=0)
-  sets = ", ".join(run.config.train_data)
-  source = f"best F1 on the auxiliary images ({sets})"
-  found = Threshold(float(image_score), float(low), float(high), source)
-  text = json.dumps(dataclasses.asdict(found), indent=1) + "\n"
-  files.write_text(run.workdir / FILE, text)
-  return found
+  def write(self, workdir: pathlib.Path) -> None:
+    """Writes it beside the parameters of the run."""
+    text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+    files.write_text(workdir / FILE, text)
 
 
 def read(workdir: pathlib.Path) -> Threshold:

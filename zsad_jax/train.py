@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from zsad_jax import (
+    calibration,
   checkpoint,
   cli,
   evaluator,
@@ -31,7 +32,6 @@ from zsad_jax import (
   report,
   runs,
   selection,
-  threshold,
   writer,
 )
 from zsad_jax.datasets import pipeline, registry
@@ -114,13 +114,15 @@ def train(config, workdir: pathlib.Path) -> bool:
         jax.random.fold_in(rng, step),
     )  # fmt: skip
     updates, opt = tx.update(grads, state["training"]["opt"], params)
+    norms = {"l2_grads": grads, "l2_updates": updates}
+    norms = {name: optax.tree.norm(tree) for name, tree in norms.items()}
     state = {
         "model": {
             "params": optax.apply_updates(params, updates), "stats": stats
         },
         "training": {"opt": opt, "step": step + 1},
     }  # fmt: skip
-    return state, {"loss": loss, "l2_grads": optax.tree.norm(grads), **parts}
+    return state, {"loss": loss, **norms, **parts}
 
   # ---- What happens between steps.
   log = writer.Writer(
@@ -138,8 +140,7 @@ def train(config, workdir: pathlib.Path) -> bool:
     if not pending:
       return
     fetched = jax.device_get(pending)
-    losses = {s: float(m["loss"]) for s, m in fetched.items()}
-    writer.check_finite(losses)
+    writer.check_finite(fetched)
     mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
     means = {key: mean(key) for key in fetched[max(fetched)]}
     speed = log.progress(max(fetched), means["loss"], config.batch_size)
@@ -200,7 +201,7 @@ def main(options):
     return 128 + signal.SIGTERM
   print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
   run = runs.load(workdir)
-  threshold.store(run)
+  calibration.store(run)
   for data in config.test_data:
     report.evaluate(run, data, workdir / "evaluation")
   return 0

@@ -5,6 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from zsad_jax import files
 
@@ -38,7 +39,9 @@ class Writer:
     files.write_text(self._path, "".join(kept))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Appends one line of named scalars."""
+    """Appends one line of named scalars, if there are any."""
+    if not values:
+      return
     record = {"step": step, **{k: float(v) for k, v in values.items()}}
     with self._path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(record) + "\n")
@@ -62,14 +65,21 @@ class Writer:
     return speed
 
 
-def check_finite(losses: Mapping[int, float]) -> None:
-  """Raises ValueError when a loss is not finite, naming the steps."""
-  bad = [step for step, loss in losses.items() if not math.isfinite(loss)]
+def check_finite(measured: Mapping[int, Mapping[str, Any]]) -> None:
+  """Raises ValueError when a measurement is not finite, naming the steps.
+
+  Args:
+    measured: named scalars by step: the loss before the step and the norm of
+      its update, whose overflow is seen a step earlier than the loss's.
+  """
+  finite = lambda values: all(math.isfinite(float(v)) for v in values.values())
+  bad = [step for step, values in measured.items() if not finite(values)]
   if bad:
     raise ValueError(
-        f"The loss is not finite in steps {bad[0]} to {bad[-1]} (checked "
-        f"steps {min(losses)} to {max(losses)}). The last checkpoint is from "
-        "before; lower config.optax.learning_rate or change config.seed."
+        f"The loss or its update is not finite in steps {bad[0]} to {bad[-1]} "
+        f"(looked at steps {min(measured)} to {max(measured)}). The last "
+        "checkpoint is from before; lower config.optax.learning_rate or "
+        "change config.seed."
     )
 
 

@@ -17,7 +17,7 @@ COUNTS = ("num_normal", "num_anomalous")
 UNDEFINED = "n/a"
 _HEADER = ("category", *METRICS, *COUNTS)
 
-Row = Mapping[str, float]
+Row = Mapping[str, float | int]
 Rows = Mapping[str, Row]
 
 
