@@ -21,7 +21,7 @@ def focal(
     prob: Float[Array, "*b 2"],
     target: Shaped[Array, "*b"],
     *,
-    gamma: int = GAMMA,
+    gamma: int | float = GAMMA,
     smooth: float = SMOOTH,
     state_weights: Sequence[float] = (1.0, 1.0),
 ) -> Float[Array, "*b"]:
@@ -33,7 +33,7 @@ def focal(
   Args:
     prob: probabilities in [0, 1], states (normal, anomalous) last.
     target: state per item, 0 or 1, of any dtype.
-    gamma: focusing exponent, an integer; 0 gives cross-entropy.
+    gamma: focusing exponent; 0 gives cross-entropy. Give an integer as int.
     smooth: label smoothing, also added to the probability of the target.
     state_weights: factor of each state.
 
@@ -51,7 +51,7 @@ def focal(
   right = jnp.where(positive, anomalous, normal)
   wrong = jnp.where(positive, normal, anomalous)
   pt = (1.0 - smooth) * right + smooth * wrong + smooth
-  # At saturated inputs `pt` exceeds 1 by rounding: an integer exponent keeps
+  # At saturated inputs `pt` exceeds 1 by rounding: an int as exponent keeps
   # value and gradient finite there.
   loss = -((1.0 - pt) ** gamma) * jnp.log(pt)
   return loss * jnp.where(positive, *reversed(state_weights))

@@ -26,7 +26,8 @@ def quantities(golden, entry):
     if config.name != "config.json":
       continue  # Such as tokenizer_config.json.
     loaded = _hugging_face(config.parent)
-    for name, value in _towers(loaded, entry, ids, {"quick"}):
+    acts = {name for name, act in _ACTS.items() if act == loaded.config.act}
+    for name, value in _towers(loaded, entry, ids, acts):
       yield f"{config.parent.name}: {name}", value
   yield from _torch_files(golden, entry)
 

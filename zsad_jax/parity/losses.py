@@ -46,6 +46,12 @@ def _focal(entry, probs="probs", mask="mixed", **options):
   return fn, _probs(entry, probs)
 
 
+def _focal_with(entry, gamma, smooth):
+  gamma = float(gamma)
+  exponent = int(gamma) if gamma.is_integer() else gamma
+  return _focal(entry, gamma=exponent, smooth=float(smooth))
+
+
 def _weighted(entry, weight, index):
   weights = [1 - float(weight)] * 2
   weights[int(index)] = float(weight)
@@ -94,9 +100,7 @@ _RULES = (
     (r"dice_rowwise", _dice_rows),
     (r"focal_unreduced", _focal),
     (r"focal_alpha([\d.]+)_b(\d)", _weighted),
-    (r"focal_gamma(\d+)_smooth([\d.e+-]+)",
-     lambda entry, gamma, smooth: _focal(
-         entry, gamma=int(gamma), smooth=float(smooth))),
+    (r"focal_gamma([\d.]+)_smooth([\d.e+-]+)", _focal_with),
     (r"focal_image", _image),
     (r"binary_focal/probs_through_logits_true", _binary_twice),
     (r"binary_focal/(logits|probs)/(\w+)", _binary),
