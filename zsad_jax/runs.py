@@ -158,8 +158,10 @@ def load(workdir: str | pathlib.Path) -> Run:
   best = (workdir / "best").is_dir()
   folder = workdir / ("best" if best else "checkpoints")
   saved = checkpoint.Checkpoints(folder)
-  found, meta = saved.restore(model={"params": params, "stats": stats})
-  saved.close()
+  try:
+    found, meta = saved.restore(model={"params": params, "stats": stats})
+  finally:
+    saved.close()
   return Run(
       workdir=workdir,
       config=config.lock(),

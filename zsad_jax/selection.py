@@ -16,8 +16,10 @@ from zsad_jax.datasets import registry
 METRIC = "pixel_f1_max"
 
 
-def make(config, workdir: pathlib.Path, method, backbone, mesh):
+def make(config, workdir: pathlib.Path, method, backbone, mesh, stack):
   """Returns `select(step, params, stats) -> measurements`, for each epoch.
+
+  What it opens is closed by `stack`, a contextlib.ExitStack.
 
   Raises:
     ValueError: unknown config.selection.
@@ -35,6 +37,7 @@ def make(config, workdir: pathlib.Path, method, backbone, mesh):
   ]
   evaluate = evaluator.make(config, method, backbone, mesh)
   saved = checkpoint.Checkpoints(workdir / "best", keep=1)
+  stack.callback(saved.close)
 
   def select(step, params, stats):
     values = []

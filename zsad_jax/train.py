@@ -8,6 +8,7 @@ python -m zsad_jax.train --config=configs/adaclip.py --workdir=runs/adaclip
 Stop it at any moment: the same command goes on to the same numbers.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -38,7 +39,7 @@ from zsad_jax.datasets import pipeline, registry
 
 
 def train(config, workdir: pathlib.Path) -> bool:
-  """Trains `config.method`. Read from top to bottom.
+  """Trains `config.method`; see `_train`, which is read top to bottom.
 
   Args:
     config: see configs/common.py.
@@ -50,7 +51,12 @@ def train(config, workdir: pathlib.Path) -> bool:
   Raises:
     ValueError: a setting, a file or the loss is not as it has to be.
   """
+  # Checkpoints have threads of their own, to be ended whatever happens.
+  with contextlib.ExitStack() as stack:
+    return _train(config, workdir, stack)
 
+
+def _train(config, workdir, stack):
   # ---- Mesh: images are split over "data", everything else is replicated.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   mesh = predictor.make_mesh()
@@ -95,6 +101,7 @@ def train(config, workdir: pathlib.Path) -> bool:
   }
   state = jax.device_put(state, replicated)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
+  stack.callback(saved.close)
   if saved.latest_step is not None:
     state, _ = saved.restore(**state)
   step = int(state["training"]["step"])
@@ -132,7 +139,7 @@ def train(config, workdir: pathlib.Path) -> bool:
       tensorboard=config.tensorboard,
   )
   stop = cli.StopSignal()
-  select = selection.make(config, workdir, method, backbone, mesh)
+  select = selection.make(config, workdir, method, backbone, mesh, stack)
   pending = {}  # Measurements since the last look, still on the device.
 
   def look():
@@ -178,7 +185,6 @@ def train(config, workdir: pathlib.Path) -> bool:
     if step % config.checkpoint_steps == 0:
       save()
   save()
-  saved.close()
   report.skipped(batches.skipped)
   return step == total_steps
 
