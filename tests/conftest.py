@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import jaxtyping
+import numpy as np
 import pytest
 
 # Compiled programs are shared by tests and by the commands they start.
@@ -24,6 +25,17 @@ def highest_precision():
   import jax
 
   jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """State dict of the tiny CLIP under OpenAI's names, float16."""
+  with np.load(GOLDENS / "clip_tiny.npz") as golden:
+    return {
+        name.removeprefix("w/"): golden[name]
+        for name in golden.files
+        if name.startswith("w/")
+    }
 
 
 @pytest.fixture(scope="session")

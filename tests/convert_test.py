@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 import re
 import subprocess
 import sys
@@ -14,11 +13,11 @@ import pytest
 import safetensors.numpy
 import transformers
 
+from tests.conftest import GOLDENS
 from zsad_jax import convert
 from zsad_jax.clip import config as clip_config
 from zsad_jax.clip import names, sources, weights
 
-GOLDENS = pathlib.Path(__file__).parent / "goldens"
 JIT = GOLDENS / "clip_micro_openai_jit.pt"
 STATE_DICT = GOLDENS / "clip_micro_openai_state_dict.pt"
 TINY = clip_config.ClipConfig(64, 56, 14, 128, 8, 64, 4)
@@ -34,17 +33,6 @@ HF_CONFIG = {
         intermediate_size=256,
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tiny():
-  """State dict of the tiny CLIP under OpenAI's names, float16."""
-  with np.load(GOLDENS / "clip_tiny.npz") as golden:
-    return {
-        name.removeprefix("w/"): golden[name]
-        for name in golden.files
-        if name.startswith("w/")
-    }
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import re
 import stat
 
@@ -12,19 +11,6 @@ import pytest
 import safetensors.numpy
 
 from zsad_jax.clip import names, weights
-
-GOLDENS = pathlib.Path(__file__).parent / "goldens"
-
-
-@pytest.fixture(scope="module")
-def tiny():
-  """State dict of the tiny CLIP under OpenAI's names, float16."""
-  with np.load(GOLDENS / "clip_tiny.npz") as golden:
-    return {
-        name.removeprefix("w/"): golden[name]
-        for name in golden.files
-        if name.startswith("w/")
-    }
 
 
 def _assert_same(found, expected):

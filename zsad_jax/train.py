@@ -25,15 +25,15 @@ from ml_collections import config_flags
 
 from zsad_jax import (
     calibration,
-  checkpoint,
-  cli,
-  evaluator,
-  optim,
-  predictor,
-  report,
-  runs,
-  selection,
-  writer,
+    checkpoint,
+    cli,
+    evaluator,
+    optim,
+    predictor,
+    report,
+    runs,
+    selection,
+    writer,
 )
 from zsad_jax.datasets import pipeline, registry
 
