@@ -13,6 +13,16 @@ Features = Mapping[str, Any]  # What a method's `encode` returns.
 NORMAL, ANOMALOUS = 0, 1  # States, on the last axis, everywhere.
 
 
+def check_choices(method, **choices: Sequence[str]) -> None:
+  """Raises ValueError when a field of a method is none of its choices."""
+  for field, known in choices.items():
+    if getattr(method, field) not in known:
+      raise ValueError(
+          f"config.method.{field} is one of {', '.join(known)}, got "
+          f"{getattr(method, field)!r}."
+      )
+
+
 class Prediction(TypedDict):
   """What every method returns for a batch of images."""
 
@@ -26,6 +36,9 @@ class Backbone(Protocol):
 
   @property
   def embed_dim(self) -> int: ...
+
+  @property
+  def patch_size(self) -> int: ...
 
   @property
   def vision_width(self) -> int: ...
@@ -51,7 +64,16 @@ class Method(Protocol):
   An implementation is a frozen dataclass whose fields are the paper's
   hyperparameters (`config.method`). Its functions are pure; what is frozen is
   decided by which argument a value is.
+
+  A method that learns from reference images (normal ones of the same class)
+  has `num_references` > 0 and a function `remember(features)`: features of
+  references, every leaf (n, shots, ...), to a memory, every leaf (n, ...),
+  which then stands in features["memory"]; n is the batch, or 1 for all of it.
+  See `fewshot.py`, which gives every other method a memory, too.
   """
+
+  @property
+  def num_references(self) -> int: ...
 
   def init(self, rng: jax.Array, backbone: Backbone) -> tuple[Params, Params]:
     """Returns the trainable parameters and the running statistics."""

@@ -91,6 +91,24 @@ def binary_focal_with_logits(
   return (1.0 - jnp.exp(-bce)) ** gamma * bce
 
 
+def cross_entropy(
+    logits: Float[Array, "*b s"], target: Shaped[Array, "*b"]
+) -> Float[Array, "*b"]:
+  """Cross-entropy of the states' logits, one value per item."""
+  log_prob = jax.nn.log_softmax(logits)
+  # Not a one-hot sum, for the reason given in `focal`.
+  return -jnp.where(
+      target > 0, log_prob[..., api.ANOMALOUS], log_prob[..., api.NORMAL]
+  )
+
+
+def weighted_mean(
+    values: Float[Array, " b"], weight: Float[Array, " b"]
+) -> Float[Array, ""]:
+  """Mean over the items that count; 0 when none does."""
+  return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
 def dice(
     prob: Float[Array, "*b n"],
     target: Float[Array, "*b n"],

@@ -32,6 +32,10 @@ class Clip:
     return self.config.embed_dim
 
   @property
+  def patch_size(self) -> int:
+    return self.config.patch_size
+
+  @property
   def vision_width(self) -> int:
     return self.config.vision_width
 

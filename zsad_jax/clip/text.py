@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from zsad_jax.clip import blocks
 from zsad_jax.clip.config import ClipConfig
+from zsad_jax.layers import tokens
 
 
 class TextTower(nn.Module):
@@ -72,7 +73,7 @@ class TextTower(nn.Module):
     for i, block in enumerate(self.resblocks):
       if i in prompts:
         prompt = _rounded(prompts[i]) if round_fp16 else prompts[i]
-        x = _set_prompt(x, prompt, replace=replaced)
+        x = tokens.set_after_start(x, prompt, replace=replaced)
         end = end if replaced else end + prompt.shape[1]
         replaced = True
       x, _ = block(x)
@@ -80,14 +81,6 @@ class TextTower(nn.Module):
     out["tokens"] = self.ln_final(x)
     last = jnp.take_along_axis(out["tokens"], end[:, None, None], axis=1)
     return last[:, 0] @ self.text_projection, out
-
-
-def _set_prompt(x, prompt, *, replace):
-  """Puts m rows after the start token, over the rows there or before them."""
-  m = prompt.shape[1]
-  prompt = jnp.broadcast_to(prompt, (x.shape[0], m, x.shape[2]))
-  rest = x[:, 1 + m :] if replace else x[:, 1:]
-  return jnp.concatenate([x[:, :1], prompt, rest], axis=1)
 
 
 def _rounded(x):

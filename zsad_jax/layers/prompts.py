@@ -47,3 +47,44 @@ def adaclip(class_name: str) -> tuple[list[str], list[str]]:
       sentences(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
       sentences(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
   )
+
+
+# Authors' code of AdaptCLIP: WinCLIP's list of photographs in another choice;
+# one template stands in it twice, which weights the mean.
+_ADAPTCLIP_ANOMALOUS = (
+    "damaged {}",
+    "{} with flaw",
+    "{} with defect",
+    "{} with damage",
+)
+_ADAPTCLIP_TEMPLATES = (
+    "a cropped photo of the {}.",
+    "a close-up photo of a {}.",
+    "a close-up photo of the {}.",
+    "a bright photo of a {}.",
+    "a bright photo of the {}.",
+    "a dark photo of the {}.",
+    "a dark photo of a {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a blurry photo of the {}.",
+    "a blurry photo of a {}.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of a small {}.",
+    "a photo of the small {}.",
+    "a photo of a large {}.",
+    "a photo of the large {}.",
+    "a photo of the {} for visual inspection.",
+    "a photo of a {} for visual inspection.",
+    "a photo of the {} for anomaly detection.",
+    "a photo of a {} for anomaly detection.",
+)
+
+
+def adaptclip() -> tuple[list[str], list[str]]:
+  """AdaptCLIP's 147 normal and 84 anomalous sentences about an object."""
+  return (
+      sentences("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
+      sentences("object", _ADAPTCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
+  )

@@ -1,8 +1,10 @@
 """Cosine similarities, and the maps made of them."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zsad_jax.api import Backbone, Features
 from zsad_jax.layers import resample
 
 
@@ -14,6 +16,24 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   return x / jnp.sqrt(jnp.maximum(square, 1e-24))
 
 
+def cosines(
+    units: Float[Array, "b *l d"], text_units: Float[Array, "*n s d"]
+) -> Float[Array, "b *l s"]:
+  """Cosines of each item with the states, (s, d) or (b, s, d) for each b."""
+  if text_units.ndim == 2:
+    return jnp.einsum("b...d,sd->b...s", units, text_units)
+  return jnp.einsum("b...d,bsd->b...s", units, text_units)
+
+
+def state_prob(
+    units: Float[Array, "b *l d"],
+    text_units: Float[Array, "*n s d"],
+    temperature: float,
+) -> Float[Array, "b *l s"]:
+  """Probabilities of the states: softmax(cosine / temperature)."""
+  return jax.nn.softmax(cosines(units, text_units) / temperature)
+
+
 def to_map(
     patch_values: Float[Array, "b l s"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "b h w s"]:
@@ -22,3 +42,18 @@ def to_map(
   side = round(l**0.5)
   grid = patch_values.reshape(b, side, side, s)
   return resample.resize(grid, size, method=method)
+
+
+def to_maps(
+    patch_values: Float[Array, "b n l s"], size: tuple[int, int], *, method: str
+) -> Float[Array, "b n h w s"]:
+  """`to_map` of each of n maps per image."""
+  b, n, l, s = patch_values.shape
+  maps = to_map(patch_values.reshape(b * n, l, s), size, method=method)
+  return maps.reshape(b, n, *size, s)
+
+
+def image_size(backbone: Backbone, features: Features) -> tuple[int, int]:
+  """Height and width of the square images whose patches were encoded."""
+  side = round(features["patch_units"].shape[-2] ** 0.5)
+  return side * backbone.patch_size, side * backbone.patch_size

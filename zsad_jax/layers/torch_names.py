@@ -16,7 +16,16 @@ LAYOUTS = {
         lambda x: x.transpose(2, 3, 1, 0),
         lambda x: x.transpose(3, 2, 0, 1),
     ),
+    # A transposed convolution's is (in, out, height, width).
+    "transposed_conv": (
+        lambda x: x.transpose(2, 3, 0, 1),
+        lambda x: x.transpose(2, 3, 0, 1),
+    ),
+    # Prompt learners keep one or two leading axes of size 1.
+    "lead1": (lambda x: x[0], lambda x: x[None]),
+    "lead2": (lambda x: x[0, 0], lambda x: x[None, None]),
 }
+_AXES = {"conv": 4, "transposed_conv": 4, "linear": 2, "lead1": 1, "lead2": 2}
 
 
 class Rule(NamedTuple):
@@ -31,10 +40,19 @@ Table = tuple[Rule, ...]
 
 
 def norm(pattern: str, path: str) -> Table:
-  """Rules of a LayerNorm: our scale is torch's weight."""
+  """Rules of any normalisation: our scale is torch's weight."""
   return (
       Rule(rf"{pattern}\.weight", f"{path}/scale"),
       Rule(rf"{pattern}\.bias", f"{path}/bias"),
+  )
+
+
+def batch_norm_stats(pattern: str, path: str) -> Table:
+  """Rules of a BatchNorm's running statistics."""
+  return (
+      Rule(rf"{pattern}\.running_mean", f"{path}/mean"),
+      Rule(rf"{pattern}\.running_var", f"{path}/var"),
+      Rule(rf"{pattern}\.num_batches_tracked", f"{path}/count"),
   )
 
 
@@ -44,6 +62,20 @@ def linear(pattern: str, path: str) -> Table:
       Rule(rf"{pattern}\.weight", f"{path}/kernel", "linear"),
       Rule(rf"{pattern}\.bias", f"{path}/bias"),
   )
+
+
+def invert(path: str, table: Table) -> tuple[str, str] | None:
+  """Returns the torch name and the layout of one of our paths.
+
+  A rule can be inverted when its pattern is literal but for its groups.
+  """
+  for pattern, ours, layout in table:
+    groups = re.findall(r"\([^()]*\)", pattern)
+    reverse = re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], ours)
+    if match := re.fullmatch(reverse, path):
+      name = re.sub(r"\([^()]*\)", "{}", pattern).replace("\\.", ".")
+      return name.format(*match.groups()), layout
+  return None
 
 
 def find(name: str, table: Table) -> tuple[str, str] | None:
@@ -63,7 +95,7 @@ def rename(named: Mapping[str, Any], table: Table) -> dict[str, Any]:
   flat = {}
   for name, x in named.items():
     path, layout = find(name, table) or (name, "same")
-    fits = layout != "conv" or x.ndim == 4
+    fits = x.ndim >= _AXES.get(layout, 0)
     flat[path] = LAYOUTS[layout][0](x) if fits else x
   return flat
 

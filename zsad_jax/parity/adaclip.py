@@ -6,11 +6,7 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from scipy import ndimage
 
-from zsad_jax import optim
 from zsad_jax.layers import prompts, semantic_fusion
 from zsad_jax.methods import adaclip
 from zsad_jax.parity import golden as golden_lib
@@ -19,7 +15,7 @@ from zsad_jax.parity import golden as golden_lib
 def quantities(golden, entry):
   """Yields (stored name, ours) for every case and image."""
   backbone = golden.backbone()
-  params = golden_lib.params(entry, adaclip.TORCH_NAMES)
+  params = golden_lib.tree(entry, adaclip.TORCH_NAMES)
   class_names = entry.text("cls_names_utf8")
   sentences = [prompts.adaclip(name) for name in class_names[:1]]
   yield "prompts_utf8", json.dumps(sentences).encode()
@@ -150,8 +146,7 @@ class _Run:
     yield "anomaly_map", prediction["anomaly_map"]
     yield "anomaly_score", prediction["pred_score"]
     sigma = self.entry.config["sigma"]
-    smooth = lambda m: ndimage.gaussian_filter(np.asarray(m), sigma)
-    smoothed = np.stack([smooth(m) for m in prediction["anomaly_map"]])
+    smoothed = golden_lib.smoothed(prediction["anomaly_map"], sigma)
     yield f"anomaly_map_gauss{sigma}", smoothed
 
   def batch(self):
@@ -175,18 +170,17 @@ class _Run:
 
   def trajectory(self, features):
     """The loss before each optimiser step, and the parameters after all."""
-    settings = dict(self.entry.config["traj"])
-    steps, name = settings.pop("steps"), settings.pop("opt")
-    settings.pop("not_updated")  # `trained` says it.
-    settings["learning_rate"] = settings.pop("lr")
-    tx = optim.make(name, settings, self.method.trained(self.params))
-    params, state, history = self.params, tx.init(self.params), []
     given, batch = self.given(features), self.batch()
-    for _ in range(steps):
-      loss, grads = _loss_and_grads(self.method, params, *given, batch=batch)
-      history.append(loss)
-      updates, state = tx.update(grads, state, params)
-      params = optax.apply_updates(params, updates)
-    yield "traj/losses", jnp.stack(history)
+
+    def loss_and_grads(params, state):
+      return *_loss_and_grads(self.method, params, *given, batch=batch), state
+
+    losses, params, _ = golden_lib.trajectory(
+        self.entry,
+        loss_and_grads,
+        self.params,
+        self.method.trained(self.params),
+    )
+    yield "traj/losses", losses
     for name, value in self.named(params).items():
       yield f"traj/after/{name}", value

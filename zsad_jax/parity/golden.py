@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from scipy import ndimage
 
+from zsad_jax import optim
 from zsad_jax.clip import backbone, names
 from zsad_jax.datasets import preprocess
 from zsad_jax.layers import torch_names
@@ -55,17 +58,102 @@ class Entry:
     )
 
 
-def params(entry: Entry, table: torch_names.Table) -> dict[str, Any]:
-  """The stored learnable parameters, as a method's tree in float32."""
-  flat = torch_names.rename(entry.under("param/"), table)
+def tree(
+    entry: Entry,
+    table: torch_names.Table,
+    group: str = "param/",
+    authors_name: Callable[[str], str] = lambda name: name,
+) -> dict[str, Any]:
+  """Stored arrays of a group as a method's tree, in float32.
+
+  Args:
+    entry: where they are stored.
+    table: names of the authors' checkpoint and ours.
+    group: what the stored names begin with.
+    authors_name: from the rest of a stored name to that in the checkpoint.
+  """
+  stored = {authors_name(n): x for n, x in entry.under(group).items()}
+  flat = torch_names.rename(stored, table)
   return names.unflatten(
       {path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}
   )
 
 
-def named(tree, entry: Entry, table: torch_names.Table) -> dict[str, Any]:
-  """A tree like `params`, flat, under the stored names."""
-  return torch_names.to_torch(names.flatten(tree), table, entry.under("param/"))
+def named(
+    values,
+    entry: Entry,
+    table: torch_names.Table,
+    group: str = "param/",
+    authors_name: Callable[[str], str] = lambda name: name,
+) -> dict[str, Any]:
+  """A tree like that of `tree`, flat, under the stored names."""
+  stored = {authors_name(n): n for n in entry.under(group)}
+  found = torch_names.to_torch(names.flatten(values), table, stored)
+  return {stored[name]: x for name, x in found.items()}
+
+
+def prompt_learner(name: str) -> str:
+  """Name in the checkpoints of AnomalyCLIP and FAPrompt."""
+  return f"prompt_learner.{name}"
+
+
+def padded(prompts: jax.Array, backbone, rows: int) -> jax.Array:
+  """Sentences (k, t, c) with the padding that we cut off, up to `rows`."""
+  k, t, c = prompts.shape
+  padding = jnp.broadcast_to(backbone.embed_tokens(0), (k, max(rows - t, 0), c))
+  return jnp.concatenate([prompts, padding], axis=1)
+
+
+def batch(entry: Entry) -> dict[str, jax.Array]:
+  """The stored labels and masks as a batch that counts whole."""
+  count = len(entry["label"])
+  return {
+      "label": jnp.asarray(entry["label"], jnp.int32),
+      "mask": jnp.asarray(entry["mask"]),
+      "has_mask": jnp.ones(count, bool),
+      "weight": jnp.ones(count),
+  }
+
+
+def smoothed(maps, sigma: float) -> np.ndarray:
+  """Maps (b, h, w) after scipy's Gaussian, as the authors' test code has it."""
+  return np.stack([ndimage.gaussian_filter(np.asarray(m), sigma) for m in maps])
+
+
+def gradients(grads: Mapping[str, Any]):
+  """Yields what is stored of gradients: themselves and their norms."""
+  for name, grad in grads.items():
+    yield f"grad/{name}", grad
+    yield f"gradnorm/{name}", jnp.sqrt(jnp.sum(jnp.square(grad)))
+
+
+def trajectory(entry: Entry, loss_and_grads, params, trained, state=None):
+  """Repeats the stored optimiser steps on one batch.
+
+  Args:
+    entry: whose config describes them.
+    loss_and_grads: (params, state) -> (loss, grads, state).
+    params: where they start.
+    trained: `Method.trained` of them.
+    state: what else a step changes.
+
+  Returns:
+    The loss before each step, the parameters and the state after all.
+  """
+  settings = dict(entry.config["traj"])
+  steps, name = settings.pop("steps"), settings.pop("opt")
+  settings.pop("not_updated")  # `trained` says it.
+  settings["learning_rate"] = settings.pop("lr")
+  if not settings["weight_decay"]:
+    settings.pop("weight_decay")  # Adam has none.
+  tx = optim.make(name, settings, trained)
+  opt, history = tx.init(params), []
+  for _ in range(steps):
+    loss, grads, state = loss_and_grads(params, state)
+    history.append(loss)
+    updates, opt = tx.update(grads, opt, params)
+    params = optax.apply_updates(params, updates)
+  return jnp.stack(history), params, state
 
 
 class Golden:

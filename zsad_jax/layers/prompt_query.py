@@ -1,0 +1,203 @@
+"""AdaptCLIP's prompt-query adapter: an image beside normal ones.
+
+Gao et al., AAAI 2026, Sec. 3.3. One pair of heads serves all levels, their
+running statistics included (authors' code): the statistics go through the
+levels in order.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zsad_jax.api import ANOMALOUS
+from zsad_jax.layers import batch_norm, conv, linear, memory, resample
+from zsad_jax.layers.torch_names import Rule, batch_norm_stats
+from zsad_jax.layers.torch_names import norm as norm_rules
+
+# The heads' layers by their number in the authors' modules.
+_CONVS = {"0": "conv1", "3": "up1", "4": "conv2", "7": "up2", "8": "out"}
+_LINEARS = {"0": "fc1", "3": "fc2", "6": "out"}
+_NORMS = [(r"pq_learner\.sharebn\.(\d+)", r"prompt_query/norms/\1")]
+for _head, _numbers in (("local", "15"), ("global", "14")):
+  for _k, _number in enumerate(_numbers, start=1):
+    _NORMS.append((
+        rf"pq_learner\.{_head}_adapter\.(\d+)\.{_number}",
+        rf"prompt_query/{_head}/\1/norm{_k}",
+    ))
+
+
+def _layer_rules(head, number, name, layout):
+  torch = rf"pq_learner\.{head}_adapter\.(\d+)\.{number}"
+  path = rf"prompt_query/{head}/\1/{name}"
+  return (
+      Rule(rf"{torch}\.weight", f"{path}/kernel", layout),
+      Rule(rf"{torch}\.bias", f"{path}/bias"),
+  )
+
+
+def _names():
+  for number, name in _CONVS.items():
+    layout = "transposed_conv" if name.startswith("up") else "conv"
+    yield from _layer_rules("local", number, name, layout)
+  for number, name in _LINEARS.items():
+    yield from _layer_rules("global", number, name, "linear")
+  for torch, path in _NORMS:
+    yield from norm_rules(torch, path)
+
+
+TORCH_NAMES = tuple(_names())
+TORCH_STATS = tuple(r for norm in _NORMS for r in batch_norm_stats(*norm))
+
+
+def init(rng, d: int, *, levels: int, widths, share_heads: bool):
+  """Parameters and statistics, as torch initialises them."""
+  heads = 1 if share_heads else levels
+  params = {"norms": {}, "local": {}, "global": {}}
+  stats = {"norms": {}, "local": {}, "global": {}}
+  for i in range(levels):
+    params["norms"][str(i)], stats["norms"][str(i)] = batch_norm.init(d)
+  for i, key in enumerate(jax.random.split(rng, heads)):
+    kinds = (("local", _init_local), ("global", _init_global))
+    for (name, make), rng_head in zip(kinds, jax.random.split(key)):
+      head = make(rng_head, d, *widths)
+      params[name][str(i)], norms = head, {}
+      for k, width in enumerate(widths, start=1):
+        head[f"norm{k}"], norms[f"norm{k}"] = batch_norm.init(width)
+      stats[name][str(i)] = norms
+  return params, stats
+
+
+def _init_local(rng, d, wide, narrow):
+  rngs = jax.random.split(rng, 5)
+  return {
+      "conv1": conv.init(rngs[0], d, wide, 3, bias=False),
+      "up1": conv.init_transposed(rngs[1], wide, wide, 2),
+      "conv2": conv.init(rngs[2], wide, narrow, 3, bias=False),
+      "up2": conv.init_transposed(rngs[3], narrow, narrow, 2),
+      "out": conv.init(rngs[4], narrow, 2, 1, bias=True),
+  }
+
+
+def _init_global(rng, d, wide, narrow):
+  rngs = jax.random.split(rng, 3)
+  return {
+      "fc1": linear.init(rngs[0], d, wide, bias=False),
+      "fc2": linear.init(rngs[1], wide, narrow, bias=False),
+      "out": linear.init(rngs[2], narrow, 2, bias=False),
+  }
+
+
+def align(query, bank):
+  """Nearest reference patches (b, l, d) and distances (b, l) (Eq. 5).
+
+  By cosine; for unit vectors the nearest one is the same as by Euclid.
+  """
+  distance, index = memory.nearest(query, bank)
+  return memory.take(bank, index), distance
+
+
+def joint(query, aligned, *, context: bool):
+  """The query and its residual, or the residual alone (Eq. 6)."""
+  residual = jnp.abs(query - aligned)
+  return query + residual if context else residual
+
+
+def local_head(
+    params, stats, x: Float[Array, "b g g2 d"], *, weight
+) -> tuple[Float[Array, "b h w 2"], dict]:
+  """Logits of the states at four times the grid (Eq. 7)."""
+  new, x = {}, x
+  for k in (1, 2):
+    x = conv.apply(params[f"conv{k}"], x)
+    x, new[f"norm{k}"] = batch_norm.apply(
+        params[f"norm{k}"], stats[f"norm{k}"], x, weight=weight
+    )
+    x = conv.apply_transposed(params[f"up{k}"], jax.nn.relu(x))
+  return conv.apply(params["out"], x), new
+
+
+def global_head(
+    params, stats, x: Float[Array, "b l d"], *, topk: int, weight
+) -> tuple[Float[Array, "b 2"], dict]:
+  """Logits of the states from pooled patches (Eq. 8)."""
+  largest, _ = jax.lax.top_k(jnp.swapaxes(x, 1, 2), topk)
+  x, new = 0.5 * (x.mean(axis=1) + largest.mean(axis=-1)), {}
+  for k in (1, 2):
+    x = linear.apply(params[f"fc{k}"], x)
+    x, new[f"norm{k}"] = batch_norm.apply(
+        params[f"norm{k}"], stats[f"norm{k}"], x, weight=weight
+    )
+    x = jax.nn.relu(x)
+  return linear.apply(params["out"], x), new
+
+
+def forward(
+    params,
+    stats,
+    query: Float[Array, "b n l d"],
+    references: Float[Array, "m s n l d"],
+    size: tuple[int, int],
+    *,
+    context: bool,
+    topk: int,
+    weight: Float[Array, " b"] | None,
+):
+  """Compares each level with the references, in order.
+
+  Args:
+    params: of `init`.
+    stats: of `init`.
+    query: unit patches of the levels.
+    references: unit patches of s references, per image (m = b) or for all
+      (m = 1).
+    size: of the maps in pixels.
+    context: see `joint`.
+    topk: see `global_head`.
+    weight: of the images in the batch's statistics (training), or None for
+      the running statistics.
+
+  Returns:
+    Per level "logits" (b, 2), "maps" (b, h, w, 2), probabilities, and
+    "distance" (b, h, w); and the new statistics.
+  """
+  new = {name: dict(stats[name]) for name in stats}
+  side = round(query.shape[2] ** 0.5)
+  results = []
+  for i in range(query.shape[1]):
+    level, head = str(i), str(i % len(params["local"]))  # Shared: always 0.
+    aligned, distance = align(query[:, i], references[:, :, i])
+    x = joint(query[:, i], aligned, context=context)
+    x, new["norms"][level] = batch_norm.apply(
+        params["norms"][level], stats["norms"][level], x, weight=weight
+    )
+    grid = x.reshape(x.shape[0], side, side, -1)
+    local, new["local"][head] = local_head(
+        params["local"][head], new["local"][head], grid, weight=weight
+    )
+    logits, new["global"][head] = global_head(
+        params["global"][head], new["global"][head], x, topk=topk, weight=weight
+    )
+    grid = distance.reshape(-1, side, side, 1)
+    results.append({
+        "logits": logits,
+        # Probabilities are interpolated, not logits (authors' code).
+        "maps": resample.resize(jax.nn.softmax(local), size, method="bilinear"),
+        "distance": resample.resize(grid, size, method="bilinear")[..., 0],
+    })
+  return results, new
+
+
+def summary(levels: Sequence[dict]):
+  """Mean map (b, h, w) and score (b,), harmonic mean distance (b, h, w)."""
+  mean = lambda xs: sum(xs) / len(xs)
+  maps = mean([x["maps"][..., ANOMALOUS] for x in levels])
+  scores = mean([jax.nn.softmax(x["logits"])[:, ANOMALOUS] for x in levels])
+  return maps, scores, harmonic_mean([x["distance"] for x in levels])
+
+
+def harmonic_mean(values: Sequence[Float[Array, "*b"]]) -> Float[Array, "*b"]:
+  """n / sum(1 / x); 0 where a value is 0."""
+  mean = len(values) / sum(1.0 / x for x in values)
+  return jnp.where(jnp.isfinite(mean), mean, 0.0)

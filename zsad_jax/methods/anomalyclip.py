@@ -1,0 +1,193 @@
+"""AnomalyCLIP. Zhou et al., ICLR 2024, arXiv:2310.18961.
+
+  Sec. 3.2   Method.text
+  Sec. 3.3   Method.encode
+  Code       Method.forward
+  Code       Method.loss
+
+"Code" is the authors' train.py and test.py. The paper's sections: object-
+agnostic prompts and tokens in the text encoder (3.2, 3.3), global and local
+context with the value-value stream (3.3).
+
+Where paper and authors' code differ, the default is the code, which made the
+published numbers; a field of `Method` gives the other:
+
+  taps           the last layer; (6, 12, 18, 24) is the first paper's text
+  map_weight     4, for the sum over taps
+  deep_mode      deep tokens overwrite rows 1 ... 4; "insert" makes room
+  cls_ln_post    the class token skips ln_post, unlike CLIP's own embedding
+  round_fp16     deep tokens are rounded to float16
+The temperature is 0.07, not CLIP's own logit scale, in the code and here.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from zsad_jax import losses
+from zsad_jax.api import ANOMALOUS
+from zsad_jax.layers import dual_path, prompt_learner, similarity
+from zsad_jax.layers.torch_names import Rule
+
+# Names in the authors' checkpoint.
+TORCH_NAMES = (
+    Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
+    Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead2"),
+    prompt_learner.DEEP_RULE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """Hyperparameters, with the authors' values as defaults.
+
+  Attributes:
+    taps: layers (1-based) whose patch tokens are compared with the text.
+    vv_from: first layer of the value-value stream; None for plain CLIP.
+    context_length: E, learned vectors per prompt.
+    deep_length: M, learned tokens per text layer.
+    deep_depth: text layers with learned tokens, the first of which keeps its
+      own: layers 2 ... deep_depth.
+    temperature: of the softmax over the states.
+    map_weight: lambda, the weight of the losses on maps.
+    act: activation of both towers.
+    pos_resize: how CLIP's position table is resized, see layers/resample.py.
+    deep_mode: "overwrite" or "insert", see above.
+    cls_ln_post: see above.
+    round_fp16: see above.
+  """
+
+  num_references: ClassVar[int] = 0
+
+  taps: tuple[int, ...] = (24,)
+  vv_from: int | None = 6
+  context_length: int = 12
+  deep_length: int = 4
+  deep_depth: int = 9
+  temperature: float = 0.07
+  map_weight: float = 4.0
+  act: str = "quick"
+  pos_resize: str = "bilinear"
+  deep_mode: str = "overwrite"
+  cls_ln_post: bool = False
+  round_fp16: bool = True
+
+  def init(self, rng, backbone):
+    """All learned vectors are normal with deviation 0.02."""
+    c, rngs = backbone.text_width, jax.random.split(rng, 3)
+    vectors = lambda rng: prompt_learner.init(rng, self.context_length, c)
+    deep = prompt_learner.init_deep(
+        rngs[2], self.deep_depth, self.deep_length, c
+    )
+    context = {"normal": vectors(rngs[0]), "anomalous": vectors(rngs[1])}
+    return {"context": context, "deep": deep}, {}
+
+  def trained(self, params):
+    """All of it: what is dead in the authors' checkpoint is not built."""
+    return jax.tree.map(lambda _: True, params)
+
+  def prepare(self, backbone, class_names):
+    """Placeholder sentences about an object; class names are not used."""
+    del class_names
+    words = " ".join(["X"] * self.context_length)
+    return prompt_learner.placeholders(
+        backbone, [f"{words} object.", f"{words} damaged object."]
+    )
+
+  def encode(self, backbone, batch):
+    """Unit embeddings of the image and, per tap, of its patches (Sec. 3.3)."""
+    image, patches = dual_path.encode(
+        backbone,
+        batch["image"],
+        taps=self.taps,
+        vv_from=self.vv_from,
+        act=self.act,
+        pos_resize=self.pos_resize,
+        class_ln_post=self.cls_ln_post,
+    )
+    return {
+        "class_unit": similarity.unit(image),
+        "patch_units": similarity.unit(jnp.stack(patches, 1)[:, :, 1:]),
+    }
+
+  def prompts(self, params, aux):
+    """Embeddings of the two sentences, learned vectors in place: (2, t, c)."""
+    context = params["context"]
+    vectors = jnp.stack([context["normal"], context["anomalous"]])
+    return prompt_learner.with_context(aux["embeds"], vectors)
+
+  def text(self, params, backbone, aux):
+    """Embeddings of the two states, not normalised: (2, d) (Sec. 3.2)."""
+    embed, _ = backbone.text(
+        self.prompts(params, aux),
+        aux["end"],
+        act=self.act,
+        prompts=prompt_learner.deep_prompts(params["deep"]),
+        prompt_mode=self.deep_mode,
+        round_fp16=self.round_fp16,
+    )
+    return embed
+
+  def forward(self, params, backbone, aux, features):
+    """Compares image and patches with the two states (Code).
+
+    Returns:
+      Dict of: text_units (2, d); image_logits (b, 2); patch_prob
+      (b, taps, l, 2).
+    """
+    text_units = similarity.unit(self.text(params, backbone, aux))
+    cosines = similarity.cosines(features["class_unit"], text_units)
+    patch_prob = similarity.state_prob(
+        features["patch_units"], text_units, self.temperature
+    )
+    return {
+        "text_units": text_units,
+        "image_logits": cosines / self.temperature,
+        "patch_prob": patch_prob,
+    }
+
+  def loss_terms(self, result, batch):
+    """Losses per image: (b,), and per image and tap: (b, taps, 3)."""
+    image = losses.cross_entropy(result["image_logits"], batch["label"])
+    mask, prob = batch["mask"], result["patch_prob"]
+    maps = similarity.to_maps(prob, mask.shape[1:], method="bilinear")
+    pixel = jax.vmap(
+        lambda m: losses.segmentation(m, mask, dice_over="image"),
+        in_axes=1,
+        out_axes=1,
+    )(maps)
+    return image, pixel
+
+  def loss(self, params, stats, backbone, aux, features, batch, rng):
+    """Cross-entropy + lambda times focal and Dice of all taps (Code)."""
+    del rng  # No dropout.
+    result = self.forward(params, backbone, aux, features)
+    image, pixel = self.loss_terms(result, batch)
+    weight = batch["weight"]
+    masked = weight * batch["has_mask"]  # No masks, no pixel terms.
+    focal, anomalous, normal = (
+        self.map_weight * losses.weighted_mean(pixel[..., i].sum(1), masked)
+        for i in range(3)
+    )
+    parts = {
+        "image_ce": losses.weighted_mean(image, weight),
+        "pixel_focal": focal,
+        "dice_anomalous": anomalous,
+        "dice_normal": normal,
+    }
+    return sum(parts.values()), (parts, stats)
+
+  def predict(self, params, stats, backbone, aux, features):
+    """The map is the mean over taps; the authors' sum ranks alike."""
+    del stats
+    result = self.forward(params, backbone, aux, features)
+    return self.read(result, similarity.image_size(backbone, features))
+
+  def read(self, result, size):
+    """`forward`'s result as a prediction of h x w pixels."""
+    prob = result["patch_prob"][..., ANOMALOUS:].mean(axis=1)
+    score = jax.nn.softmax(result["image_logits"])[:, ANOMALOUS]
+    anomaly_map = similarity.to_map(prob, size, method="bilinear")
+    return {"anomaly_map": anomaly_map[..., 0], "pred_score": score}
