@@ -9,6 +9,10 @@ python -m zsad_jax.train --config=configs/adaclip.py
                                  sets, five epochs of one image per step
   configs/adaclip.py:paper_mvtec  the same on VisA + ClinicDB, for MVTec AD and
                                  ColonDB
+  configs/adaclip.py:paper,k40   an ablation on top (or alone, embedded): k10
+                                 ... k80 clusters, hsf_none, hsf_paper; m1 ...
+                                 m9 prompt length, j1 ... j9 depth; branches
+                                 v, l; types s, d
   --config.optax.learning_rate=0.005   any field; a typo is an error
 
 The paper's text against the code, where not a field of config.method:
@@ -25,12 +29,24 @@ Expected numbers and run times: see the results in README.md.
 
 from configs import common
 
+ABLATIONS = {
+    **{f"k{k}": dict(num_clusters=k) for k in (10, 20, 40, 80)},
+    **{f"m{m}": dict(prompt_length=m) for m in (1, 3, 5, 7, 9)},
+    **{f"j{j}": dict(prompt_depth=j) for j in (1, 2, 4, 6, 9)},
+    **{b: dict(prompt_branches=b.upper()) for b in ("v", "l")},
+    **{t: dict(prompt_types=t.upper()) for t in ("s", "d")},
+    "hsf_none": dict(hsf="none"),
+    "hsf_paper": dict(hsf="paper"),
+}
+
 
 def get_config(variant="embedded"):
   """Returns the configuration of a variant, see above."""
+  return common.choose("adaclip", variant, _build, ABLATIONS)
+
+
+def _build(base):
   config = common.get_config()
-  config.name = "adaclip"
-  config.method_name = "adaclip"
   config.method = dict(
       taps=(2, 4, 6, 8),
       prompt_length=5,  # M.
@@ -57,21 +73,17 @@ def get_config(variant="embedded"):
       eps=1e-8,
       weight_decay=0.01,  # torch's default, not optax's.
   )
-  if variant == "embedded":
+  if base == common.EMBEDDED:
     config.optax.learning_rate = 0.001  # Random features: slower is steadier.
+    config.memory.vv_from = None  # Shares the un-prompted pass.
     return config
-  if variant not in ("paper", "paper_mvtec"):
-    raise ValueError(
-        f"configs/adaclip.py has no variant {variant!r}; it has embedded, "
-        "paper and paper_mvtec."
-    )
   config = common.on_vit_l_14_336(config)
-  config.name = f"adaclip_{variant}"
+  config.memory.vv_from = None
   config.method.taps = (6, 12, 18, 24)
   config.method.remat = True
   config.epochs = 5
   config.selection = "official"
-  if variant == "paper":
+  if base == "paper":
     config.train_data = ("mvtec", "colondb")
     config.selection_data = config.test_data = ("visa",)
   else:

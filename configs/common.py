@@ -5,6 +5,13 @@ import os
 from ml_collections import ConfigDict, config_dict
 
 EMBEDDED = "embedded"  # The tiny backbone and the drawn data of the package.
+# Published protocols: trained on MVTec AD for all other sets, on VisA for it.
+BASES = (EMBEDDED, "paper", "paper_mvtec")
+
+
+def optional(value: int):
+  """An integer that a command line or a variant may set to None."""
+  return config_dict.FieldReference(value, field_type=int)
 
 
 def get_config() -> ConfigDict:
@@ -25,6 +32,8 @@ def get_config() -> ConfigDict:
     selection: "last", or "official" on the selection_data, which are targets.
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
     skip_corrupt: leave out and count images that cannot be read.
+    memory: layers that references are compared with, and the first one of the
+      value-value stream (None: plain CLIP), for methods that know none.
     matmul_precision: "highest", or what the device prefers ("default").
   """
   config = ConfigDict()
@@ -45,6 +54,8 @@ def get_config() -> ConfigDict:
   config.selection = "last"
   config.selection_data = ()
 
+  config.memory = dict(taps=(2, 4, 6, 8), vv_from=optional(2))
+
   config.eval_batch_size = 8
   config.smooth_sigma = 4.0
 
@@ -63,4 +74,55 @@ def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
   config.image_size = 518
   config.eval_batch_size = 1
   config.prompt_names = "verbatim"
+  config.memory.taps, config.memory.vv_from = (6, 12, 18, 24), 6
+  return config
+
+
+def like_anomalyclip(config: ConfigDict) -> ConfigDict:
+  """The recipe that AnomalyCLIP, FAPrompt and AdaptCLIP share."""
+  config.optax_name = "adam"
+  config.optax = dict(learning_rate=0.001, b1=0.5, b2=0.999, eps=1e-8)
+  config.batch_size = 8
+  config.mosaic_prob = 0.0
+  return config
+
+
+def on_mvtec_and_visa(config: ConfigDict, base: str) -> ConfigDict:
+  """Auxiliary and target sets of these three methods."""
+  sets = (("mvtec",), ("visa",))
+  config.train_data, config.test_data = (
+      sets if base == "paper" else reversed(sets)
+  )
+  return config
+
+
+def choose(name: str, variant: str, build, ablations) -> ConfigDict:
+  """Returns the configuration of a variant such as "paper" or "paper,k5".
+
+  Args:
+    name: of the method, and of the configuration with its variant appended.
+    variant: names joined by commas: at most one of `BASES`, which is
+      "embedded" if there is none, and any of the ablations.
+    build: base -> the configuration.
+    ablations: settings of `config.method` by name.
+
+  Raises:
+    ValueError: there is no such variant.
+  """
+  parts = variant.split(",")
+  known = (*BASES, *ablations)
+  if unknown := [part for part in parts if part not in known]:
+    raise ValueError(
+        f"configs/{name}.py has no variant {unknown[0]!r}; it has "
+        f"{', '.join(known)}."
+    )
+  bases = [part for part in parts if part in BASES] or [EMBEDDED]
+  if len(bases) > 1:
+    raise ValueError(f"configs/{name}.py: {' and '.join(bases)} exclude one "
+                     "another.")  # fmt: skip
+  config = build(bases[0])
+  config.name = "_".join([name] + [p for p in parts if p != EMBEDDED])
+  config.method_name = name
+  for part in parts:
+    config.method.update(ablations.get(part, {}))
   return config

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import zsad_jax
-from zsad_jax import checkpoint, optim
+from zsad_jax import checkpoint, fewshot, optim, predictor
 
 FOLDER = pathlib.Path(zsad_jax.__file__).parent / "methods"
 METHODS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
@@ -23,6 +23,25 @@ SMALL = {
         num_clusters=3,
         hsf_top_factor=2,
     ),
+    "anomalyclip": dict(
+        taps=(2, 3), vv_from=2, context_length=3, deep_length=2, deep_depth=3
+    ),
+    "faprompt": dict(
+        tap=3,
+        vv_from=2,
+        num_prompts=3,
+        num_patches=4,
+        deep_length=2,
+        deep_depth=3,
+    ),
+    "adaptclip": dict(
+        taps=(2, 3),
+        vv_from=2,
+        context_length=3,
+        head_widths=(8, 4),
+        pool_topk=3,
+        sigma=1.0,
+    ),
 }
 CLASSES = ["hex nut", "wood-grain"]
 
@@ -32,31 +51,46 @@ def setup(request, small_clip):
   """The method, its parameters, and a batch of four images."""
   module = importlib.import_module(f"zsad_jax.methods.{request.param}")
   method = module.Method(**SMALL.get(request.param, {}))
-  params, stats = method.init(jax.random.key(0), small_clip)
+  params, stats = jax.jit(method.init)(jax.random.key(0), small_clip)
   aux = method.prepare(small_clip, CLASSES)
   rng = np.random.default_rng(0)
   mask = np.zeros((4, 32, 32), np.uint8)
   mask[1, 8:20, 4:28] = mask[3, :6, :9] = 1
+  pixels = lambda *shape: rng.integers(0, 256, (*shape, 32, 32, 3), np.uint8)
   batch = {
-      "image": rng.normal(size=(4, 32, 32, 3)).astype(np.float32),
+      "image": pixels(4),
       "mask": mask,
       "has_mask": np.ones(4, bool),
       "label": np.array([0, 1, 0, 1], np.int32),
       "class_id": np.array([0, 1, 1, 0], np.int32),
       "weight": np.ones(4, np.float32),
   }
+  if method.num_references:
+    batch["references"] = pixels(4, method.num_references)
   return method, params, stats, aux, jax.tree.map(jnp.asarray, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def predict(method, params, stats, backbone, aux, batch):
-  features = method.encode(backbone, batch)
+def predict(method, params, stats, backbone, aux, batch, memory=None):
+  """Zero-shot, or beside a memory that all images share."""
+  batch = {k: x for k, x in batch.items() if k != "references"}
+  features = predictor.encode(method, backbone, batch)
+  if memory is not None:
+    features["memory"] = memory
   return method.predict(params, stats, backbone, aux, features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def remember(method, backbone, images):
+  """The memory of references (k, 32, 32, 3) of class 0."""
+  batch = {"image": images, "class_id": jnp.zeros(len(images), jnp.int32)}
+  features = predictor.encode(method, backbone, batch)
+  return method.remember(jax.tree.map(lambda x: x[None], features))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def loss_and_grads(method, params, stats, backbone, aux, batch):
-  features = method.encode(backbone, batch)
+  features = predictor.encode(method, backbone, batch)
   return jax.value_and_grad(method.loss, has_aux=True)(
       params, stats, backbone, aux, features, batch, jax.random.key(0)
   )
@@ -66,8 +100,9 @@ def take(batch, rows):
   return jax.tree.map(lambda x: x[rows], batch)
 
 
-def close(a, b, atol):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+def close(a, b, atol, rtol=1e-7):
+  check = functools.partial(np.testing.assert_allclose, atol=atol, rtol=rtol)
+  jax.tree.map(check, a, b)
 
 
 def test_predictions_have_the_promised_form(setup, small_clip):
@@ -80,10 +115,8 @@ def test_predictions_have_the_promised_form(setup, small_clip):
     assert (value >= 0).all() and (value <= 1).all()
 
 
-def test_images_are_scored_alone(setup, small_clip):
+def check_alone(run, batch):
   """Batch 1, batch 4 in another order, and a padded last batch agree."""
-  method, params, stats, aux, batch = setup
-  run = functools.partial(predict, method, params, stats, small_clip, aux)
   whole = run(batch)
   order = jnp.array([3, 0, 2, 1])
   close(run(take(batch, order)), take(whole, order), 1e-5)
@@ -91,16 +124,58 @@ def test_images_are_scored_alone(setup, small_clip):
     close(run(take(batch, slice(i, i + 1))), take(whole, slice(i, i + 1)), 1e-5)
   padded = jax.tree.map(lambda x: x.at[2:].set(x.dtype.type(0)), batch)
   close(take(run(padded), slice(2)), take(whole, slice(2)), 1e-5)
+  return whole
+
+
+def test_images_are_scored_alone(setup, small_clip):
+  method, params, stats, aux, batch = setup
+  check_alone(
+      functools.partial(predict, method, params, stats, small_clip, aux), batch
+  )
+
+
+def test_images_are_scored_alone_beside_references(setup, small_clip):
+  """Every method has a few-shot form; the order of references is no matter."""
+  method, params, stats, aux, batch = setup
+  few = fewshot.with_memory(method, taps=(2, 3), vv_from=2)
+  assert (few is method) == bool(method.num_references)
+  references = jnp.flip(batch["image"][:3], axis=2)
+  given = few, params, stats, small_clip, aux
+  memory = remember(few, small_clip, references)
+  whole = check_alone(lambda b: predict(*given, b, memory), batch)
+  other = remember(few, small_clip, references[::-1])
+  close(predict(*given, batch, other), whole, 1e-5)
+  alone = predict(*given, batch)
+  close(alone, predict(method, *given[1:], batch), 1e-6)
+  assert np.abs(whole["pred_score"] - alone["pred_score"]).min() > 1e-4
+
+
+def test_an_image_is_nearest_to_itself(setup, small_clip):
+  """The image that is its own reference is the least anomalous of all."""
+  method, params, stats, aux, batch = setup
+  few = fewshot.with_memory(method, taps=(2, 3), vv_from=2)
+  if few is method:
+    pytest.skip("What a learned comparison says of it is its own affair.")
+  given = few, params, stats, small_clip, aux
+  memory = remember(few, small_clip, batch["image"][:1])
+  alone, beside = predict(*given, batch), predict(*given, batch, memory)
+  # Nothing but half of the method's own map is left of the first image.
+  close(beside["anomaly_map"][0], 0.5 * alone["anomaly_map"][0], 1e-5)
+  close(beside["pred_score"][0], 0.5 * alone["pred_score"][0], 1e-5)
+  more = beside["pred_score"] - 0.5 * alone["pred_score"]
+  assert (more[1:] > 1e-3).all()
 
 
 def test_padding_does_not_enter_the_loss(setup, small_clip):
   method, params, stats, aux, batch = setup
   given = method, params, stats, small_clip, aux
   run = functools.partial(loss_and_grads, *given)
-  few = run(take(batch, slice(2)))
-  padding = batch["weight"].at[2:].set(0)
+  few = run(take(batch, slice(3)))
+  padding = batch["weight"].at[3:].set(0)
   padded = run({**batch, "weight": padding})
-  close(padded[1], few[1], 1e-5)
+  # Batch statistics of three images make gradients less well conditioned.
+  close(padded[1], few[1], 1e-5, rtol=1e-4)
+  close(padded[0][1][1], few[0][1][1], 1e-6)  # Running statistics.
   np.testing.assert_allclose(padded[0][0], few[0][0], rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.datasets import index, mosaic, pipeline, preprocess
+from zsad_jax.datasets import index, layouts, mosaic, pipeline, preprocess
 
 SIZE = 12
 
@@ -101,14 +101,45 @@ def test_an_epoch_is_the_documented_permutation(data):
         indices(batches)[7 * epoch:7 * (epoch + 1)], expected)
 
 
-def test_the_last_batch_is_filled_from_the_next_epoch(data):
+def test_the_last_batch_of_an_epoch_is_padded(data):
   assert pipeline.steps_per_epoch(7, 3) == 3
   assert pipeline.steps_per_epoch(6, 3) == 2
   now, later = (np.random.default_rng([1, e]).permutation(7) for e in (0, 1))
+  batches = train([data], 4)
   np.testing.assert_array_equal(
-      indices(train([data], 4)), np.concatenate([now, later[:2], later[:3]]))
+      indices(batches), np.concatenate([now, [-1, -1], later[:3]]))
+  weights = np.concatenate([batch["weight"] for batch in batches])
+  np.testing.assert_array_equal(weights, indices(batches) >= 0)
   large = indices(train([data], 1, batch_size=9))
-  np.testing.assert_array_equal(large, np.concatenate([now, later[:2]]))
+  np.testing.assert_array_equal(large, [*now, -1, -1])
+
+
+def test_references_are_normal_training_images_of_the_class(tmp_path):
+  for name in ("nut", "bolt"):
+    for part in ("train/good", "test/good", "test/bent"):
+      folder = tmp_path / name / part
+      folder.mkdir(parents=True)
+      for i in range(3):
+        grey = len(name) * 20 + 5 * i + 100 * part.startswith("test")
+        Image.new("RGB", (SIZE, SIZE), (grey,) * 3).save(folder / f"{i}.png")
+  data = layouts.read_mvtec(tmp_path)
+  batches = train([data], 8, batch_size=3, num_references=2)
+  seen = set()
+  for batch in batches:
+    assert batch["references"].shape == (3, 2, SIZE, SIZE, 3)
+    for row in np.flatnonzero(batch["weight"]):
+      name = data.class_names[batch["class_id"][row]]
+      greys = set(batch["references"][row, :, 0, 0, 0].tolist())
+      assert greys <= {len(name) * 20 + 5 * i for i in range(3)}
+      seen |= greys
+  assert len(seen) == 6
+  assert_equal(
+      train([data], 2, batch_size=3, num_references=2, start_step=6),
+      batches[6:])
+  assert "references" not in train([data], 1)[0]
+  bare = dataclasses.replace(data, train=data.train[:3])
+  with pytest.raises(ValueError, match="'nut' has no normal training image"):
+    train([bare], 1, num_references=1)
 
 
 @pytest.mark.parametrize("step", [1, 3, 8])

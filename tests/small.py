@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from configs import adaclip
+from configs import adaclip, adaptclip
 from zsad_jax import cli, runs, train
 from zsad_jax.clip.config import ClipConfig
 
@@ -26,12 +26,30 @@ BACKBONE = ClipConfig(
 def get_config(data):
   """AdaCLIP, small, on a folder of `write_images`."""
   config = adaclip.get_config()
-  config.image_size = 32
   config.method.taps = (1, 2)
   config.method.prompt_length = 2
   config.method.prompt_depth = 2
   config.method.num_clusters = 2
   config.method.hsf_top_factor = 2
+  return _shrink(config, data)
+
+
+def get_adaptclip_config(data):
+  """AdaptCLIP, small, on a folder of `write_mvtec`."""
+  config = adaptclip.get_config()
+  config.method.update(
+      taps=(1, 2),
+      context_length=2,
+      head_widths=(8, 4),
+      pool_topk=2,
+      sigma=1.0,
+  )
+  return _shrink(config, data)
+
+
+def _shrink(config, data):
+  config.image_size = 32
+  config.memory.taps = (1, 2)
   config.train_data = config.test_data = (data,)
   config.epochs = 2
   config.batch_size = 2
@@ -40,6 +58,25 @@ def get_config(data):
   config.log_steps = 1
   config.checkpoint_steps = 1
   return config
+
+
+def write_mvtec(folder: pathlib.Path, *, classes=("bolt", "nut")):
+  """The same images in MVTec AD's layout, with normal ones to train on."""
+  for name in classes:
+    write_images(folder / "draft")
+    for old, new in (
+        ("normal", "test/good"),
+        ("anomalous", "test/bright"),
+        ("masks", "ground_truth/bright"),
+    ):
+      (folder / name / new).parent.mkdir(parents=True, exist_ok=True)
+      (folder / "draft" / old).rename(folder / name / new)
+    (folder / "draft").rmdir()
+    rng = np.random.default_rng(len(name))
+    (folder / name / "train/good").mkdir(parents=True)
+    for i in range(5):
+      image = rng.integers(90, 110, (40, 40, 3)).astype(np.uint8)
+      Image.fromarray(image).save(folder / name / f"train/good/{i}.png")
 
 
 def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):

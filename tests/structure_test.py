@@ -9,7 +9,7 @@ import re
 import pytest
 
 import zsad_jax
-from configs import adaclip as adaclip_config
+from configs import common
 from zsad_jax import runs
 
 ROOT = pathlib.Path(zsad_jax.__file__).parent
@@ -22,9 +22,10 @@ LEVELS = {
     "losses": 1, "layers": 1, "optim": 1, "checkpoint": 1, "writer": 1,
     "threshold": 1,
     "clip": 2, "methods": 2, "datasets": 2, "evaluation": 2, "cli": 2,
-    "predictor": 3, "runs": 3, "evaluator": 4, "selection": 5, "calibration": 5,
-    "report": 5, "parity": 6, "train": 6, "evaluate": 6, "predict": 6,
-    "convert": 6,
+    "fewshot": 2,
+    "predictor": 3, "runs": 3, "released": 4, "evaluator": 4, "selection": 5,
+    "calibration": 5, "report": 5, "parity": 6, "train": 6, "evaluate": 6,
+    "predict": 6, "convert": 6,
 }  # fmt: skip
 LONG = {"train.py": 150}  # The one long function: the train loop.
 
@@ -88,35 +89,67 @@ def test_no_library_module_chooses_the_platform():
     assert "JAX_PLATFORMS" not in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("variant", ["embedded", "paper", "paper_mvtec"])
-def test_configs_build_a_method_and_are_locked(variant):
-  config = adaclip_config.get_config(variant).lock()
-  method = runs.make_method(config.method_name, config.method.to_dict())
-  assert method.taps == tuple(config.method.taps)
-  with pytest.raises(AttributeError):
-    config.learning_rate = 1.0
+CONFIGS = {name: importlib.import_module(f"configs.{name}") for name in METHODS}
 
 
-def test_the_paper_config_is_the_authors_recipe():
-  config = adaclip_config.get_config("paper")
+def variants(name):
+  """Every variant of a configuration, and every ablation of the protocol."""
+  module = CONFIGS[name]
+  # A backbone of other sizes is a variant of the protocol alone.
+  alone = [a for a in module.ABLATIONS if not a.startswith("b16")]
+  return [*common.BASES, *alone, *(f"paper,{a}" for a in module.ABLATIONS)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_configs_build_a_method_and_are_locked(name):
+  workdirs = set()
+  for variant in variants(name):
+    config = CONFIGS[name].get_config(variant).lock()
+    method = runs.make_method(config.method_name, config.method.to_dict())
+    assert config.method_name == name
+    workdirs.add(config.name)
+    for field, value in config.method.items():
+      assert getattr(method, field) == value
+    with pytest.raises(AttributeError):
+      config.learning_rate = 1.0
+  assert len(workdirs) == len(variants(name))  # No run overwrites another.
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_paper_config_is_the_authors_recipe(name):
+  config = CONFIGS[name].get_config("paper")
   # train.py and README of the official code.
-  assert (config.batch_size, config.epochs, config.seed) == (1, 5, 111)
-  assert config.train_data == ("mvtec", "colondb")
-  assert config.optax.to_dict() == dict(
-      learning_rate=0.01, b1=0.5, b2=0.999, eps=1e-8, weight_decay=0.01
-  )
-  assert config.selection == "official"
-  assert adaclip_config.get_config("paper_mvtec").train_data == (
-      "visa", "clinicdb"
-  )  # fmt: skip
+  recipe = dict(learning_rate=0.001, b1=0.5, b2=0.999, eps=1e-8)
+  batch, epochs, seed, sigma = {
+      "adaclip": (1, 5, 111, 4.0),
+      "anomalyclip": (8, 15, 111, 4.0),
+      "faprompt": (8, 7, 111, 10.0),
+      "adaptclip": (8, 15, 10, 4.0),
+  }[name]
+  data = {"paper": ("mvtec",), "paper_mvtec": ("visa",)}
+  if name == "adaclip":
+    recipe |= dict(learning_rate=0.01, weight_decay=0.01)
+    data = {"paper": ("mvtec", "colondb"), "paper_mvtec": ("visa", "clinicdb")}
+  assert (config.batch_size, config.epochs) == (batch, epochs)
+  assert (config.seed, config.smooth_sigma) == (seed, sigma)
+  assert config.optax.to_dict() == recipe
+  assert config.optax_name == ("adamw" if name == "adaclip" else "adam")
+  assert config.selection == ("official" if name == "adaclip" else "last")
+  assert config.image_size == 518
+  for variant, train_data in data.items():
+    other = CONFIGS[name].get_config(variant)
+    assert other.train_data == train_data
+    assert not set(other.train_data) & set(other.test_data)
   # Everything else of the method is its default, the authors' values.
-  method = runs.make_method("adaclip", config.method.to_dict())
+  method = runs.make_method(name, config.method.to_dict())
   assert method == type(method)()
 
 
 def test_unknown_names_are_errors_that_list_what_there_is():
   with pytest.raises(ValueError, match="embedded.*paper_mvtec"):
-    adaclip_config.get_config("papers")
+    CONFIGS["adaclip"].get_config("papers")
+  with pytest.raises(ValueError, match="exclude one another"):
+    CONFIGS["faprompt"].get_config("paper,paper_mvtec")
   with pytest.raises(ValueError, match="methods/adaklip.py"):
     runs.make_method("adaklip", {})
   with pytest.raises(ValueError, match="config.method.tap.*taps"):

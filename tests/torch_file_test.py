@@ -4,9 +4,11 @@ import io
 import os
 import pathlib
 import pickle
+import pickletools
 import warnings
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -205,3 +207,61 @@ def test_files_of_other_kinds(tmp_path):
     torch_file.read(path)
   with pytest.raises(FileNotFoundError, match="absent.pt"):
     torch_file.read(tmp_path / "absent.pt")
+
+
+# ---- Writing
+
+
+def _arrays():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+  types = ("float16", "float64", "int8", "int16", "int32", "uint8", "bool")
+  return {
+      "plain": x,
+      "again": x,
+      "transposed": x.T,
+      "sliced": x[1, ::2, 1:],
+      "count": np.array(2**40, np.int64),
+      "empty": np.zeros((0, 3), np.float32),
+      "bfloat16": x.astype(ml_dtypes.bfloat16),
+      **{name: x.astype(name) for name in types},
+  }
+
+
+def test_what_is_written_is_read(tmp_path):
+  path, arrays = tmp_path / "folder" / "mine.pth", _arrays()
+  torch_file.write(path, {"group": arrays, "flat": arrays["plain"][0]})
+  found = torch_file.read(path)
+  _assert_equal(
+      found,
+      {f"group.{name}": x for name, x in arrays.items()}
+      | {"flat": arrays["plain"][0]},
+  )
+  with zipfile.ZipFile(path) as archive:
+    entries = archive.infolist()
+    assert {e.compress_type for e in entries} == {zipfile.ZIP_STORED}
+    stored = [e.filename for e in entries if "/data/" in e.filename]
+    assert len(stored) == len(arrays)  # "again" is "plain"; and "flat".
+    assert archive.read("mine/byteorder") == b"little"
+    program = archive.read("mine/data.pkl")
+  # Those that torch runs with weights_only, its default.
+  assert {opcode.name for opcode, *_ in pickletools.genops(program)} == {
+      "PROTO", "EMPTY_DICT", "MARK", "BINUNICODE", "GLOBAL", "LONG1", "TUPLE",
+      "BINPERSID", "NEWFALSE", "EMPTY_TUPLE", "REDUCE", "SETITEMS", "STOP",
+  }  # fmt: skip
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / "mine.pth"
+  with pytest.raises(ValueError, match="torch has no tensors of complex64"):
+    torch_file.write(path, {"a": np.zeros(2, np.complex64)})
+  torch_file.write(path, {"a": np.zeros(2)})
+  before = path.read_bytes()
+
+  def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "replace", full_disk)
+  with pytest.raises(OSError, match="No space left"):
+    torch_file.write(path, {"a": np.ones(2)})
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -230,8 +230,8 @@ def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
 
 def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
   run = load(whole)
-  rows = report.evaluate(run, data, tmp_path)
-  assert rows["parts"]["pixel_auroc"] > 0.5
+  (result,) = report.evaluate(run, data, tmp_path)
+  assert result.rows["parts"]["pixel_auroc"] > 0.5
   written = json.loads((tmp_path / "parts/results.json").read_text())
   assert written["rows"]["parts"]["num_anomalous"] == 4
   assert written["step"] == 8 and written["versions"]["jax"] == jax.__version__
@@ -241,7 +241,8 @@ def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
 
 def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
   small.write_images(tmp_path / "plain", masks=False)
-  rows = report.evaluate(load(whole), str(tmp_path / "plain"), tmp_path)
+  folder = str(tmp_path / "plain")
+  rows = report.evaluate(load(whole), folder, tmp_path)[0].rows
   assert np.isnan(rows["plain"]["pixel_auroc"])
   assert 0 <= rows["plain"]["image_auroc"] <= 1
   assert "n/a" in capsys.readouterr().out
@@ -255,8 +256,8 @@ def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
   bad.write_bytes(bad.read_bytes()[:300])
   with pytest.raises(ValueError, match=r"normal/1\.png"):
     report.evaluate(load(whole), str(tmp_path / "some"), tmp_path)
-  rows = report.evaluate(
+  (result,) = report.evaluate(
       load(whole), str(tmp_path / "some"), tmp_path, skip_corrupt=True
   )
-  assert rows["some"]["num_normal"] == 3
+  assert result.rows["some"]["num_normal"] == 3
   assert "Skipped 1 images" in capsys.readouterr().out

@@ -41,6 +41,9 @@ class Backbone(Protocol):
   def patch_size(self) -> int: ...
 
   @property
+  def vision_layers(self) -> int: ...
+
+  @property
   def vision_width(self) -> int: ...
 
   @property
@@ -58,18 +61,33 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
-class Method(Protocol):
+class Detector(Protocol):
+  """What predicts: pure functions of frozen dataclasses.
+
+  One that compares images with references (normal images of the same class)
+  also has `remember(features)`: features of references, every leaf
+  (n, shots, ...), to a memory, every leaf (n, ...), which then stands in
+  features["memory"]; n is the batch, or 1 for all of it.
+  """
+
+  def prepare(self, backbone: Backbone, class_names: Sequence[str]) -> Any:
+    """Returns what depends on the class names alone; runs outside `jit`."""
+
+  def encode(self, backbone: Backbone, batch: Batch) -> Features:
+    """Returns what the frozen backbone alone says of a batch of images."""
+
+  def predict(self, params, stats, backbone, aux, features) -> Prediction:
+    """Returns maps and scores; an image's result depends on it alone."""
+
+
+@runtime_checkable
+class Method(Detector, Protocol):
   """One detector: one paper, one file in `methods/`, class `Method`.
 
   An implementation is a frozen dataclass whose fields are the paper's
-  hyperparameters (`config.method`). Its functions are pure; what is frozen is
-  decided by which argument a value is.
-
-  A method that learns from reference images (normal ones of the same class)
-  has `num_references` > 0 and a function `remember(features)`: features of
-  references, every leaf (n, shots, ...), to a memory, every leaf (n, ...),
-  which then stands in features["memory"]; n is the batch, or 1 for all of it.
-  See `fewshot.py`, which gives every other method a memory, too.
+  hyperparameters (`config.method`). What is frozen is decided by which
+  argument a value is. `num_references` are given with each training image; a
+  method that learns from none gets a memory by `fewshot.py`.
   """
 
   @property
@@ -81,14 +99,5 @@ class Method(Protocol):
   def trained(self, params: Params) -> Params:
     """Returns a tree like `params`: False where the loss never reads a leaf."""
 
-  def prepare(self, backbone: Backbone, class_names: Sequence[str]) -> Any:
-    """Returns what depends on the class names alone; runs outside `jit`."""
-
-  def encode(self, backbone: Backbone, batch: Batch) -> Features:
-    """Returns what the frozen backbone alone says of a batch of images."""
-
   def loss(self, params, stats, backbone, aux, features, batch, rng):
     """Returns `(scalar, (parts, stats))`, parts being named scalars."""
-
-  def predict(self, params, stats, backbone, aux, features) -> Prediction:
-    """Returns maps and scores; an image's result depends on it alone."""

@@ -1,36 +1,48 @@
-r"""Converts published CLIP weights to the file that all commands read.
+r"""Converts published weights to ours, and trained parameters to theirs.
 
 python -m zsad_jax.convert --output=weights/ViT-L-14-336.safetensors \
     --source=ViT-L-14-336px.pt --model=ViT-L-14-336
 
-`--source` is one of
+makes the file of CLIP weights that all commands read. `--source` is one of
 
   an OpenAI archive     ViT-L-14-336px.pt; its SHA-256 is checked
   an open_clip file     .pt, .bin or .safetensors; --act says its activation
   a transformers model  the directory with config.json
   a name on the hub     openai/clip-vit-large-patch14-336; downloads it
 
-Arrays keep their dtype. No torch is needed, and nothing in a file is run.
+Arrays keep their dtype.
+
+python -m zsad_jax.convert --method=anomalyclip --checkpoint=epoch_15.pth \
+    --workdir=runs/released [--config=configs/anomalyclip.py:paper]
+
+makes a run of a checkpoint by the authors of a method (adaclip, anomalyclip,
+faprompt, adaptclip), for `evaluate` and `predict`. The settings are those of
+the variant "paper" in configs/<method>.py, if --config gives no others; with
+it, fields can be set as in training.
+
+python -m zsad_jax.convert --workdir=runs/adaclip --export=adaclip.pth
+
+writes a run's parameters as the authors' code loads them, see released.py.
+
+No torch is needed, and nothing in a file is run.
 """
 
 import dataclasses
+import importlib.util
 import pathlib
 
 from absl import flags
+from ml_collections import config_flags
 
-from zsad_jax import cli
+from zsad_jax import cli, released
 from zsad_jax.clip import config as clip_config
 from zsad_jax.clip import names, sources, weights
 
 
 def define_flags():
   """The command's flags; defined only when it is run."""
-  flags.DEFINE_string(
-      "source", None, "File, directory or hub name.", required=True
-  )
-  flags.DEFINE_string(
-      "output", None, "Safetensors file to write.", required=True
-  )
+  flags.DEFINE_string("source", None, "File, directory or hub name.")
+  flags.DEFINE_string("output", None, "Safetensors file to write.")
   flags.DEFINE_enum(
       "act",
       None,
@@ -44,6 +56,11 @@ def define_flags():
       sorted(clip_config.MODELS),
       "Refuse weights that do not have the sizes of this model.",
   )
+  flags.DEFINE_string("method", None, "Whose authors made the checkpoint.")
+  flags.DEFINE_string("checkpoint", None, "Their file (.pth).")
+  config_flags.DEFINE_config_file("config", None, lock_config=True)
+  flags.DEFINE_string("workdir", None, "Folder of the run.")
+  flags.DEFINE_string("export", None, "The authors' kind of file to write.")
 
 
 def convert(
@@ -102,10 +119,64 @@ def _summary(source, output, clip):
   ])
 
 
+def paper_config(method: str):
+  """Returns the variant "paper" of configs/<method>.py.
+
+  Raises:
+    FileNotFoundError: there is no such file in the working directory.
+    ValueError: it has no such variant.
+  """
+  path = pathlib.Path("configs", f"{method}.py")
+  if not path.is_file():
+    raise FileNotFoundError(
+        f"{path} does not exist: name the settings of the checkpoint, "
+        "--config=FILE.py:VARIANT."
+    )
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config("paper").lock()
+
+
+# Flags that a use of the command needs, and those that it can have.
+USES = (
+    (("source", "output"), ("act", "model")),
+    (("method", "checkpoint", "workdir"), ("config",)),
+    (("workdir", "export"), ()),
+)
+
+
+def chosen_use(options) -> tuple[str, ...]:
+  """Returns the needed flags of the use that the given ones ask for.
+
+  Raises:
+    ValueError: they ask for none, or for several.
+  """
+  known = {name for use in USES for part in use for name in part}
+  given = {name for name in known if options[name].value is not None}
+  for needed, possible in USES:
+    if set(needed) <= given <= {*needed, *possible}:
+      return needed
+  listed = lambda names: ", ".join(f"--{name}" for name in names) or "none"
+  uses = "; or ".join(listed(needed) for needed, _ in USES)
+  raise ValueError(f"Give {uses}. Given: {listed(sorted(given))}.")
+
+
 def main(options):
-  convert(
-      options.source, options.output, act=options.act, model=options.model
-  )
+  use = chosen_use(options)
+  if "source" in use:
+    convert(
+        options.source, options.output, act=options.act, model=options.model
+    )
+  elif "export" in use:
+    released.export(options.workdir, options.export)
+  else:
+    config = options.config or paper_config(options.method)
+    if config.method_name != options.method:
+      raise ValueError(
+          f"--config is of {config.method_name}, --method is {options.method}."
+      )
+    released.convert(options.checkpoint, options.workdir, config)
 
 
 if __name__ == "__main__":

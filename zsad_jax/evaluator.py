@@ -2,14 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
 
+from zsad_jax import fewshot
 from zsad_jax import predictor as predictor_lib
 from zsad_jax.api import ANOMALOUS
-from zsad_jax.datasets import index, pipeline, registry
+from zsad_jax.datasets import index, pipeline, preprocess, registry
+from zsad_jax.datasets import references as references_lib
 from zsad_jax.evaluation import metrics
 
 PROMPT_NAMES = ("verbatim", "readable")
@@ -42,6 +44,7 @@ class Category:
 
   Attributes:
     name: of the category.
+    references: what they were compared with.
     samples: the n images that could be read.
     anomaly_map: float32 (n, s, s), smoothed.
     pred_score: float32 (n,).
@@ -51,6 +54,7 @@ class Category:
   """
 
   name: str
+  references: references_lib.References
   samples: list[index.Sample]
   anomaly_map: np.ndarray
   pred_score: np.ndarray
@@ -102,24 +106,54 @@ class Evaluator:
   prompt_names: str
   skip_corrupt: bool
 
-  def categories(self, params, stats, dataset) -> Iterator[Category]:
-    """Yields one category at a time, so that memory holds only one."""
-    names = prompt_names(dataset, self.prompt_names)
-    predict = predictor_lib.Predictor(
-        self.method, self.backbone, names, self.mesh
-    )
-    for class_name in dataset.class_names:
-      samples = [s for s in dataset.test if s.class_name == class_name]
-      if samples:
-        yield self._category(
-            lambda batch: predict(params, stats, batch),
-            class_name,
-            samples,
-            dataset.class_names,
-        )
+  def categories(
+      self,
+      params,
+      stats,
+      dataset,
+      references: Sequence[references_lib.References] = (references_lib.NONE,),
+  ) -> Iterator[Category]:
+    """Yields each category once for each choice of references.
 
-  def _category(self, predict: Callable, name, samples, class_names):
-    parts, kept = [], []
+    One category after the other, so that memory holds only one. An image is
+    encoded once for all choices.
+    """
+    predictor = predictor_lib.Predictor(
+        self.method,
+        self.backbone,
+        prompt_names(dataset, self.prompt_names),
+        self.mesh,
+    )
+    for class_id, class_name in enumerate(dataset.class_names):
+      samples = [s for s in dataset.test if s.class_name == class_name]
+      if not samples:
+        continue
+      memories = [
+          self._memory(predictor, r.images.get(class_name, ()), class_id)
+          for r in references
+      ]
+
+      def predict(batch, memories=memories):
+        features = predictor.encode(batch)
+        return [
+            predictor.predict(params, stats, features, memory)
+            for memory in memories
+        ]
+
+      yield from self._category(
+          predict, class_name, samples, dataset.class_names, references
+      )
+
+  def _memory(self, predictor, paths, class_id):
+    if not paths:
+      return None
+    images = [preprocess.load_image(p, self.image_size) for p in paths]
+    return predictor.remember(
+        np.stack(images), class_id, batch_size=self.batch_size
+    )
+
+  def _category(self, predict, name, samples, class_names, references):
+    predictions, truth, kept = [[] for _ in references], [], []
     batches = pipeline.eval_batches(
         samples,
         class_names=class_names,
@@ -128,17 +162,22 @@ class Evaluator:
         skip_corrupt=self.skip_corrupt,
     )
     for batch in batches:
-      prediction = predict(batch)
       keep = batch["weight"] > 0
       kept += [samples[i] for i in batch["index"][keep]]
-      parts.append({
-          "anomaly_map": self._smooth(prediction["anomaly_map"][keep]),
-          "pred_score": prediction["pred_score"][keep],
+      truth.append({
           "gt_mask": batch["mask"][keep].astype(bool),
           "has_mask": batch["has_mask"][keep],
       })
-    joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    return Category(name, kept, **joined, skipped=batches.skipped)
+      for parts, prediction in zip(predictions, predict(batch)):
+        parts.append({
+            "anomaly_map": self._smooth(prediction["anomaly_map"][keep]),
+            "pred_score": prediction["pred_score"][keep],
+        })
+    truth = _joined(truth)
+    for choice, parts in zip(references, predictions):
+      yield Category(
+          name, choice, kept, **_joined(parts), **truth, skipped=batches.skipped
+      )
 
   def _smooth(self, maps):
     """scipy's Gaussian over height and width, never over the batch."""
@@ -146,10 +185,17 @@ class Evaluator:
     return ndimage.gaussian_filter(maps, sigmas) if self.smooth_sigma else maps
 
 
-def make(config, method, backbone, mesh, *, skip_corrupt=None) -> Evaluator:
-  """The evaluator that a configuration describes."""
+def make(
+    config, method, backbone, mesh, *, skip_corrupt=None, few_shot=False
+) -> Evaluator:
+  """The evaluator that a configuration describes.
+
+  With `few_shot`, a method that knows no references gets a memory of them.
+  """
   if skip_corrupt is None:
     skip_corrupt = config.skip_corrupt
+  if few_shot:
+    method = fewshot.with_memory(method, **config.memory)
   return Evaluator(
       method=method,
       backbone=backbone,
@@ -167,26 +213,36 @@ def evaluate(
     params,
     stats,
     dataset: index.Dataset,
+    references: Sequence[references_lib.References] = (references_lib.NONE,),
     on_category: Callable[[Category], None] = lambda category: None,
-) -> tuple[dict[str, dict[str, float | int]], dict]:
-  """Metrics of every category of a data set.
+) -> tuple[list[dict[str, dict[str, float | int]]], dict]:
+  """Metrics of every category of a data set, for each choice of references.
 
   Args:
     evaluator: how.
     params: trained parameters.
     stats: running statistics.
     dataset: what.
+    references: what images are compared with.
     on_category: called with each category, such as to draw figures.
 
   Returns:
-    A row of metrics per category, and what should be reported beside them:
-    images per second, and the images that were skipped.
+    For each choice a row of metrics per category, and what should be reported
+    beside them: images per second, and the images that were skipped.
   """
-  rows, skipped, start = {}, [], time.perf_counter()
-  for category in evaluator.categories(params, stats, dataset):
-    rows[category.name] = category.metrics()
-    skipped += category.skipped
+  tables = {choice.label: {} for choice in references}
+  skipped, start, images = {}, time.perf_counter(), 0
+  for category in evaluator.categories(params, stats, dataset, references):
+    table = tables[category.references.label]
+    table[category.name] = category.metrics()
+    skipped |= dict.fromkeys(category.skipped)
+    if category.references.label == references[0].label:
+      images += len(category.samples)
     on_category(category)
   seconds = time.perf_counter() - start
-  images = sum(r["num_normal"] + r["num_anomalous"] for r in rows.values())
-  return rows, {"images_per_second": images / seconds, "skipped": skipped}
+  extra = {"images_per_second": images / seconds, "skipped": list(skipped)}
+  return list(tables.values()), extra
+
+
+def _joined(parts):
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

@@ -3,18 +3,27 @@ r"""Scores images: no masks, class names, fitting or network needed.
 python -m zsad_jax.predict --workdir=runs/adaclip PATH [PATH ...]
 
 A PATH is an image, a folder (searched with its subfolders) or a glob pattern.
+With --references=PATH[,PATH] (images, folders, patterns, or a .txt list of
+normal images of the same kind) the images are compared with these; nothing is
+trained, so references come and go from call to call. The score without them
+is shown beside.
+
 For each image prints score and label, and writes under --output:
 
-  scores.csv           image, score, label, threshold
+  scores.csv           image, score, label, threshold; with references also
+                       zero_shot_score
+  references.json      the references that were used
   <name>_overlay.png   the image with the anomaly map over it, in its own size
   <name>_map.npy       the map as float32 (s, s), unsmoothed, in [0, 1]
 """
 
 import concurrent.futures
 import csv
+import dataclasses
 import glob
 import io
 import itertools
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -24,8 +33,8 @@ from absl import flags
 from PIL import Image
 from scipy import ndimage
 
-from zsad_jax import cli, files, predictor, runs, threshold
-from zsad_jax.datasets import layouts, preprocess
+from zsad_jax import cli, fewshot, files, predictor, runs, threshold
+from zsad_jax.datasets import layouts, preprocess, references
 from zsad_jax.evaluation import figures
 
 
@@ -114,12 +123,46 @@ def overlay(
   return Image.fromarray(picture)
 
 
+class _Scorer:
+  """A run that scores batches, beside references where there are some."""
+
+  def __init__(self, run, class_name, reference_images, batch_size):
+    self._run, self.zero_shot = run, True
+    method = run.method
+    if reference_images:
+      method = fewshot.with_memory(method, **run.config.memory)
+      self.zero_shot = not fewshot.needs_references(run.method)
+    elif fewshot.needs_references(method):
+      raise ValueError(f"{run.config.name} needs --references.")
+    self._model = predictor.Predictor(
+        method, run.backbone, [class_name], predictor.make_mesh()
+    )
+    self._memory = None
+    if reference_images:
+      size = run.config.image_size
+      images = [preprocess.load_image(p, size) for p in reference_images]
+      self._memory = self._model.remember(
+          np.stack(images), 0, batch_size=batch_size
+      )
+
+  def __call__(self, pixels):
+    """The prediction, and scores without references (None: no such thing)."""
+    batch = {"image": pixels, "class_id": np.zeros(len(pixels), np.int32)}
+    features = self._model.encode(batch)
+    given = self._run.params, self._run.stats, features
+    result, alone = self._model.predict(*given, self._memory), None
+    if self._memory is not None and self.zero_shot:
+      alone = self._model.predict(*given)["pred_score"]
+    return result, alone
+
+
 def predict(
     run: runs.Run,
     paths: Sequence[str],
     output: pathlib.Path,
     *,
     class_name: str = "object",
+    reference_paths: Sequence[str] = (),
     limit: float | None = None,
     batch_size: int = 8,
     skip_corrupt: bool = False,
@@ -131,6 +174,7 @@ def predict(
     paths: images, folders and glob patterns.
     output: folder for the results.
     class_name: what the images show, for methods whose sentences say it.
+    reference_paths: normal images of the same kind to compare with.
     limit: threshold instead of the one stored with the run.
     batch_size: images per call.
     skip_corrupt: count files that cannot be read instead of stopping.
@@ -139,41 +183,59 @@ def predict(
     ValueError, FileNotFoundError: a path, or a file, is not as it has to be.
   """
   images = find_images(paths)
-  names, stored = output_names(images), threshold.read(run.workdir)
-  source = stored.source if limit is None else "given"
-  limit = stored.image_score if limit is None else limit
-  model = predictor.Predictor(
-      run.method, run.backbone, [class_name], predictor.make_mesh()
-  )
-  rows, skipped = [], []
+  normal = references.find(reference_paths) if reference_paths else ()
+  stored = _threshold(run, bool(normal), limit)
+  batch_size = predictor.round_up(min(batch_size, len(images)))
+  score = _Scorer(run, class_name, normal, batch_size)
+  names, rows, skipped = output_names(images), [], []
   for positions, pixels, bad in batches(
       images,
       image_size=run.config.image_size,
-      batch_size=predictor.round_up(min(batch_size, len(images))),
+      batch_size=batch_size,
       skip=skip_corrupt,
   ):
     skipped += bad
-    batch = {"image": pixels, "class_id": np.zeros(len(pixels), np.int32)}
-    result = model(run.params, run.stats, batch)
+    result, alone = score(pixels)
     for row, i in enumerate(positions):
-      score = float(result["pred_score"][row])
-      label = "anomalous" if score >= limit else "normal"
       raw = result["anomaly_map"][row]
       smooth = ndimage.gaussian_filter(raw, run.config.smooth_sigma)
       picture = overlay(images[i], smooth, stored)
       figures.save_png(output / f"{names[i]}_overlay.png", picture)
       _save_array(output / f"{names[i]}_map.npy", raw)
-      rows.append([images[i], f"{score:.6g}", label, f"{limit:.6g}"])
-      print(f"{score:.4g}  {label:9}  {images[i]}", flush=True)
-  _save_csv(output / "scores.csv", rows)
+      value = float(result["pred_score"][row])
+      label = "anomalous" if value >= stored.image_score else "normal"
+      beside = [] if alone is None else [f"{float(alone[row]):.6g}"]
+      limit_text = f"{stored.image_score:.6g}"
+      rows.append([images[i], f"{value:.6g}", label, limit_text, *beside])
+      note = f"  (zero-shot {float(alone[row]):.4g})" if beside else ""
+      print(f"{value:.4g}  {label:9}  {images[i]}{note}", flush=True)
+  columns = ["image", "score", "label", "threshold", "zero_shot_score"]
+  _save_csv(output / "scores.csv", columns, rows)
+  if normal:
+    listed = json.dumps({class_name: normal}, indent=1) + "\n"
+    files.write_text(output / "references.json", listed)
   anomalous = sum(row[2] == "anomalous" for row in rows)
   print(
-      f"{len(rows)} images, {anomalous} anomalous (threshold {limit:.4g}: "
-      f"{source}). Results: {output}"
+      f"{len(rows)} images, {anomalous} anomalous (threshold "
+      f"{stored.image_score:.4g}: {stored.source}"
+      f"{f'; {len(normal)} references' if normal else ''}). Results: {output}"
   )
   if skipped:
     print(f"Skipped {len(skipped)} images that could not be read:")
     print("\n".join(f"  {message}" for message in skipped))
+
+
+def _threshold(run, few_shot, limit):
+  """The run's threshold, or its map range with a given one."""
+  try:
+    stored = threshold.read(run.workdir, few_shot=few_shot)
+  except FileNotFoundError:
+    if limit is None:
+      raise
+    stored = threshold.read(run.workdir)
+  if limit is None:
+    return stored
+  return dataclasses.replace(stored, image_score=limit, source="given")
 
 
 def _save_array(path, array):
@@ -182,10 +244,10 @@ def _save_array(path, array):
   files.write_bytes(path, data.getvalue())
 
 
-def _save_csv(path, rows):
+def _save_csv(path, columns, rows):
   text = io.StringIO(newline="")
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["image", "score", "label", "threshold"])
+  writer.writerow(columns[: len(rows[0]) if rows else None])
   writer.writerows(rows)
   files.write_text(path, text.getvalue())
 
@@ -195,6 +257,7 @@ def define_flags():
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
   flags.DEFINE_string("output", "predictions", "Where results go.")
   flags.DEFINE_string("class_name", "object", "What the images show.")
+  flags.DEFINE_list("references", [], "Normal images to compare with.")
   flags.DEFINE_float("threshold", None, "Instead of the run's own.")
   flags.DEFINE_integer("batch_size", 8, "Images per call.", 1)
   flags.DEFINE_bool("skip_corrupt", False, "Leave out what can't be read.")
@@ -211,6 +274,7 @@ def main(options):
       options.arguments,
       pathlib.Path(options.output),
       class_name=options.class_name,
+      reference_paths=options.references,
       limit=options.threshold,
       batch_size=options.batch_size,
       skip_corrupt=options.skip_corrupt,

@@ -1,9 +1,11 @@
-"""One compiled program from a batch of images to maps and scores."""
+"""From a batch of images to features, maps and scores, compiled."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -37,9 +39,28 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh) -> dict[str, jax.Array]:
   }
 
 
-def with_network_input(batch: api.Batch) -> api.Batch:
-  """The batch with its uint8 image normalised for CLIP; runs inside jit."""
-  return {**batch, "image": preprocess.normalize(batch["image"])}
+def encode(method: api.Detector, backbone: api.Backbone, batch: api.Batch):
+  """Features of a batch of uint8 images; runs inside jit.
+
+  Where the batch brings "references" (b, k, s, s, 3), each image's own, their
+  memory stands in features["memory"].
+  """
+  images = preprocess.normalize(batch["image"])
+  features = method.encode(backbone, {**batch, "image": images})
+  if "references" not in batch:
+    return features
+  b, k, *shape = batch["references"].shape
+  of_references = method.encode(
+      backbone,
+      {
+          "image": preprocess.normalize(
+              batch["references"].reshape(b * k, *shape)
+          ),
+          "class_id": jnp.repeat(batch["class_id"], k),
+      },
+  )
+  each = jax.tree.map(lambda x: x.reshape(b, k, *x.shape[1:]), of_references)
+  return {**features, "memory": method.remember(each)}
 
 
 class Predictor:
@@ -47,7 +68,7 @@ class Predictor:
 
   def __init__(
       self,
-      method: api.Method,
+      method: api.Detector,
       backbone: api.Backbone,
       class_names: Sequence[str],
       mesh: jax.sharding.Mesh,
@@ -56,31 +77,74 @@ class Predictor:
     self._backbone, self._aux = jax.device_put(
         (backbone, method.prepare(backbone, class_names)), self._everywhere
     )
+    self._encode = jax.jit(functools.partial(encode, method))
+    # References are all one image's, as far as shapes are concerned.
+    self._remember = jax.jit(
+        lambda features: method.remember(jax.tree.map(_lead, features))
+    )
 
     @jax.jit
-    def run(params, stats, backbone, aux, batch):
-      features = method.encode(backbone, with_network_input(batch))
+    def predict(params, stats, backbone, aux, features, memory):
+      if memory is not None:
+        features = {**features, "memory": memory}
       return method.predict(params, stats, backbone, aux, features)
 
-    self._run = run
+    self._predict = predict
 
-  def __call__(
-      self, params: Any, stats: Any, batch: Mapping[str, np.ndarray]
+  def encode(self, batch: Mapping[str, np.ndarray]) -> api.Features:
+    """Returns the features of a batch of the pipeline, on the devices.
+
+    Args:
+      batch: "image" uint8 (b, s, s, 3) and "class_id" int32 (b,); b is a
+        multiple of the number of devices.
+    """
+    needed = {k: batch[k] for k in ("image", "class_id")}
+    return self._encode(self._backbone, put_batch(needed, self._mesh))
+
+  def remember(
+      self, images: np.ndarray, class_id: int, *, batch_size: int
+  ) -> Any:
+    """Returns the memory of k references of one class, on all devices.
+
+    Args:
+      images: uint8 (k, s, s, 3).
+      class_id: their class.
+      batch_size: images per call.
+    """
+    batch_size, parts = round_up(min(batch_size, len(images))), []
+    for first in range(0, len(images), batch_size):
+      chunk = images[first : first + batch_size]
+      padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
+      features = self.encode({
+          "image": np.pad(chunk, padding),
+          "class_id": np.full(batch_size, class_id, np.int32),
+      })
+      parts.append(jax.device_get(features))
+    whole = lambda *xs: np.concatenate(xs)[: len(images)]
+    joined = jax.tree.map(whole, *parts)
+    return jax.device_put(self._remember(joined), self._everywhere)
+
+  def predict(
+      self, params: Any, stats: Any, features: api.Features, memory: Any = None
   ) -> dict[str, np.ndarray]:
-    """Predicts one batch of the pipeline.
+    """Predicts what was encoded.
 
     Args:
       params: trained parameters.
       stats: running statistics.
-      batch: "image" uint8 (b, s, s, 3) and "class_id" int32 (b,); b is a
-        multiple of the number of devices.
+      features: `encode`'s.
+      memory: `remember`'s; None for zero-shot.
 
     Returns:
       "anomaly_map" (b, s, s) and "pred_score" (b,), float32 on the host.
     """
-    needed = {k: batch[k] for k in ("image", "class_id")}
-    on_device = put_batch(needed, self._mesh)
     # No copy where they are already.
     params, stats = jax.device_put((params, stats), self._everywhere)
-    result = self._run(params, stats, self._backbone, self._aux, on_device)
+    result = self._predict(
+        params, stats, self._backbone, self._aux, features, memory
+    )
     return jax.device_get(result)
+
+
+def _lead(x):
+  return x[None]

@@ -1,16 +1,26 @@
 """What a person sees of a run: its first lines, tables and figures."""
 
+import dataclasses
 import json
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 import zsad_jax
-from zsad_jax import api, evaluator, files, predictor, runs
-from zsad_jax.datasets import index, preprocess, registry
+from zsad_jax import (
+    api,
+    evaluator,
+    fewshot,
+    files,
+    predictor,
+    released,
+    runs,
+)
+from zsad_jax.datasets import index, preprocess, references, registry
+from zsad_jax.datasets.references import NONE, References
 from zsad_jax.evaluation import figures, table
 
 _GRID_ROWS = 6  # Images per category in a figure; a third of them normal.
@@ -21,7 +31,9 @@ def count(params: api.Params) -> int:
   return sum(x.size for x in jax.tree.leaves(params))
 
 
-def start(config, datasets: Sequence[index.Dataset], backbone, params, trained):
+def start(
+    config, datasets: Sequence[index.Dataset], method, backbone, params, trained
+):
   """Prints what is about to be trained, on what and where."""
   devices = jax.devices()
   print(f"Method: {config.method_name}, config {config.name}")
@@ -38,7 +50,8 @@ def start(config, datasets: Sequence[index.Dataset], backbone, params, trained):
   used = jax.tree.map(lambda p, t: p.size if t else 0, params, trained)
   print(
       f"Parameters: {sum(jax.tree.leaves(used)):,} trainable, "
-      f"{count(params):,} in the authors' checkpoint, "
+      f"{released.stored_parameters(method, backbone, params):,} in the "
+      "authors' checkpoint, "
       f"{count(backbone.params):,} frozen ({config.backbone.name})"
   )
   print(
@@ -56,27 +69,50 @@ def skipped(messages: Sequence[str]) -> None:
       print(f"  {message}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one run scored on one data set with one choice of references.
+
+  Attributes:
+    method: `config.name` of the run.
+    references: the choice.
+    rows: metrics of every category.
+  """
+
+  method: str
+  references: References
+  rows: dict[str, dict[str, float | int]]
+
+
 def evaluate(
     run: runs.Run,
     data: str,
     output: pathlib.Path,
     *,
+    choose: Callable[[index.Dataset], Sequence[References]] = lambda _: [NONE],
     skip_corrupt: bool | None = None,
-) -> dict[str, dict[str, float | int]]:
+) -> list[Result]:
   """Evaluates a run on one data set; prints and writes tables and figures.
 
   Args:
     run: the run.
     data: registered name or folder of the data set.
-    output: receives <data>/results.{json,csv,md} and <data>/<category>.png.
+    output: receives <data>/results.{json,csv,md} and <data>/<category>.png;
+      with references the same below <data>/<choice>/.
+    choose: the references to compare with.
     skip_corrupt: count images that cannot be read instead of stopping; None
       for what the configuration says.
 
   Returns:
-    A row of metrics per category.
+    A result per choice.
   """
   config = run.config
   dataset = registry.open_dataset(data, data_root=config.data_root)
+  choices = list(choose(dataset))
+  if fewshot.needs_references(run.method):
+    choices = [c for c in choices if c.images] or [
+        references.sample(dataset, shots=1, seed=references.SEEDS[0])
+    ]
   trained_on = {
       registry.open_dataset(d, data_root=config.data_root).root
       for d in config.train_data
@@ -84,42 +120,92 @@ def evaluate(
   if dataset.root in trained_on:
     print(f"{dataset.name} was trained on: this is no zero-shot result.")
   folder = output / dataset.name
-  rows, extra = evaluator.evaluate(
+  where = lambda choice: folder / (choice.label if choice.shots != 0 else "")
+  tables, extra = evaluator.evaluate(
       evaluator.make(
           config,
           run.method,
           run.backbone,
           predictor.make_mesh(),
           skip_corrupt=skip_corrupt,
+          few_shot=any(choice.images for choice in choices),
       ),
       run.params,
       run.stats,
       dataset,
-      lambda c: figures.save_png(folder / f"{c.name}.png", _grid(c)),
+      choices,
+      lambda c: figures.save_png(
+          where(c.references) / f"{c.name}.png", _grid(c)
+      ),
   )
-  title = _title(run, dataset, extra)
-  print("\n" + table.to_text(rows, title))
-  for note in dataset.notes:
+  for choice, rows in zip(choices, tables):
+    _write(run, dataset, choice, rows, extra, where(choice))
+  for note in dict.fromkeys(sum((c.notes for c in choices), dataset.notes)):
     print(f"note: {note}")
   skipped(extra["skipped"])
+  print(f"Tables and figures: {folder}", flush=True)
+  return [
+      Result(config.name, choice, rows)
+      for choice, rows in zip(choices, tables)
+  ]
+
+
+def _write(run, dataset, choice, rows, extra, folder):
+  """Prints the table where it is the only one of its kind, and writes it."""
+  title = _title(run, dataset, choice, extra)
+  if choice.seed in (None, references.SEEDS[0]):
+    print("\n" + table.to_text(rows, title))
   files.write_text(folder / "results.csv", table.to_csv(rows))
   files.write_text(folder / "results.md", table.to_markdown(rows, title))
-  document = {"rows": rows, "title": title, **_setting(run, dataset), **extra}
+  document = {
+      "rows": rows,
+      "title": title,
+      "references": {
+          "shots": choice.shots, "seed": choice.seed, "images": choice.images
+      },
+      **_setting(run, dataset),
+      **extra,
+  }  # fmt: skip
   files.write_text(folder / "results.json", _json(document))
-  print(f"Tables and figures: {folder}", flush=True)
-  return rows
 
 
-def _title(run, dataset, extra):
+def summarize(
+    results: Sequence[Result], data: str, output: pathlib.Path
+) -> None:
+  """Prints and writes one line per method and number of references.
+
+  Mean and deviation are over runs of the same name (such as other seeds) and
+  over the seeds of the references.
+  """
+  groups: dict[str, list] = {}
+  for result in results:
+    label = f"{result.method}, {result.references.group}"
+    groups.setdefault(label, []).append(table.mean_row(result.rows)[0])
+  title = (
+      f"{data}: mean over categories; mean and standard deviation over "
+      "repetitions (seeds). Values in %."
+  )
+  print("\n" + table.summary_to_text(groups, title))
+  markdown = table.summary_to_markdown(groups, title)
+  files.write_text(output / f"{data}_summary.md", markdown)
+  files.write_text(output / f"{data}_summary.csv", table.summary_to_csv(groups))
+  print(f"Summary: {output / data}_summary.md", flush=True)
+
+
+def _title(run, dataset, choice, extra):
+  """What a table was measured with."""
+  config = run.config
+  compared = {None: "with given references", 0: "zero-shot"}.get(
+      choice.shots, f"{choice.shots}-shot, seed {choice.seed}"
+  )
   lines = [
-      f"{run.config.method_name} after {run.step} steps on "
-      f"{', '.join(run.config.train_data)}, tested on {dataset.name} "
+      f"{config.name} after {run.step} steps on "
+      f"{', '.join(config.train_data)}, {compared} on {dataset.name} "
       f"({extra['images_per_second']:.1f} images/s). Values in %.",
-      f"Backbone {run.config.backbone.name}, {run.config.image_size} px, maps "
-      f"smoothed with sigma {run.config.smooth_sigma:g}, selection "
-      f"{run.config.selection}.",
+      f"Backbone {config.backbone.name}, {config.image_size} px, maps smoothed "
+      f"with sigma {config.smooth_sigma:g}, selection {config.selection}.",
   ]
-  if run.config.backbone.name == runs.EMBEDDED:
+  if config.backbone.name == runs.EMBEDDED:
     lines.append(runs.EMBEDDED_NOTE)
   return "\n".join(lines)
 

@@ -5,6 +5,8 @@
   best/            parameters of the epoch chosen by config.selection
   metrics.jsonl    losses and evaluations
   threshold.json   threshold and map range for `predict`
+  threshold_few_shot.json   the same beside references
+  released.npz     of a run made from an authors' checkpoint: what else was in it
 """
 
 import dataclasses
@@ -58,6 +60,12 @@ def load_backbone(name: str, path: str) -> clip.Clip:
     raise ValueError(
         f"config.backbone.name: no model {name!r}; known: {EMBEDDED}, "
         f"{', '.join(MODELS)}."
+    )
+  if not path:
+    raise ValueError(
+        f"config.backbone.path is empty: name the converted weights of {name} "
+        f"(python -m zsad_jax.convert --source=SOURCE --model={name} "
+        "--output=FILE)."
     )
   params, config = weights.load(path)
   sizes = lambda c: {**dataclasses.asdict(c), "act": None}
@@ -148,13 +156,13 @@ def load(workdir: str | pathlib.Path) -> Run:
   if not path.is_file():
     raise FileNotFoundError(
         f"{path} does not exist: --workdir names the folder of a run made by "
-        "python -m zsad_jax.train."
+        "python -m zsad_jax.train or zsad_jax.convert."
     )
   config = ml_collections.ConfigDict(json.loads(path.read_text("utf-8")))
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   backbone = load_backbone(**config.backbone)
   method = make_method(config.method_name, config.method.to_dict())
-  params, stats = method.init(jax.random.key(0), backbone)
+  params, stats = jax.jit(method.init)(jax.random.key(0), backbone)
   best = (workdir / "best").is_dir()
   folder = workdir / ("best" if best else "checkpoints")
   saved = checkpoint.Checkpoints(folder)

@@ -42,7 +42,7 @@ def make(config, workdir: pathlib.Path, method, backbone, mesh, stack):
   def select(step, params, stats):
     values = []
     for dataset in datasets:
-      rows, _ = evaluator.evaluate(evaluate, params, stats, dataset)
+      (rows,), _ = evaluator.evaluate(evaluate, params, stats, dataset)
       values += [row[METRIC] for row in rows.values()]
     value = float(np.nanmean(values))
     if saved.latest_step is None or value > saved.meta()["value"]:

@@ -7,6 +7,7 @@ import pathlib
 from zsad_jax import files
 
 FILE = "threshold.json"
+FEW_SHOT_FILE = "threshold_few_shot.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +26,27 @@ class Threshold:
   map_high: float
   source: str
 
-  def write(self, workdir: pathlib.Path) -> None:
+  def write(self, workdir: pathlib.Path, file: str = FILE) -> None:
     """Writes it beside the parameters of the run."""
     text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-    files.write_text(workdir / FILE, text)
+    files.write_text(workdir / file, text)
 
 
-def read(workdir: pathlib.Path) -> Threshold:
-  """Reads the threshold of a run.
+def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
+  """Reads the threshold of a run, that of scores with references if asked.
 
   Raises:
-    FileNotFoundError: the run has none, as its training was not finished.
+    FileNotFoundError: the run has none.
   """
-  path = workdir / FILE
-  if not path.is_file():
+  path = workdir / (FEW_SHOT_FILE if few_shot else FILE)
+  if path.is_file():
+    return Threshold(**json.loads(path.read_text(encoding="utf-8")))
+  if few_shot and (workdir / FILE).is_file():
     raise FileNotFoundError(
-        f"{path} does not exist: training was not finished. Run the training "
-        "command again; it goes on where it stopped."
+        f"{path} does not exist: the auxiliary data had no normal images to "
+        "serve as references. Give a --threshold."
     )
-  return Threshold(**json.loads(path.read_text(encoding="utf-8")))
+  raise FileNotFoundError(
+      f"{path} does not exist: training was not finished. Run the training "
+      "command again; it goes on where it stopped."
+  )

@@ -87,7 +87,7 @@ def _train(config, workdir, stack):
   backbone = runs.load_backbone(**config.backbone)
   method = runs.make_method(config.method_name, config.method.to_dict())
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
-  params, stats = method.init(rng_init, backbone)
+  params, stats = jax.jit(method.init)(rng_init, backbone)
   trained = method.trained(params)
   aux = jax.device_put(method.prepare(backbone, names), replicated)
   backbone = jax.device_put(backbone, replicated)
@@ -105,15 +105,14 @@ def _train(config, workdir, stack):
   if saved.latest_step is not None:
     state, _ = saved.restore(**state)
   step = int(state["training"]["step"])
-  report.start(config, datasets, backbone, params, trained)
+  report.start(config, datasets, method, backbone, params, trained)
 
   # ---- Update step.
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, backbone, aux, batch, rng):
     params, stats = state["model"]["params"], state["model"]["stats"]
     step = state["training"]["step"]
-    batch = predictor.with_network_input(batch)
-    features = method.encode(backbone, batch)
+    features = predictor.encode(method, backbone, batch)
     (loss, (parts, stats)), grads = jax.value_and_grad(
         method.loss, has_aux=True
     )(
@@ -167,6 +166,7 @@ def _train(config, workdir, stack):
       seed=config.seed,
       start_step=step,
       mosaic_label=config.mosaic_label,
+      num_references=method.num_references,
       skip_corrupt=config.skip_corrupt,
       num_shards=jax.process_count(),
       shard=jax.process_index(),

@@ -36,6 +36,10 @@ class Clip:
     return self.config.patch_size
 
   @property
+  def vision_layers(self) -> int:
+    return self.config.vision_layers
+
+  @property
   def vision_width(self) -> int:
     return self.config.vision_width
 

@@ -181,8 +181,13 @@ def check(params: api.Params, config: clip_config.ClipConfig, source: str):
   shape, under our names; a name from the file that no rule knows stays as the
   file has it.
   """
-  expected = param_shapes(config)
   found = {name: np.shape(x) for name, x in flatten(params).items()}
+  if problem := differences(param_shapes(config), found):
+    raise ValueError(f"{source} does not fit {config}: {problem}")
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+  """Says which names or shapes differ, both sides listed; "" if none does."""
   misshapen = [
       f"{name}: expected {shape}, found {found[name]}"
       for name, shape in expected.items()
@@ -190,11 +195,9 @@ def check(params: api.Params, config: clip_config.ClipConfig, source: str):
   ]
   missing = [name for name in expected if name not in found]
   unknown = [name for name in found if name not in expected]
-  if misshapen or missing or unknown:
-    raise ValueError(
-        f"{source} does not fit {config}: "
-        + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
-    )
+  if not (misshapen or missing or unknown):
+    return ""
+  return _sides(missing=missing, unknown=unknown, misshapen=misshapen)
 
 
 def flatten(params: api.Params) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class TextTower(nn.Module):
       raise ValueError(
           f'prompt_mode is "overwrite" or "insert", got {prompt_mode!r}.'
       )
+    if beyond := sorted(set(prompts or ()) - set(range(len(self.resblocks)))):
+      raise ValueError(
+          f"Prompts for text block {beyond[-1]} (from 0), but the tower has "
+          f"{len(self.resblocks)} blocks: reduce the depth of the prompts."
+      )
     x = embeds + self.positional_embedding[: embeds.shape[1]]
     prompts, out = dict(prompts or {}), {}
     replaced = prompt_mode == "overwrite"  # Rows the next prompts replace.

@@ -1,4 +1,6 @@
-"""Reads tensors from torch files without torch, and without running anything.
+"""Reads and writes tensors of torch files, without torch.
+
+Nothing in a file is run.
 
 A torch file is a zip archive: `NAME/data.pkl`, a pickle that describes the
 tensors, and one raw file `NAME/data/KEY` per storage. A pickle is a program,
@@ -7,17 +9,24 @@ every other one. Read are
 
   `torch.save` of a state dict, or of dicts of them (training checkpoints);
   TorchScript archives, such as OpenAI's CLIP models.
+
+Written are the former.
 """
 
 import collections
 import functools
+import io
 import pathlib
 import pickle
+import struct
 import zipfile
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from zsad_jax import files
 
 # Storage classes of module `torch`, by the dtype of their elements.
 _DTYPES = {
@@ -78,6 +87,82 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   if all(name.startswith("module.") for name in state):
     state = {name.removeprefix("module."): x for name, x in state.items()}
   return state
+
+
+def write(path: str | pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes what `torch.save` makes of dicts of tensors.
+
+  Args:
+    path: the file; it appears complete or not at all.
+    content: arrays by name, or dicts of them. An array that stands under two
+      names is stored once.
+
+  Raises:
+    ValueError: an array has a type that torch has not.
+    OSError: the file cannot be written.
+  """
+  pickler = _Pickler()
+  program = b"\x80\x02" + pickler.value(content) + b"."
+  folder, buffer = pathlib.Path(path).stem, io.BytesIO()
+  with zipfile.ZipFile(buffer, "w") as archive:  # Stored, not compressed.
+    archive.writestr(f"{folder}/data.pkl", program)
+    archive.writestr(f"{folder}/byteorder", "little")
+    for key, x in pickler.storages.values():
+      data = x.astype(x.dtype.newbyteorder("<")).tobytes()
+      archive.writestr(f"{folder}/data/{key}", data)
+    archive.writestr(f"{folder}/version", "3\n")
+  files.write_bytes(path, buffer.getvalue())
+
+
+class _Pickler:
+  """Opcodes of pickle's protocol 2 that build a value in torch.
+
+  Pickle's own writer would have to import the names it writes.
+  """
+
+  def __init__(self):
+    self.storages = {}  # id(array) -> (key, array)
+
+  def value(self, x) -> bytes:
+    """The opcodes of a dict, an array, or a part of them."""
+    if isinstance(x, Mapping):
+      pairs = [self.value(part) for pair in x.items() for part in pair]
+      return b"}(" + b"".join(pairs) + b"u"
+    if isinstance(x, tuple):
+      return b"(" + b"".join(map(self.value, x)) + b"t"
+    if isinstance(x, str):
+      text = x.encode("utf-8")
+      return b"X" + struct.pack("<I", len(text)) + text
+    if isinstance(x, int):
+      return b"\x8a\x08" + struct.pack("<q", x)
+    return self._tensor(x)
+
+  def _tensor(self, x):
+    kinds = [name for name, dtype in _DTYPES.items() if x.dtype == dtype]
+    if not kinds:
+      raise ValueError(f"torch has no tensors of {x.dtype}.")
+    key, _ = self.storages.setdefault(id(x), (str(len(self.storages)), x))
+    strides = np.cumprod((1, *x.shape[:0:-1]), dtype=int)[::-1][: x.ndim]
+    storage = (
+        b"("
+        + self.value("storage")
+        + _name("torch", kinds[0])
+        + b"".join(map(self.value, (key, "cpu", x.size)))
+        + b"tQ"  # Q: to be found under this persistent id.
+    )
+    return (
+        _name("torch._utils", "_rebuild_tensor_v2")
+        + b"("
+        + storage
+        + b"".join(map(self.value, (0, x.shape, tuple(strides.tolist()))))
+        + b"\x89"  # No gradient.
+        + _name("collections", "OrderedDict")
+        + b")RtR"  # No hooks; R calls the name before a tuple.
+    )
+
+
+def _name(module, name):
+  return f"c{module}\n{name}\n".encode()
 
 
 class _FileError(ValueError):

@@ -64,6 +64,11 @@ class VisionTower(nn.Module):
       taps: "blockNN" and, from `vv_from` on, "vv/blockNN", each
       (b, 1 + l, c), and "class" (b, c), the final class token as it is.
     """
+    if prompts is not None and prompts.shape[1] > len(self.resblocks):
+      raise ValueError(
+          f"Prompts for {prompts.shape[1]} vision blocks, but the tower has "
+          f"{len(self.resblocks)}: reduce the depth of the prompts."
+      )
     x = self.ln_pre(self.embed(image))
     tokens, vv, out = x.shape[1], None, {}
     for i, block in enumerate(self.resblocks):

@@ -3,13 +3,15 @@
 The only module that imports TensorFlow, which does the parallel work and never
 sees an accelerator. A batch is a dict of NumPy arrays:
 
-  image     uint8   (b, s, s, 3)  see `preprocess.normalize`
-  mask      uint8   (b, s, s)     1 = anomalous
-  has_mask  bool    (b,)          False: the pixels' states are unknown
-  label     int32   (b,)          0 = normal, 1 = anomalous
-  class_id  int32   (b,)          position in `class_names(datasets)`
-  index     int32   (b,)          position in the list of samples, -1: padding
-  weight    float32 (b,)          0 for padding and skipped images, else 1
+  image       uint8   (b, s, s, 3)  see `preprocess.normalize`
+  mask        uint8   (b, s, s)     1 = anomalous
+  has_mask    bool    (b,)          False: the pixels' states are unknown
+  label       int32   (b,)          0 = normal, 1 = anomalous
+  class_id    int32   (b,)          position in `class_names(datasets)`
+  index       int32   (b,)          position in the samples, -1: padding
+  weight      float32 (b,)          0 for padding and skipped images, else 1
+  references  uint8   (b, k, s, s, 3)  k normal images of the same class, if
+                                       they were asked for
 
 What a training step reads is a function of (seed, step), so a run resumes
 where it stopped without reading what came before.
@@ -36,9 +38,9 @@ try:
 except RuntimeError:
   pass  # The caller has used TensorFlow; what it sees is the caller's choice.
 
-_DTYPES = dict(image=tf.uint8, mask=tf.uint8, has_mask=tf.bool, label=tf.int32,
-               class_id=tf.int32, index=tf.int32, weight=tf.float32,
-               error=tf.string)
+_DTYPES = dict(image=tf.uint8, references=tf.uint8, mask=tf.uint8,
+               has_mask=tf.bool, label=tf.int32, class_id=tf.int32,
+               index=tf.int32, weight=tf.float32, error=tf.string)
 _ENDLESS = np.iinfo(np.int64).max
 
 Row = dict[str, np.ndarray | int | float | bool | bytes]
@@ -94,6 +96,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     mosaic_label: str = "stale",
+    num_references: int = 0,
     skip_corrupt: bool = False,
     num_shards: int = 1,
     shard: int = 0,
@@ -102,8 +105,7 @@ def train_batches(
 
   Epoch e is the permutation of all images drawn from (seed, e). Where the
   batch size does not divide their number, the last batch of an epoch is
-  filled with the first images of the next, which then sees them again: no
-  weight is 0, and epochs stay `steps_per_epoch` steps long.
+  padded with black images of weight 0 (the papers' smaller last batch).
 
   Args:
     datasets: the auxiliary data sets; each brings its own rate of mosaics.
@@ -113,6 +115,7 @@ def train_batches(
     start_step: first step to yield, counted from 0.
     mosaic_label: the label of a mosaic: "stale" is that of the image it
       replaces (AdaCLIP, authors' code), "any" is 1 if it shows an anomaly.
+    num_references: normal images beside each image, see `references` above.
     skip_corrupt: give weight 0 to an image that cannot be read, instead of
       stopping.
     num_shards: hosts that share a step; each gets its slice of the batch.
@@ -131,15 +134,19 @@ def train_batches(
     raise ValueError("seed and start_step must not be negative, found "
                      f"{seed} and {start_step}.")
   order = _Order(len(samples), batch_size, seed)
-  source = _TrainSource(datasets, samples, seed, mosaic_label)
+  source = _TrainSource(datasets, samples, seed, mosaic_label, num_references)
 
   def load(number: int) -> Row:
     step, row = divmod(number, len(rows))
-    return source.load(*order(step, rows[row]), image_size)
+    epoch, i = order(step, rows[row])
+    if i is None:
+      return _padding(image_size, num_references)
+    return source.load(epoch, i, image_size)
 
   numbers = tf.data.Dataset.range(start_step * len(rows), _ENDLESS)
-  return Batches(_parallel(numbers, load, image_size, len(rows)),
-                 skip_corrupt=skip_corrupt)
+  return Batches(
+      _parallel(numbers, load, image_size, len(rows), num_references),
+      skip_corrupt=skip_corrupt)
 
 
 def eval_batches(
@@ -198,13 +205,13 @@ class _Order:
   batch_size: int
   seed: int
 
-  def __call__(self, step: int, row: int) -> tuple[int, int]:
-    """Returns the epoch and the number of the sample."""
+  def __call__(self, step: int, row: int) -> tuple[int, int | None]:
+    """Returns the epoch and the number of the sample, None for padding."""
     epoch, step = divmod(
         step, steps_per_epoch(self.num_samples, self.batch_size))
-    # A batch larger than the data set reaches over several epochs.
-    later, position = divmod(step * self.batch_size + row, self.num_samples)
-    epoch += later
+    position = step * self.batch_size + row
+    if position >= self.num_samples:
+      return epoch, None
     return epoch, int(
         _permutation(self.seed, epoch, self.num_samples)[position])
 
@@ -221,10 +228,11 @@ class _TrainSource:
 
   def __init__(self, datasets: Sequence[index.Dataset],
                samples: Sequence[index.Sample], seed: int,
-               mosaic_label: str):
+               mosaic_label: str, num_references: int):
     self._samples = samples
     self._seed = seed
     self._mosaic_label = mosaic_label
+    self._num_references = num_references
     self._class_ids: list[int] = []  # Of each sample.
     self._probs: list[float] = []
     first = 0
@@ -236,6 +244,17 @@ class _TrainSource:
     self._siblings: dict[int, list[int]] = {}  # Samples of each class.
     for i, class_id in enumerate(self._class_ids):
       self._siblings.setdefault(class_id, []).append(i)
+    self._normal = [  # Images of each class that may be references.
+        [sample.image_path for sample in data.train
+         if sample.class_name == name]
+        for data in datasets for name in data.class_names]
+    if num_references:
+      names = [(data, name) for data in datasets for name in data.class_names]
+      for (data, name), paths in zip(names, self._normal):
+        if not paths:
+          raise ValueError(
+              f"{data.root}: class {name!r} has no normal training image to "
+              "serve as reference, which this method learns from.")
 
   def load(self, epoch: int, i: int, image_size: int) -> Row:
     class_id, label = self._class_ids[i], self._samples[i].label
@@ -244,7 +263,21 @@ class _TrainSource:
     shown = [self._samples[j] for j in cells or (i,)]
     if self._mosaic_label == "any":
       label = max(sample.label for sample in shown)
-    return _load(shown, label, class_id, i, image_size)
+    row = _load(shown, label, class_id, i, image_size)
+    return row | self._references(epoch, i, image_size)
+
+  def _references(self, epoch: int, i: int, image_size: int) -> Row:
+    """Normal images of the sample's class, drawn with replacement."""
+    if not self._num_references:
+      return {}
+    paths = self._normal[self._class_ids[i]]
+    rng = np.random.default_rng([self._seed, epoch, i])
+    chosen = rng.integers(len(paths), size=self._num_references)
+    try:
+      return dict(references=np.stack(
+          [preprocess.load_image(paths[j], image_size) for j in chosen]))
+    except ValueError as error:
+      return _padding(image_size, len(chosen)) | dict(error=str(error).encode())
 
 
 def _load(shown: Sequence[index.Sample], label: int, class_id: int, i: int,
@@ -265,15 +298,18 @@ def _load(shown: Sequence[index.Sample], label: int, class_id: int, i: int,
       has_mask=all(sample.has_mask for sample in shown), weight=1.0)
 
 
-def _padding(image_size: int) -> Row:
-  return dict(image=np.zeros((image_size, image_size, 3), np.uint8),
+def _padding(image_size: int, num_references: int = 0) -> Row:
+  shape = (image_size, image_size, 3)
+  return dict(image=np.zeros(shape, np.uint8),
+              references=np.zeros((num_references, *shape), np.uint8),
               mask=np.zeros((image_size, image_size), np.uint8),
               has_mask=False, label=0, class_id=0, index=-1, weight=0.0,
               error=b"")
 
 
 def _parallel(numbers: tf.data.Dataset, load: Callable[[int], Row],
-              image_size: int, batch_size: int) -> tf.data.Dataset:
+              image_size: int, batch_size: int,
+              num_references: int = 0) -> tf.data.Dataset:
   """Calls `load` in threads (Pillow frees the interpreter), keeps the order."""
 
   def call(number) -> list[np.ndarray]:
@@ -287,6 +323,10 @@ def _parallel(numbers: tf.data.Dataset, load: Callable[[int], Row],
     row = dict(zip(_DTYPES, values))
     row["image"].set_shape((image_size, image_size, 3))
     row["mask"].set_shape((image_size, image_size))
+    shape = (num_references, image_size, image_size, 3)
+    row["references"].set_shape(shape)
+    if not num_references:
+      row.pop("references")
     return row
 
   return (numbers

@@ -8,7 +8,7 @@ are not shown. The mean is unweighted and leaves out what is undefined.
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 METRICS = (
     "image_auroc", "image_ap", "image_f1_max",
@@ -19,6 +19,7 @@ _HEADER = ("category", *METRICS, *COUNTS)
 
 Row = Mapping[str, float | int]
 Rows = Mapping[str, Row]
+Groups = Mapping[str, Sequence[Row]]
 
 
 def mean_row(rows: Rows) -> tuple[dict[str, float], dict[str, int]]:
@@ -94,6 +95,66 @@ def to_csv(rows: Rows) -> str:
     values = [row.get(column, math.nan) for column in _HEADER[1:]]
     writer.writerow([name, *("" if math.isnan(v) else v for v in values)])
   return text.getvalue()
+
+
+def summary_to_text(groups: Groups, title: str) -> str:
+  """Returns a line per group of repetitions, metrics x 100, mean and deviation.
+
+  Args:
+    groups: rows of metrics, one for each repetition, by the group's name.
+    title: the first lines.
+  """
+  lines = _summary_cells(groups)
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  aligned = [_align(line, widths) for line in lines]
+  rule = "-" * max(map(len, aligned))
+  return "\n".join([title, rule, aligned[0], rule, *aligned[1:]]) + "\n"
+
+
+def summary_to_markdown(groups: Groups, title: str) -> str:
+  """Returns what `summary_to_text` says as a Markdown table."""
+  header, *body = [
+      "| " + " | ".join(_escape(cell) for cell in line) + " |"
+      for line in _summary_cells(groups)]
+  rule = "|---|" + "---:|" * (len(METRICS) + 1)
+  return "\n".join([title, "", header, rule, *body]) + "\n"
+
+
+def summary_to_csv(groups: Groups) -> str:
+  """Returns a line per group: mean and deviation as fractions."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["group", "repetitions", *(
+      f"{metric}{part}" for metric in METRICS for part in ("", "_std"))])
+  for name, rows in groups.items():
+    numbers = [x for metric in METRICS for x in spread(rows, metric)]
+    writer.writerow(
+        [name, len(rows), *("" if math.isnan(x) else x for x in numbers)])
+  return text.getvalue()
+
+
+def spread(rows: Sequence[Row], metric: str) -> tuple[float, float]:
+  """Mean and population standard deviation of a metric over repetitions.
+
+  Both nan where a repetition has no value.
+  """
+  values = [row.get(metric, math.nan) for row in rows]
+  mean = math.fsum(values) / len(values)
+  square = math.fsum((value - mean) ** 2 for value in values) / len(values)
+  return mean, math.sqrt(square)
+
+
+def _summary_cells(groups):
+  body = []
+  for name, rows in groups.items():
+    cells = []
+    for metric in METRICS:
+      mean, std = spread(rows, metric)
+      alone = len(rows) == 1 or math.isnan(mean)
+      cells.append(
+          _percent(mean) + ("" if alone else f" ± {100 * std:.1f}"))
+    body.append([name, str(len(rows)), *cells])
+  return [["method", "repetitions", *METRICS], *body]
 
 
 def _cells(rows):

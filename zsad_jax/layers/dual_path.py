@@ -33,7 +33,15 @@ def encode(
   Returns:
     The class embedding, and per tap the embeddings of all tokens, class token
     first; none of them normalised.
+
+  Raises:
+    ValueError: a tap is no layer of the tower.
   """
+  if bad := [tap for tap in taps if not 1 <= tap <= backbone.vision_layers]:
+    raise ValueError(
+        f"There is no layer {bad[0]}: the vision tower has "
+        f"{backbone.vision_layers}, counted from 1."
+    )
   _, out = backbone.image(
       image, act=act, pos_resize=pos_resize, vv_from=vv_from
   )

@@ -4,18 +4,30 @@ Zhou et al., ICLR 2024, Sec. 3.2 and 3.3; FAPrompt and AdaptCLIP start from it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.api import Backbone
 from zsad_jax.layers import tokens
-from zsad_jax.layers.torch_names import Rule
+from zsad_jax.layers.torch_names import Checkpoint, Rule, Table
 
 STD = 0.02  # Of all learned vectors (authors' code).
+CONTEXT = 77  # Tokens of a sentence in the authors' checkpoints.
+PROJECTED = 896  # Width of layers that are stored there and never used.
 
 DEEP_RULE = Rule(r"prompt_learner\.compound_prompts_text\.(\d+)", r"deep/\1")
+
+
+class Sentence(NamedTuple):
+  """A sentence about a state, with placeholders for learned vectors."""
+
+  text: str
+  vectors: int  # Placeholders, the first words.
+  prompts: int = 1  # Prompts that are learned from it.
 
 
 def init(rng, *shape: int) -> jax.Array:
@@ -45,3 +57,60 @@ def with_context(
 def deep_prompts(deep: Mapping[str, jax.Array]) -> dict[int, jax.Array]:
   """Learned tokens by 0-based text block; the first block keeps its own."""
   return {int(k) + 1: vectors[None] for k, vectors in deep.items()}
+
+
+def checkpoint(names: Table, *groups: str, **fields) -> Checkpoint:
+  """How a method is stored that has a function `sentences`.
+
+  Args:
+    names: see `torch_names.Checkpoint`.
+    *groups: likewise; the first one has the tokens of the sentences.
+    **fields: likewise.
+  """
+  return Checkpoint(
+      names,
+      groups=groups,
+      buffers=lambda method, backbone: buffers(
+          backbone, groups[0], method.sentences()
+      ),
+      **fields,
+  )
+
+
+def unused(method, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+  """Shapes of layers beside the deep prompts, which the authors never use."""
+  shapes = {}
+  for k in range(method.deep_depth - 1):
+    name = f"prompt_learner.compound_prompt_projections.{k}"
+    shapes[f"{name}.weight"] = (PROJECTED, backbone.text_width)
+    shapes[f"{name}.bias"] = (PROJECTED,)
+  return shapes
+
+
+def buffers(
+    backbone: Backbone, group: str, sentences: Sequence[Sentence]
+) -> dict[str, np.ndarray]:
+  """Frozen tokens and ids of the sentences, which the authors store, too.
+
+  Args:
+    backbone: whose tokens they are.
+    group: first word of the names.
+    sentences: normal and anomalous.
+
+  Returns:
+    For each state, with n prompts of m vectors: token_prefix (1, n, 1, c),
+    the start token; token_suffix (1, n, 76 - m, c), what follows the vectors;
+    tokenized_prompts (1, n, 77).
+  """
+  result = {}
+  for state, (text, m, n) in zip(("pos", "neg"), sentences):
+    ids, _ = backbone.tokenize([text])
+    ids = np.pad(ids, ((0, 0), (0, CONTEXT - ids.shape[1])))
+    embeds = np.asarray(backbone.embed_tokens(ids))
+    repeat = lambda x, n=n: np.repeat(x[None], n, axis=1)
+    result |= {
+        f"{group}.token_prefix_{state}": repeat(embeds[:, :1]),
+        f"{group}.token_suffix_{state}": repeat(embeds[:, 1 + m :]),
+        f"{group}.tokenized_prompts_{state}": repeat(ids.astype(np.int32)),
+    }
+  return result

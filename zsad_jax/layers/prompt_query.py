@@ -5,6 +5,7 @@ running statistics included (authors' code): the statistics go through the
 levels in order.
 """
 
+import re
 from collections.abc import Sequence
 
 import jax
@@ -49,6 +50,21 @@ def _names():
 
 TORCH_NAMES = tuple(_names())
 TORCH_STATS = tuple(r for norm in _NORMS for r in batch_norm_stats(*norm))
+
+
+def copies(method, name: str) -> list[str]:
+  """Names of the further levels' heads, where all levels share one.
+
+  The authors' list repeats one module, and their file its tensors.
+
+  Args:
+    method: with fields `taps` and `share_heads`.
+    name: of the first level's head; else there are no copies.
+  """
+  match = re.fullmatch(r"(pq_learner\.\w+_adapter)\.0\.(.*)", name)
+  if not (match and method.share_heads):
+    return []
+  return [f"{match[1]}.{i}.{match[2]}" for i in range(1, len(method.taps))]
 
 
 def init(rng, d: int, *, levels: int, widths, share_heads: bool):

@@ -1,10 +1,14 @@
 """Names and layouts of torch parameters, translated by tables of rules."""
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+
+from zsad_jax import api
 
 # Layout in torch -> (change to ours, change back).
 LAYOUTS = {
@@ -25,6 +29,7 @@ LAYOUTS = {
     "lead1": (lambda x: x[0], lambda x: x[None]),
     "lead2": (lambda x: x[0, 0], lambda x: x[None, None]),
 }
+_GROUP = re.compile(r"\([^()]*\)")  # Of a pattern.
 _AXES = {"conv": 4, "transposed_conv": 4, "linear": 2, "lead1": 1, "lead2": 2}
 
 
@@ -37,6 +42,38 @@ class Rule(NamedTuple):
 
 
 Table = tuple[Rule, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """How the authors of a method store it; `released.py` reads and writes it.
+
+  Attributes:
+    names: of the parameters.
+    stats: names of the running statistics.
+    groups: the parts of a file that are dicts of their own, first words of
+      all names; none where the file is one flat dict.
+    unused: of a method and a backbone, the shapes by name of what is stored
+      but never used.
+    buffers: likewise, arrays by name that follow from the frozen backbone.
+    copies: of a method and a name, the other names of the same tensor.
+  """
+
+  names: Table
+  stats: Table = ()
+  groups: tuple[str, ...] = ()
+  unused: Callable[
+      [api.Method, api.Backbone], Mapping[str, tuple[int, ...]]
+  ] = lambda method, backbone: {}
+  buffers: Callable[
+      [api.Method, api.Backbone], Mapping[str, np.ndarray]
+  ] = lambda method, backbone: {}
+  copies: Callable[[api.Method, str], Iterable[str]] = lambda method, name: ()
+
+
+def prefixed(prefix: str, table: Table) -> Table:
+  """The rules for names that all begin with `prefix`."""
+  return tuple(r._replace(pattern=re.escape(prefix) + r.pattern) for r in table)
 
 
 def norm(pattern: str, path: str) -> Table:
@@ -67,13 +104,15 @@ def linear(pattern: str, path: str) -> Table:
 def invert(path: str, table: Table) -> tuple[str, str] | None:
   """Returns the torch name and the layout of one of our paths.
 
-  A rule can be inverted when its pattern is literal but for its groups.
+  A rule can be inverted when its pattern is literal but for its groups, and
+  its path has them all in the same order.
   """
   for pattern, ours, layout in table:
-    groups = re.findall(r"\([^()]*\)", pattern)
-    reverse = re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], ours)
+    reverse = ours
+    for i, group in enumerate(_GROUP.findall(pattern), start=1):
+      reverse = reverse.replace(f"\\{i}", group)
     if match := re.fullmatch(reverse, path):
-      name = re.sub(r"\([^()]*\)", "{}", pattern).replace("\\.", ".")
+      name = _GROUP.sub("{}", pattern).replace("\\.", ".")
       return name.format(*match.groups()), layout
   return None
 

@@ -23,6 +23,7 @@ The rest of the list (data, selection, mosaics) stands in configs/adaclip.py.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 from zsad_jax import losses
 from zsad_jax.api import ANOMALOUS
 from zsad_jax.layers import linear, prompts, semantic_fusion, similarity
-from zsad_jax.layers.torch_names import Rule
+from zsad_jax.layers.torch_names import Checkpoint, Rule, prefixed
 from zsad_jax.layers.torch_names import linear as linear_rules
 
 PROMPT_STD = 0.02  # Authors' code, static prompts.
@@ -48,6 +49,7 @@ TORCH_NAMES = (
         r"dynamic_\1_prompts/\2",
     ),
 )
+CHECKPOINT = Checkpoint(prefixed("clip_model.", TORCH_NAMES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Method:
     train_map: "levels" or "mean", see above.
     remat: recompute the vision blocks in the backward pass, for memory.
   """
+
+  num_references: ClassVar[int] = 0
 
   taps: tuple[int, ...] = (6, 12, 18, 24)
   prompt_length: int = 5
@@ -289,12 +293,12 @@ class Method:
     image, pixel = self.loss_terms(result, batch)
     weight = batch["weight"]
     masked = weight * batch["has_mask"]  # No masks, no pixel terms.
-    mean = lambda x, w: jnp.sum(x * w) / jnp.maximum(jnp.sum(w), 1.0)
     focal, anomalous, normal = (
-        mean(pixel[..., i].sum(axis=1), masked) for i in range(3)
+        losses.weighted_mean(pixel[..., i].sum(axis=1), masked)
+        for i in range(3)
     )
     parts = {
-        "image_focal": mean(image, weight),
+        "image_focal": losses.weighted_mean(image, weight),
         "pixel_focal": focal,
         "dice_anomalous": anomalous,
         "dice_normal": normal,

@@ -20,6 +20,8 @@ published numbers; a field of `Method` gives the paper's text:
   vv_from        patches come from the value-value stream; None for plain CLIP
   pool_topk      mean of the 10 largest values; 1 is max pooling
   share_heads    one pair of heads for all levels; False gives each its own
+  alias_tap      False; True for what the authors' code does to a layer right
+                 before `vv_from`, whose tokens it overwrites in place
   context        query and residual; False for the residual alone (ablation)
   joint          visual and textual adapter apart; True compares the outputs
                  of both with each other (ablation)
@@ -58,6 +60,12 @@ TORCH_STATS = (
     *residual_mlp.stats_rules(*_GLOBAL),
     *prompt_query.TORCH_STATS,
 )
+CHECKPOINT = prompt_learner.checkpoint(
+    TORCH_NAMES,
+    *("textual_learner", "visual_learner", "pq_learner"),
+    stats=TORCH_STATS,
+    copies=prompt_query.copies,
+)
 STATIC = prompts.adaptclip()
 
 
@@ -69,6 +77,7 @@ class Method:
     taps: layers (1-based) that are compared with references; the last one is
       also compared with the text.
     vv_from: first layer of the value-value stream; None for plain CLIP.
+    alias_tap: read the last layer where the layer before `vv_from` is meant.
     visual: whether there is the visual adapter.
     textual: whether there is the textual adapter.
     prompt_query: whether there is the prompt-query adapter.
@@ -90,6 +99,7 @@ class Method:
 
   taps: tuple[int, ...] = (6, 12, 18, 24)
   vv_from: int | None = 6
+  alias_tap: bool = False
   visual: bool = True
   textual: bool = True
   prompt_query: bool = True
@@ -116,6 +126,10 @@ class Method:
   @property
   def num_references(self):
     return self.train_shots if self.prompt_query else 0
+
+  @property
+  def needs_references(self):
+    return self.prompt_query and not (self.visual or self.textual)
 
   def init(self, rng, backbone):
     """Prompts are normal, all layers as torch initialises them."""
@@ -152,14 +166,19 @@ class Method:
   def prepare(self, backbone, class_names):
     """Placeholders and static text about an object; class names are unused."""
     del class_names
-    words = " ".join(["X"] * self.context_length)
+    texts = [sentence.text for sentence in self.sentences()]
     static = jax.jit(self.static_text)(
         backbone, prompt_learner.placeholders(backbone, sum(STATIC, []))
     )
     return {
-        **prompt_learner.placeholders(backbone, [f"{words}."] * 2),
+        **prompt_learner.placeholders(backbone, texts),
         "static_units": similarity.unit(static),
     }
+
+  def sentences(self):
+    """What the learned vectors of the two states stand in."""
+    m = self.context_length
+    return (prompt_learner.Sentence(" ".join(["X"] * m) + ".", m),) * 2
 
   def static_text(self, backbone, sentences):
     """Mean embedding of the fixed sentences of each state: (2, d)."""
@@ -171,10 +190,11 @@ class Method:
 
   def encode(self, backbone, batch):
     """Embeddings of the image and of all tokens of each level."""
+    read = lambda tap: self.taps[-1] if self._overwritten(tap) else tap
     image, tokens = dual_path.encode(
         backbone,
         batch["image"],
-        taps=self.taps,
+        taps=[read(tap) for tap in self.taps],
         vv_from=self.vv_from,
         act=self.act,
         pos_resize=self.pos_resize,
@@ -183,6 +203,9 @@ class Method:
     patches = similarity.unit(jnp.stack(tokens, axis=1)[:, :, 1:])
     # The last level is kept with its class token and length, for the adapter.
     return {"image": image, "tokens": tokens[-1], "patch_units": patches}
+
+  def _overwritten(self, tap):
+    return self.alias_tap and tap + 1 == self.vv_from
 
   def remember(self, features):
     """Patches of references: (n, shots, levels, l, d) as they are."""
@@ -266,9 +289,7 @@ class Method:
     del rng  # No dropout.
     weight, mask = batch["weight"], batch["mask"]
     size = mask.shape[1:]
-    found, stats = self.branches(
-        params, stats, backbone, aux, features, weight
-    )
+    found, stats = self.branches(params, stats, backbone, aux, features, weight)
     outputs = {
         name: [(logits, similarity.to_map(prob, size, method="bilinear"))]
         for name, (logits, prob) in found.items()

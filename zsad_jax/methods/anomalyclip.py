@@ -37,6 +37,9 @@ TORCH_NAMES = (
     Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead2"),
     prompt_learner.DEEP_RULE,
 )
+CHECKPOINT = prompt_learner.checkpoint(
+    TORCH_NAMES, "prompt_learner", unused=prompt_learner.unused
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +94,16 @@ class Method:
   def prepare(self, backbone, class_names):
     """Placeholder sentences about an object; class names are not used."""
     del class_names
-    words = " ".join(["X"] * self.context_length)
-    return prompt_learner.placeholders(
-        backbone, [f"{words} object.", f"{words} damaged object."]
+    texts = [sentence.text for sentence in self.sentences()]
+    return prompt_learner.placeholders(backbone, texts)
+
+  def sentences(self):
+    """What the learned vectors of the two states stand in."""
+    m = self.context_length
+    words = " ".join(["X"] * m)
+    return (
+        prompt_learner.Sentence(f"{words} object.", m),
+        prompt_learner.Sentence(f"{words} damaged object.", m),
     )
 
   def encode(self, backbone, batch):

@@ -13,13 +13,11 @@
   Eq. 11     Method.loss
   Eq. 12     Method.read
 
-Numbers are those of the paper's review version.
+Numbers are those of the paper's review version. Where it and the authors' code
+differ, the default is the code, which made the published numbers; a field of
+`Method` gives the paper's text:
 
-Where paper and authors' code differ, the default is the code, which made the
-published numbers; a field of `Method` gives the paper's text:
-
-  prior_select   the first M patches in raster order; "topk" takes the M most
-                 abnormal ones, as the paper describes
+  prior_select   the first M patches in raster order; "topk": the most abnormal
   prior_reduce   the prior loss is a mean over channels; "sum"
   oc_weight      0.1, over unordered pairs; 1.0 with oc_ordered=True
   map_weights    (1, 0.5) of the two passes; (1, 1)
@@ -49,9 +47,10 @@ TORCH_NAMES = (
     Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
     Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead1"),
     prompt_learner.DEEP_RULE,
-    *linear_rules(
-        r"prompt_learner\.patch_meta_net\.linear([12])", r"prior/\1"
-    ),
+    *linear_rules(r"prompt_learner\.patch_meta_net\.linear([12])", r"prior/\1"),
+)
+CHECKPOINT = prompt_learner.checkpoint(
+    TORCH_NAMES, "prompt_learner", unused=prompt_learner.unused
 )
 
 
@@ -76,13 +75,10 @@ class Method:
     prior_reduce: "mean" or "sum", see above.
     oc_weight: weight of the orthogonality loss.
     oc_ordered: count each pair twice, see above.
-    map_weights: see above.
     image_loss: "official" or "paper", see above.
-    max_weights: see above.
-    damaged_word: see above.
+    map_weights, max_weights, damaged_word, round_fp16: see above.
     act: activation of both towers.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
-    round_fp16: see above.
   """
 
   num_references: ClassVar[int] = 0
@@ -126,9 +122,8 @@ class Method:
         "normal": prompt_learner.init(rngs[0], self.normal_length, c),
         "anomalous": prompt_learner.init(rngs[1], *shape),
     }
-    deep = prompt_learner.init_deep(
-        rngs[2], self.deep_depth, self.deep_length, c
-    )
+    depth, m = self.deep_depth, self.deep_length
+    deep = prompt_learner.init_deep(rngs[2], depth, m, c)
     params = {"context": context, "deep": deep}
     if self.prior:
       c_in = self.num_patches * backbone.embed_dim
@@ -146,11 +141,16 @@ class Method:
   def prepare(self, backbone, class_names):
     """Placeholder sentences about an object; class names are not used."""
     del class_names
-    normal = ["N"] * self.normal_length
-    abnormal = ["A"] * self.abnormal_length + ["damaged"] * self.damaged_word
-    texts = [" ".join(normal), " ".join(normal + abnormal)]
-    return prompt_learner.placeholders(
-        backbone, [f"{text} object." for text in texts]
+    texts = [sentence.text for sentence in self.sentences()]
+    return prompt_learner.placeholders(backbone, texts)
+
+  def sentences(self):
+    """What the learned vectors of the two states stand in."""
+    m, k = self.normal_length, self.num_prompts
+    own, rest = self.abnormal_length, "damaged " * self.damaged_word + "object."
+    return (
+        prompt_learner.Sentence("N " * m + "object.", m),
+        prompt_learner.Sentence("N " * m + "A " * own + rest, m + own, k),
     )
 
   def encode(self, backbone, batch):
@@ -171,14 +171,12 @@ class Method:
 
   def prompts(self, params, aux):
     """Embeddings of the prompts: (1, t, c) and (K, t, c) (Eq. 1)."""
-    context, k = params["context"], self.num_prompts
-    normal, abnormal = aux["embeds"][:1], aux["embeds"][1:]
-    shared = jnp.broadcast_to(
-        context["normal"], (k, *context["normal"].shape)
-    )
-    own = jnp.concatenate([shared, context["anomalous"]], axis=1)
+    (normal, abnormal), k = aux["embeds"][:, None], self.num_prompts
+    shared = params["context"]["normal"][None]
+    own = [jnp.repeat(shared, k, axis=0), params["context"]["anomalous"]]
+    own = jnp.concatenate(own, axis=1)
     return (
-        prompt_learner.with_context(normal, context["normal"][None]),
+        prompt_learner.with_context(normal, shared),
         prompt_learner.with_context(jnp.repeat(abnormal, k, axis=0), own),
     )
 
@@ -239,12 +237,8 @@ class Method:
     normal, abnormal = self.first_pass(params, backbone, aux)
     text_units = _prototypes(normal, abnormal)
     patch_prob, first = self.compare(features, text_units)
-    result = {
-        "normal_text": normal,
-        "abnormal_text": abnormal,
-        "text_units": text_units,
-        "patch_prob": patch_prob,
-    }
+    result = {"normal_text": normal, "abnormal_text": abnormal}
+    result |= {"text_units": text_units, "patch_prob": patch_prob}
     b = patch_prob.shape[0]
     if self.prior:
       selected = self.select(features, patch_prob)
@@ -294,11 +288,8 @@ class Method:
     mask = batch["mask"]
     prob = jnp.stack([result["patch_prob"], result["refined_prob"]], axis=1)
     maps = similarity.to_maps(prob, mask.shape[1:], method="bilinear")
-    terms = [
-        losses.segmentation(maps[:, i], mask, dice_over="image").sum(axis=-1)
-        for i in range(2)
-    ]
-    return jnp.stack(terms, axis=1)
+    terms = lambda m: losses.segmentation(m, mask, dice_over="image").sum(-1)
+    return jax.vmap(terms, in_axes=1, out_axes=1)(maps)
 
   def image_terms(self, result, batch):
     """Losses of the image score, each (b,) (Eq. 10)."""
@@ -347,14 +338,11 @@ class Method:
     """`forward`'s result as a prediction of h x w pixels (Eq. 12)."""
     # With two states, 1 - normal = abnormal; interpolation is linear.
     prob = 0.5 * (result["patch_prob"] + result["refined_prob"])
-    anomaly_map = similarity.to_map(
-        prob[..., ANOMALOUS:], size, method="bilinear"
-    )
-    return {"anomaly_map": anomaly_map[..., 0], "pred_score": result["score"]}
+    maps = similarity.to_map(prob[..., ANOMALOUS:], size, method="bilinear")
+    return {"anomaly_map": maps[..., 0], "pred_score": result["score"]}
 
 
 def _prototypes(normal, abnormal):
   """Unit embeddings (2, d) of the normal and the mean abnormal prompt."""
-  return similarity.unit(
-      jnp.concatenate([normal, abnormal.mean(axis=0, keepdims=True)])
-  )
+  mean = abnormal.mean(axis=0, keepdims=True)
+  return similarity.unit(jnp.concatenate([normal, mean]))

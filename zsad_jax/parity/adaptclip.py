@@ -7,16 +7,9 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zsad_jax.clip import names, tokenizer
-from zsad_jax.layers import (
-    dual_path,
-    prompt_learner,
-    prompt_query,
-    prompts,
-    similarity,
-)
+from zsad_jax.layers import prompt_learner, prompt_query, prompts, similarity
 from zsad_jax.methods import adaptclip
 from zsad_jax.parity import golden as golden_lib
 
@@ -27,11 +20,30 @@ def quantities(golden, entry):
   params = golden_lib.tree(
       entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
   )
-  stats = _stats(method, backbone, entry)
   aux = method.prepare(backbone, ())
-  yield from _embeddings(backbone, method, entry)
+  images = {
+      part: entry.images(f"{part}_u8") for part in ("query", "prompt_pool")
+  }
+  for part, image in images.items():
+    embed, tokens = golden_lib.image_side(
+        method, backbone, image, method.taps
+    )
+    yield f"{part}/image_features", embed
+    for tap, x in zip(method.taps, tokens):
+      yield f"{part}/patch_{tap}", x
   yield from _text(backbone, method, params, aux, entry)
-  run = _Run(method, backbone, aux, params, stats, entry)
+  run = _Run(
+      method,
+      backbone,
+      aux,
+      params,
+      _stats(method, backbone, entry),
+      {
+          part: golden_lib.encode(method, backbone, image)
+          for part, image in images.items()
+      },
+      entry,
+  )
   yield from run.quantities()
 
 
@@ -60,33 +72,18 @@ def _authors_name(stored):
 
 def _stats(method, backbone, entry):
   """The stored running statistics, with a counter of updates from 0 on."""
-  _, stats = method.init(jax.random.key(0), backbone)
-  stored = golden_lib.tree(
-      entry, adaptclip.TORCH_STATS, "bn0/", _authors_name
-  )
-  return names.unflatten({**names.flatten(stats), **names.flatten(stored)})
-
-
-def _embeddings(backbone, method, entry):
-  encode = functools.partial(
-      dual_path.encode,
-      taps=method.taps,
-      vv_from=method.vv_from,
-      act=method.act,
-      pos_resize=method.pos_resize,
-      class_ln_post=False,
-  )
-  for prefix, images in (("query", "query"), ("prompt_pool", "prompt_pool")):
-    embed, tokens = jax.jit(encode)(backbone, entry.images(f"{images}_u8"))
-    yield f"{prefix}/image_features", embed
-    for tap, x in zip(method.taps, tokens):
-      yield f"{prefix}/patch_{tap}", x
+  _, shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  stored = golden_lib.tree(entry, adaptclip.TORCH_STATS, "bn0/", _authors_name)
+  return names.unflatten({**names.flatten(zeros), **names.flatten(stored)})
 
 
 def _text(backbone, method, params, aux, entry):
-  yield "static_prompts_utf8", json.dumps(prompts.adaptclip()).encode()
-  sentences = prompt_learner.placeholders(backbone, sum(prompts.adaptclip(), []))
-  yield "static_text_features", method.static_text(backbone, sentences)
+  sentences = prompts.adaptclip()
+  yield "static_prompts_utf8", json.dumps(sentences).encode()
+  yield "static_text_features", jax.jit(method.static_text)(
+      backbone, prompt_learner.placeholders(backbone, sum(sentences, []))
+  )
   words = " ".join(["X"] * method.context_length)
   yield "learned_prompt_token_ids", tokenizer.encode([f"{words}."] * 2)
   yield "learned_prompts", golden_lib.padded(
@@ -94,41 +91,37 @@ def _text(backbone, method, params, aux, entry):
       backbone,
       entry["learned_prompts"].shape[1],
   )
-  yield "learned_text_features", method.text(params, backbone, aux)
+  yield "learned_text_features", jax.jit(method.text)(params, backbone, aux)
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _encode(method, backbone, image):
-  return method.encode(backbone, {"image": image})
-
-
-@functools.partial(jax.jit, static_argnames=("method", "training"))
-def _adapters(method, params, stats, backbone, aux, features, training):
-  """All that the three adapters say, before fusion."""
+def _adapters(method, params, stats, backbone, aux, features, weight):
+  """What the adapters say, before fusion: dict by stored name."""
   size = similarity.image_size(backbone, features)
-  weight = jnp.ones(len(features["image"])) if training else None
   found, _ = method.branches(params, stats, backbone, aux, features, weight)
-  levels = []
+  said = {}
+  for name, (logits, prob) in found.items():
+    maps = similarity.to_map(prob, size, method="bilinear")
+    said |= {f"{name}_logits": logits, f"{name}_map": maps[..., 1]}
   if "memory" in features:
     levels, _ = method.compare(params, stats, features, size, weight)
-  maps = {
-      name: similarity.to_map(prob, size, method="bilinear")[..., 1]
-      for name, (_, prob) in found.items()
-  }
-  return {name: logits for name, (logits, _) in found.items()}, maps, levels
+    summary = prompt_query.summary(levels)
+    said |= {
+        "pq_logits": jnp.stack([x["logits"] for x in levels]),
+        "pq_map_layer0": levels[0]["maps"][..., 1],
+        "align_score_layer0": levels[0]["distance"],
+        **dict(zip(("pq_map", "pq_score", "align_score"), summary)),
+    }
+  return said
+
+
+def _training(method, params, stats, backbone, aux, features):
+  weight = jnp.ones(len(features["image"]))
+  return _adapters(method, params, stats, backbone, aux, features, weight)
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _predict(method, params, stats, backbone, aux, features):
-  return method.predict(params, stats, backbone, aux, features)
-
-
-@functools.partial(jax.jit, static_argnames="method")
-def _loss_and_grads(method, params, stats, given, batch):
-  def loss(params):
-    return method.loss(params, stats, *given, batch, None)
-
-  return jax.value_and_grad(loss, has_aux=True)(params)
+def _evaluation(method, *given):
+  return _adapters(method, *given, None), method.predict(*given)
 
 
 @dataclasses.dataclass
@@ -140,6 +133,7 @@ class _Run:
   aux: dict
   params: dict
   stats: dict
+  images: dict  # Features of the queries and of the pool of references.
   entry: object
 
   def quantities(self):
@@ -150,103 +144,85 @@ class _Run:
         method = self.method
         if nocontext:
           method = dataclasses.replace(method, context=False)
-        features = self.features(kind, int(shots))
-        run = self.evaluation if kind == "eval" else self.training
-        for name, value in run(method, features):
+        case = self.evaluation if kind == "eval" else self.training
+        for name, value in case(method, int(shots)):
           yield f"{prefix}/{name}", value
-    features = self.features("train", 1)
-    yield from self.trajectory(features)
-    yield from self.statistics(features)
+    yield from self.steps()
 
   def features(self, kind, shots):
     """The queries' features, with a memory of `shots` references for each."""
-    kind = {"eval": "test", "train": "train"}[kind]
-    images = self.entry.images("query_u8")
-    features = _encode(self.method, self.backbone, images)
+    features = self.images["query"]
     if not shots:
       return features
-    pool = _encode(
-        self.method, self.backbone, self.entry.images("prompt_pool_u8")
-    )
     chosen = self.entry[f"prompt_idx_{kind}"][:, :shots]
-    pool = jax.tree.map(lambda x: x[chosen], pool)
+    pool = jax.tree.map(lambda x: x[chosen], self.images["prompt_pool"])
     return {**features, "memory": self.method.remember(pool)}
 
-  def adapters(self, method, features, training):
-    logits, maps, levels = _adapters(
-        method, self.params, self.stats, self.backbone, self.aux, features,
-        training=training,
-    )  # fmt: skip
-    for name in logits:
-      yield f"{name}_logits", logits[name]
-      yield f"{name}_map", maps[name]
-    if levels:
-      yield "pq_logits", jnp.stack([x["logits"] for x in levels])
-      yield "pq_map_layer0", levels[0]["maps"][..., 1]
-      yield "align_score_layer0", levels[0]["distance"]
-      summary = prompt_query.summary(levels)
-      yield from zip(("pq_map", "pq_score", "align_score"), summary)
-
-  def evaluation(self, method, features):
-    yield from self.adapters(method, features, training=False)
-    prediction = _predict(
-        method, self.params, self.stats, self.backbone, self.aux, features
+  def evaluation(self, method, shots):
+    said, prediction = _evaluation(
+        method,
+        self.params,
+        self.stats,
+        self.backbone,
+        self.aux,
+        self.features("test", shots),
     )
+    yield from said.items()
     sigma = self.entry.config["sigma"]
     maps = golden_lib.smoothed(prediction["anomaly_map"], sigma)
     yield "pixel_map", maps
     yield "image_score", prediction["pred_score"]
 
-  def step(self, method, features, params, stats):
-    given = self.backbone, self.aux, features
-    batch = golden_lib.batch(self.entry)
-    (loss, (parts, stats)), grads = _loss_and_grads(
-        method, params, stats, given, batch
+  def trainer(self, method, shots):
+    """Function of parameters and statistics that takes a training step."""
+    given = self.backbone, self.aux, self.features("train", shots)
+    return functools.partial(
+        golden_lib.train,
+        method,
+        given=given,
+        batch=golden_lib.batch(self.entry),
+        look=_training,
     )
-    return loss, parts, stats, grads
 
-  def named(self, tree, table=adaptclip.TORCH_NAMES, group="param/"):
-    return golden_lib.named(tree, self.entry, table, group, _authors_name)
-
-  def training(self, method, features):
-    yield from self.adapters(method, features, training=True)
-    loss, parts, _, grads = self.step(
-        method, features, self.params, self.stats
-    )
-    for name, value in parts.items():
+  def training(self, method, shots):
+    trained = self.trainer(method, shots)(self.params, self.stats)
+    yield from trained.seen.items()
+    for name, value in trained.parts.items():
       adapter, kind = name.rsplit("_", 1)
       adapter = {"prompt_query": "pq"}.get(adapter, adapter)
       yield f"loss_{kind}_{adapter}", value
-    yield "loss", loss
-    yield from golden_lib.gradients(self.named(grads))
+    yield "loss", trained.loss
+    yield from golden_lib.gradients(self.named(trained.grads))
 
-  def statistics(self, features):
-    _, _, stats, _ = self.step(
-        self.method, features, self.params, self.stats
-    )
-    for name, value in self.named(
-        stats, adaptclip.TORCH_STATS, "bn0/"
-    ).items():
+  def steps(self):
+    """The statistics after one step, and all after the stored steps."""
+    run = self.trainer(self.method, 1)
+    stats = run(self.params, self.stats).stats
+    for name, value in self.named_stats(stats).items():
       yield f"bn1/{name}", value
-
-  def trajectory(self, features):
-    def step(params, stats):
-      loss, _, stats, grads = self.step(self.method, features, params, stats)
-      return loss, grads, stats
-
     history, params, stats = golden_lib.trajectory(
         self.entry,
-        step,
+        golden_lib.steps(run),
         self.params,
         self.method.trained(self.params),
         self.stats,
     )
-    yield "traj/losses", np.asarray(history)
-    after = self.named(params)
-    after |= self.named(stats, adaptclip.TORCH_STATS, "bn0/")
+    yield "traj/losses", history
+    after = self.named(params) | self.named_stats(stats)
     for name, value in after.items():
       group, rest = name.split("/", 1)
       # The textual adapter's names are stored without their group.
-      yield f"traj/{rest if group == 'textual' else f'{group}_{rest}'}_after", value
+      rest = rest if group == "textual" else f"{group}_{rest}"
+      yield f"traj/{rest}_after", value
 
+  def named(self, params):
+    """Parameters, or a tree like them, under the stored names."""
+    return golden_lib.named(
+        params, self.entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
+    )
 
+  def named_stats(self, stats):
+    """Likewise, running statistics."""
+    return golden_lib.named(
+        stats, self.entry, adaptclip.TORCH_STATS, "bn0/", _authors_name
+    )

@@ -1,10 +1,11 @@
 """A folder of reference tensors: its manifest, arrays and comparisons."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from scipy import ndimage
 from zsad_jax import optim
 from zsad_jax.clip import backbone, names
 from zsad_jax.datasets import preprocess
-from zsad_jax.layers import torch_names
+from zsad_jax.layers import dual_path, torch_names
 
 
 class Entry:
@@ -88,7 +89,8 @@ def named(
 ) -> dict[str, Any]:
   """A tree like that of `tree`, flat, under the stored names."""
   stored = {authors_name(n): n for n in entry.under(group)}
-  found = torch_names.to_torch(names.flatten(values), table, stored)
+  back = jax.jit(lambda flat: torch_names.to_torch(flat, table, stored))
+  found = back(names.flatten(values))  # One program, not one per array.
   return {stored[name]: x for name, x in found.items()}
 
 
@@ -97,11 +99,11 @@ def prompt_learner(name: str) -> str:
   return f"prompt_learner.{name}"
 
 
-def padded(prompts: jax.Array, backbone, rows: int) -> jax.Array:
+def padded(prompts: jax.Array, backbone, rows: int) -> np.ndarray:
   """Sentences (k, t, c) with the padding that we cut off, up to `rows`."""
   k, t, c = prompts.shape
-  padding = jnp.broadcast_to(backbone.embed_tokens(0), (k, max(rows - t, 0), c))
-  return jnp.concatenate([prompts, padding], axis=1)
+  padding = np.broadcast_to(backbone.embed_tokens(0), (k, max(rows - t, 0), c))
+  return np.concatenate([prompts, padding], axis=1)
 
 
 def batch(entry: Entry) -> dict[str, jax.Array]:
@@ -115,7 +117,7 @@ def batch(entry: Entry) -> dict[str, jax.Array]:
   }
 
 
-def smoothed(maps, sigma: float) -> np.ndarray:
+def smoothed(maps, sigma: int | float) -> np.ndarray:
   """Maps (b, h, w) after scipy's Gaussian, as the authors' test code has it."""
   return np.stack([ndimage.gaussian_filter(np.asarray(m), sigma) for m in maps])
 
@@ -124,7 +126,70 @@ def gradients(grads: Mapping[str, Any]):
   """Yields what is stored of gradients: themselves and their norms."""
   for name, grad in grads.items():
     yield f"grad/{name}", grad
-    yield f"gradnorm/{name}", jnp.sqrt(jnp.sum(jnp.square(grad)))
+    yield f"gradnorm/{name}", np.linalg.norm(np.ravel(grad))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "taps"))
+def image_side(method, backbone, image, taps):
+  """Embeddings of the images and of all their tokens; see `dual_path`."""
+  return dual_path.encode(
+      backbone,
+      image,
+      taps=taps,
+      vv_from=method.vv_from,
+      act=method.act,
+      pos_resize=method.pos_resize,
+      class_ln_post=False,
+  )
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def encode(method, backbone, image):
+  """The features of images."""
+  return method.encode(backbone, {"image": image})
+
+
+class Trained(NamedTuple):
+  """What a training step computes before the optimiser."""
+
+  loss: jax.Array
+  parts: dict[str, jax.Array]
+  stats: Any
+  grads: Any
+  seen: Any  # What was looked at.
+
+
+@functools.partial(jax.jit, static_argnames=("method", "look"))
+def train(method, params, stats, given, batch, look):
+  """Loss and gradients of a batch, and what else is looked at.
+
+  One program, for compiling is what takes time, and XLA computes once what
+  both need.
+
+  Args:
+    method: the method.
+    params: its parameters.
+    stats: its running statistics.
+    given: backbone, aux and features.
+    batch: see `batch`.
+    look: (method, params, stats, *given) -> what is returned beside them.
+
+  Returns:
+    A `Trained`.
+  """
+  loss = lambda params: method.loss(params, stats, *given, batch, None)
+  (value, (parts, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  return Trained(value, parts, new, grads, look(method, params, stats, *given))
+
+
+def steps(run: Callable[..., Trained]):
+  """What `trajectory` takes, of (params, statistics) -> a `Trained`."""
+
+  def loss_and_grads(params, stats):
+    trained = run(params, stats)
+    return trained.loss, trained.grads, trained.stats
+
+  return loss_and_grads
 
 
 def trajectory(entry: Entry, loss_and_grads, params, trained, state=None):
@@ -147,13 +212,18 @@ def trajectory(entry: Entry, loss_and_grads, params, trained, state=None):
   if not settings["weight_decay"]:
     settings.pop("weight_decay")  # Adam has none.
   tx = optim.make(name, settings, trained)
-  opt, history = tx.init(params), []
+
+  @jax.jit
+  def advance(grads, opt, params):
+    updates, opt = tx.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt
+
+  opt, history = jax.jit(tx.init)(params), []
   for _ in range(steps):
     loss, grads, state = loss_and_grads(params, state)
     history.append(loss)
-    updates, opt = tx.update(grads, opt, params)
-    params = optax.apply_updates(params, updates)
-  return jnp.stack(history), params, state
+    params, opt = advance(grads, opt, params)
+  return np.stack(history), params, state
 
 
 class Golden:

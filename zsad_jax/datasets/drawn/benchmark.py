@@ -39,7 +39,7 @@ TEST_CATEGORIES = (
 # Per category: normal pictures of the train split (few-shot references) and
 # of the test split, and anomalous ones, shared equally by its defects.
 DATASETS = {
-    "auxiliary": dict(categories=TRAIN_CATEGORIES, references=0, normal=30,
+    "auxiliary": dict(categories=TRAIN_CATEGORIES, references=10, normal=30,
                       anomalous=40),
     "benchmark": dict(categories=TEST_CATEGORIES, references=8, normal=20,
                       anomalous=20),

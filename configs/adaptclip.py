@@ -1,0 +1,87 @@
+r"""AdaptCLIP (Gao et al., AAAI 2026), with the values of the authors' code.
+
+python -m zsad_jax.train --config=configs/adaptclip.py
+
+  configs/adaptclip.py              the embedded benchmark with the embedded
+                                    tiny backbone: minutes on a laptop
+  configs/adaptclip.py:paper        ViT-L/14@336, 518 px, trained on the test
+                                    images of MVTec AD, for all other sets
+  configs/adaptclip.py:paper_mvtec  trained on those of VisA, for MVTec AD
+  configs/adaptclip.py:paper,va     an ablation of Table 5 on top (or alone,
+                                    embedded): clip (no adapter), ta, va,
+                                    joint, zero (ta and va), pqa_residual, pqa
+  configs/adaptclip.py:paper,text   fusion as the paper has it; max_pool,
+                                    no_vv, own_heads: single deviations
+  configs/adaptclip.py:paper,b16    ViT-B/16-plus-240 at 512 px (Table 6)
+  configs/adaptclip.py:paper,b16_alias  the same with the layer that the
+                                    authors' code overwrites
+
+Trained once at one shot; evaluate with --shots=1,2,4 for any number.
+
+Expected numbers and run times: see the results in README.md.
+"""
+
+from configs import common
+
+_B16 = dict(taps=(3, 6, 9, 12), vv_from=4)
+ABLATIONS = {
+    "clip": dict(visual=False, textual=False, prompt_query=False),
+    "ta": dict(visual=False, prompt_query=False),
+    "va": dict(textual=False, prompt_query=False),
+    "joint": dict(joint=True, prompt_query=False),
+    "zero": dict(prompt_query=False),
+    "pqa_residual": dict(visual=False, textual=False, context=False),
+    "pqa": dict(visual=False, textual=False),
+    "text": dict(fusion="paper", pool_topk=1),
+    "max_pool": dict(pool_topk=1),
+    "no_vv": dict(vv_from=None),
+    "own_heads": dict(share_heads=False),
+    "b16": _B16,
+    "b16_alias": dict(alias_tap=True, **_B16),
+}
+
+
+def get_config(variant="embedded"):
+  """Returns the configuration of a variant, see above."""
+  config = common.choose("adaptclip", variant, _build, ABLATIONS)
+  if "b16" in variant:
+    if "paper" not in variant:
+      raise ValueError("configs/adaptclip.py: b16 is a variant of paper.")
+    config.backbone = dict(
+        name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"
+    )
+    config.image_size = 512
+    config.memory.update(**_B16)
+  return config
+
+
+def _build(base):
+  config = common.like_anomalyclip(common.get_config())
+  config.seed = 10
+  config.method = dict(
+      taps=(2, 4, 6, 8),
+      vv_from=common.optional(2),
+      alias_tap=False,
+      visual=True,
+      textual=True,
+      prompt_query=True,
+      joint=False,
+      context=True,
+      context_length=12,  # r.
+      reduction=4,
+      head_widths=(128, 64),
+      pool_topk=10,
+      share_heads=True,
+      train_shots=1,
+      fusion="official",
+      sigma=4.0,
+      cls_ln_post=False,
+  )
+  if base == common.EMBEDDED:
+    config.epochs = 2
+    return config
+  config = common.on_vit_l_14_336(config)
+  config = common.on_mvtec_and_visa(config, base)
+  config.method.update(taps=(6, 12, 18, 24), vv_from=6)
+  config.epochs = 15
+  return config

@@ -1,0 +1,59 @@
+r"""AnomalyCLIP (Zhou et al., ICLR 2024), with the values of the authors' code.
+
+python -m zsad_jax.train --config=configs/anomalyclip.py
+
+  configs/anomalyclip.py             the embedded benchmark with the embedded
+                                     tiny backbone: minutes on a laptop
+  configs/anomalyclip.py:paper       ViT-L/14@336, 518 px, trained on the test
+                                     images of MVTec AD, for all other sets
+  configs/anomalyclip.py:paper_mvtec trained on those of VisA, for MVTec AD
+  configs/anomalyclip.py:paper,e8    an ablation on top (or alone, embedded):
+                                     e4 ... e16 context length, m1 ... m8
+                                     length and d2 ... d12 depth of the deep
+                                     tokens, multilayer (the first paper's
+                                     taps), no_vv (plain CLIP patches),
+                                     cls_ln_post, insert
+Few-shot (AnomalyCLIP+ of the AdaptCLIP paper): evaluate with --shots=1,2,4.
+
+Expected numbers and run times: see the results in README.md.
+"""
+
+from configs import common
+
+ABLATIONS = {
+    **{f"e{e}": dict(context_length=e) for e in (4, 8, 12, 16)},
+    **{f"m{m}": dict(deep_length=m) for m in (1, 2, 4, 8)},
+    **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
+    "multilayer": dict(taps=(6, 12, 18, 24)),
+    "no_vv": dict(vv_from=None),
+    "cls_ln_post": dict(cls_ln_post=True),
+    "insert": dict(deep_mode="insert"),
+}
+
+
+def get_config(variant="embedded"):
+  """Returns the configuration of a variant, see above."""
+  return common.choose("anomalyclip", variant, _build, ABLATIONS)
+
+
+def _build(base):
+  config = common.like_anomalyclip(common.get_config())
+  config.method = dict(
+      taps=(8,),
+      vv_from=common.optional(2),
+      context_length=12,  # E.
+      deep_length=4,
+      deep_depth=4,
+      map_weight=4.0,  # Lambda.
+      deep_mode="overwrite",
+      cls_ln_post=False,
+      round_fp16=True,
+  )
+  if base == common.EMBEDDED:
+    config.epochs = 3
+    return config
+  config = common.on_vit_l_14_336(config)
+  config = common.on_mvtec_and_visa(config, base)
+  config.method.update(taps=(24,), vv_from=6, deep_depth=9)
+  config.epochs = 15
+  return config

@@ -1,0 +1,367 @@
+"""Normalisation, convolutions, memory, smoothing, adapters, names."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage, stats
+
+from zsad_jax.clip import config, names
+from zsad_jax.layers import (
+    batch_norm,
+    conv,
+    linear,
+    memory,
+    prompt_query,
+    residual_mlp,
+    smoothing,
+    tokens,
+    torch_names,
+)
+from zsad_jax.methods import adaclip, adaptclip, anomalyclip, faprompt
+
+RNG = np.random.default_rng(0)
+close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+
+
+def normal(*shape):
+  return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def random_norm(c):
+  """Parameters and running statistics of c channels, none at its default."""
+  params = {"scale": 1 + 0.3 * normal(c), "bias": normal(c)}
+  old = {"mean": normal(c), "var": 1 + normal(c) ** 2, "count": jnp.int32(7)}
+  return params, old
+
+
+def normalized(params, x, mean, var):
+  x = (np.asarray(x, np.float64) - mean) / np.sqrt(var + 1e-5)
+  return x * np.asarray(params["scale"]) + np.asarray(params["bias"])
+
+
+train_norm = jax.jit(
+    lambda p, s, x, weight: batch_norm.apply(p, s, x, weight=weight)
+)
+eval_norm = jax.jit(lambda p, s, x: batch_norm.apply(p, s, x))
+
+
+@pytest.mark.parametrize("weight", [(1, 1, 1, 1, 1), (1, 0, 1, 1, 0)])
+def test_batch_norm_is_torchs(weight):
+  params, old = random_norm(4)
+  x, counts = 3 + normal(5, 2, 3, 4), np.array(weight, bool)
+  out, new = train_norm(params, old, x, jnp.asarray(weight, jnp.float32))
+  rows = np.asarray(x)[counts].reshape(-1, 4)
+  mean, var = rows.mean(axis=0), rows.var(axis=0)
+  close(out, normalized(params, x, mean, var), rtol=1e-4)
+  close(new["mean"], 0.9 * old["mean"] + 0.1 * mean)
+  unbiased = rows.var(axis=0, ddof=1)
+  close(new["var"], 0.9 * old["var"] + 0.1 * unbiased)
+  assert np.abs(unbiased / var - 1).max() > 0.02  # They can be told apart.
+  assert new["count"] == 8
+
+
+def test_batch_norm_padding_changes_nothing():
+  params, old = random_norm(4)
+  x, weight = normal(5, 2, 3, 4), jnp.array([1.0, 1, 1, 0, 0])
+  out, new = train_norm(params, old, x, weight)
+  other, same = train_norm(params, old, x.at[3:].set(1e3), weight)
+  np.testing.assert_array_equal(out[:3], other[:3])
+  jax.tree.map(np.testing.assert_array_equal, new, same)
+
+
+def test_batch_norm_of_padding_alone_leaves_the_statistics():
+  params, old = random_norm(4)
+  out, new = train_norm(params, old, normal(5, 2, 3, 4), jnp.zeros(5))
+  assert np.isfinite(out).all()
+  jax.tree.map(np.testing.assert_array_equal, new, old)
+
+
+def test_batch_norm_evaluates_with_running_statistics():
+  params, old = random_norm(4)
+  x = normal(5, 2, 3, 4)
+  out, new = eval_norm(params, old, x)
+  close(out, normalized(params, x, old["mean"], old["var"]), rtol=1e-4)
+  jax.tree.map(np.testing.assert_array_equal, new, old)
+
+
+def convolved(x, kernel, bias=0.0):
+  """Cross-correlation with zero padding, pixel by pixel."""
+  x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+  (b, h, w, _), side = x.shape, kernel.shape[0]
+  margin = ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0))
+  padded, out = np.pad(x, margin), np.zeros((b, h, w, kernel.shape[-1]))
+  for y, z in itertools.product(range(h), range(w)):
+    window = padded[:, y : y + side, z : z + side]
+    out[:, y, z] = np.einsum("byzi,yzio->bo", window, kernel) + bias
+  return out
+
+
+def test_convolution():
+  x, kernel, bias = normal(2, 4, 3, 2), normal(3, 3, 2, 5), normal(5)
+  run = jax.jit(conv.apply)
+  close(run({"kernel": kernel}, x), convolved(x, kernel))
+  params = {"kernel": kernel[:1, :1], "bias": bias}
+  close(run(params, x), convolved(x, kernel[:1, :1], bias))
+
+
+def test_transposed_convolution():
+  x, kernel, bias = normal(2, 2, 3, 3), normal(2, 2, 3, 4), normal(4)
+  ours = jax.jit(conv.apply_transposed)({"kernel": kernel, "bias": bias}, x)
+  expected = np.zeros((2, 4, 6, 4))
+  for y, z, dy, dz in itertools.product(range(2), range(3), (0, 1), (0, 1)):
+    expected[:, 2 * y + dy, 2 * z + dz] = x[:, y, z] @ kernel[dy, dz] + bias
+  close(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "make, fan_in",
+    [
+        (lambda r: conv.init(r, 100, 9, 3, bias=True), 900),
+        (lambda r: conv.init(r, 100, 90, 1, bias=True), 100),
+        (lambda r: conv.init_transposed(r, 100, 25, 2), 100),
+        (lambda r: linear.init(r, 100, 90), 100),
+    ],
+    ids=["3x3", "1x1", "transposed", "linear"],
+)
+def test_layers_start_as_torchs(make, fan_in):
+  params = jax.jit(make)(jax.random.key(0))
+  bound = fan_in**-0.5
+  assert np.abs(params["bias"]).max() <= bound
+  assert 0.99 * bound < np.abs(params["kernel"]).max() <= bound
+  np.testing.assert_allclose(
+      np.std(params["kernel"]), bound / 3**0.5, rtol=0.03
+  )
+
+
+def test_layers_without_bias():
+  assert set(conv.init(jax.random.key(0), 2, 2, 1, bias=False)) == {"kernel"}
+
+
+@pytest.mark.parametrize("sigma", [4.0, 10.0])
+def test_smoothing_is_scipys(sigma):
+  # The kernel is 33 or 81 pixels long.
+  maps = RNG.random((2, 9, 100)).astype(np.float32)
+  smooth = jax.jit(smoothing.gaussian, static_argnames="sigma")
+  expected = [ndimage.gaussian_filter(m, sigma) for m in maps]
+  close(smooth(maps, sigma=sigma), expected, atol=2e-6)
+
+
+def test_no_smoothing():
+  maps = normal(1, 3, 3)
+  np.testing.assert_array_equal(smoothing.gaussian(maps, 0.0), maps)
+
+
+# The 24 units of Hurwitz: all their products are exact, and many are equal.
+UNITS = np.concatenate([
+    np.eye(4),
+    -np.eye(4),
+    list(itertools.product((-0.5, 0.5), repeat=4)),
+])  # fmt: skip
+
+
+@jax.jit
+def look_up(query, bank):
+  distance, index = memory.nearest(query, bank)
+  return distance, index, memory.take(bank, index)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("shots", [1, 3])
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_nearest_patch_is_the_first_of_the_best(number, shots, seed):
+  rng = np.random.default_rng(seed)
+  query = UNITS[rng.integers(0, 24, (2, 3))]
+  bank = UNITS[rng.integers(0, 24, (number, shots, 4))]
+  distance, index, patch = look_up(
+      query.astype(np.float32), bank.astype(np.float32)
+  )
+  for i, j in np.ndindex(2, 3):
+    mine = bank[i % number].reshape(-1, 4)
+    cosines = mine @ query[i, j]
+    assert index[i, j] == np.flatnonzero(cosines == cosines.max())[0]
+    assert distance[i, j] == 1 - cosines.max()
+    np.testing.assert_array_equal(patch[i, j], mine[index[i, j]])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_patch_is_nearest_to_itself_and_never_nearer(seed):
+  rng = np.random.default_rng(seed)
+  bank = rng.normal(size=(2, 1, 4, 4))
+  bank /= np.linalg.norm(bank, axis=-1, keepdims=True)
+  bank = bank.astype(np.float32)
+  distance, index, _ = look_up(bank[:, 0, 1:], bank)
+  np.testing.assert_array_equal(index, [[1, 2, 3]] * 2)
+  assert (distance >= 0).all() and (distance < 1e-6).all()
+
+
+harmonic_mean = jax.jit(prompt_query.harmonic_mean)
+
+
+@given(st.lists(st.floats(1e-3, 2), min_size=4, max_size=4))
+def test_harmonic_mean_is_scipys(values):
+  ours = harmonic_mean([jnp.float32(x) for x in values])
+  np.testing.assert_allclose(ours, stats.hmean(values), rtol=1e-5)
+
+
+def test_harmonic_mean_of_a_zero_is_zero():
+  few, all_zero = harmonic_mean([jnp.array([x, 0.0]) for x in (0, 1, 1, 1)]), 0
+  np.testing.assert_array_equal(few, [0.0, 0.0])
+  zeros = [jnp.zeros(2)] * 4
+  np.testing.assert_array_equal(harmonic_mean(zeros), [all_zero] * 2)
+
+
+def test_residual_mlp():
+  params, _ = residual_mlp.init(jax.random.key(0), 6, 3)
+  assert [set(params[k]) for k in ("down", "up")] == [{"kernel"}] * 2
+  params["norm"], old = random_norm(3)
+  x = normal(4, 5, 6)
+  run = jax.jit(
+      lambda p, s, x, w: residual_mlp.apply(p, {"norm": s}, x, weight=w)
+  )
+  hidden = np.asarray(x) @ np.asarray(params["down"]["kernel"])
+  for weight in (jnp.ones(4), None):
+    out, new = run(params, old, x, weight)
+    rows = hidden.reshape(-1, 3)
+    mean, var = old["mean"], old["var"]
+    if weight is not None:
+      mean, var = rows.mean(axis=0), rows.var(axis=0)
+    normed = np.maximum(normalized(params["norm"], hidden, mean, var), 0)
+    close(out, x + normed @ np.asarray(params["up"]["kernel"]), rtol=1e-4)
+    assert new["norm"]["count"] == (8 if weight is not None else 7)
+    assert np.allclose(new["norm"]["mean"], old["mean"]) == (weight is None)
+
+
+def adapter(share_heads):
+  """Four levels of 2 x 2 patches of four channels, three images."""
+  params, old = jax.jit(
+      lambda rng: prompt_query.init(
+          rng, 4, levels=4, widths=(3, 2), share_heads=share_heads
+      )
+  )(jax.random.key(1))
+  query, references = normal(3, 4, 4, 4), normal(3, 2, 4, 4, 4)
+  query /= np.linalg.norm(query, axis=-1, keepdims=True)
+  references /= np.linalg.norm(references, axis=-1, keepdims=True)
+  return params, old, query, references
+
+
+@functools.partial(jax.jit, static_argnames="training")
+def compare(params, old, query, references, training=True):
+  return prompt_query.forward(
+      params,
+      old,
+      query,
+      references,
+      (8, 8),
+      context=True,
+      topk=2,
+      weight=jnp.ones(len(query)) if training else None,
+  )
+
+
+def joint_features(params, query, references, level):
+  """What the heads see of a level in training: (3, 2, 2, 4)."""
+  q = np.asarray(query[:, level], np.float64)
+  bank = np.asarray(references[:, :, level], np.float64).reshape(3, 8, 4)
+  best = np.einsum("bld,bmd->blm", q, bank).argmax(axis=-1)
+  aligned = np.take_along_axis(bank, best[..., None], axis=1)
+  x = q + np.abs(q - aligned)
+  rows = x.reshape(-1, 4)
+  norm = params["norms"][str(level)]
+  x = normalized(norm, x, rows.mean(axis=0), rows.var(axis=0))
+  return x.reshape(3, 2, 2, 4)
+
+
+def test_shared_heads_see_the_levels_in_order():
+  params, old, query, references = adapter(share_heads=True)
+  _, new = compare(params, old, query, references)
+  mean, var = np.zeros(3), np.ones(3)
+  for level in range(4):
+    x = joint_features(params, query, references, level)
+    rows = convolved(x, params["local"]["0"]["conv1"]["kernel"]).reshape(-1, 3)
+    mean = 0.9 * mean + 0.1 * rows.mean(axis=0)
+    var = 0.9 * var + 0.1 * rows.var(axis=0, ddof=1)
+  found = new["local"]["0"]["norm1"]
+  close(found["mean"], mean)
+  close(found["var"], var)
+  for head, norm in itertools.product(("local", "global"), (1, 2)):
+    assert new[head]["0"][f"norm{norm}"]["count"] == 4
+  assert [new["norms"][str(i)]["count"] for i in range(4)] == [1] * 4
+
+
+def test_own_heads_see_one_level_each():
+  params, old, query, references = adapter(share_heads=False)
+  _, new = compare(params, old, query, references)
+  for head, level in itertools.product(("local", "global"), range(4)):
+    assert new[head][str(level)]["norm1"]["count"] == 1
+  for level in range(4):
+    x = joint_features(params, query, references, level)
+    kernel = params["local"][str(level)]["conv1"]["kernel"]
+    rows = convolved(x, kernel).reshape(-1, 3)
+    close(new["local"][str(level)]["norm1"]["mean"], 0.1 * rows.mean(axis=0))
+
+
+def test_levels_of_one_head_predict_alike_and_statistics_stay():
+  params, old, query, references = adapter(share_heads=True)
+  first = lambda x, axis: jnp.repeat(jnp.take(x, jnp.array([0]), axis), 4, axis)
+  levels, new = compare(
+      params, old, first(query, 1), first(references, 2), training=False
+  )
+  jax.tree.map(np.testing.assert_array_equal, new, old)
+  for level in levels[1:]:
+    jax.tree.map(close, level, levels[0])
+
+
+def test_vectors_among_tokens():
+  x = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+  one, each = x[:1, :2] + 1, x[:, :2] + 2
+  over = tokens.set_after_start(x, one)
+  np.testing.assert_array_equal(over[:, 1:3], np.repeat(one, 2, axis=0))
+  np.testing.assert_array_equal(over[:, [0, 3, 4]], x[:, [0, 3, 4]])
+  longer = tokens.set_after_start(x, each, replace=False)
+  np.testing.assert_array_equal(longer[:, 1:3], each)
+  np.testing.assert_array_equal(longer[:, [0, 3, 4, 5, 6]], x)
+
+
+METHODS = {
+    "adaclip": adaclip.Method(),
+    "anomalyclip": anomalyclip.Method(),
+    "faprompt": faprompt.Method(),
+    "adaptclip": adaptclip.Method(),
+    "own heads": adaptclip.Method(share_heads=False),
+}
+# One name of each from the specifications.
+KNOWN = {
+    "adaclip": "visual_prompter.static_prompts.0",
+    "anomalyclip": "prompt_learner.compound_prompts_text.7",
+    "faprompt": "prompt_learner.patch_meta_net.linear2.bias",
+    "adaptclip": "pq_learner.local_adapter.0.7.bias",
+    "own heads": "visual_learner.global_adapter.fc.1.running_var",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_leaf_has_its_own_name_in_torch(name):
+  method, module = METHODS[name], {"own heads": "adaptclip"}.get(name, name)
+  module = globals()[module]
+  sizes = config.MODELS["ViT-L-14-336"]
+  params, old = jax.eval_shape(lambda: method.init(jax.random.key(0), sizes))
+  found = []
+  tables = (
+      (params, module.TORCH_NAMES),
+      (old, getattr(module, "TORCH_STATS", ())),
+  )
+  for tree, table in tables:
+    for path in names.flatten(tree):
+      torch, layout = torch_names.invert(path, table)
+      assert torch_names.find(torch, table) == (path, layout)
+      found.append(torch)
+  assert len(found) == len(set(found)) == len(jax.tree.leaves((params, old)))
+  assert KNOWN[name] in found

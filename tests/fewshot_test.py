@@ -1,0 +1,174 @@
+"""Few-shot from training to prediction, on two small classes."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import small
+from tests.predict_test import ROOT
+from zsad_jax import calibration, cli, evaluate, predict, report, runs, train
+from zsad_jax.datasets import references
+from zsad_jax.evaluation import table
+
+
+class Never:
+  requested = False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data") / "parts"
+  small.write_mvtec(folder)
+  return folder
+
+
+def trained(config, workdir):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    patch.setattr(cli, "StopSignal", Never)
+    train.train(config.lock(), workdir)
+    run = runs.load(workdir)
+  calibration.store(run)
+  return run
+
+
+@pytest.fixture(scope="module")
+def native(folder, tmp_path_factory):
+  """AdaptCLIP, which learns from references."""
+  config = small.get_adaptclip_config(str(folder))
+  return trained(config, tmp_path_factory.mktemp("adaptclip"))
+
+
+@pytest.fixture(scope="module")
+def plus(folder, tmp_path_factory):
+  """AdaCLIP, which gets a memory."""
+  config = small.get_config(str(folder))
+  config.epochs = 1
+  return trained(config, tmp_path_factory.mktemp("adaclip"))
+
+
+@pytest.fixture(params=["native", "plus"])
+def run(request):
+  return request.getfixturevalue(request.param)
+
+
+def rows(path):
+  with path.open(newline="", encoding="utf-8") as file:
+    return list(csv.DictReader(file))
+
+
+def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
+  choose = evaluate.chooser([2, 1], [10, 20], None)
+  results = report.evaluate(run, str(folder), tmp_path, choose=choose)
+  labels = [r.references.label for r in results]
+  assert labels == ["0-shot"] + [
+      f"{k}-shot_seed{seed}" for k in (1, 2) for seed in (10, 20)
+  ]
+  kept = json.loads((tmp_path / "parts/2-shot_seed20/results.json").read_text())
+  assert kept["references"]["seed"] == 20
+  chosen = kept["references"]["images"]["nut"]
+  where = sorted((folder / "nut/train/good").iterdir())
+  assert chosen == [str(where[i]) for i in references.indices(5, 2, 20)]
+  alone = report.evaluate(run, str(folder), tmp_path / "alone")
+  # Zero-shot is the same, whatever is measured beside it.
+  for name, row in alone[0].rows.items():
+    for metric, value in row.items():
+      np.testing.assert_allclose(results[0].rows[name][metric], value)
+  report.summarize(results, "parts", tmp_path)
+  out = capsys.readouterr().out
+  assert "2-shot" in out and "±" in out
+  lines = rows(tmp_path / "parts_summary.csv")
+  assert [line["repetitions"] for line in lines] == ["1", "2", "2"]
+  means = [table.mean_row(r.rows)[0]["image_auroc"] for r in results[3:]]
+  np.testing.assert_allclose(float(lines[2]["image_auroc"]), np.mean(means))
+  np.testing.assert_allclose(float(lines[2]["image_auroc_std"]), np.std(means))
+
+
+def test_prediction_beside_references(run, folder, tmp_path, capsys):
+  tested = [str(folder / "nut/test")]
+  normal = folder / "nut/train/good"
+  predict.predict(run, tested, tmp_path / "zero")
+  few = tmp_path / "few"
+  predict.predict(run, tested, few, reference_paths=[str(normal)])
+  zero, both = rows(tmp_path / "zero/scores.csv"), rows(few / "scores.csv")
+  for a, b in zip(zero, both):
+    np.testing.assert_allclose(
+        float(a["score"]), float(b["zero_shot_score"]), atol=1e-5
+    )
+    assert a["score"] != b["score"]
+  listed = json.loads((few / "references.json").read_text())
+  assert listed == {"object": sorted(map(str, normal.iterdir()))}
+  assert "5 references" in capsys.readouterr().out
+  # One fewer, without training anything: other scores.
+  one = [str(normal / "0.png")]
+  predict.predict(run, tested, tmp_path / "one", reference_paths=one)
+  fewer = rows(tmp_path / "one/scores.csv")
+  assert [r["score"] for r in fewer] != [r["score"] for r in both]
+
+
+def test_a_damaged_reference_is_named(plus, folder, tmp_path):
+  bad = tmp_path / "bad.png"
+  bad.write_bytes((folder / "nut/train/good/0.png").read_bytes()[:200])
+  tested = [str(folder / "nut/test/good/0.png")]
+  with pytest.raises(ValueError, match="bad.png: cannot be read"):
+    predict.predict(plus, tested, tmp_path, reference_paths=[str(bad)])
+
+
+def test_what_needs_references_says_so(folder, tmp_path):
+  config = small.get_adaptclip_config(str(folder))
+  config.method.update(visual=False, textual=False)
+  config.epochs = 1
+  run = trained(config, tmp_path / "run")
+  tested = [str(folder / "nut/test/good/0.png")]
+  with pytest.raises(ValueError, match="needs --references"):
+    predict.predict(run, tested, tmp_path)
+  (result,) = report.evaluate(run, str(folder), tmp_path)
+  assert result.references.label == "1-shot_seed10"
+
+
+def test_training_images_are_needed_to_learn_a_comparison(tmp_path):
+  small.write_images(tmp_path / "cells")
+  config = small.get_adaptclip_config(str(tmp_path / "cells"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    with pytest.raises(ValueError, match="no normal training image"):
+      train.train(config.lock(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--shots=9"], "9 references of 'bolt'"),
+    (["--shots=one"], "--shots: 'one'"),
+    (["--shots=1", "--references=x"], "not both"),
+    (["--references=nowhere"], "nowhere is neither"),
+])  # fmt: skip
+def test_mistakes_are_one_line(plus, folder, tmp_path, flags, message):
+  done = subprocess.run(
+      [sys.executable, "-c", _COMMAND, f"--workdir={plus.workdir}",
+       f"--data={folder}", f"--output={tmp_path}", *flags],
+      capture_output=True, text=True, cwd=ROOT,
+  )  # fmt: skip
+  assert done.returncode == 1
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("error:") and message in last
+  assert not list(tmp_path.iterdir())
+
+
+_COMMAND = """
+from tests import small
+from zsad_jax import cli, evaluate, runs
+runs.EMBEDDED_CONFIG = small.BACKBONE
+cli.run(evaluate.main, evaluate.define_flags)
+"""
+
+
+def test_reference_images_can_be_of_any_size(plus, folder, tmp_path):
+  file = tmp_path / "large.png"
+  Image.open(folder / "nut/train/good/0.png").resize((99, 70)).save(file)
+  tested = [str(folder / "nut/test/good/0.png")]
+  predict.predict(plus, tested, tmp_path, reference_paths=[str(file)])
+  assert len(rows(tmp_path / "scores.csv")) == 1

@@ -1,0 +1,543 @@
+"""Tests of `zsad_jax.released`, and of what methods say of their files."""
+
+import importlib
+import os
+import pickle
+import pickletools
+import re
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import GOLDENS
+from zsad_jax import checkpoint, convert, predict, released, runs, threshold
+from zsad_jax.clip import backbone as clip
+from zsad_jax.clip import config as clip_config
+from zsad_jax.clip import names, torch_file
+from zsad_jax.layers import prompt_learner, torch_names
+
+# Settings that fit `small_clip`.
+SMALL = {
+    "adaclip": dict(taps=(1, 3), prompt_length=2, prompt_depth=2),
+    "anomalyclip": dict(
+        taps=(3,), vv_from=2, context_length=3, deep_length=2, deep_depth=3
+    ),
+    "faprompt": dict(
+        tap=3,
+        num_prompts=3,
+        normal_length=2,
+        abnormal_length=1,
+        num_patches=2,
+        deep_length=2,
+        deep_depth=3,
+    ),
+    "adaptclip": dict(taps=(1, 3), context_length=3, head_widths=(8, 4)),
+}
+METHODS = tuple(SMALL)
+FULL = clip_config.MODELS["ViT-L-14-336"]
+FULL_B = clip_config.MODELS["ViT-B-16-plus-240"]
+BUFFER = re.compile(r"\.token\w+_(pos|neg)$")
+
+# ---- The authors' names and shapes, written down a second time
+
+
+def _linear(name, c_in, c_out):
+  return {f"{name}.weight": (c_out, c_in), f"{name}.bias": (c_out,)}
+
+
+def _batch_norm(name, c):
+  leaves = ("weight", "bias", "running_mean", "running_var")
+  shapes = {f"{name}.{leaf}": (c,) for leaf in leaves}
+  return shapes | {f"{name}.num_batches_tracked": ()}
+
+
+def _sentences(c, *, pos, neg, k=1):
+  """Buffers of prompts with `pos` and `neg` vectors, k of the latter."""
+  shapes = {}
+  for state, n, m in (("pos", 1, pos), ("neg", k, neg)):
+    shapes[f"token_prefix_{state}"] = (1, n, 1, c)
+    shapes[f"token_suffix_{state}"] = (1, n, 76 - m, c)
+    shapes[f"tokenized_prompts_{state}"] = (1, n, 77)
+  return shapes
+
+
+def _deep(c, method):
+  shapes = {}
+  for k in range(method.deep_depth - 1):
+    shapes[f"compound_prompts_text.{k}"] = (method.deep_length, c)
+    shapes |= _linear(f"compound_prompt_projections.{k}", c, 896)
+  return shapes
+
+
+def _adaclip(method, sizes):
+  text, vision, d = sizes.text_width, sizes.vision_width, sizes.embed_dim
+  m, shapes = method.prompt_length, {}
+  for j in range(method.prompt_depth):
+    shapes[f"text_prompter.static_prompts.{j}"] = (m, text)
+    shapes[f"visual_prompter.static_prompts.{j}"] = (m, vision)
+  for i in range(len(method.taps)):
+    shapes |= _linear(f"patch_token_layer.head.{i}", vision, d)
+  shapes |= _linear("cls_token_layer.head.0", d, d)
+  for i in range(m):
+    shapes |= _linear(f"dynamic_visual_prompt_generator.head.{i}", d, vision)
+    shapes |= _linear(f"dynamic_text_prompt_generator.head.{i}", d, text)
+  return {f"clip_model.{name}": shape for name, shape in shapes.items()}
+
+
+def _anomalyclip(method, sizes):
+  c, m = sizes.text_width, method.context_length
+  shapes = {"ctx_pos": (1, 1, m, c), "ctx_neg": (1, 1, m, c)}
+  shapes |= _deep(c, method) | _sentences(c, pos=m, neg=m)
+  return {f"prompt_learner.{name}": shape for name, shape in shapes.items()}
+
+
+def _faprompt(method, sizes):
+  c, k = sizes.text_width, method.num_prompts
+  normal, own = method.normal_length, method.abnormal_length
+  c_in = method.num_patches * sizes.embed_dim
+  shapes = {
+      "ctx_pos": (1, 1, normal, c),
+      "ctx_neg": (1, k, own, c),
+      **_linear("patch_meta_net.linear1", c_in, c_in // 16),
+      **_linear("patch_meta_net.linear2", c_in // 16, c),
+      **_deep(c, method),
+      **_sentences(c, pos=normal, neg=normal + own, k=k),
+  }
+  return {f"prompt_learner.{name}": shape for name, shape in shapes.items()}
+
+
+def _adaptclip(method, sizes):
+  c, d, m = sizes.text_width, sizes.embed_dim, method.context_length
+  (wide, narrow), shapes = method.head_widths, {}
+  for name, shape in {
+      "ctx_pos": (1, 1, m, c),
+      "ctx_neg": (1, 1, m, c),
+      **_sentences(c, pos=m, neg=m),
+  }.items():
+    shapes[f"textual_learner.{name}"] = shape
+  for adapter in ("local_adater", "global_adapter"):
+    fc = f"visual_learner.{adapter}.fc"
+    shapes[f"{fc}.0.weight"] = (d // 4, d)
+    shapes |= _batch_norm(f"{fc}.1", d // 4)
+    shapes[f"{fc}.3.weight"] = (d, d // 4)
+  for i in range(len(method.taps)):
+    shapes |= _batch_norm(f"pq_learner.sharebn.{i}", d)
+    head = f"pq_learner.local_adapter.{i}"
+    shapes[f"{head}.0.weight"] = (wide, d, 3, 3)
+    shapes |= _batch_norm(f"{head}.1", wide)
+    shapes[f"{head}.3.weight"] = (wide, wide, 2, 2)
+    shapes[f"{head}.3.bias"] = (wide,)
+    shapes[f"{head}.4.weight"] = (narrow, wide, 3, 3)
+    shapes |= _batch_norm(f"{head}.5", narrow)
+    shapes[f"{head}.7.weight"] = (narrow, narrow, 2, 2)
+    shapes[f"{head}.7.bias"] = (narrow,)
+    shapes[f"{head}.8.weight"] = (2, narrow, 1, 1)
+    shapes[f"{head}.8.bias"] = (2,)
+    head = f"pq_learner.global_adapter.{i}"
+    shapes[f"{head}.0.weight"] = (wide, d)
+    shapes |= _batch_norm(f"{head}.1", wide)
+    shapes[f"{head}.3.weight"] = (narrow, wide)
+    shapes |= _batch_norm(f"{head}.4", narrow)
+    shapes[f"{head}.6.weight"] = (2, narrow)
+  return shapes
+
+
+AUTHORS = {
+    "adaclip": _adaclip,
+    "anomalyclip": _anomalyclip,
+    "faprompt": _faprompt,
+    "adaptclip": _adaptclip,
+}
+
+
+def random_state(name, method, sizes, *, half=False):
+  """A file's tensors; heads that are shared are the same arrays."""
+  rng, state = np.random.default_rng(0), {}
+  for key, shape in AUTHORS[name](method, sizes).items():
+    first = re.sub(r"(pq_learner\.(local|global)_adapter)\.\d", r"\1.0", key)
+    if first in state:
+      state[key] = state[first]
+    elif "tokenized" in key:
+      state[key] = rng.integers(0, 49408, shape, np.int32)
+    elif "num_batches" in key:
+      state[key] = np.array(rng.integers(1, 9999), np.int64)
+    else:
+      dtype = np.float16 if half and BUFFER.search(key) else np.float32
+      state[key] = rng.normal(size=shape).astype(dtype)
+  return state
+
+
+def nest(state, name):
+  """The dicts of a file: AdaCLIP's is flat."""
+  if name == "adaclip":
+    return state
+  nested = {}
+  for key, x in state.items():
+    group, rest = key.split(".", 1)
+    nested.setdefault(group, {})[rest] = x
+  return nested
+
+
+# ---- Full sizes
+
+
+def module_of(name):
+  return importlib.import_module(f"zsad_jax.methods.{name}")
+
+
+def shape_clip(sizes):
+  """A CLIP of which only the sizes exist; its token table takes no memory."""
+  table = np.broadcast_to(
+      np.float32(0), (sizes.vocab_size, sizes.text_width)
+  )
+  return clip.Clip({"text": {"token_embedding": table}}, sizes)
+
+
+def init_shapes(method, backbone):
+  return jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_leaf_has_a_name_and_back(name):
+  module = module_of(name)
+  stored = module.CHECKPOINT
+  trees = init_shapes(module.Method(), shape_clip(FULL))
+  seen = set()
+  for tree, table in zip(trees, (stored.names, stored.stats)):
+    for path in names.flatten(tree):
+      torch_name, layout = torch_names.invert(path, table)
+      assert torch_names.find(torch_name, table) == (path, layout)
+      assert torch_name not in seen
+      seen.add(torch_name)
+    assert torch_names.invert("no/such/path", table) is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_full_size_files_have_the_authors_names_and_shapes(name):
+  method = module_of(name).Method()
+  found = released.entries(method, shape_clip(FULL))
+  shapes = {key: entry.shape for key, entry in found.items()}
+  assert shapes == AUTHORS[name](method, FULL)
+  for key, entry in found.items():
+    integer = "tokenized" in key or "num_batches" in key
+    assert (entry.dtype.kind == "i") == integer
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sizes", "trainable", "stored"),
+    [
+        ("adaclip", {}, FULL, 10_661_632, 10_665_472),
+        ("anomalyclip", {}, FULL, 43_008, 5_555_200),
+        ("faprompt", {}, FULL, 4_100_064, 9_612_256),
+        ("adaptclip", {}, FULL, 1_763_266, 1_763_266),
+        ("adaptclip", {"prompt_query": False}, FULL, 609_024, 609_024),
+        ("adaptclip", {}, FULL_B, 1_414_978, 1_414_978),
+        ("adaptclip", {"prompt_query": False}, FULL_B, 425_600, 425_600),
+    ],
+)
+def test_published_parameter_counts(name, settings, sizes, trainable, stored):
+  method, backbone = module_of(name).Method(**settings), clip.Clip({}, sizes)
+  params, _ = init_shapes(method, backbone)
+  used = jax.tree.map(lambda x, t: x.size * t, params, method.trained(params))
+  assert sum(jax.tree.leaves(used)) == trainable
+  assert released.stored_parameters(method, backbone, params) == stored
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "goldens"),
+    [
+        ("anomalyclip", {"context_length": 6}, ["tokenized_prompts"]),
+        ("faprompt", {"num_prompts": 4}, ["tokenized_pos", "tokenized_neg"]),
+        ("adaptclip", {"context_length": 5}, ["learned_prompt_token_ids"]),
+    ],
+)
+def test_stored_ids_are_those_of_the_authors_sentences(
+    name, settings, goldens, small_clip
+):
+  module = module_of(name)
+  buffers = module.CHECKPOINT.buffers(module.Method(**settings), small_clip)
+  found = [
+      buffers[f"{module.CHECKPOINT.groups[0]}.tokenized_prompts_{state}"][0]
+      for state in ("pos", "neg")
+  ]
+  with np.load(GOLDENS / f"{name}.npz") as golden:
+    expected = np.concatenate([golden[key] for key in goldens])
+  np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+# ---- A file becomes a run, and the run a file
+
+
+@pytest.fixture
+def small_run(monkeypatch, small_clip):
+  """Configurations get the small CLIP, and parameters are not drawn first."""
+  monkeypatch.setattr(runs, "load_backbone", lambda name, path: small_clip)
+  zeros = lambda x: jnp.asarray(np.zeros(x.shape, x.dtype))
+
+  for name in METHODS:
+    cls = module_of(name).Method
+
+    def init(self, rng, backbone, init=cls.init):
+      shapes = jax.eval_shape(lambda: init(self, rng, backbone))
+      return jax.tree.map(zeros, shapes)
+
+    monkeypatch.setattr(cls, "init", init)
+
+
+def small_config(name, **settings):
+  return ml_collections.ConfigDict(
+      dict(
+          name=f"{name}_small",
+          method_name=name,
+          method=SMALL[name] | settings,
+          backbone=dict(name="embedded", path=""),
+          image_size=32,
+          smooth_sigma=1.0,
+          matmul_precision="highest",
+      )
+  )
+
+
+def make_file(path, name, small_clip, **kwargs):
+  method = module_of(name).Method(**SMALL[name])
+  state = random_state(name, method, small_clip.config, **kwargs)
+  torch_file.write(path, nest(state, name))
+  return state
+
+
+def assert_same(found, expected):
+  assert found.keys() == expected.keys()
+  for key, x in expected.items():
+    np.testing.assert_array_equal(found[key], x, err_msg=key, strict=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_round_trip(name, tmp_path, small_clip, small_run, capsys):
+  state = make_file(tmp_path / "in.pth", name, small_clip, half=True)
+  released.convert(tmp_path / "in.pth", tmp_path / "run", small_config(name))
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines][: len(state)] == [
+      *released.entries(module_of(name).Method(**SMALL[name]), small_clip)
+  ]
+  buffers = sum(bool(BUFFER.search(key)) for key in state)
+  assert sum(line.endswith("not of this backbone") for line in lines) == buffers
+  assert any("other CLIP weights" in line for line in lines) == bool(buffers)
+
+  run = runs.load(tmp_path / "run")
+  assert run.step == 0 and run.config.name == f"{name}_small"
+  stored = module_of(name).CHECKPOINT
+  for tree, table in ((run.params, stored.names), (run.stats, stored.stats)):
+    mine = {
+        key: x
+        for key, x in state.items()
+        if torch_names.find(key, table) and "_adapter.1." not in key
+    }
+    ours = names.flatten(tree)
+    theirs = torch_names.rename(mine, table)
+    assert ours.keys() == theirs.keys()
+    for path, x in theirs.items():
+      np.testing.assert_array_equal(ours[path], x, err_msg=path)
+
+  released.export(tmp_path / "run", tmp_path / "out.pth")
+  assert_same(torch_file.read(tmp_path / "out.pth"), state)
+  with zipfile.ZipFile(tmp_path / "out.pth") as archive:
+    program = pickletools.genops(archive.read("out/data.pkl"))
+    words = {word for opcode, word, _ in program if opcode.name == "BINUNICODE"}
+  dotted = state if name == "adaclip" else nest(state, name)
+  assert words >= dotted.keys()
+
+
+def test_a_run_of_ours_is_completed(tmp_path, small_clip, small_run):
+  """Buffers from its backbone, zeros for what is unused."""
+  config = small_config("faprompt")
+  method = runs.make_method("faprompt", config.method.to_dict())
+  params, stats = method.init(jax.random.key(0), small_clip)
+  params = jax.tree.map(lambda x: x + 0.5, params)
+  runs.save_config(tmp_path / "run", config)
+  saved = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
+  model = {"params": params, "stats": stats}
+  saved.save(7, {"step": 7, "epoch": 1}, model=model)
+  saved.close()
+  released.export(tmp_path / "run", tmp_path / "out.pth")
+  found = released.read(tmp_path / "out.pth", method, small_clip)
+  assert sum(line.endswith("verified") for line in found.report) == 6
+  unused = [x for key, x in found.kept.items() if "projections" in key]
+  assert len(unused) == 4 and not any(map(np.any, unused))
+  jax.tree.map(np.testing.assert_array_equal, found.params, params)
+
+
+def test_buffers_may_be_rounded(tmp_path, small_clip):
+  method = module_of("anomalyclip").Method(**SMALL["anomalyclip"])
+  state = random_state("anomalyclip", method, small_clip.config)
+  own = prompt_learner.buffers(
+      small_clip, "prompt_learner", method.sentences()
+  )
+  state |= {
+      key: x if "tokenized" in key else x.astype(np.float16)
+      for key, x in own.items()
+  }
+  torch_file.write(tmp_path / "in.pth", state)
+  report = released.read(tmp_path / "in.pth", method, small_clip).report
+  assert sum(line.endswith("verified") for line in report) == 6
+  state["prompt_learner.tokenized_prompts_neg"] = state[
+      "prompt_learner.tokenized_prompts_pos"
+  ]
+  torch_file.write(tmp_path / "in.pth", state)
+  report = released.read(tmp_path / "in.pth", method, small_clip).report
+  assert report[-1].startswith("warning: 1 frozen")
+
+
+def test_a_converted_run_predicts(tmp_path, small_clip, small_run, capsys):
+  make_file(tmp_path / "in.pth", "anomalyclip", small_clip)
+  config = small_config("anomalyclip")
+  released.convert(tmp_path / "in.pth", tmp_path / "run", config)
+  Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
+  run = runs.load(tmp_path / "run")
+  predict.predict(run, [str(tmp_path / "image.png")], tmp_path / "predictions")
+  assert "(threshold 0.5: not calibrated: 0.5)" in capsys.readouterr().out
+  for few_shot in (False, True):
+    stored = threshold.read(run.workdir, few_shot=few_shot)
+    assert stored == released.UNCALIBRATED
+
+
+# ---- What is refused
+
+
+class _Command:
+  """Pickles to a call of `os.system`."""
+
+  def __reduce__(self):
+    return os.system, ("true",)
+
+
+def refuse(tmp_path, name, message):
+  """The conversion fails with the message, and leaves nothing."""
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(ValueError, match=message):
+    released.convert(
+        tmp_path / "in.pth", tmp_path / "run", small_config(name)
+    )
+  assert sorted(tmp_path.iterdir()) == before
+
+
+def test_names_and_shapes_have_to_fit(tmp_path, small_clip, small_run):
+  state = make_file(tmp_path / "in.pth", "adaclip", small_clip)
+  prefix = "clip_model.patch_token_layer.head.0"
+  del state[f"{prefix}.bias"]
+  state[f"{prefix}.biases"] = np.zeros(32)
+  state[f"{prefix}.weight"] = np.zeros((64, 32), np.float32)
+  key = "clip_model.cls_token_layer.head.0.bias"
+  state[key] = np.zeros(32, np.int64)
+  torch_file.write(tmp_path / "in.pth", state)
+  parts = (
+      f"in.pth does not fit adaclip: 1 missing: {prefix}.bias; ",
+      f"1 unknown: {prefix}.biases; 2 misshapen: ",
+      f"{key}: expected (32,), found (32,) of integers, ",
+      f"{prefix}.weight: expected (32, 64), found (64, 32).",
+  )
+  refuse(tmp_path, "adaclip", re.escape("".join(parts)) + "$")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_other_methods_files_are_recognised(
+    name, tmp_path, small_clip, small_run
+):
+  make_file(tmp_path / "in.pth", name, small_clip)
+  for other in set(METHODS) - {name}:
+    message = f"does not fit {other}: .* looks like a checkpoint of {name}"
+    refuse(tmp_path, other, message)
+
+
+def test_copies_have_to_be_equal(tmp_path, small_clip, small_run):
+  state = make_file(tmp_path / "in.pth", "adaptclip", small_clip)
+  key = "pq_learner.local_adapter.1.5.num_batches_tracked"
+  torch_file.write(tmp_path / "in.pth", state | {key: state[key] + 1})
+  message = f"{key} is not equal to {key.replace('r.1', 'r.0')}, of which"
+  refuse(tmp_path, "adaptclip", re.escape(message))
+
+
+def test_damaged_and_evil_files(tmp_path, small_clip, small_run):
+  path = tmp_path / "in.pth"
+  make_file(path, "anomalyclip", small_clip)
+  path.write_bytes(path.read_bytes()[:-100])
+  refuse(tmp_path, "anomalyclip", "in.pth is damaged or cut short")
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("in/data.pkl", pickle.dumps({"a": _Command()}, protocol=2))
+  refuse(tmp_path, "anomalyclip", "in.pth would run code")
+
+
+def test_a_workdir_is_not_written_over(tmp_path, small_clip, small_run):
+  make_file(tmp_path / "in.pth", "anomalyclip", small_clip)
+  (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+  refuse(tmp_path, "anomalyclip", "run is not empty; choose another --workdir")
+
+
+def test_a_failed_write_leaves_nothing(
+    tmp_path, small_clip, small_run, monkeypatch
+):
+  def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+  make_file(tmp_path / "in.pth", "anomalyclip", small_clip)
+  monkeypatch.setattr(threshold.Threshold, "write", full_disk)
+  config = small_config("anomalyclip")
+  with pytest.raises(OSError, match="No space"):
+    released.convert(tmp_path / "in.pth", tmp_path / "run", config)
+  assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
+
+
+def test_a_method_without_a_checkpoint(small_clip, monkeypatch):
+  module = module_of("adaclip")
+  method = module.Method(**SMALL["adaclip"])
+  params, _ = init_shapes(method, small_clip)
+  monkeypatch.delattr(module, "CHECKPOINT")
+  with pytest.raises(ValueError, match="no CHECKPOINT in .*adaclip.py"):
+    released.entries(method, small_clip)
+  count = sum(x.size for x in jax.tree.leaves(params))
+  assert released.stored_parameters(method, small_clip, params) == count
+
+
+# ---- The command's flags
+
+
+class _Options(dict):
+  """Flags by name."""
+
+  def __getitem__(self, name):
+    return ml_collections.ConfigDict({"value": self.get(name)})
+
+
+def test_flags_ask_for_one_use():
+  use = lambda *given: convert.chosen_use(_Options(dict.fromkeys(given, "x")))
+  assert use("source", "output", "act") == ("source", "output")
+  assert "checkpoint" in use("method", "checkpoint", "workdir", "config")
+  assert use("workdir", "export") == ("workdir", "export")
+  for given in (
+      (),
+      ("workdir",),
+      ("method", "checkpoint"),
+      ("workdir", "export", "config"),
+      ("source", "output", "workdir"),
+  ):
+    listed = ", ".join(f"--{name}" for name in sorted(given)) or "none"
+    with pytest.raises(ValueError, match=f"; or --workdir.*Given: {listed}"):
+      use(*given)
+
+
+def test_default_configuration(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(FileNotFoundError, match="configs/x.py does not exist"):
+    convert.paper_config("x")
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "x.py").write_text(
+      "import ml_collections\n"
+      "def get_config(variant):\n"
+      "  return ml_collections.ConfigDict({'name': variant})\n"
+  )
+  config = convert.paper_config("x")
+  assert config.name == "paper" and config.is_locked

@@ -1,0 +1,191 @@
+"""Normal reference images for few-shot detection, and how they are chosen.
+
+They are sampled from a data set as AdaptCLIP's authors sample them, read from
+a folder, or listed in a file; what was chosen is kept with the results.
+"""
+
+import dataclasses
+import glob
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zsad_jax.datasets import index, layouts
+
+SEEDS = (10, 20, 30)  # Of all of AdaptCLIP's few-shot numbers.
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+  """The reference images of every class; none for zero-shot detection.
+
+  Attributes:
+    images: absolute paths by class name, in the order they were chosen.
+    shots: how many per class were asked for; None where classes differ.
+    seed: of the sampling; None where the images were given.
+    notes: what the user should be told, one sentence each.
+  """
+
+  images: Mapping[str, tuple[str, ...]]
+  shots: int | None
+  seed: int | None = None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def group(self) -> str:
+    """What settings are averaged over seeds as, such as "4-shot"."""
+    return "given" if self.shots is None else f"{self.shots}-shot"
+
+  @property
+  def label(self) -> str:
+    """For folders and titles, such as "4-shot_seed10"."""
+    return self.group if self.seed is None else f"{self.group}_seed{self.seed}"
+
+
+NONE = References({}, 0)
+
+
+def indices(count: int, shots: int, seed: int) -> list[int]:
+  """Positions of the references in a class's list of `count` images.
+
+  Drawn with replacement: the numbers of torch.randint(0, count, (shots,))
+  after torch.manual_seed(seed), anew for every class (authors' test.py). The
+  first k of more shots are those of k shots.
+  """
+  raw = np.random.RandomState(seed).randint(
+      0, 2**32, size=shots, dtype=np.uint32
+  )
+  return [int(i) for i in raw % np.uint32(count)]
+
+
+def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
+  """Draws references of every class from its normal training images.
+
+  A class without training images draws from its test images, anomalous ones
+  included, as the authors do (medical sets); `notes` says so.
+
+  Raises:
+    ValueError: a class has fewer images than references are asked for.
+  """
+  if shots == 0:
+    return NONE
+  images, from_test = {}, []
+  for name in dataset.class_names:
+    of_class = lambda part, n=name: [s for s in part if s.class_name == n]
+    pool = of_class(dataset.train)
+    if not pool:
+      pool = of_class(dataset.test)
+      from_test.append(name)
+    if shots > len(pool):
+      raise ValueError(
+          f"{dataset.name}: {shots} references of {name!r} were asked for, but "
+          f"it has {len(pool)} images to choose from; ask for fewer.")
+    chosen = indices(len(pool), shots, seed)
+    images[name] = tuple(pool[i].image_path for i in chosen)
+  notes = (
+      f"References of {', '.join(from_test)} were drawn from the test images, "
+      "anomalous ones included: there are no training images.",
+  ) if from_test else ()
+  return References(images, shots, seed, notes)
+
+
+def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
+  """Reads the references of every class of a data set.
+
+  Args:
+    path: a folder with a subfolder for each class (a set of one class may have
+      its images right there), or a JSON file {class: [path, ...]}, paths
+      relative to it.
+    dataset: whose classes.
+
+  Raises:
+    FileNotFoundError: `path`, or an image that is listed, does not exist.
+    ValueError: a class is unknown or missing, or a listed image is known to
+      show another class.
+  """
+  path = Path(path)
+  if path.is_dir():
+    images = _of_folder(path, dataset.class_names)
+  elif path.is_file():
+    images = _of_file(path)
+  else:
+    raise FileNotFoundError(f"{path} is neither a folder nor a JSON file.")
+  known, given = set(dataset.class_names), set(images)
+  if unknown := sorted(given - known):
+    raise ValueError(
+        f"{path}: references of {unknown[0]!r}, which is no class of "
+        f"{dataset.name}; its classes are {', '.join(dataset.class_names)}.")
+  if missing := [n for n in dataset.class_names if not images.get(n)]:
+    raise ValueError(f"{path}: no reference of class {missing[0]!r}; expected "
+                     f"a folder or an entry of that name with images.")
+  _check_classes(path, images, dataset)
+  counts = {len(paths) for paths in images.values()}
+  return References(images, counts.pop() if len(counts) == 1 else None)
+
+
+def find(paths: Sequence[str]) -> tuple[str, ...]:
+  """Returns the images of folders, images, patterns and lists, each once.
+
+  A list is a .txt file with a path in each line, relative to it.
+
+  Raises:
+    FileNotFoundError: a path, or a line of a list, is no image.
+    ValueError: a folder holds no image, or nothing was named.
+  """
+  found: dict[str, None] = {}
+  for path in paths:
+    if path.endswith(".txt") and os.path.isfile(path):
+      lines = Path(path).read_text(encoding="utf-8").splitlines()
+      images = [_existing(path, line) for line in lines if line.strip()]
+    elif os.path.exists(path):
+      images = layouts.image_files(path)
+    else:
+      images = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+      if not images:
+        raise FileNotFoundError(f"{path} is no image, folder or pattern.")
+    found |= dict.fromkeys(map(os.path.abspath, images))
+  if not found:
+    raise ValueError("There is no reference image; expected at least one.")
+  return tuple(found)
+
+
+def _of_folder(folder, class_names):
+  folders = sorted(p for p in folder.iterdir() if p.is_dir())
+  if not folders and len(class_names) == 1:
+    return {class_names[0]: layouts.image_files(folder)}
+  return {p.name: layouts.image_files(p) for p in folders}
+
+
+def _of_file(path):
+  try:
+    listed = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: tuple(_existing(path, image) for image in images)
+        for name, images in listed.items()
+    }
+  except (ValueError, AttributeError, TypeError) as error:
+    raise ValueError(
+        f"{path}: expected JSON of the form {{class: [path, ...]}} "
+        f"({error}).") from error
+
+
+def _existing(listing, line):
+  path = os.path.join(os.path.dirname(os.path.abspath(listing)), line.strip())
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f"{listing}: {path} does not exist.")
+  return path
+
+
+def _check_classes(path, images, dataset):
+  """An image of the data set shows the class that its index says."""
+  shown = {os.path.realpath(s.image_path): s.class_name
+           for s in (*dataset.train, *dataset.test)}
+  for name, paths in images.items():
+    for image in paths:
+      known = shown.get(os.path.realpath(image), name)
+      if known != name:
+        raise ValueError(f"{path}: {image} is a reference of {name!r}, but "
+                         f"shows {known!r}.")
