@@ -10,39 +10,11 @@ import numpy as np
 import pytest
 
 import zsad_jax
+from tests import small
 from zsad_jax import checkpoint, fewshot, optim, predictor
 
 FOLDER = pathlib.Path(zsad_jax.__file__).parent / "methods"
 METHODS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
-# Sizes that fit `small_clip`; a method that is not here is tried as it is.
-SMALL = {
-    "adaclip": dict(
-        taps=(1, 3),
-        prompt_length=2,
-        prompt_depth=2,
-        num_clusters=3,
-        hsf_top_factor=2,
-    ),
-    "anomalyclip": dict(
-        taps=(2, 3), vv_from=2, context_length=3, deep_length=2, deep_depth=3
-    ),
-    "faprompt": dict(
-        tap=3,
-        vv_from=2,
-        num_prompts=3,
-        num_patches=4,
-        deep_length=2,
-        deep_depth=3,
-    ),
-    "adaptclip": dict(
-        taps=(2, 3),
-        vv_from=2,
-        context_length=3,
-        head_widths=(8, 4),
-        pool_topk=3,
-        sigma=1.0,
-    ),
-}
 CLASSES = ["hex nut", "wood-grain"]
 
 
@@ -50,7 +22,7 @@ CLASSES = ["hex nut", "wood-grain"]
 def setup(request, small_clip):
   """The method, its parameters, and a batch of four images."""
   module = importlib.import_module(f"zsad_jax.methods.{request.param}")
-  method = module.Method(**SMALL.get(request.param, {}))
+  method = module.Method(**small.METHODS.get(request.param, {}))
   params, stats = jax.jit(method.init)(jax.random.key(0), small_clip)
   aux = method.prepare(small_clip, CLASSES)
   rng = np.random.default_rng(0)

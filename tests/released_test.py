@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import small
 from tests.conftest import GOLDENS
 from zsad_jax import checkpoint, convert, predict, released, runs, threshold
 from zsad_jax.clip import backbone as clip
@@ -21,24 +22,7 @@ from zsad_jax.clip import config as clip_config
 from zsad_jax.clip import names, torch_file
 from zsad_jax.layers import prompt_learner, torch_names
 
-# Settings that fit `small_clip`.
-SMALL = {
-    "adaclip": dict(taps=(1, 3), prompt_length=2, prompt_depth=2),
-    "anomalyclip": dict(
-        taps=(3,), vv_from=2, context_length=3, deep_length=2, deep_depth=3
-    ),
-    "faprompt": dict(
-        tap=3,
-        num_prompts=3,
-        normal_length=2,
-        abnormal_length=1,
-        num_patches=2,
-        deep_length=2,
-        deep_depth=3,
-    ),
-    "adaptclip": dict(taps=(1, 3), context_length=3, head_widths=(8, 4)),
-}
-METHODS = tuple(SMALL)
+METHODS = tuple(small.METHODS)
 FULL = clip_config.MODELS["ViT-L-14-336"]
 FULL_B = clip_config.MODELS["ViT-B-16-plus-240"]
 BUFFER = re.compile(r"\.token\w+_(pos|neg)$")
@@ -294,7 +278,7 @@ def small_config(name, **settings):
       dict(
           name=f"{name}_small",
           method_name=name,
-          method=SMALL[name] | settings,
+          method=small.METHODS[name] | settings,
           backbone=dict(name="embedded", path=""),
           image_size=32,
           smooth_sigma=1.0,
@@ -304,7 +288,7 @@ def small_config(name, **settings):
 
 
 def make_file(path, name, small_clip, **kwargs):
-  method = module_of(name).Method(**SMALL[name])
+  method = module_of(name).Method(**small.METHODS[name])
   state = random_state(name, method, small_clip.config, **kwargs)
   torch_file.write(path, nest(state, name))
   return state
@@ -322,7 +306,7 @@ def test_round_trip(name, tmp_path, small_clip, small_run, capsys):
   released.convert(tmp_path / "in.pth", tmp_path / "run", small_config(name))
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[0] for line in lines][: len(state)] == [
-      *released.entries(module_of(name).Method(**SMALL[name]), small_clip)
+      *released.entries(module_of(name).Method(**small.METHODS[name]), small_clip)
   ]
   buffers = sum(bool(BUFFER.search(key)) for key in state)
   assert sum(line.endswith("not of this backbone") for line in lines) == buffers
@@ -372,7 +356,7 @@ def test_a_run_of_ours_is_completed(tmp_path, small_clip, small_run):
 
 
 def test_buffers_may_be_rounded(tmp_path, small_clip):
-  method = module_of("anomalyclip").Method(**SMALL["anomalyclip"])
+  method = module_of("anomalyclip").Method(**small.METHODS["anomalyclip"])
   state = random_state("anomalyclip", method, small_clip.config)
   own = prompt_learner.buffers(
       small_clip, "prompt_learner", method.sentences()
@@ -493,7 +477,7 @@ def test_a_failed_write_leaves_nothing(
 
 def test_a_method_without_a_checkpoint(small_clip, monkeypatch):
   module = module_of("adaclip")
-  method = module.Method(**SMALL["adaclip"])
+  method = module.Method(**small.METHODS["adaclip"])
   params, _ = init_shapes(method, small_clip)
   monkeypatch.delattr(module, "CHECKPOINT")
   with pytest.raises(ValueError, match="no CHECKPOINT in .*adaclip.py"):

@@ -22,6 +22,37 @@ BACKBONE = ClipConfig(
     text_layers=2,
 )
 
+# Settings that fit `conftest.small_clip`; a method that is not here is tried
+# as it is.
+METHODS = {
+    "adaclip": dict(
+        taps=(1, 3),
+        prompt_length=2,
+        prompt_depth=2,
+        num_clusters=3,
+        hsf_top_factor=2,
+    ),
+    "anomalyclip": dict(
+        taps=(2, 3), vv_from=2, context_length=3, deep_length=2, deep_depth=3
+    ),
+    "faprompt": dict(
+        tap=3,
+        vv_from=2,
+        num_prompts=3,
+        num_patches=4,
+        deep_length=2,
+        deep_depth=3,
+    ),
+    "adaptclip": dict(
+        taps=(2, 3),
+        vv_from=2,
+        context_length=3,
+        head_widths=(8, 4),
+        pool_topk=3,
+        sigma=1.0,
+    ),
+}
+
 
 def get_config(data):
   """AdaCLIP, small, on a folder of `write_images`."""

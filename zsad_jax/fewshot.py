@@ -16,7 +16,7 @@ from zsad_jax.layers import dual_path, memory, similarity
 
 def with_memory(method: api.Method, *, taps, vv_from) -> api.Detector:
   """The method itself if it knows references, else its "+" form."""
-  return method if method.num_references else Plus(method, taps, vv_from)
+  return method if method.num_references else Plus(method, tuple(taps), vv_from)
 
 
 def needs_references(method: api.Method) -> bool:

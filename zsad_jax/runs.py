@@ -6,7 +6,7 @@
   metrics.jsonl    losses and evaluations
   threshold.json   threshold and map range for `predict`
   threshold_few_shot.json   the same beside references
-  released.npz     of a run made from an authors' checkpoint: what else was in it
+  released.npz     what else an authors' checkpoint held
 """
 
 import dataclasses

@@ -49,15 +49,16 @@ def apply(
   w = jnp.broadcast_to(
       weight.reshape(-1, *[1] * (x.ndim - 1)), (*x.shape[:-1], 1)
   )
-  n = w.sum()
+  n = jnp.maximum(w.sum(), 1.0)
   mean = jnp.sum(w * x, axes) / n
   var = jnp.sum(w * jnp.square(x - mean), axes) / n
   unbiased = var * n / jnp.maximum(n - 1.0, 1.0)
-  blend = lambda old, new: (1.0 - MOMENTUM) * old + MOMENTUM * new
+  some = w.sum() > 0  # Padding alone leaves the statistics as they are.
+  blend = lambda old, new: old + MOMENTUM * some * (new - old)
   new = {
       "mean": blend(stats["mean"], mean),
       "var": blend(stats["var"], unbiased),
-      "count": stats["count"] + 1,
+      "count": stats["count"] + some,
   }
   return _normalize(params, x, mean, var), new
 
