@@ -305,9 +305,9 @@ def test_round_trip(name, tmp_path, small_clip, small_run, capsys):
   state = make_file(tmp_path / "in.pth", name, small_clip, half=True)
   released.convert(tmp_path / "in.pth", tmp_path / "run", small_config(name))
   lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[0] for line in lines][: len(state)] == [
-      *released.entries(module_of(name).Method(**small.METHODS[name]), small_clip)
-  ]
+  method = module_of(name).Method(**small.METHODS[name])
+  reported = [line.split()[0] for line in lines][: len(state)]
+  assert reported == [*released.entries(method, small_clip)]
   buffers = sum(bool(BUFFER.search(key)) for key in state)
   assert sum(line.endswith("not of this backbone") for line in lines) == buffers
   assert any("other CLIP weights" in line for line in lines) == bool(buffers)
