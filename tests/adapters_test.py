@@ -220,7 +220,7 @@ def test_harmonic_mean_is_scipys(values):
 
 def test_harmonic_mean_of_a_zero_is_zero():
   # Of zeros of either sign, the sum of inverses is no number.
-  pairs = (0.0, 0.0), (1, -0.0), (1, 1), (1, 1)
+  pairs = (0.0, 0.0), (1.0, -0.0), (1.0, 1.0), (1.0, 1.0)
   values = [jnp.array(pair) for pair in pairs]
   np.testing.assert_array_equal(harmonic_mean(values), [0.0, 0.0])
 

@@ -26,7 +26,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import losses
+from zsad_jax import api, losses
 from zsad_jax.api import ANOMALOUS
 from zsad_jax.layers import dual_path, prompt_learner, similarity
 from zsad_jax.layers.torch_names import Rule
@@ -76,6 +76,9 @@ class Method:
   deep_mode: str = "overwrite"
   cls_ln_post: bool = False
   round_fp16: bool = True
+
+  def __post_init__(self):
+    api.check_choices(self, deep_mode=("overwrite", "insert"))
 
   def init(self, rng, backbone):
     """All learned vectors are normal with deviation 0.02."""
