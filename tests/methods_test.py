@@ -88,22 +88,22 @@ def test_predictions_have_the_promised_form(setup, small_clip):
 
 
 def check_alone(run, batch):
-  """Batch 1, batch 4 in another order, and a padded last batch agree."""
+  """The same images in another order, and beside padding, score the same."""
   whole = run(batch)
   order = jnp.array([3, 0, 2, 1])
   close(run(take(batch, order)), take(whole, order), 1e-5)
-  for i in range(4):
-    close(run(take(batch, slice(i, i + 1))), take(whole, slice(i, i + 1)), 1e-5)
   padded = jax.tree.map(lambda x: x.at[2:].set(x.dtype.type(0)), batch)
   close(take(run(padded), slice(2)), take(whole, slice(2)), 1e-5)
   return whole
 
 
 def test_images_are_scored_alone(setup, small_clip):
+  """Batch 1, batch 4 in another order, and a padded last batch agree."""
   method, params, stats, aux, batch = setup
-  check_alone(
-      functools.partial(predict, method, params, stats, small_clip, aux), batch
-  )
+  run = functools.partial(predict, method, params, stats, small_clip, aux)
+  whole = check_alone(run, batch)
+  for i in range(4):
+    close(run(take(batch, slice(i, i + 1))), take(whole, slice(i, i + 1)), 1e-5)
 
 
 def test_images_are_scored_alone_beside_references(setup, small_clip):
@@ -129,7 +129,7 @@ def test_an_image_is_nearest_to_itself(setup, small_clip):
   if few is method:
     pytest.skip("What a learned comparison says of it is its own affair.")
   given = few, params, stats, small_clip, aux
-  memory = remember(few, small_clip, batch["image"][:1])
+  memory = remember(few, small_clip, jnp.repeat(batch["image"][:1], 3, 0))
   alone, beside = predict(*given, batch), predict(*given, batch, memory)
   # Nothing but half of the method's own map is left of the first image.
   close(beside["anomaly_map"][0], 0.5 * alone["anomaly_map"][0], 1e-5)
@@ -142,13 +142,20 @@ def test_padding_does_not_enter_the_loss(setup, small_clip):
   method, params, stats, aux, batch = setup
   given = method, params, stats, small_clip, aux
   run = functools.partial(loss_and_grads, *given)
-  few = run(take(batch, slice(3)))
-  padding = batch["weight"].at[3:].set(0)
-  padded = run({**batch, "weight": padding})
-  # Batch statistics of three images make gradients less well conditioned.
-  close(padded[1], few[1], 1e-5, rtol=1e-4)
-  close(padded[0][1][1], few[0][1][1], 1e-6)  # Running statistics.
-  np.testing.assert_allclose(padded[0][0], few[0][0], rtol=1e-5)
+  twice = run(take(batch, jnp.array([0, 1, 0, 1])))
+  half = {"weight": jnp.array([1.0, 1.0, 0.0, 0.0])}
+  padded, other = (
+      run({**take(batch, jnp.array([0, 1, *rest])), **half})
+      for rest in ((2, 3), (1, 0))
+  )
+  # What stands in the padding is no matter, for gradients and statistics too.
+  close(padded, other, 1e-6, rtol=1e-5)
+  # Two images weigh as much as the same two twice, unless they are summed.
+  (_, (parts, _)), (_, (doubled, _)) = padded[0], twice[0]
+  for name, value in parts.items():
+    factor = 2 if name == "prior" else 1
+    np.testing.assert_allclose(doubled[name], factor * value, rtol=1e-4)
+  assert abs(padded[0][0] - run(batch)[0][0]) > 1e-4
 
 
 def test_gradients_are_finite_and_where_the_method_says(setup, small_clip):

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from configs import adaclip, adaptclip
+from configs import adaclip, adaptclip, anomalyclip
 from zsad_jax import cli, runs, train
 from zsad_jax.clip.config import ClipConfig
 
@@ -33,7 +33,12 @@ METHODS = {
         hsf_top_factor=2,
     ),
     "anomalyclip": dict(
-        taps=(2, 3), vv_from=2, context_length=3, deep_length=2, deep_depth=3
+        taps=(2, 3),
+        vv_from=2,
+        context_length=3,
+        deep_length=2,
+        deep_depth=3,
+        round_fp16=False,
     ),
     "faprompt": dict(
         tap=3,
@@ -42,6 +47,7 @@ METHODS = {
         num_patches=4,
         deep_length=2,
         deep_depth=3,
+        round_fp16=False,
     ),
     "adaptclip": dict(
         taps=(2, 3),
@@ -62,6 +68,15 @@ def get_config(data):
   config.method.prompt_depth = 2
   config.method.num_clusters = 2
   config.method.hsf_top_factor = 2
+  return _shrink(config, data)
+
+
+def get_anomalyclip_config(data):
+  """AnomalyCLIP, small, on a folder of `write_mvtec`."""
+  config = anomalyclip.get_config()
+  config.method.update(
+      taps=(2,), context_length=2, deep_length=2, deep_depth=2
+  )
   return _shrink(config, data)
 
 

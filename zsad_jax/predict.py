@@ -132,8 +132,6 @@ class _Scorer:
     if reference_images:
       method = fewshot.with_memory(method, **run.config.memory)
       self.zero_shot = not fewshot.needs_references(run.method)
-    elif fewshot.needs_references(method):
-      raise ValueError(f"{run.config.name} needs --references.")
     self._model = predictor.Predictor(
         method, run.backbone, [class_name], predictor.make_mesh()
     )
@@ -184,6 +182,8 @@ def predict(
   """
   images = find_images(paths)
   normal = references.find(reference_paths) if reference_paths else ()
+  if not normal and fewshot.needs_references(run.method):
+    raise ValueError(f"{run.config.name} needs --references.")
   stored = _threshold(run, bool(normal), limit)
   batch_size = predictor.round_up(min(batch_size, len(images)))
   score = _Scorer(run, class_name, normal, batch_size)

@@ -47,6 +47,7 @@ def _method(config, case):
       text_prompt_first_layer=0 in config["text_prompt_blocks"],
       # The official rows are an effect of batch 1.
       dice=config["dice"] if case["batch"] == "per_image" else "image",
+      remat=False,  # It changes no number, but takes long to compile.
   )
 
 
@@ -58,24 +59,35 @@ def _runs(case, settings, images):
 
 
 @functools.partial(jax.jit, static_argnames="method")
+def _encode(method, backbone, batch):
+  return method.encode(backbone, batch)
+
+
+@functools.partial(jax.jit, static_argnames="method")
 def _forward(method, params, backbone, aux, features, labels):
   """Compiled once for all images of a case."""
   return method.forward(params, backbone, aux, features, labels)
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _terms(method, params, *given, batch):
-  """Image terms (b,) and pixel terms (b, levels, 3)."""
-  return method.loss_terms(method.forward(params, *given), batch)
+def _losses_and_grads(method, params, *given, batch):
+  """The official loss and the one with one Dice per image, in one program.
 
+  Returns:
+    Both losses (2,), their gradients, every leaf (2, ...), and the terms of
+    the first: (b,) of the image and (b, levels, 3) of pixels.
+  """
+  textbook = dataclasses.replace(method, dice="image")
 
-@functools.partial(jax.jit, static_argnames="method")
-def _loss_and_grads(method, params, *given, batch):
-  def loss(params):
-    terms = method.loss_terms(method.forward(params, *given), batch)
-    return sum(jnp.mean(t, axis=0).sum() for t in terms)
+  def losses(params):
+    result = method.forward(params, *given)
+    terms = [m.loss_terms(result, batch) for m in (method, textbook)]
+    total = lambda parts: sum(jnp.mean(t, axis=0).sum() for t in parts)
+    values = jnp.stack([total(parts) for parts in terms])
+    return values, (values, terms[0])
 
-  return jax.value_and_grad(loss)(params)
+  grads, (values, terms) = jax.jacrev(losses, has_aux=True)(params)
+  return values, grads, terms
 
 
 @dataclasses.dataclass
@@ -96,7 +108,8 @@ class _Run:
   def quantities(self):
     image = self.entry.images("image_u8")
     class_id = jnp.arange(image.shape[0])  # One class name per image.
-    features = self.method.encode(
+    features = _encode(
+        self.method,
         self.backbone,
         {"image": image[self.rows], "class_id": class_id[self.rows]},
     )
@@ -156,14 +169,13 @@ class _Run:
     }
 
   def backward(self, features):
-    given, batch = self.given(features), self.batch()
-    image, pixel = _terms(self.method, self.params, *given, batch=batch)
+    values, both, (image, pixel) = _losses_and_grads(
+        self.method, self.params, *self.given(features), batch=self.batch()
+    )
     yield "loss_terms", jnp.append(image.mean(), pixel.mean(axis=0).reshape(-1))
-    # The official loss, and the same with one Dice per image.
-    textbook = dataclasses.replace(self.method, dice="image")
-    for method, suffix in ((self.method, ""), (textbook, "_dice_per_image")):
-      loss, grads = _loss_and_grads(method, self.params, *given, batch=batch)
-      yield f"loss{suffix}", loss
+    for i, suffix in enumerate(("", "_dice_per_image")):
+      yield f"loss{suffix}", values[i]
+      grads = jax.tree.map(lambda x, i=i: x[i], both)
       for name, grad in self.named(grads).items():
         yield f"grad{suffix}/{name}", grad
         yield f"gradnorm{suffix}/{name}", jnp.sqrt(jnp.sum(jnp.square(grad)))
@@ -173,7 +185,10 @@ class _Run:
     given, batch = self.given(features), self.batch()
 
     def loss_and_grads(params, state):
-      return *_loss_and_grads(self.method, params, *given, batch=batch), state
+      values, grads, _ = _losses_and_grads(
+          self.method, params, *given, batch=batch
+      )
+      return values[0], jax.tree.map(lambda x: x[0], grads), state
 
     losses, params, _ = golden_lib.trajectory(
         self.entry,
