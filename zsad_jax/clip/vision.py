@@ -2,11 +2,33 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from zsad_jax.clip import blocks
 from zsad_jax.clip.config import ClipConfig
 from zsad_jax.layers import resample
+
+
+class PatchEmbedding(nn.Module):
+  """Convolution whose stride is its kernel's size, as a product of matrices.
+
+  The gradient of such a convolution is several times slower on a CPU.
+  """
+
+  features: int
+  patch_size: int
+
+  @nn.compact
+  def __call__(
+      self, image: Float[Array, "b h w 3"]
+  ) -> Float[Array, "b rows columns c"]:
+    p, c = self.patch_size, self.features
+    kernel = self.param(
+        "kernel", nn.initializers.lecun_normal(), (p, p, 3, c)
+    )
+    b, h, w, _ = image.shape
+    cells = image.reshape(b, h // p, p, w // p, p, 3).swapaxes(2, 3)
+    return cells.reshape(b, h // p, w // p, -1) @ kernel.reshape(-1, c)
 
 
 class VisionTower(nn.Module):
@@ -24,13 +46,7 @@ class VisionTower(nn.Module):
   def setup(self):
     cfg, c = self.config, self.config.vision_width
     normal = nn.initializers.normal(c**-0.5)
-    self.conv1 = nn.Conv(
-        c,
-        kernel_size=(cfg.patch_size, cfg.patch_size),
-        strides=(cfg.patch_size, cfg.patch_size),
-        padding="VALID",
-        use_bias=False,
-    )
+    self.conv1 = PatchEmbedding(c, cfg.patch_size)
     self.class_embedding = self.param("class_embedding", normal, (c,))
     self.positional_embedding = self.param(
         "positional_embedding", normal, (1 + cfg.grid**2, c)
@@ -48,6 +64,7 @@ class VisionTower(nn.Module):
       *,
       prompts: Float[Array, "b n m c"] | None = None,
       vv_from: int | None = None,
+      keep: Int[Array, "b k"] | None = None,
   ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
     """Runs the tower.
 
@@ -58,6 +75,8 @@ class VisionTower(nn.Module):
         along from there to the last block (AdaCLIP).
       vv_from: first layer (1-based) of the value-value stream, which starts
         as the input of that layer (AnomalyCLIP's DPAM).
+      keep: patches (0-based) that the tower sees, in this order; the others
+        are dropped to save time in pretraining (Li et al., CVPR 2023, FLIP).
 
     Returns:
       The class embedding ln_post(class token) @ proj, not normalised, and the
@@ -69,7 +88,11 @@ class VisionTower(nn.Module):
           f"Prompts for {prompts.shape[1]} vision blocks, but the tower has "
           f"{len(self.resblocks)}: reduce the depth of the prompts."
       )
-    x = self.ln_pre(self.embed(image))
+    x = self.embed(image)
+    if keep is not None:
+      seen = jnp.pad(keep + 1, ((0, 0), (1, 0)))  # The class token is first.
+      x = jnp.take_along_axis(x, seen[..., None], axis=1)
+    x = self.ln_pre(x)
     tokens, vv, out = x.shape[1], None, {}
     for i, block in enumerate(self.resblocks):
       if prompts is not None and i < prompts.shape[1]:
