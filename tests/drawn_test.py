@@ -1,5 +1,6 @@
 """Tests of the embedded benchmark: what is drawn, and how it is stored."""
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -38,7 +39,7 @@ def test_lists_are_disjoint_and_mix_textures_and_objects():
   train, test = benchmark.TRAIN_CATEGORIES, benchmark.TEST_CATEGORIES
   assert not set(train) & set(test)
   assert set(train) | set(test) == set(benchmark.FAMILIES)
-  assert len(test) >= 12 and len(train) >= 8
+  assert len(test) >= 15 and len(train) >= 8
   for names in (train, test):
     kinds = [benchmark.FAMILIES[name].kind for name in names]
     assert 0.4 <= kinds.count("texture") / len(kinds) <= 0.5
@@ -55,7 +56,7 @@ def test_every_family_has_defects_that_share_its_pictures_equally():
 
 
 @pytest.mark.parametrize("dataset, normal, anomalous, references", [
-    ("auxiliary", 300, 400, 100), ("benchmark", 280, 280, 112)])
+    ("auxiliary", 300, 400, 100), ("benchmark", 320, 320, 128)])
 def test_plan_counts(dataset, normal, anomalous, references):
   plan = list(benchmark.plan(dataset))
   test = [row for row in plan if row[0] == "test"]
@@ -110,6 +111,16 @@ def test_defects_at_other_sizes_have_about_the_same_share(kind, size):
       _, mask = benchmark.draw(name, defect, index=2, size=size)
       _, usual = benchmark.draw(name, defect, index=2)
       assert 0.4 < mask.mean() / usual.mean() < 2.5, (name, defect)
+
+
+@pytest.mark.parametrize("name, defect, digest", [
+    ("carpet", "cut", "50cac185f846d9c2"),
+    ("solar_cell", "missing_part", "3eb9a0f662b2f45e")])
+def test_pictures_of_version_1(name, defect, digest):
+  """Change VERSION and the digests of `benchmark.PIXELS` with these."""
+  image, mask = benchmark.draw(name, defect, index=1)
+  data = image.tobytes() + mask.tobytes()
+  assert hashlib.sha256(data).hexdigest()[:16] == digest
 
 
 def test_same_bytes_whatever_was_drawn_before():
@@ -178,6 +189,7 @@ def test_written_tree_is_complete(small, tmp_path):
   for dataset in ("auxiliary", "benchmark"):
     meta = json.loads((root / dataset / "meta.json").read_text())
     assert set(meta) == {"train", "test"}
+    assert benchmark.departure(root / dataset, dataset)  # Not version 1.
     records = [r for split in meta.values() for rows in split.values()
                for r in rows]
     listed = [r[k] for r in records for k in ("img_path", "mask_path") if r[k]]

@@ -179,7 +179,9 @@ def _read_embedded(
   from zsad_jax.datasets.drawn import benchmark
   root = benchmark.ensure(cache_dir, size=_EMBEDDED_SIZE, seed=_EMBEDDED_SEED)
   part = "auxiliary" if name == "embedded_auxiliary" else "benchmark"
-  return index.read_meta(os.path.join(root, part), name=name)
+  dataset = index.read_meta(os.path.join(root, part), name=name)
+  note = benchmark.departure(dataset.root, part)
+  return dataclasses.replace(dataset, notes=(note,) if note else ())
 
 
 def _read_registered(

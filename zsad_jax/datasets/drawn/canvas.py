@@ -283,7 +283,8 @@ class Camera:
 
   def develop(self, image):
     """Returns uint8 (s, s, 3) with the sensor's noise."""
-    return np.uint8(np.clip(image + self._grain, 0, 1) * 255 + 0.5)
+    noisy = np.float32(image) + self._grain  # Some overlays are float64.
+    return np.uint8(np.clip(noisy, 0, 1) * 255 + 0.5)
 
 
 def _shrunk(layers):

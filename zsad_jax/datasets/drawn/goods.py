@@ -172,6 +172,29 @@ def button(rng, size, flaw):
   return stage.render()
 
 
+def tablet(rng, size, flaw):
+  """Pressed white pill: rounded rim, a score line, two letters."""
+  stage = Stage(rng, size, tinted(rng, (0.3, 0.42, 0.46)), turn=3, wander=0.08)
+  x, y = stage.x, stage.y
+  powder = 1 + 0.035 * stage.noise(rng, 60) + 0.03 * stage.clouds(rng, 5)
+  chalk = tinted(rng, (0.86, 0.84, 0.79)) * powder
+  body = stage.chipped(shapes.circle(x, y, 0.68), flaw, 0.1, 0.22)
+  stage.paint(body, chalk, lift=0.16, bevel=0.24, gloss=0.12)
+  rim = np.maximum(shapes.ring(x, y, 0.56, 0.03), body)
+  stage.paint(rim, chalk * 0.93, lift=-0.02, bevel=0.015)
+  line = np.maximum(np.maximum(np.abs(y) - 0.025, np.abs(x) - 0.5), body)
+  if flaw.kind != "missing_part":
+    stage.paint(line, chalk * 0.85, lift=-0.05, bevel=0.025)
+  fault = flaw.pick("print_error", 2)
+  for k, tall in enumerate((-0.26, 0.26)):
+    if k == fault:
+      continue
+    stem = shapes.box(x + 0.08, y - tall, 0.025, 0.13)
+    bow = shapes.ring(x, y - tall, 0.095, 0.05)
+    stage.paint(np.minimum(stem, bow), chalk * 0.82, lift=-0.04, bevel=0.02)
+  return stage.render()
+
+
 FAMILIES = {
     "bottle": Family(
         bottle, "object", ("crack", "contamination", "stain"),
@@ -188,4 +211,7 @@ FAMILIES = {
     "button": Family(
         button, "object", ("scratch", "crack"),
         ("chipped_edge", "missing_part", "misplaced_part")),
+    "tablet": Family(
+        tablet, "object", ("crack", "stain"),
+        ("chipped_edge", "missing_part", "print_error")),
 }

@@ -255,6 +255,40 @@ def zipper(rng, size, flaw):
   return stage.render()
 
 
+def solar_cell(rng, size, flaw):
+  """Blue silicon cell: fine fingers across three busbars."""
+  stage = Stage(rng, size, tinted(rng, (0.86, 0.86, 0.84)), turn=0.06,
+                wander=0.03)
+  x, y = stage.x, stage.y
+  _, _, key = shapes.pebbles(x * 6, y * 6, rng)  # Grains of the wafer.
+  grain = rng.normal(1, 0.09, shapes.TABLE**2).astype(np.float32).take(key)
+  wafer = tinted(rng, (0.13, 0.19, 0.38)) * grain
+  body = stage.chipped(shapes.box(x, y, 0.84, 0.84, 0.1), flaw)
+  stage.paint(body, wafer * (1 + 0.05 * stage.clouds(rng, 3)), lift=0.03,
+              bevel=0.02, gloss=0.35)
+  inner = body + 0.05
+  row, across = shapes.sawtooth(y * 13)
+  finger = (np.abs(across) - 0.09) / 13
+  first = int(flaw.rng.integers(-7, 5))
+  gap = _near(x, flaw.rng.uniform(-0.5, 0.5), flaw.rng.uniform(0.12, 0.3))
+  if flaw.kind == "missing_part":  # Fingers that were not printed.
+    gap &= (row >= first) & (row < first + 3)
+    finger = np.where(gap, 0.1, finger)
+  silver = rgb(0.68, 0.69, 0.7)
+  stage.paint(np.maximum(finger, inner), silver, gloss=0.3)
+  moved = flaw.pick("misplaced_part", 3)
+  for k in range(3):
+    shift = 0.1 * flaw.sign() if k == moved else 0.0
+    bar = np.abs(x - 0.5 * (k - 1) - shift) - 0.035
+    stage.paint(np.maximum(bar, inner), silver, lift=0.01, bevel=0.01,
+                gloss=0.5)
+  return stage.render()
+
+
+def _near(t, middle, length):
+  return np.abs(t - middle) < length
+
+
 FAMILIES = {
     "hex_nut": Family(
         hex_nut, "object", ("scratch", "dent", "discoloration"),
@@ -277,4 +311,7 @@ FAMILIES = {
     "zipper": Family(
         zipper, "object", ("cut", "discoloration"),
         ("missing_part", "bent_part")),
+    "solar_cell": Family(
+        solar_cell, "object", ("crack", "discoloration"),
+        ("chipped_edge", "missing_part", "misplaced_part")),
 }
