@@ -135,6 +135,17 @@ def byte_letters() -> dict[int, str]:
   return letters | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
+def whole_words() -> list[tuple[str, int]]:
+  """Words of letters that are one token, with their ids, in order of ids."""
+  ids, _ = _vocabulary()
+  ends = len(WORD_END)
+  return [
+      (symbol[:-ends], index)
+      for symbol, index in ids.items()
+      if symbol.endswith(WORD_END) and symbol[:-ends].isalpha()
+  ]
+
+
 @functools.cache
 def _vocabulary():
   """Returns the id of each symbol, and the rank of each pair to merge."""

@@ -23,6 +23,8 @@ _ADACLIP_TEMPLATES = (
     "a bad photo of the {}.",
     "a cropped photo of the {}.",
 )
+# By state, as everywhere: normal, anomalous.
+STATES = (_ADACLIP_NORMAL, _ADACLIP_ANOMALOUS)
 ADACLIP_NORMAL_SENTENCES = len(_ADACLIP_NORMAL) * len(_ADACLIP_TEMPLATES)
 
 
@@ -51,7 +53,7 @@ def adaclip(class_name: str) -> tuple[list[str], list[str]]:
 
 # Authors' code of AdaptCLIP: WinCLIP's list of photographs in another choice;
 # one template stands in it twice, which weights the mean.
-_ADAPTCLIP_ANOMALOUS = (
+_WINCLIP_ANOMALOUS = (
     "damaged {}",
     "{} with flaw",
     "{} with defect",
@@ -86,5 +88,45 @@ def adaptclip() -> tuple[list[str], list[str]]:
   """AdaptCLIP's 147 normal and 84 anomalous sentences about an object."""
   return (
       sentences("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
-      sentences("object", _ADAPTCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
+      sentences("object", _WINCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
+  )
+
+
+# April-GAN's 35 photographs: T35 of the specifications.
+_PHOTO_ADJECTIVES = (
+    "bad", "low resolution", "cropped", "bright", "dark", "close-up",
+    "black and white", "jpeg corrupted", "blurry", "good",
+)  # fmt: skip
+PHOTOS = (
+    *(f"a {a} photo of {the} {{}}." for a in _PHOTO_ADJECTIVES
+      for the in ("a", "the")),
+    *(f"a photo of {the} {size}{{}}." for size in ("", "large ", "small ",
+      "cool ") for the in ("a", "the")),
+    "a photo of my {}.",
+    "a photo of one {}.",
+    *(f"there is {the} {{}} in the scene." for the in ("a", "the")),
+    *(f"this is {the} {{}} in the scene." for the in ("a", "the", "one")),
+)  # fmt: skip
+
+# WinCLIP's 22 photographs: T22 of the specifications.
+_WINCLIP_TEMPLATES = tuple(
+    f"a {photo}."
+    for pattern in (
+        "cropped photo of {the} {{}}", "close-up photo of {the} {{}}",
+        "bright photo of {the} {{}}", "dark photo of {the} {{}}",
+        "jpeg corrupted photo of {the} {{}}", "blurry photo of {the} {{}}",
+        "photo of {the} {{}}", "photo of {the} small {{}}",
+        "photo of {the} large {{}}",
+        "photo of {the} {{}} for visual inspection",
+        "photo of {the} {{}} for anomaly detection",
+    )
+    for photo in (pattern.format(the="a"), pattern.format(the="the"))
+)  # fmt: skip
+
+
+def winclip(name: str) -> tuple[list[str], list[str]]:
+  """WinCLIP's 154 normal and 88 anomalous sentences about a class."""
+  return (
+      sentences(name, _ADACLIP_NORMAL, _WINCLIP_TEMPLATES),
+      sentences(name, _WINCLIP_ANOMALOUS, _WINCLIP_TEMPLATES),
   )
