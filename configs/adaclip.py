@@ -2,8 +2,9 @@ r"""AdaCLIP (Cao et al., ECCV 2024), with the values of the authors' code.
 
 python -m zsad_jax.train --config=configs/adaclip.py
 
-  configs/adaclip.py             the embedded benchmark with the embedded tiny
-                                 backbone: minutes on a laptop, no downloads
+  configs/adaclip.py             the embedded benchmark with the embedded small
+                                 CLIP: minutes on a laptop, no downloads
+  configs/adaclip.py:random      the same with the CLIP's random weights
   configs/adaclip.py:paper       the published protocol: ViT-L/14@336, 518 px,
                                  trained on MVTec AD + ColonDB for all other
                                  sets, five epochs of one image per step
@@ -74,7 +75,8 @@ def _build(base):
       weight_decay=0.01,  # torch's default, not optax's.
   )
   if base == common.EMBEDDED:
-    config.optax.learning_rate = 0.001  # Random features: slower is steadier.
+    config.method.act = "quick"  # What the embedded CLIP was trained with.
+    config.optax.learning_rate = 0.001  # Steadier on a small tower.
     config.memory.vv_from = None  # Shares the un-prompted pass.
     return config
   config = common.on_vit_l_14_336(config)

@@ -3,7 +3,8 @@ r"""AdaptCLIP (Gao et al., AAAI 2026), with the values of the authors' code.
 python -m zsad_jax.train --config=configs/adaptclip.py
 
   configs/adaptclip.py              the embedded benchmark with the embedded
-                                    tiny backbone: minutes on a laptop
+                                    small CLIP: minutes on a laptop
+  configs/adaptclip.py:random       the same with the CLIP's random weights
   configs/adaptclip.py:paper        ViT-L/14@336, 518 px, trained on the test
                                     images of MVTec AD, for all other sets
   configs/adaptclip.py:paper_mvtec  trained on those of VisA, for MVTec AD
@@ -59,8 +60,8 @@ def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.seed = 10
   config.method = dict(
-      taps=(2, 4, 6, 8),
-      vv_from=common.optional(2),
+      taps=(5, 6, 7, 8),
+      vv_from=common.optional(5),
       alias_tap=False,
       visual=True,
       textual=True,

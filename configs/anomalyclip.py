@@ -3,7 +3,8 @@ r"""AnomalyCLIP (Zhou et al., ICLR 2024), with the values of the authors' code.
 python -m zsad_jax.train --config=configs/anomalyclip.py
 
   configs/anomalyclip.py             the embedded benchmark with the embedded
-                                     tiny backbone: minutes on a laptop
+                                     small CLIP: minutes on a laptop
+  configs/anomalyclip.py:random      the same with the CLIP's random weights
   configs/anomalyclip.py:paper       ViT-L/14@336, 518 px, trained on the test
                                      images of MVTec AD, for all other sets
   configs/anomalyclip.py:paper_mvtec trained on those of VisA, for MVTec AD
@@ -40,7 +41,7 @@ def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.method = dict(
       taps=(8,),
-      vv_from=common.optional(2),
+      vv_from=common.optional(5),
       context_length=12,  # E.
       deep_length=4,
       deep_depth=4,

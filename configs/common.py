@@ -4,9 +4,10 @@ import os
 
 from ml_collections import ConfigDict, config_dict
 
-EMBEDDED = "embedded"  # The tiny backbone and the drawn data of the package.
+EMBEDDED = "embedded"  # The small CLIP and the drawn data of the package.
+RANDOM = "random"  # The same with the CLIP's random weights, to compare with.
 # Published protocols: trained on MVTec AD for all other sets, on VisA for it.
-BASES = (EMBEDDED, "paper", "paper_mvtec")
+BASES = (EMBEDDED, RANDOM, "paper", "paper_mvtec")
 
 
 def optional(value: int):
@@ -54,7 +55,7 @@ def get_config() -> ConfigDict:
   config.selection = "last"
   config.selection_data = ()
 
-  config.memory = dict(taps=(2, 4, 6, 8), vv_from=optional(2))
+  config.memory = dict(taps=(5, 6, 7, 8), vv_from=optional(5))
 
   config.eval_batch_size = 8
   config.smooth_sigma = 4.0
@@ -120,7 +121,9 @@ def choose(name: str, variant: str, build, ablations) -> ConfigDict:
   if len(bases) > 1:
     raise ValueError(f"configs/{name}.py: {' and '.join(bases)} exclude one "
                      "another.")  # fmt: skip
-  config = build(bases[0])
+  config = build(EMBEDDED if bases[0] == RANDOM else bases[0])
+  if bases[0] == RANDOM:
+    config.backbone.name = "embedded_random"
   config.name = "_".join([name] + [p for p in parts if p != EMBEDDED])
   config.method_name = name
   for part in parts:

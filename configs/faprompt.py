@@ -3,7 +3,8 @@ r"""FAPrompt (Zhu et al., ICCV 2025), with the values of the authors' code.
 python -m zsad_jax.train --config=configs/faprompt.py
 
   configs/faprompt.py              the embedded benchmark with the embedded
-                                   tiny backbone: minutes on a laptop
+                                   small CLIP: minutes on a laptop
+  configs/faprompt.py:random       the same with the CLIP's random weights
   configs/faprompt.py:paper        ViT-L/14@336, 518 px, trained on the test
                                    images of MVTec AD, for all other sets
   configs/faprompt.py:paper_mvtec  trained on those of VisA, for MVTec AD
@@ -51,7 +52,7 @@ def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.method = dict(
       tap=8,
-      vv_from=common.optional(2),
+      vv_from=common.optional(5),
       num_prompts=10,  # K.
       normal_length=5,  # E.
       abnormal_length=2,  # E'.

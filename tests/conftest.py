@@ -13,6 +13,14 @@ _cache = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+# Before the hook: what is first imported while it is at work is compiled anew.
+import flax  # noqa: E402, F401
+import optax  # noqa: E402, F401
+import orbax.checkpoint  # noqa: E402, F401
+import scipy.ndimage  # noqa: E402, F401
+import tensorflow  # noqa: E402, F401
+import transformers  # noqa: E402, F401
+
 # Before anything imports the package.
 jaxtyping.install_import_hook("zsad_jax", "beartype.beartype")
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 def trained(config, workdir):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    patch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
     patch.setattr(cli, "StopSignal", Never)
     train.train(config.lock(), workdir)
     run = runs.load(workdir)
@@ -135,7 +135,7 @@ def test_training_images_are_needed_to_learn_a_comparison(tmp_path):
   small.write_images(tmp_path / "cells")
   config = small.get_adaptclip_config(str(tmp_path / "cells"))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    patch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
     with pytest.raises(ValueError, match="no normal training image"):
       train.train(config.lock(), tmp_path / "run")
 
@@ -164,7 +164,7 @@ def test_mistakes_are_named(plus, folder, tmp_path):
 _COMMAND = """
 from tests import small
 from zsad_jax import cli, evaluate, runs
-runs.EMBEDDED_CONFIG = small.BACKBONE
+runs.RANDOM_CONFIG = small.BACKBONE
 cli.run(evaluate.main, evaluate.define_flags)
 """
 

@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     requested = False
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    patch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
     patch.setattr(cli, "StopSignal", Never)
     config = small.get_config(str(folder / "parts"))
     train.train(config.lock(), folder)

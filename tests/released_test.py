@@ -279,7 +279,7 @@ def small_config(name, **settings):
           name=f"{name}_small",
           method_name=name,
           method=small.METHODS[name] | settings,
-          backbone=dict(name="embedded", path=""),
+          backbone=dict(name="embedded_random", path=""),
           image_size=32,
           smooth_sigma=1.0,
           matmul_precision="highest",

@@ -94,6 +94,7 @@ def get_adaptclip_config(data):
 
 
 def _shrink(config, data):
+  config.backbone.name = runs.RANDOM
   config.image_size = 32
   config.memory.taps = (1, 2)
   config.train_data = config.test_data = (data,)
@@ -144,5 +145,5 @@ def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
 
 
 if __name__ == "__main__":
-  runs.EMBEDDED_CONFIG = BACKBONE
+  runs.RANDOM_CONFIG = BACKBONE
   cli.run(train.main, train.define_flags)

@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def config(data, monkeypatch):
-  monkeypatch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+  monkeypatch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
   return small.get_config(data)
 
 
@@ -61,7 +61,7 @@ def whole(data, tmp_path_factory):
   """The workdir of eight steps without interruption."""
   workdir = tmp_path_factory.mktemp("whole")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    patch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
     patch.setattr(cli, "StopSignal", StopAfter)
     assert train.train(small.get_config(data).lock(), workdir)
   return workdir
@@ -69,7 +69,7 @@ def whole(data, tmp_path_factory):
 
 def load(workdir):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "EMBEDDED_CONFIG", small.BACKBONE)
+    patch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
     return runs.load(workdir)
 
 
@@ -162,7 +162,7 @@ _TRAIN_ALONE = """
 import pathlib, sys
 from tests import small
 from zsad_jax import runs, train
-runs.EMBEDDED_CONFIG = small.BACKBONE
+runs.RANDOM_CONFIG = small.BACKBONE
 config = small.get_config(sys.argv[1])
 config.batch_size = 4
 train.train(config.lock(), pathlib.Path(sys.argv[2]))

@@ -267,8 +267,8 @@ def main(options):
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
   run = runs.load(options.workdir)
-  if run.config.backbone.name == runs.EMBEDDED:
-    print(runs.EMBEDDED_NOTE)
+  if note := runs.BACKBONE_NOTES.get(run.config.backbone.name):
+    print(note)
   predict(
       run,
       options.arguments,

@@ -31,14 +31,22 @@ def count(params: api.Params) -> int:
   return sum(x.size for x in jax.tree.leaves(params))
 
 
+def trained_parameters(method: api.Method, params: api.Params) -> int:
+  """Number of parameters that the loss reads."""
+  used = jax.tree.map(
+      lambda p, t: p.size if t else 0, params, method.trained(params)
+  )
+  return sum(jax.tree.leaves(used))
+
+
 def start(
-    config, datasets: Sequence[index.Dataset], method, backbone, params, trained
+    config, datasets: Sequence[index.Dataset], method, backbone, params
 ):
   """Prints what is about to be trained, on what and where."""
   devices = jax.devices()
   print(f"Method: {config.method_name}, config {config.name}")
-  if config.backbone.name == runs.EMBEDDED:
-    print(runs.EMBEDDED_NOTE)
+  if note := runs.BACKBONE_NOTES.get(config.backbone.name):
+    print(note)
   for dataset in datasets:
     normal, anomalous = dataset.counts[1:]
     print(
@@ -47,9 +55,8 @@ def start(
     )
     for note in dataset.notes:
       print(f"  note: {note}")
-  used = jax.tree.map(lambda p, t: p.size if t else 0, params, trained)
   print(
-      f"Parameters: {sum(jax.tree.leaves(used)):,} trainable, "
+      f"Parameters: {trained_parameters(method, params):,} trainable, "
       f"{released.stored_parameters(method, backbone, params):,} in the "
       "authors' checkpoint, "
       f"{count(backbone.params):,} frozen ({config.backbone.name})"
@@ -77,11 +84,13 @@ class Result:
     method: `config.name` of the run.
     references: the choice.
     rows: metrics of every category.
+    costs: `table.COSTS` of the run.
   """
 
   method: str
   references: References
   rows: dict[str, dict[str, float | int]]
+  costs: dict[str, float | int]
 
 
 def evaluate(
@@ -144,10 +153,20 @@ def evaluate(
     print(f"note: {note}")
   skipped(extra["skipped"])
   print(f"Tables and figures: {folder}", flush=True)
+  costs = _costs(run, extra)
   return [
-      Result(config.name, choice, rows)
+      Result(config.name, choice, rows, costs)
       for choice, rows in zip(choices, tables)
   ]
+
+
+def _costs(run, extra):
+  """The values of `table.COSTS`."""
+  return {
+      "trained_parameters": trained_parameters(run.method, run.params),
+      "training_seconds": run.seconds,
+      "images_per_second": extra["images_per_second"],
+  }
 
 
 def _write(run, dataset, choice, rows, extra, folder):
@@ -180,7 +199,8 @@ def summarize(
   groups: dict[str, list] = {}
   for result in results:
     label = f"{result.method}, {result.references.group}"
-    groups.setdefault(label, []).append(table.mean_row(result.rows)[0])
+    row = table.mean_row(result.rows)[0] | result.costs
+    groups.setdefault(label, []).append(row)
   title = (
       f"{data}: mean over categories; mean and standard deviation over "
       "repetitions (seeds). Values in %."
@@ -205,8 +225,8 @@ def _title(run, dataset, choice, extra):
       f"Backbone {config.backbone.name}, {config.image_size} px, maps smoothed "
       f"with sigma {config.smooth_sigma:g}, selection {config.selection}.",
   ]
-  if config.backbone.name == runs.EMBEDDED:
-    lines.append(runs.EMBEDDED_NOTE)
+  if note := runs.BACKBONE_NOTES.get(config.backbone.name):
+    lines.append(note)
   return "\n".join(lines)
 
 

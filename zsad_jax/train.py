@@ -102,10 +102,12 @@ def _train(config, workdir, stack):
   state = jax.device_put(state, replicated)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
+  seconds, begin = 0.0, time.perf_counter()  # Spent before, and from now on.
   if saved.latest_step is not None:
-    state, _ = saved.restore(**state)
+    state, meta = saved.restore(**state)
+    seconds = meta.get("seconds", 0.0)
   step = int(state["training"]["step"])
-  report.start(config, datasets, method, backbone, params, trained)
+  report.start(config, datasets, method, backbone, params)
 
   # ---- Update step.
   @functools.partial(jax.jit, donate_argnums=0)
@@ -155,7 +157,8 @@ def _train(config, workdir, stack):
 
   def save():
     look()  # Never a checkpoint of parameters that are not finite.
-    meta = {"step": step, "epoch": step // per_epoch}
+    spent = seconds + time.perf_counter() - begin
+    meta = {"step": step, "epoch": step // per_epoch, "seconds": spent}
     saved.save(step, meta, **state)
 
   # ---- Loop.

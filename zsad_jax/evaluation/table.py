@@ -14,6 +14,8 @@ METRICS = (
     "image_auroc", "image_ap", "image_f1_max",
     "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
 COUNTS = ("num_normal", "num_anomalous")
+# What a run costs, in summaries: parameters, seconds, images per second.
+COSTS = ("trained_parameters", "training_seconds", "images_per_second")
 UNDEFINED = "n/a"
 _HEADER = ("category", *METRICS, *COUNTS)
 
@@ -101,7 +103,8 @@ def summary_to_text(groups: Groups, title: str) -> str:
   """Returns a line per group of repetitions, metrics x 100, mean and deviation.
 
   Args:
-    groups: rows of metrics, one for each repetition, by the group's name.
+    groups: rows of metrics and `COSTS`, one for each repetition, by the group's
+      name.
     title: the first lines.
   """
   lines = _summary_cells(groups)
@@ -116,7 +119,7 @@ def summary_to_markdown(groups: Groups, title: str) -> str:
   header, *body = [
       "| " + " | ".join(_escape(cell) for cell in line) + " |"
       for line in _summary_cells(groups)]
-  rule = "|---|" + "---:|" * (len(METRICS) + 1)
+  rule = "|---|" + "---:|" * (len(header.split(" | ")) - 1)
   return "\n".join([title, "", header, rule, *body]) + "\n"
 
 
@@ -125,9 +128,11 @@ def summary_to_csv(groups: Groups) -> str:
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["group", "repetitions", *(
-      f"{metric}{part}" for metric in METRICS for part in ("", "_std"))])
+      f"{metric}{part}" for metric in METRICS for part in ("", "_std")),
+      *COSTS])
   for name, rows in groups.items():
     numbers = [x for metric in METRICS for x in spread(rows, metric)]
+    numbers += [spread(rows, cost)[0] for cost in COSTS]
     writer.writerow(
         [name, len(rows), *("" if math.isnan(x) else x for x in numbers)])
   return text.getvalue()
@@ -153,8 +158,9 @@ def _summary_cells(groups):
       alone = len(rows) == 1 or math.isnan(mean)
       cells.append(
           _percent(mean) + ("" if alone else f" ± {100 * std:.1f}"))
-    body.append([name, str(len(rows)), *cells])
-  return [["method", "repetitions", *METRICS], *body]
+    costs = [_cost(spread(rows, cost)[0]) for cost in COSTS]
+    body.append([name, str(len(rows)), *cells, *costs])
+  return [["method", "repetitions", *METRICS, *COSTS], *body]
 
 
 def _cells(rows):
@@ -177,6 +183,10 @@ def _mean_label(rows):
 
 def _percent(value):
   return UNDEFINED if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _cost(value):
+  return UNDEFINED if math.isnan(value) else f"{value:,.0f}"
 
 
 def _count(value):

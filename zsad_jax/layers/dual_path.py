@@ -13,7 +13,7 @@ def encode(
     *,
     taps: Sequence[int],
     vv_from: int | None,
-    act: str,
+    act: str | None,
     pos_resize: str,
     class_ln_post: bool,
 ) -> tuple[Float[Array, "b d"], list[Float[Array, "b n d"]]]:
@@ -25,7 +25,7 @@ def encode(
     taps: layers (1-based) whose tokens are read.
     vv_from: first layer of the value-value stream (DPAM), which is read from
       there on; None for plain CLIP.
-    act: activation of the tower.
+    act: activation of the tower; None for the one of the weights.
     pos_resize: how CLIP's position table is resized.
     class_ln_post: send the class token through ln_post, as CLIP does and the
       authors of these methods do not.
