@@ -296,11 +296,17 @@ def test_embedded_sets_open(tmp_path, monkeypatch, name, part):
     assert (cache_dir, size, seed) == (tmp_path, 112, 0)
     touch(tmp_path / part / "a.png")
     write_meta(tmp_path / part, {"test": {"nut": [record("a.png")]}})
+    (tmp_path / part / benchmark.DIGEST).write_text(digest)
     return tmp_path
 
   monkeypatch.setattr(benchmark, "ensure", ensure)
+  digest = benchmark.PIXELS[part]
   data = registry.open_dataset(name, cache_dir=tmp_path)
   assert data.name == name and data.root == str(tmp_path / part)
+  assert not data.notes
+  digest = "of other pictures"
+  data = registry.open_dataset(name, cache_dir=tmp_path)
+  assert "differ from the embedded benchmark's version 1" in data.notes[0]
 
 
 def test_reading_needs_no_tensorflow():

@@ -174,7 +174,7 @@ def _publish(draft, root):
       raise
 
 
-def departure(root: Path, dataset: str) -> str:
+def departure(root: str | Path, dataset: str) -> str:
   """Returns why numbers on a data set do not compare with others, or "".
 
   Args:
