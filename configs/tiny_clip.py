@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
       taps=("block05", "block08", "vv/block08"),
       vv_from=5,
       temperature=0.07,
-      captions=1.0,
+      captions=0.1,  # A sum over the captions of a batch.
       states=2.0,
       patches=3.0,
       visible=0.05,

@@ -124,7 +124,7 @@ def test_a_pair_depends_on_its_number_alone(pairs):
 def test_captions_are_true_and_say_something():
   rng = np.random.default_rng(0)
   told = [captions.describe(rng, FACTS) for _ in range(200)]
-  sound = batches.with_state(FACTS, False)
+  sound = batches.of_sound_twin(FACTS)
   for caption in told:
     said = {k: v for k, v in dataclasses.asdict(caption.says).items() if v}
     assert said and FACTS.told_by(caption.says)
@@ -249,7 +249,7 @@ def test_the_loss_is_what_its_parts_say(pairs):
   z = np.exp(clip.params["logit_scale"]) * unit(image) @ said.T - 2.0
   z = np.asarray(z, np.float64)
   sign = 2 * batch["truth"] - 1
-  captions_loss = np.log1p(np.exp(-sign * z)).sum(1).mean() / 10
+  captions_loss = 0.1 * np.log1p(np.exp(-sign * z)).sum(1).mean()
   np.testing.assert_allclose(parts["captions"], captions_loss, rtol=1e-4)
   normal, anomalous = (
       unit(np.asarray(read(batch["states"][i], batch["states_end"][i])))

@@ -1,7 +1,7 @@
 """The small CLIP that the package ships, trained by `zsad_jax.pretrain`.
 
 Its file is one of `weights.py` in float16, but for the token table: only the
-rows in `VOCABULARY` were trained and are stored, under their ids; the others
+rows of words in captions were trained and are stored, with their ids; others
 are those of `random_clip` with the seed in the metadata. See TINY_CLIP.md.
 """
 

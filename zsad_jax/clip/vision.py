@@ -9,28 +9,6 @@ from zsad_jax.clip.config import ClipConfig
 from zsad_jax.layers import resample
 
 
-class PatchEmbedding(nn.Module):
-  """Convolution whose stride is its kernel's size, as a product of matrices.
-
-  The gradient of such a convolution is several times slower on a CPU.
-  """
-
-  features: int
-  patch_size: int
-
-  @nn.compact
-  def __call__(
-      self, image: Float[Array, "b h w 3"]
-  ) -> Float[Array, "b rows columns c"]:
-    p, c = self.patch_size, self.features
-    kernel = self.param(
-        "kernel", nn.initializers.lecun_normal(), (p, p, 3, c)
-    )
-    b, h, w, _ = image.shape
-    cells = image.reshape(b, h // p, p, w // p, p, 3).swapaxes(2, 3)
-    return cells.reshape(b, h // p, w // p, -1) @ kernel.reshape(-1, c)
-
-
 class VisionTower(nn.Module):
   """Image to tokens. With every hook off it is plain CLIP.
 
@@ -46,7 +24,13 @@ class VisionTower(nn.Module):
   def setup(self):
     cfg, c = self.config, self.config.vision_width
     normal = nn.initializers.normal(c**-0.5)
-    self.conv1 = PatchEmbedding(c, cfg.patch_size)
+    self.conv1 = nn.Conv(
+        c,
+        kernel_size=(cfg.patch_size, cfg.patch_size),
+        strides=(cfg.patch_size, cfg.patch_size),
+        padding="VALID",
+        use_bias=False,
+    )
     self.class_embedding = self.param("class_embedding", normal, (c,))
     self.positional_embedding = self.param(
         "positional_embedding", normal, (1 + cfg.grid**2, c)

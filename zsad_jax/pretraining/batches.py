@@ -48,7 +48,7 @@ def make(
   turned = [_turned(rng, pairs.images[i], pairs.masks[i]) for i in chosen]
   images, masks = (np.stack(x) for x in zip(*turned))
   damage = patch_shares(masks, patch_size)
-  sound = [with_state(pairs.facts[i], False) for i in chosen]
+  sound = [of_sound_twin(pairs.facts[i]) for i in chosen]
   facts = [*sound, *(pairs.facts[i] for i in chosen)]
   told = [captions.describe(rng, f) for f in facts]
   stated = [captions.state_pair(rng) for _ in range(states)]
@@ -81,10 +81,8 @@ def _kept(rng, damage, keep):
   return np.sort(np.argpartition(priority, keep, axis=1)[:, :keep], axis=1)
 
 
-def with_state(facts: captions.Facts, anomalous: bool) -> captions.Facts:
-  """The facts of the sound twin of a damaged picture, or themselves."""
-  if anomalous:
-    return facts
+def of_sound_twin(facts: captions.Facts) -> captions.Facts:
+  """The facts of the sound twin of a damaged picture."""
   return captions.Facts(facts.noun, facts.material, facts.color, False, "none")
 
 

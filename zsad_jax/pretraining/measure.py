@@ -23,7 +23,7 @@ def measure(model, pairs: Pairs, *, seed: int) -> dict[str, float]:
   """
   pictures = np.concatenate([pairs.images[:, 0], pairs.images[:, 1]])
   image, patches = _embed(model, pictures)
-  sound = [batches.with_state(f, False) for f in pairs.facts]
+  sound = [batches.of_sound_twin(f) for f in pairs.facts]
   facts = [*sound, *pairs.facts]
   rng = np.random.default_rng((seed, 2))
   told = [captions.describe(rng, f) for f in facts]

@@ -96,7 +96,7 @@ class Objective:
         for tap in self.taps
     ])
     parts = {
-        "captions": self.captions * captions.sum(1).mean() / 10,
+        "captions": self.captions * captions.sum(1).mean(),
         "states": self.states * stated.mean(),
         "patches": self.patches * patches.mean(),
     }
