@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
   config.batch_size = 32
   config.states = 4
   config.keep = 98
-  config.whole_steps = 300
+  config.whole_steps = 120
   config.objective = dict(
       taps=("block05", "block08", "vv/block08"),
       vv_from=5,
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
       visible=0.05,
       positive=3.0,
   )
-  config.steps = 4_000
+  config.steps = 2_000
   config.warmup = 200
   config.learning_rate = 0.002
   config.weight_decay = 0.05
