@@ -51,6 +51,6 @@ setup(
         "tpu": [JAX.format("[tpu]")],
         "elpv": ["elpv-dataset"],
         "tensorboard": ["tensorboardX"],
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "beartype>=0.18", "ruff>=0.6"],  # noqa: E501
+        "test": ["pytest>=8", "pytest-xdist>=3", "filelock", "hypothesis>=6", "beartype>=0.18", "ruff>=0.6"],  # noqa: E501
     },
 )

@@ -11,7 +11,7 @@ import pytest
 # Compiled programs are shared by tests and by the commands they start.
 _cache = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Before the hook: what is first imported while it is at work is compiled anew.
 import flax  # noqa: E402, F401

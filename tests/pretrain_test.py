@@ -25,8 +25,8 @@ from zsad_jax.pretraining import batches, captions, objective, pictures
 
 SIZES = ClipConfig(
     embed_dim=32,
-    image_size=96,
-    patch_size=12,
+    image_size=64,
+    patch_size=8,
     vision_width=64,
     vision_layers=2,
     text_width=64,
@@ -45,7 +45,7 @@ def cache(tmp_path_factory):
 def pairs(cache):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pictures, "PART", 16)
-    return pictures.ensure(cache, PAIRS, size=96, seed=0)
+    return pictures.ensure(cache, PAIRS, size=64, seed=0)
 
 
 # ---- Families.
@@ -105,14 +105,14 @@ def test_pairs_are_twins_and_the_mask_is_where_they_differ(pairs):
 def test_pairs_are_drawn_once_and_in_parts(cache, pairs, monkeypatch):
   monkeypatch.setattr(pictures, "PART", 16)
   monkeypatch.setattr(pictures, "draw", None)
-  again = pictures.ensure(cache, 20, size=96, seed=0)
+  again = pictures.ensure(cache, 20, size=64, seed=0)
   np.testing.assert_array_equal(again.images, pairs.images[:20])
   np.testing.assert_array_equal(again.masks, pairs.masks[:20])
   assert again.facts == pairs.facts[:20]
 
 
 def test_a_pair_depends_on_its_number_alone(pairs):
-  images, mask, facts = pictures.draw(17, size=96, seed=0)
+  images, mask, facts = pictures.draw(17, size=64, seed=0)
   np.testing.assert_array_equal(images, pairs.images[17])
   np.testing.assert_array_equal(mask, pairs.masks[17])
   assert facts == pairs.facts[17]
@@ -167,7 +167,7 @@ def test_the_vocabulary_covers_every_word_but_the_unknown():
 
 def make(pairs, step, keep=None):
   return batches.make(
-      pairs, step, batch_size=8, patch_size=12, keep=keep, states=2, seed=3
+      pairs, step, batch_size=8, patch_size=8, keep=keep, states=2, seed=3
   )
 
 
@@ -181,7 +181,7 @@ def test_an_epoch_has_every_pair_once(pairs):
   steps = batches.steps_per_epoch(pairs, 8)
   assert steps == PAIRS // 4
   found = [make(pairs, step)["damage"][4:].sum(1) for step in range(steps)]
-  shares = batches.patch_shares(pairs.masks, 12).sum(1)
+  shares = batches.patch_shares(pairs.masks, 8).sum(1)
   np.testing.assert_allclose(
       np.sort(np.concatenate(found)), np.sort(shares), rtol=1e-5
   )
@@ -198,7 +198,7 @@ def test_patch_shares_are_counts():
 def test_damage_moves_with_the_picture(pairs):
   batch = make(pairs, 0)
   changed = np.abs(batch["image"][:4] - batch["image"][4:]).max(-1) > 1e-6
-  shares = batches.patch_shares(changed, 12)
+  shares = batches.patch_shares(changed, 8)
   assert (batch["damage"][:4] == 0).all()
   assert (batch["damage"][4:] >= shares - 1e-6).all()
   assert (shares.sum(1) > 0).all()
@@ -278,7 +278,6 @@ def test_the_loss_is_what_its_parts_say(pairs):
 @pytest.fixture
 def config(cache, pairs, monkeypatch):
   """A run of half a minute."""
-  monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
   monkeypatch.setattr(pictures, "PART", 16)
   monkeypatch.setattr(pictures, "ensure", ensure_small(cache, pairs))
   config = tiny_clip.get_config()

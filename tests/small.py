@@ -3,7 +3,9 @@
 python -m tests.small --config=tests/small.py:DATA --workdir=DIR
 """
 
+import os
 import pathlib
+import sys
 
 import numpy as np
 from PIL import Image
@@ -144,6 +146,28 @@ def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
       Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
 
 
-if __name__ == "__main__":
+def command():
+  """`python -m zsad_jax.train`, with this backbone."""
   runs.RANDOM_CONFIG = BACKBONE
   cli.run(train.main, train.define_flags)
+
+
+def commands(folder, lines):
+  """Runs several such commands, each in a fork of this process.
+
+  What the command of `lines[i]` prints goes to `folder/i.out` and `i.err`;
+  prints its exit status.
+  """
+  for i, line in enumerate(lines):
+    if child := os.fork():
+      _, status = os.waitpid(child, 0)
+      print(os.waitstatus_to_exitcode(status), flush=True)
+      continue
+    for stream, name in ((1, "out"), (2, "err")):
+      os.dup2(os.open(f"{folder}/{i}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+    sys.argv = ["train", *line]
+    command()
+
+
+if __name__ == "__main__":
+  command()

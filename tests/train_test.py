@@ -163,8 +163,9 @@ import pathlib, sys
 from tests import small
 from zsad_jax import runs, train
 runs.RANDOM_CONFIG = small.BACKBONE
-config = small.get_config(sys.argv[1])
+config = small.get_anomalyclip_config(sys.argv[1])
 config.batch_size = 4
+config.epochs = 1
 train.train(config.lock(), pathlib.Path(sys.argv[2]))
 """
 
@@ -206,25 +207,45 @@ def test_another_configuration_is_refused(config, whole, monkeypatch):
     train.train(config.lock(), whole)
 
 
-@pytest.mark.parametrize(
-    "flag, message",
-    [
-        ("--config.optax.learning_rat=1", "learning_rat"),
-        ("--config.epochs=many", "epochs"),
-        ("--config=configs/adaklip.py", "adaklip.py"),
-        ("--config=configs/adaclip.py:papers", "papers"),
-        ("--config.method.dice=columns", "dice_over"),
-        ("--config.train_data=('nowhere',)", "nowhere"),
-        ("--config.batch_size=3 --workdir=/dev/null/run", "run"),
-        ("--config.backbone.name=ViT-B-32", "zsad_jax.convert"),
-        ("--config.selection=best", "best"),
-        ("surplus", "surplus"),
-    ],
-)
-def test_a_mistake_is_one_line(data, tmp_path, flag, message):
-  process = start(data, tmp_path / "run", *flag.split())
-  out, err = process.communicate(timeout=120)
-  assert process.returncode == 1, out + err
+MISTAKES = {
+    "--config.optax.learning_rat=1": "learning_rat",
+    "--config.epochs=many": "epochs",
+    "--config=configs/adaklip.py": "adaklip.py",
+    "--config=configs/adaclip.py:papers": "papers",
+    "--config.method.dice=columns": "dice_over",
+    "--config.train_data=('nowhere',)": "nowhere",
+    "--config.batch_size=3 --workdir=/dev/null/run": "run",
+    "--config.backbone.name=ViT-B-32": "zsad_jax.convert",
+    "--config.selection=best": "best",
+    "surplus": "surplus",
+}
+
+
+@pytest.fixture(scope="module")
+def mistakes(data, tmp_path_factory):
+  """What each of `MISTAKES` ends with: exit status and stderr."""
+  folder = tmp_path_factory.mktemp("mistakes")
+  lines = [
+      [f"--config=tests/small.py:{data}", f"--workdir={folder}/{i}",
+       *flags.split()]
+      for i, flags in enumerate(MISTAKES)
+  ]  # fmt: skip
+  code = f"from tests import small; small.commands({str(folder)!r}, {lines!r})"
+  done = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+      timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return {
+      flags: (int(status), (folder / f"{i}.err").read_text())
+      for i, (flags, status) in enumerate(zip(MISTAKES, done.stdout.split()))
+  }
+
+
+@pytest.mark.parametrize("flags, message", MISTAKES.items())
+def test_a_mistake_is_one_line(mistakes, flags, message):
+  status, err = mistakes[flags]
+  assert status == 1, err
   last = err.strip().splitlines()[-1]
   assert last.startswith("error:") and message in last
   assert "Traceback" not in err

@@ -16,21 +16,21 @@ from zsad_jax.datasets import registry
 METRIC = "pixel_f1_max"
 
 
+def check(selection: str) -> None:
+  """Raises ValueError for an unknown config.selection."""
+  if selection not in ("last", "official"):
+    raise ValueError(
+        f'config.selection is "last" or "official", got {selection!r}.'
+    )
+
+
 def make(config, workdir: pathlib.Path, method, backbone, mesh, stack):
   """Returns `select(step, params, stats) -> measurements`, for each epoch.
 
   What it opens is closed by `stack`, a contextlib.ExitStack.
-
-  Raises:
-    ValueError: unknown config.selection.
   """
   if config.selection == "last":
     return lambda step, params, stats: {}
-  if config.selection != "official":
-    raise ValueError(
-        'config.selection is "last" or "official", got '
-        f"{config.selection!r}."
-    )
   datasets = [
       registry.open_dataset(name, data_root=config.data_root)
       for name in config.selection_data

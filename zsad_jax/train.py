@@ -57,6 +57,8 @@ def train(config, workdir: pathlib.Path) -> bool:
 
 
 def _train(config, workdir, stack):
+  selection.check(config.selection)
+
   # ---- Mesh: images are split over "data", everything else is replicated.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   mesh = predictor.make_mesh()
