@@ -226,36 +226,44 @@ def pixel_metrics(
 
 def _rank_items(label, score):
   """Ranks items without regions."""
-  _check_shapes("label", label, "score", score)
-  is_nan = np.isnan(score)
-  if is_nan.any():
-    raise ValueError(f"The score of item {np.argmax(is_nan)} is NaN.")
-  wrong = np.setdiff1d(label, [0, 1])
-  if wrong.size:
-    raise ValueError(f"A label is 0 or 1, got {wrong[0]}.")
-  is_anomalous = label == 1
-  _check_states(is_anomalous, "items")
+  is_anomalous = check_items(label, score)
   anomalous = score[is_anomalous]
   return _rank(score[~is_anomalous], anomalous, np.ones(anomalous.size))
 
 
 def _rank_pixels(gt_mask, anomaly_map):
   """Ranks pixels, each weighted by one over the area of its region."""
-  _check_shapes("gt_mask", gt_mask, "anomaly_map", anomaly_map)
+  check_shapes("gt_mask", gt_mask, "anomaly_map", anomaly_map)
   for i, one_map in enumerate(anomaly_map):
     if np.isnan(one_map).any():
       raise ValueError(f"The anomaly map of image {i} contains NaN.")
   is_anomalous = gt_mask != 0
-  _check_states(is_anomalous, "pixels")
+  check_states(np.count_nonzero(is_anomalous), gt_mask.size, "pixels")
   weight = np.concatenate([_region_weight(mask) for mask in is_anomalous])
   return _rank(anomaly_map[~is_anomalous], anomaly_map[is_anomalous], weight)
 
 
+def regions(
+    mask: Shaped[np.ndarray, "h w"]
+) -> tuple[Shaped[np.ndarray, " p"], Shaped[np.ndarray, " r"]]:
+  """Finds the 8-connected regions of a mask.
+
+  Args:
+    mask: nonzero = anomalous.
+
+  Returns:
+    For each anomalous pixel, in raster order, the number of its region from 0
+    on, and the number of pixels of each region.
+  """
+  region, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
+  region = region[mask != 0] - 1
+  return region, np.bincount(region)
+
+
 def _region_weight(mask):
   """One over the area of its region, for each anomalous pixel in turn."""
-  region, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-  region = region[mask]
-  return 1.0 / np.bincount(region)[region]
+  region, area = regions(mask)
+  return (1.0 / area)[region]
 
 
 def _rank(normal, anomalous, weight):
@@ -282,16 +290,31 @@ def _rank(normal, anomalous, weight):
   )
 
 
-def _check_shapes(name_a, a, name_b, b):
+def check_shapes(name_a, a, name_b, b):
+  """Raises ValueError unless both arrays have one shape."""
   if a.shape != b.shape:
     raise ValueError(
         f"{name_a} and {name_b} must have one shape, got {a.shape} and "
         f"{b.shape}.")
 
 
-def _check_states(is_anomalous, items):
-  anomalous = np.count_nonzero(is_anomalous)
-  if anomalous in (0, is_anomalous.size):
+def check_items(label, score):
+  """Checks what `auroc` takes, and returns which items are anomalous."""
+  check_shapes("label", label, "score", score)
+  is_nan = np.isnan(score)
+  if is_nan.any():
+    raise ValueError(f"The score of item {np.argmax(is_nan)} is NaN.")
+  wrong = np.setdiff1d(label, [0, 1])
+  if wrong.size:
+    raise ValueError(f"A label is 0 or 1, got {wrong[0]}.")
+  is_anomalous = label == 1
+  check_states(np.count_nonzero(is_anomalous), label.size, "items")
+  return is_anomalous
+
+
+def check_states(anomalous, total, items):
+  """Raises UndefinedError unless there are normal and anomalous items."""
+  if anomalous in (0, total):
     raise UndefinedError(
         f"The metrics need normal and anomalous {items}, got {anomalous} "
-        f"anomalous of {is_anomalous.size}.")
+        f"anomalous of {total}.")
