@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
     train_data: auxiliary sets, whose test parts are trained on.
     test_data: sets to evaluate after training.
+    allow_trained: evaluate on a set that was trained on, too.
     prompt_names: class names in sentences, "verbatim" or "readable".
     mosaic_prob: share of samples replaced by a mosaic; None for each data
       set's own (AdaCLIP: 0.2 on MVTec AD, else 0).
@@ -45,6 +46,7 @@ def get_config() -> ConfigDict:
   config.data_root = os.environ.get("ZSAD_JAX_DATA", "data")
   config.train_data = ("embedded_auxiliary",)
   config.test_data = ("embedded",)
+  config.allow_trained = False
   config.prompt_names = "readable"
   config.mosaic_prob = config_dict.placeholder(float)
   config.mosaic_label = "stale"

@@ -1,17 +1,33 @@
 """Few-shot from training to prediction, on two small classes."""
 
 import csv
+import dataclasses
+import functools
 import json
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from tests import small
 from tests.predict_test import ROOT
-from zsad_jax import calibration, cli, evaluate, predict, report, runs, train
+from tests.train_test import how
+from zsad_jax import (
+    calibrate,
+    calibration,
+    cli,
+    evaluate,
+    predict,
+    published,
+    report,
+    runs,
+    threshold,
+    train,
+)
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import table
 
@@ -64,7 +80,9 @@ def rows(path):
 
 def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
   choose = evaluate.chooser([2, 1], [10, 20], None)
-  results = report.evaluate(run, str(folder), tmp_path, choose=choose)
+  results = report.evaluate(
+      run, str(folder), tmp_path, how(run), choose=choose
+  )
   labels = [r.references.label for r in results]
   assert labels == ["0-shot"] + [
       f"{k}-shot_seed{seed}" for k in (1, 2) for seed in (10, 20)
@@ -74,12 +92,12 @@ def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
   chosen = kept["references"]["images"]["nut"]
   where = sorted((folder / "nut/train/good").iterdir())
   assert chosen == [str(where[i]) for i in references.indices(5, 2, 20)]
-  alone = report.evaluate(run, str(folder), tmp_path / "alone")
+  alone = report.evaluate(run, str(folder), tmp_path / "alone", how(run))
   # Zero-shot is the same, whatever is measured beside it.
   for name, row in alone[0].rows.items():
     for metric, value in row.items():
       np.testing.assert_allclose(results[0].rows[name][metric], value)
-  report.summarize(results, "parts", tmp_path)
+  report.summarize(results, tmp_path, published.Tables(()))
   out = capsys.readouterr().out
   assert "2-shot" in out and "±" in out
   lines = rows(tmp_path / "parts_summary.csv")
@@ -127,7 +145,7 @@ def test_what_needs_references_says_so(folder, tmp_path):
   tested = [str(folder / "nut/test/good/0.png")]
   with pytest.raises(ValueError, match="needs --references"):
     predict.predict(run, tested, tmp_path)
-  (result,) = report.evaluate(run, str(folder), tmp_path)
+  (result,) = report.evaluate(run, str(folder), tmp_path, how(run))
   assert result.references.label == "1-shot_seed10"
 
 
@@ -157,7 +175,9 @@ def test_mistakes_are_named(plus, folder, tmp_path):
     evaluate.chooser([1], [10], "x")
   choose = evaluate.chooser([], [10], "nowhere")
   with pytest.raises(FileNotFoundError, match="nowhere is neither"):
-    report.evaluate(plus, str(folder), tmp_path, choose=choose)
+    report.evaluate(
+        plus, str(folder), tmp_path, how(plus), choose=choose
+    )
   assert not list(tmp_path.iterdir())
 
 
@@ -175,3 +195,120 @@ def test_reference_images_can_be_of_any_size(plus, folder, tmp_path):
   tested = [str(folder / "nut/test/good/0.png")]
   predict.predict(plus, tested, tmp_path, reference_paths=[str(file)])
   assert len(rows(tmp_path / "scores.csv")) == 1
+
+
+# ---- Reports and thresholds of such runs.
+
+
+def command(options, plus, folder, monkeypatch, output):
+  """`python -m zsad_jax.evaluate`, in this process."""
+  monkeypatch.setattr(runs, "load", lambda workdir: plus)
+  known = flags.FlagValues()
+  monkeypatch.setattr(evaluate, "flags", Definer(known))
+  evaluate.define_flags()
+  known([
+      "evaluate", f"--workdir={plus.workdir}", f"--data={folder}",
+      "--allow_trained", f"--output={output}", *options,
+  ])  # fmt: skip
+  return evaluate.main(known)
+
+
+class Definer:
+  """absl's functions, for flags of one's own."""
+
+  def __init__(self, known):
+    self._known = known
+
+  def __getattr__(self, name):
+    return functools.partial(getattr(flags, name), flag_values=self._known)
+
+
+def planted(folder, value):
+  """A paper that prints this image AUROC for the run."""
+  folder.mkdir()
+  (folder / "paper.csv").write_text(
+      "table,caption,method,shots,train_protocol,dataset,category,level,"
+      "metric,value,std,notes\n"
+      f"Table 1,x,AnomalyCLIP,0,,parts,mean,image,AUROC,{value},,\n"
+  )
+  return f"--paper_results={folder}"
+
+
+def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
+  paper = planted(tmp_path / "wrong", 12.3)
+  check = lambda *options: command(
+      options, plus, folder, monkeypatch, tmp_path / "out"
+  )
+  assert check(paper, "--check=2") == 1
+  out = capsys.readouterr().out
+  assert "1 means compared with the papers', 1 differ" in out
+  line = out.strip().splitlines()[-1]
+  assert "anomalyclip, 0-shot, parts, image_auroc" in line and "12.3" in line
+  table_ = (tmp_path / "out/parts_summary.csv").read_text().splitlines()
+  ours = dict(zip(table_[0].split(","), table_[1].split(",")))
+  assert ours["image_auroc_published"] == "0.123"
+  paper = planted(tmp_path / "right", 100 * float(ours["image_auroc"]))
+  assert check(paper, "--check=0.1") == 0
+  with pytest.raises(ValueError, match="no paper has a number"):
+    check("--check=2")
+  with pytest.raises(ValueError, match="was trained on"):
+    check("--noallow_trained")
+
+
+def test_the_page_needs_nothing_else(plus, folder, tmp_path, monkeypatch):
+  command(["--shots=1"], plus, folder, monkeypatch, tmp_path)
+  text = (tmp_path / "report.html").read_text()
+  ElementTree.fromstring(text.removeprefix("<!doctype html>"))
+  assert "http" not in text and "<script" not in text
+  for part in (
+      "anomalyclip, 0-shot", "anomalyclip, 1-shot", "bolt", "nut", "<svg",
+      "data:image/jpeg;base64,", "was trained on",
+  ):  # fmt: skip
+    assert part in text
+  exact = command(["--variant=exact"], plus, folder, monkeypatch, tmp_path)
+  assert exact == 0
+
+
+def test_a_threshold_from_normal_images(plus, folder, tmp_path, capsys):
+  run = dataclasses.replace(plus, workdir=tmp_path)
+  normal = [str(folder / "nut/train/good"), str(folder / "bolt/train/good")]
+  stored = calibrate.calibrate(run, normal, rate=0.1)
+  assert stored == threshold.read(tmp_path)
+  assert "from 10 normal images" in stored.source
+  assert "warning" not in capsys.readouterr().out
+  predict.predict(run, normal, tmp_path / "out")
+  labels = [row["label"] for row in rows(tmp_path / "out/scores.csv")]
+  assert labels.count("anomalous") == 0  # Above the largest of ten.
+  calibrate.calibrate(run, normal, rate=0.01)
+  assert "Give at least 99" in capsys.readouterr().out
+  both = calibrate.calibrate(
+      run, normal, rate=0.1, anomalous=[str(folder / "nut/test/bright")],
+      reference_paths=[str(folder / "nut/test/good")],
+  )  # fmt: skip
+  assert "best F1 on 10 normal and 4 anomalous" in both.source
+  assert both == threshold.read(tmp_path, few_shot=True)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_fresh_normal_images_keep_to_the_rate(rate):
+  rng = np.random.default_rng(5)
+  repetitions, fresh, flagged = 200, 1000, 0
+  for _ in range(repetitions):
+    score = rng.gamma(2.0, size=int(rng.integers(100, 400)))
+    limit, warning = calibration.normal_threshold(score, rate)
+    assert not warning
+    flagged += (rng.gamma(2.0, size=fresh) >= limit).sum()
+  # The expected rate is at most `rate`; three deviations of its mean, of the
+  # order statistics and of the binomial counts.
+  deviation = np.sqrt(rate * (1 - rate) * (1 / 100 + 1 / fresh) / repetitions)
+  assert flagged / (repetitions * fresh) < rate + 3 * deviation
+
+
+def test_scores_without_a_threshold_are_refused():
+  for rate in (0.0, 1.0):
+    with pytest.raises(ValueError, match="rate of false alarms"):
+      calibration.normal_threshold(np.arange(9.0), rate)
+  with pytest.raises(ValueError, match="NaN"):
+    calibration.normal_threshold(np.array([1.0, np.nan]), 0.1)
+  tied, _ = calibration.normal_threshold(np.zeros(99), 0.1)
+  assert tied > 0  # All-equal scores are all normal.

@@ -10,7 +10,15 @@ import pytest
 from PIL import Image
 
 from tests import small
-from zsad_jax import calibration, cli, predict, runs, threshold, train
+from zsad_jax import (
+    calibration,
+    cli,
+    predict,
+    runs,
+    scoring,
+    threshold,
+    train,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -81,12 +89,12 @@ def test_names_of_results_do_not_collide(tmp_path):
   for name in ("a/x.png", "b/x.png", "b/y.png", "b/y.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(tmp_path / name)
-  images = predict.find_images([str(tmp_path)])
+  images = scoring.find_images([str(tmp_path)])
   assert len(images) == 4
   assert sorted(predict.output_names(images)) == [
       "a_x", "b_x", "b_y.jpg", "b_y.png"
   ]  # fmt: skip
-  again = predict.find_images([str(tmp_path), str(tmp_path / "*/x.png")])
+  again = scoring.find_images([str(tmp_path), str(tmp_path / "*/x.png")])
   assert again == images  # Each once.
 
 
@@ -103,9 +111,9 @@ def test_bad_files_are_named_or_counted(run, tmp_path, capsys):
 
 def test_missing_and_empty_paths(tmp_path):
   with pytest.raises(FileNotFoundError, match="nowhere"):
-    predict.find_images([str(tmp_path / "nowhere*.png")])
+    scoring.find_images([str(tmp_path / "nowhere*.png")])
   with pytest.raises(ValueError, match="no image"):
-    predict.find_images([str(tmp_path)])
+    scoring.find_images([str(tmp_path)])
   with pytest.raises(FileNotFoundError, match="config.json"):
     runs.load(tmp_path)
 

@@ -100,6 +100,7 @@ def _shrink(config, data):
   config.image_size = 32
   config.memory.taps = (1, 2)
   config.train_data = config.test_data = (data,)
+  config.allow_trained = True
   config.epochs = 2
   config.batch_size = 2
   config.eval_batch_size = 4

@@ -43,7 +43,7 @@ def equal(one, other):
 
 @st.composite
 def maps(draw):
-  """Masks with both states, and maps of any law, better or worse than chance."""
+  """Masks with both states, and maps of any law, good or bad."""
   rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
   mask = rng.random((draw(st.integers(1, 4)), 9, 11)) < 0.2
   mask[0, 0, 0], mask[0, 1, 2] = False, True

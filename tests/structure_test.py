@@ -24,8 +24,10 @@ LEVELS = {
     "clip": 2, "methods": 2, "datasets": 2, "evaluation": 2, "cli": 2,
     "fewshot": 2,
     "predictor": 3, "runs": 3, "pretraining": 3, "released": 4, "evaluator": 4,
-    "selection": 5, "calibration": 5, "report": 5, "parity": 6, "train": 6,
-    "pretrain": 6, "evaluate": 6, "predict": 6, "convert": 6,
+    "protocol": 3, "published": 3, "scoring": 5, "about": 5, "page": 5,
+    "selection": 5, "calibration": 6, "report": 6, "parity": 7, "train": 7,
+    "pretrain": 7, "evaluate": 7, "predict": 7, "convert": 7, "calibrate": 7,
+    "benchmark": 7,
 }  # fmt: skip
 LONG = {"train.py": 150, "pretrain.py": 120}  # The loops are one function.
 

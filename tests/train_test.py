@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import small
-from zsad_jax import cli, report, runs, train
+from zsad_jax import cli, protocol, report, runs, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -65,6 +65,10 @@ def whole(data, tmp_path_factory):
     patch.setattr(cli, "StopSignal", StopAfter)
     assert train.train(small.get_config(data).lock(), workdir)
   return workdir
+
+
+def how(run):
+  return protocol.Protocol.of(run.config, allow_trained=True)
 
 
 def load(workdir):
@@ -265,7 +269,7 @@ def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
 
 def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
   run = load(whole)
-  (result,) = report.evaluate(run, data, tmp_path)
+  (result,) = report.evaluate(run, data, tmp_path, how(run))
   assert result.rows["parts"]["pixel_auroc"] > 0.5
   written = json.loads((tmp_path / "parts/results.json").read_text())
   assert written["rows"]["parts"]["num_anomalous"] == 4
@@ -277,7 +281,8 @@ def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
 def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
   small.write_images(tmp_path / "plain", masks=False)
   folder = str(tmp_path / "plain")
-  rows = report.evaluate(load(whole), folder, tmp_path)[0].rows
+  run = load(whole)
+  rows = report.evaluate(run, folder, tmp_path, how(run))[0].rows
   assert np.isnan(rows["plain"]["pixel_auroc"])
   assert 0 <= rows["plain"]["image_auroc"] <= 1
   assert "n/a" in capsys.readouterr().out
@@ -287,12 +292,13 @@ def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
 
 def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
   small.write_images(tmp_path / "some")
+  run = load(whole)
   bad = tmp_path / "some/normal/1.png"
   bad.write_bytes(bad.read_bytes()[:300])
   with pytest.raises(ValueError, match=r"normal/1\.png"):
-    report.evaluate(load(whole), str(tmp_path / "some"), tmp_path)
+    report.evaluate(run, str(tmp_path / "some"), tmp_path, how(run))
   (result,) = report.evaluate(
-      load(whole), str(tmp_path / "some"), tmp_path, skip_corrupt=True
+      run, str(tmp_path / "some"), tmp_path, how(run), skip_corrupt=True
   )
   assert result.rows["some"]["num_normal"] == 3
   assert "Skipped 1 images" in capsys.readouterr().out

@@ -1,17 +1,20 @@
-"""Finds the thresholds of a run on the auxiliary images it was trained on.
+"""Finds thresholds: of a run on its auxiliary images, or from normal images.
 
-Nothing of a target set is looked at. A threshold is the one with the best F1
-there: without references, and beside one sampled reference per class where
-the auxiliary sets have normal images to sample from.
+Of a run, nothing of a target set is looked at. A threshold is the one with the
+best F1 on the auxiliary images: without references, and beside one sampled
+reference per class where the auxiliary sets have normal images to sample from.
 """
 
+import math
+
 import numpy as np
+from jaxtyping import Shaped
 
 from zsad_jax import evaluator, fewshot, predictor, runs, threshold
 from zsad_jax.datasets import references, registry
-from zsad_jax.evaluation import metrics
+from zsad_jax.evaluation import metrics, streaming
 
-_MAP_PERCENTILES = (1.0, 99.5)  # Robust limits of the colours.
+_MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colours.
 _FILES = {0: threshold.FILE, 1: threshold.FEW_SHOT_FILE}  # By shots.
 
 
@@ -51,11 +54,13 @@ def store(run: runs.Run) -> None:
     for category in evaluate.categories(
         run.params, run.stats, data, choices
     ):
-      found[category.references.shots].append(category)
-      # Maps are large; only their range is needed.
-      category.anomaly_map = np.percentile(
-          category.anomaly_map, _MAP_PERCENTILES
-      )
+      # A state is large; only the range of the maps is needed.
+      state = category.measure.state
+      found[category.references.shots].append((
+          category.label,
+          category.pred_score,
+          map_range(state),
+      ))
   source = "best F1 on the auxiliary images "
   source += f"({', '.join(run.config.train_data)})"
   for shots, categories in found.items():
@@ -63,13 +68,57 @@ def store(run: runs.Run) -> None:
     _threshold(categories, source + beside).write(run.workdir, _FILES[shots])
 
 
+def map_range(state: streaming.PixelState) -> tuple[float, float]:
+  """Robust limits of the colours of the maps that a state has counted."""
+  low, high = (state.quantile(share) for share in _MAP_RANGE)
+  return low, high
+
+
+def normal_threshold(
+    score: Shaped[np.ndarray, " n"], rate: float
+) -> tuple[float, str]:
+  """The threshold that fresh normal images reach at most at a wanted rate.
+
+  A fresh score is as likely to be in any place among the n + 1: it exceeds
+  the k-th largest of n with a probability of at most k / (n + 1), over the
+  draw of all of them. The threshold lies just above that score, for
+  k = floor(rate (n + 1)).
+
+  Args:
+    score: of n normal images, none of which is a reference.
+    rate: of false alarms, in (0, 1).
+
+  Returns:
+    The threshold, images with at least this score being flagged; and a
+    warning where n is too small for the rate, else "".
+
+  Raises:
+    ValueError: a score is NaN or the rate is out of range.
+  """
+  if not 0 < rate < 1:
+    raise ValueError(f"The rate of false alarms lies in (0, 1), got {rate:g}.")
+  if not score.size or np.isnan(score).any():
+    raise ValueError("A threshold needs scores, none of them NaN.")
+  # A rate such as 0.05 is no binary fraction: 0.05 * 60 falls short of 3.
+  place = math.floor(rate * (score.size + 1) * (1 + 1e-12))
+  warning = ""
+  if not place:
+    needed = math.ceil(1 / rate) - 1
+    warning = (
+        f"{score.size} normal images are too few for a rate of "
+        f"{100 * rate:g} %: fresh ones may exceed them all at up to "
+        f"{100 / (score.size + 1):.2g} %. Give at least {needed}."
+    )
+  largest = np.sort(score)[::-1][max(place, 1) - 1]
+  return float(np.nextafter(largest, np.float32(np.inf))), warning
+
+
 def _threshold(categories, source):
-  """The threshold of categories whose maps were reduced to their range."""
-  _, image_score = metrics.f1_max(
-      np.concatenate([category.label for category in categories]),
-      np.concatenate([category.pred_score for category in categories]),
-  )
-  low, high = np.median([c.anomaly_map for c in categories], axis=0)
+  """The threshold of labels, scores and ranges of maps, by category."""
+  labels, scores, ranges = zip(*categories)
+  _, image_score = metrics.f1_max(np.concatenate(labels),
+                                  np.concatenate(scores))  # fmt: skip
+  low, high = np.median(ranges, axis=0)
   return threshold.Threshold(
       float(image_score), float(low), float(high), source
   )

@@ -11,8 +11,17 @@ python -m zsad_jax.evaluate --workdir=runs/adaptclip,runs/anomalyclip \
   --seeds=10,20,30        of that sampling
   --references=PATH       few-shot with these: a folder with one subfolder for
                           each class, or a JSON file {class: [path, ...]}
-  --output=DIR            default: WORKDIR/evaluation; of a summary of several
-                          runs: evaluation/ beside the first one
+  --variant=NAME          metrics as a paper measured them: adaclip,
+                          anomalyclip, faprompt, april_gan, adaptclip,
+                          adaptclip_256, trapezoid, per_image; or exact (all
+                          maps are kept) instead of streamed (the default)
+  --output=DIR            default: WORKDIR/evaluation; of several runs:
+                          evaluation/ beside the first one
+  --check=POINTS          exit with 1 if a mean is further than that many
+                          points from the paper's
+  --paper_results=DIR     the papers' tables, if not data/paper_results
+  --list_tables           name the papers' tables and what each needs
+  --allow_trained         test on what was trained on, too
   --skip_corrupt          count images that cannot be read, do not stop
 
 Methods that know no references get a memory of them, see fewshot.py. Runs of
@@ -23,7 +32,7 @@ import pathlib
 
 from absl import flags
 
-from zsad_jax import cli, report, runs
+from zsad_jax import cli, protocol, published, report, runs
 from zsad_jax.datasets import references
 
 
@@ -50,44 +59,83 @@ def chooser(shots, seeds, path):
 
 def define_flags():
   """The command's flags; defined only when it is run."""
-  flags.DEFINE_list("workdir", None, "Folders of runs.", required=True)
+  flags.DEFINE_list("workdir", [], "Folders of runs.")
   flags.DEFINE_list("data", None, "Data sets: names or folders.")
   flags.DEFINE_string("data_root", None, "Folder of the data sets.")
   flags.DEFINE_list("shots", [], "Numbers of references per class.")
   flags.DEFINE_list("seeds", [*map(str, references.SEEDS)], "Of the sampling.")
   flags.DEFINE_string("references", None, "Folder or JSON of references.")
+  flags.DEFINE_string("variant", "streamed", "Of the metrics.")
   flags.DEFINE_string("output", None, "Where tables and figures go.")
+  flags.DEFINE_float("check", None, "Largest difference to a paper's mean.")
+  flags.DEFINE_string("paper_results", None, "Folder of the papers' tables.")
+  flags.DEFINE_bool("list_tables", False, "List the papers' tables.")
+  flags.DEFINE_bool("allow_trained", False, "Test on what was trained on.")
   flags.DEFINE_bool("skip_corrupt", None, "Leave out what can't be read.")
 
 
 def main(options):
+  cells = published.read(options.paper_results or published.FOLDER)
+  if options.list_tables:
+    print(published.list_tables(cells))
+    return 0
+  if not options.workdir:
+    raise ValueError("Give --workdir=RUN[,RUN...] or --list_tables.")
+  tables, results = published.Tables(cells), []
+  for workdir in options.workdir:
+    results += _evaluate(runs.load(workdir), options)
+  beside = pathlib.Path(options.workdir[0])
+  beside = beside if len(options.workdir) == 1 else beside.parent
+  output = pathlib.Path(options.output or beside / "evaluation")
+  report.summarize(results, output, tables)
+  if options.check is None:
+    return 0
+  return _check(report.means(results), tables, options.check / 100)
+
+
+def _evaluate(run, options):
+  """The results of one run on all data sets."""
   shots, seeds = _integers(options, "shots"), _integers(options, "seeds")
   choose = chooser(shots, seeds, options.references)
-  results = {}
-  for workdir in options.workdir:
-    run = runs.load(workdir)
-    if options.data_root is not None:
-      with run.config.unlocked():
-        run.config.data_root = options.data_root
-    output = run.workdir / "evaluation"
-    if options.output and len(options.workdir) == 1:
-      output = pathlib.Path(options.output)
-    for data in options.data or run.config.test_data:
-      results.setdefault(data, []).extend(
-          report.evaluate(
-              run,
-              data,
-              output,
-              choose=choose,
-              skip_corrupt=options.skip_corrupt,
-          )
-      )
-  if len(options.workdir) > 1:
-    beside = pathlib.Path(options.workdir[0]).parent / "evaluation"
-    output = pathlib.Path(options.output or beside)
-  for data, found in results.items():
-    if len(found) > 1:
-      report.summarize(found, pathlib.Path(data).name, output)
+  if options.data_root is not None:
+    with run.config.unlocked():
+      run.config.data_root = options.data_root
+  how = protocol.Protocol.of(
+      run.config,
+      shots=(0, *shots),
+      seeds=tuple(seeds) if shots else (),
+      variant=options.variant,
+      allow_trained=options.allow_trained
+      or run.config.get("allow_trained", False),
+  )
+  output = run.workdir / "evaluation"
+  if options.output and len(options.workdir) == 1:
+    output = pathlib.Path(options.output)
+  results = []
+  for data in options.data or run.config.test_data:
+    results += report.evaluate(
+        run, data, output, how, choose=choose,
+        skip_corrupt=options.skip_corrupt,
+    )  # fmt: skip
+  return results
+
+
+def _check(means, tables, tolerance):
+  """Prints the comparisons; returns the exit status."""
+  compared = published.compare(tables, means)
+  if not compared:
+    raise ValueError(
+        "--check: no paper has a number for these methods, data sets and "
+        "shots; see --list_tables."
+    )
+  failed = [c for c in compared if abs(c.difference) > tolerance]
+  print(
+      f"{len(compared)} means compared with the papers', {len(failed)} differ "
+      f"by more than {100 * tolerance:g} points."
+  )
+  for comparison in failed:
+    print(f"  {comparison}")
+  return 1 if failed else 0
 
 
 def _integers(options, name):

@@ -9,12 +9,14 @@ from scipy import ndimage
 
 from zsad_jax import fewshot
 from zsad_jax import predictor as predictor_lib
-from zsad_jax.api import ANOMALOUS
+from zsad_jax.api import ANOMALOUS, NORMAL
 from zsad_jax.datasets import index, pipeline, preprocess, registry
 from zsad_jax.datasets import references as references_lib
-from zsad_jax.evaluation import metrics
+from zsad_jax.evaluation import gallery as gallery_lib
+from zsad_jax.evaluation import measures
 
 PROMPT_NAMES = ("verbatim", "readable")
+GRID_ROWS = 6  # Images of a category in its figure; a third of them normal.
 
 
 def prompt_names(dataset: index.Dataset, style: str) -> tuple[str, ...]:
@@ -40,46 +42,45 @@ def prompt_names(dataset: index.Dataset, style: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass
 class Category:
-  """All that was predicted for the test images of one category.
+  """What was predicted for the test images of one category.
 
   Attributes:
     name: of the category.
     references: what they were compared with.
-    samples: the n images that could be read.
-    anomaly_map: float32 (n, s, s), smoothed.
+    listed: all images of the category, by their numbers.
+    samples: the n of them that could be read.
     pred_score: float32 (n,).
-    gt_mask: bool (n, s, s); meaningless where `has_mask` is False.
-    has_mask: bool (n,).
+    measure: has seen all maps whose masks are known.
+    gallery: some of the maps.
     skipped: messages about images that could not be read.
   """
 
   name: str
   references: references_lib.References
+  listed: list[index.Sample]
   samples: list[index.Sample]
-  anomaly_map: np.ndarray
   pred_score: np.ndarray
-  gt_mask: np.ndarray
-  has_mask: np.ndarray
+  measure: measures.Streamed | measures.Kept
+  gallery: gallery_lib.Gallery
   skipped: list[str]
 
   @property
   def label(self) -> np.ndarray:
     return np.array([s.label for s in self.samples], np.int32)
 
+  def sample(self, number: int) -> index.Sample:
+    """The image of that number in a gallery."""
+    return self.listed[number]
+
   def metrics(self) -> dict[str, float | int]:
-    """Image and pixel metrics; nan where undefined, see `metrics`."""
+    """Image and pixel metrics; nan where undefined."""
     anomalous = int((self.label == ANOMALOUS).sum())
-    row = {
+    return {
         "num_normal": len(self.samples) - anomalous,
         "num_anomalous": anomalous,
-        **metrics.image_metrics(self.label, self.pred_score),
+        **self.measure.image(self.label, self.pred_score),
+        **self.measure.pixel(),
     }
-    known = self.has_mask
-    if not (known & (self.label == ANOMALOUS)).any():
-      known = np.zeros_like(known)  # No masks: nothing to compare pixels with.
-    return row | metrics.pixel_metrics(
-        self.gt_mask[known], self.anomaly_map[known]
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,9 @@ class Evaluator:
     smooth_sigma: of the Gaussian that smooths maps, in pixels; 0 for none.
     prompt_names: see `prompt_names`.
     skip_corrupt: count images that cannot be read instead of stopping.
+    variant: of the metrics, see `measures.MEASURES`.
+    examples: images of each kind in a gallery.
+    threshold: on image scores, for borderline examples; None: there are none.
   """
 
   method: object
@@ -105,6 +109,9 @@ class Evaluator:
   smooth_sigma: float
   prompt_names: str
   skip_corrupt: bool
+  variant: str = "streamed"
+  examples: int = 0
+  threshold: float | None = None
 
   def categories(
       self,
@@ -123,6 +130,7 @@ class Evaluator:
         self.backbone,
         prompt_names(dataset, self.prompt_names),
         self.mesh,
+        smooth_sigma=self.smooth_sigma,
     )
     for class_id, class_name in enumerate(dataset.class_names):
       samples = [s for s in dataset.test if s.class_name == class_name]
@@ -153,7 +161,8 @@ class Evaluator:
     )
 
   def _category(self, predict, name, samples, class_names, references):
-    predictions, truth, kept = [[] for _ in references], [], []
+    found = [self._start(name, choice, samples) for choice in references]
+    scores = [[] for _ in references]
     batches = pipeline.eval_batches(
         samples,
         class_names=class_names,
@@ -161,36 +170,80 @@ class Evaluator:
         batch_size=predictor_lib.round_up(self.batch_size),
         skip_corrupt=self.skip_corrupt,
     )
+    kept = []
     for batch in batches:
       keep = batch["weight"] > 0
-      kept += [samples[i] for i in batch["index"][keep]]
-      truth.append({
-          "gt_mask": batch["mask"][keep].astype(bool),
-          "has_mask": batch["has_mask"][keep],
-      })
-      for parts, prediction in zip(predictions, predict(batch)):
-        parts.append({
-            "anomaly_map": self._smooth(prediction["anomaly_map"][keep]),
-            "pred_score": prediction["pred_score"][keep],
-        })
-    truth = _joined(truth)
-    for choice, parts in zip(references, predictions):
-      yield Category(
-          name, choice, kept, **_joined(parts), **truth, skipped=batches.skipped
+      truth = {k: batch[k][keep] for k in ("index", "mask", "has_mask")}
+      kept += [samples[i] for i in truth["index"]]
+      for category, parts, prediction in zip(found, scores, predict(batch)):
+        maps = self._smooth(prediction["anomaly_map"][keep])
+        parts.append(prediction["pred_score"][keep])
+        _look(category, samples, truth, maps, parts[-1])
+    for category, parts in zip(found, scores):
+      yield dataclasses.replace(
+          category,
+          samples=kept,
+          pred_score=np.concatenate(parts),
+          skipped=batches.skipped,
       )
 
+  def _start(self, name, choice, samples):
+    """A category of which nothing was seen yet."""
+    always = _spread([s.label for s in samples]) if self.examples else ()
+    gallery = gallery_lib.Gallery(
+        each=self.examples, threshold=self.threshold, always=always
+    )
+    empty = np.zeros(0, np.float32)
+    measure = measures.make(self.variant)
+    return Category(name, choice, samples, [], empty, measure, gallery, [])
+
   def _smooth(self, maps):
-    """scipy's Gaussian over height and width, never over the batch."""
+    """scipy's Gaussian over height and width, never over the batch.
+
+    Where it is faster the predictor has smoothed them already.
+    """
+    if not self.smooth_sigma or predictor_lib.smooths():
+      return maps
     sigmas = (0, self.smooth_sigma, self.smooth_sigma)
-    return ndimage.gaussian_filter(maps, sigmas) if self.smooth_sigma else maps
+    return ndimage.gaussian_filter(maps, sigmas)
+
+
+def _look(category, samples, truth, maps, scores):
+  """Shows some images to the measure and to the gallery of a category."""
+  known, masks = truth["has_mask"], truth["mask"].astype(bool)
+  try:
+    category.measure.update(masks[known], maps[known])
+  except ValueError as error:
+    paths = [samples[i].image_path for i in truth["index"][known]]
+    raise ValueError(f"{error} It is one of {', '.join(paths)}.") from error
+  for i, number in enumerate(truth["index"]):
+    mask = masks[i] if known[i] else None
+    example = gallery_lib.Example(
+        int(number), float(scores[i]), maps[i], mask
+    )
+    category.gallery.add(samples[number].label, example)
+
+
+def _spread(labels):
+  """Numbers of a few normal and anomalous images, spread over the list."""
+  chosen = []
+  for state, count in ((NORMAL, GRID_ROWS // 3), (ANOMALOUS, GRID_ROWS)):
+    where = np.flatnonzero(np.array(labels) == state)
+    count = min(count, len(where), GRID_ROWS - len(chosen))
+    if count:
+      places = np.linspace(0, len(where) - 1, count).astype(int)
+      chosen += where[np.unique(places)].tolist()
+  return chosen
 
 
 def make(
-    config, method, backbone, mesh, *, skip_corrupt=None, few_shot=False
+    config, method, backbone, mesh, *, skip_corrupt=None, few_shot=False,
+    **options,
 ) -> Evaluator:
   """The evaluator that a configuration describes.
 
   With `few_shot`, a method that knows no references gets a memory of them.
+  `options` are further attributes of the evaluator.
   """
   if skip_corrupt is None:
     skip_corrupt = config.skip_corrupt
@@ -205,6 +258,7 @@ def make(
       smooth_sigma=config.smooth_sigma,
       prompt_names=config.prompt_names,
       skip_corrupt=skip_corrupt,
+      **options,
   )
 
 
@@ -242,7 +296,3 @@ def evaluate(
   seconds = time.perf_counter() - start
   extra = {"images_per_second": images / seconds, "skipped": list(skipped)}
   return list(tables.values()), extra
-
-
-def _joined(parts):
-  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

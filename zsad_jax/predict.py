@@ -17,47 +17,22 @@ For each image prints score and label, and writes under --output:
   <name>_map.npy       the map as float32 (s, s), unsmoothed, in [0, 1]
 """
 
-import concurrent.futures
 import csv
 import dataclasses
-import glob
 import io
-import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 from PIL import Image
 from scipy import ndimage
 
-from zsad_jax import cli, fewshot, files, predictor, runs, threshold
-from zsad_jax.datasets import layouts, preprocess, references
+from zsad_jax import cli, fewshot, files, predictor, runs, scoring, threshold
+from zsad_jax.datasets import preprocess, references
 from zsad_jax.evaluation import figures
-
-
-def find_images(paths: Sequence[str]) -> list[str]:
-  """Returns the images that files, folders and globs stand for, each once.
-
-  Raises:
-    FileNotFoundError: a path matches nothing.
-    ValueError: a folder holds no image.
-  """
-  found = {}
-  for path in paths:
-    if os.path.isdir(path):
-      images = layouts.image_files(path)
-    elif os.path.isfile(path):
-      images = [path]
-    else:
-      images = sorted(p for p in glob.glob(path, recursive=True)
-                      if os.path.isfile(p))  # fmt: skip
-      if not images:
-        raise FileNotFoundError(f"{path} is no image, folder or pattern.")
-    found |= dict.fromkeys(map(str, images))
-  return list(found)
 
 
 def output_names(images: Sequence[str]) -> list[str]:
@@ -74,41 +49,6 @@ def output_names(images: Sequence[str]) -> list[str]:
   return [w if s in twice else s for s, w in zip(stems, whole)]
 
 
-def batches(
-    images: Sequence[str], *, image_size: int, batch_size: int, skip: bool
-) -> Iterator[tuple[list[int], np.ndarray, list[str]]]:
-  """Yields positions, uint8 images (b, s, s, 3) and messages of bad files.
-
-  Images are decoded in parallel, one batch ahead of what is asked for.
-  """
-
-  def load(path):
-    try:
-      return preprocess.load_image(path, image_size)
-    except ValueError as error:
-      if not skip:
-        raise
-      return str(error)
-
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    ranges = [
-      range(i, min(i + batch_size, len(images)))
-      for i in range(0, len(images), batch_size)
-    ]
-    submit = lambda rows: [pool.submit(load, images[i]) for i in rows]
-    ahead = [submit(rows) for rows in ranges[:1]]
-    for rows, following in itertools.zip_longest(ranges, ranges[1:]):
-      loaded = [future.result() for future in ahead.pop()]
-      if following is not None:
-        ahead.append(submit(following))
-      good = [(i, x) for i, x in zip(rows, loaded) if not isinstance(x, str)]
-      bad = [x for x in loaded if isinstance(x, str)]
-      pixels = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
-      for row, (_, x) in enumerate(good):
-        pixels[row] = x
-      yield [i for i, _ in good], pixels, bad
-
-
 def overlay(
     path: str, anomaly_map: np.ndarray, limits: threshold.Threshold
 ) -> Image.Image:
@@ -121,37 +61,6 @@ def overlay(
       image, values, low=limits.map_low, high=limits.map_high
   )
   return Image.fromarray(picture)
-
-
-class _Scorer:
-  """A run that scores batches, beside references where there are some."""
-
-  def __init__(self, run, class_name, reference_images, batch_size):
-    self._run, self.zero_shot = run, True
-    method = run.method
-    if reference_images:
-      method = fewshot.with_memory(method, **run.config.memory)
-      self.zero_shot = not fewshot.needs_references(run.method)
-    self._model = predictor.Predictor(
-        method, run.backbone, [class_name], predictor.make_mesh()
-    )
-    self._memory = None
-    if reference_images:
-      size = run.config.image_size
-      images = [preprocess.load_image(p, size) for p in reference_images]
-      self._memory = self._model.remember(
-          np.stack(images), 0, batch_size=batch_size
-      )
-
-  def __call__(self, pixels):
-    """The prediction, and scores without references (None: no such thing)."""
-    batch = {"image": pixels, "class_id": np.zeros(len(pixels), np.int32)}
-    features = self._model.encode(batch)
-    given = self._run.params, self._run.stats, features
-    result, alone = self._model.predict(*given, self._memory), None
-    if self._memory is not None and self.zero_shot:
-      alone = self._model.predict(*given)["pred_score"]
-    return result, alone
 
 
 def predict(
@@ -180,15 +89,15 @@ def predict(
   Raises:
     ValueError, FileNotFoundError: a path, or a file, is not as it has to be.
   """
-  images = find_images(paths)
+  images = scoring.find_images(paths)
   normal = references.find(reference_paths) if reference_paths else ()
   if not normal and fewshot.needs_references(run.method):
     raise ValueError(f"{run.config.name} needs --references.")
   stored = _threshold(run, bool(normal), limit)
   batch_size = predictor.round_up(min(batch_size, len(images)))
-  score = _Scorer(run, class_name, normal, batch_size)
+  score = scoring.Scorer(run, class_name, normal, batch_size)
   names, rows, skipped = output_names(images), [], []
-  for positions, pixels, bad in batches(
+  for positions, pixels, bad in scoring.batches(
       images,
       image_size=run.config.image_size,
       batch_size=batch_size,

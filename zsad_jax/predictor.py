@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from zsad_jax import api
 from zsad_jax.datasets import preprocess
+from zsad_jax.layers import smoothing
 
 
 def make_mesh() -> jax.sharding.Mesh:
@@ -63,8 +64,25 @@ def encode(method: api.Detector, backbone: api.Backbone, batch: api.Batch):
   return {**features, "memory": method.remember(each)}
 
 
+def smooths() -> bool:
+  """Whether a predictor smooths its maps itself.
+
+  As products of matrices, which accelerators are faster at than a host at
+  scipy's filter; a CPU is slower.
+  """
+  return jax.default_backend() != "cpu"
+
+
 class Predictor:
-  """Maps and scores of batches, for one set of class names."""
+  """Maps and scores of batches, for one set of class names.
+
+  Args:
+    method: the method.
+    backbone: frozen CLIP.
+    class_names: what `class_id` refers to, as sentences use them.
+    mesh: devices.
+    smooth_sigma: of the Gaussian over maps in pixels, where `smooths`.
+  """
 
   def __init__(
       self,
@@ -72,6 +90,8 @@ class Predictor:
       backbone: api.Backbone,
       class_names: Sequence[str],
       mesh: jax.sharding.Mesh,
+      *,
+      smooth_sigma: float = 0.0,
   ):
     self._mesh, self._everywhere = mesh, NamedSharding(mesh, P())
     self._backbone, self._aux = jax.device_put(
@@ -87,7 +107,11 @@ class Predictor:
     def predict(params, stats, backbone, aux, features, memory):
       if memory is not None:
         features = {**features, "memory": memory}
-      return method.predict(params, stats, backbone, aux, features)
+      result = method.predict(params, stats, backbone, aux, features)
+      if smooths():
+        maps = smoothing.gaussian(result["anomaly_map"], smooth_sigma)
+        result = {**result, "anomaly_map": maps}
+      return result
 
     self._predict = predict
 

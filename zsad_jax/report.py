@@ -1,71 +1,30 @@
-"""What a person sees of a run: its first lines, tables and figures."""
+"""What a person sees of results: tables, figures and a page."""
 
 import dataclasses
 import json
 import pathlib
-import platform
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
-import zsad_jax
 from zsad_jax import (
+    about,
     api,
     evaluator,
     fewshot,
     files,
+    page,
     predictor,
-    released,
+    published,
     runs,
+    threshold,
 )
+from zsad_jax import protocol as protocol_lib
 from zsad_jax.datasets import index, preprocess, references, registry
 from zsad_jax.datasets.references import NONE, References
-from zsad_jax.evaluation import figures, table
+from zsad_jax.evaluation import figures, metrics, table
 
-_GRID_ROWS = 6  # Images per category in a figure; a third of them normal.
-
-
-def count(params: api.Params) -> int:
-  """Number of parameters in a tree."""
-  return sum(x.size for x in jax.tree.leaves(params))
-
-
-def trained_parameters(method: api.Method, params: api.Params) -> int:
-  """Number of parameters that the loss reads."""
-  used = jax.tree.map(
-      lambda p, t: p.size if t else 0, params, method.trained(params)
-  )
-  return sum(jax.tree.leaves(used))
-
-
-def start(
-    config, datasets: Sequence[index.Dataset], method, backbone, params
-):
-  """Prints what is about to be trained, on what and where."""
-  devices = jax.devices()
-  print(f"Method: {config.method_name}, config {config.name}")
-  if note := runs.BACKBONE_NOTES.get(config.backbone.name):
-    print(note)
-  for dataset in datasets:
-    normal, anomalous = dataset.counts[1:]
-    print(
-        f"Training on {dataset.name}: {normal} normal and {anomalous} "
-        f"anomalous images of {len(dataset.class_names)} categories"
-    )
-    for note in dataset.notes:
-      print(f"  note: {note}")
-  print(
-      f"Parameters: {trained_parameters(method, params):,} trainable, "
-      f"{released.stored_parameters(method, backbone, params):,} in the "
-      "authors' checkpoint, "
-      f"{count(backbone.params):,} frozen ({config.backbone.name})"
-  )
-  print(
-      f"Devices: {len(devices)} x {devices[0].device_kind}, jax "
-      f"{jax.__version__}; selection of parameters: {config.selection}",
-      flush=True,
-  )
+_BINS = 20  # Of a histogram of scores.
 
 
 def skipped(messages: Sequence[str]) -> None:
@@ -77,26 +36,61 @@ def skipped(messages: Sequence[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Detail:
+  """What a page shows of a category beside its metrics.
+
+  Attributes:
+    image_curves, pixel_curves: to be drawn; empty where undefined.
+    edges, counts: histogram of image scores, normal and anomalous.
+    pictures: captions and JPEG files of a few images.
+  """
+
+  image_curves: metrics.Curves
+  pixel_curves: metrics.Curves
+  edges: list[float]
+  counts: dict[str, list[int]]
+  pictures: list[tuple[str, bytes]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
   """What one run scored on one data set with one choice of references.
 
   Attributes:
     method: `config.name` of the run.
+    dataset: name of the data set.
     references: the choice.
     rows: metrics of every category.
     costs: `table.COSTS` of the run.
+    details: of every category.
+    protocol: how it was measured, in a line.
+    notes: what must stand beside it.
   """
 
   method: str
+  dataset: str
   references: References
   rows: dict[str, dict[str, float | int]]
   costs: dict[str, float | int]
+  details: dict[str, Detail] = dataclasses.field(default_factory=dict)
+  protocol: str = ""
+  notes: tuple[str, ...] = ()
+
+  @property
+  def group(self) -> str:
+    """Repetitions share it: method and number of references."""
+    return f"{self.method}, {self.references.group}"
+
+  @property
+  def shots(self) -> int | None:
+    return self.references.shots
 
 
 def evaluate(
     run: runs.Run,
     data: str,
     output: pathlib.Path,
+    protocol: protocol_lib.Protocol,
     *,
     choose: Callable[[index.Dataset], Sequence[References]] = lambda _: [NONE],
     skip_corrupt: bool | None = None,
@@ -108,68 +102,128 @@ def evaluate(
     data: registered name or folder of the data set.
     output: receives <data>/results.{json,csv,md} and <data>/<category>.png;
       with references the same below <data>/<choice>/.
+    protocol: of the run, with the variant of the metrics.
     choose: the references to compare with.
     skip_corrupt: count images that cannot be read instead of stopping; None
       for what the configuration says.
 
   Returns:
     A result per choice.
+
+  Raises:
+    ValueError: the protocol does not allow this data set, or a file is not as
+      it has to be.
   """
-  config = run.config
-  dataset = registry.open_dataset(data, data_root=config.data_root)
-  choices = list(choose(dataset))
-  if fewshot.needs_references(run.method):
-    choices = [c for c in choices if c.images] or [
-        references.sample(dataset, shots=1, seed=references.SEEDS[0])
-    ]
-  trained_on = {
-      registry.open_dataset(d, data_root=config.data_root).root
-      for d in config.train_data
-  }
-  if dataset.root in trained_on:
-    print(f"{dataset.name} was trained on: this is no zero-shot result.")
-  folder = output / dataset.name
+  dataset = registry.open_dataset(data, data_root=run.config.data_root)
+  notes = protocol.check(dataset, run.config.data_root)
+  choices = _choices(run, dataset, choose)
+  limits = _limits(run)
+  compare = evaluator.make(
+      run.config,
+      run.method,
+      run.backbone,
+      predictor.make_mesh(),
+      skip_corrupt=skip_corrupt,
+      few_shot=any(choice.images for choice in choices),
+      variant=protocol.variant,
+      examples=1,
+      threshold=limits and limits.image_score,
+  )
+  folder, size = output / dataset.name, run.config.image_size
   where = lambda choice: folder / (choice.label if choice.shots != 0 else "")
+  details = {choice.label: {} for choice in choices}
+
+  def look(category):
+    path = where(category.references) / f"{category.name}.png"
+    figures.save_png(path, _grid(category, size))
+    detail = _detail(category, size, limits)
+    details[category.references.label][category.name] = detail
+
   tables, extra = evaluator.evaluate(
-      evaluator.make(
-          config,
-          run.method,
-          run.backbone,
-          predictor.make_mesh(),
-          skip_corrupt=skip_corrupt,
-          few_shot=any(choice.images for choice in choices),
-      ),
-      run.params,
-      run.stats,
-      dataset,
-      choices,
-      lambda c: figures.save_png(
-          where(c.references) / f"{c.name}.png", _grid(c)
-      ),
+      compare, run.params, run.stats, dataset, choices, look
   )
   for choice, rows in zip(choices, tables):
-    _write(run, dataset, choice, rows, extra, where(choice))
-  for note in dict.fromkeys(sum((c.notes for c in choices), dataset.notes)):
+    _write(run, dataset, protocol, choice, rows, extra, where(choice))
+  notes += sum((c.notes for c in choices), dataset.notes)
+  for note in dict.fromkeys(notes):
     print(f"note: {note}")
   skipped(extra["skipped"])
   print(f"Tables and figures: {folder}", flush=True)
-  costs = _costs(run, extra)
   return [
-      Result(config.name, choice, rows, costs)
+      Result(
+          run.config.name, dataset.name, choice, rows, _costs(run, extra),
+          details[choice.label], protocol.describe(), tuple(notes),
+      )
       for choice, rows in zip(choices, tables)
+  ]  # fmt: skip
+
+
+def _choices(run, dataset, choose):
+  """The references to compare with; one shot for what needs some."""
+  choices = list(choose(dataset))
+  if not fewshot.needs_references(run.method):
+    return choices
+  return [c for c in choices if c.images] or [
+      references.sample(dataset, shots=1, seed=references.SEEDS[0])
   ]
+
+
+def _limits(run):
+  """The stored threshold, which borderline images are close to, or None."""
+  try:
+    return threshold.read(run.workdir)
+  except FileNotFoundError:  # Needs references, or was converted.
+    return None
 
 
 def _costs(run, extra):
   """The values of `table.COSTS`."""
   return {
-      "trained_parameters": trained_parameters(run.method, run.params),
+      "trained_parameters": about.trained_parameters(run.method, run.params),
       "training_seconds": run.seconds,
       "images_per_second": extra["images_per_second"],
   }
 
 
-def _write(run, dataset, choice, rows, extra, folder):
+def _detail(category, size, limits):
+  """The detail of a category; pictures of the first seed's alone."""
+  label, score = category.label, category.pred_score
+  edges = np.histogram_bin_edges(score, bins=_BINS)
+  counts = {
+      name: np.histogram(score[label == state], edges)[0].tolist()
+      for name, state in (("normal", api.NORMAL), ("anomalous", api.ANOMALOUS))
+  }
+  try:
+    image_curves = metrics.rank_items(label, score).curves()
+  except metrics.UndefinedError:
+    image_curves = {}
+  pictures = []
+  if category.references.seed in (None, references.SEEDS[0]):
+    pictures = _pictures(category, size, limits)
+  return Detail(image_curves, category.measure.curves(), edges.tolist(), counts,
+                pictures)  # fmt: skip
+
+
+def _pictures(category, size, limits):
+  """The gallery's images, on one scale of colours."""
+  kinds = category.gallery.kinds()
+  maps = [e.anomaly_map for kind in kinds.values() for e in kind]
+  low, high = (limits.map_low, limits.map_high) if limits else (
+      float(np.min(maps)), float(np.max(maps)))  # fmt: skip
+  return [
+      (
+          f"{kind}: {_name(sample)}, score {example.score:.3g}",
+          page.picture(
+              preprocess.load_image(sample.image_path, size), example, low, high
+          ),
+      )
+      for kind, examples in kinds.items()
+      for example in examples
+      for sample in [category.sample(example.number)]
+  ]
+
+
+def _write(run, dataset, protocol, choice, rows, extra, folder):
   """Prints the table where it is the only one of its kind, and writes it."""
   title = _title(run, dataset, choice, extra)
   if choice.seed in (None, references.SEEDS[0]):
@@ -182,34 +236,79 @@ def _write(run, dataset, choice, rows, extra, folder):
       "references": {
           "shots": choice.shots, "seed": choice.seed, "images": choice.images
       },
-      **_setting(run, dataset),
+      "protocol": dataclasses.asdict(protocol),
+      "config": json.loads(run.config.to_json_best_effort()),
+      "dataset": {"name": dataset.name, "root": dataset.root},
+      "notes": dataset.notes,
+      "step": run.step,
+      **about.setting(),
       **extra,
   }  # fmt: skip
   files.write_text(folder / "results.json", _json(document))
 
 
 def summarize(
-    results: Sequence[Result], data: str, output: pathlib.Path
+    results: Sequence[Result],
+    output: pathlib.Path,
+    tables: published.Tables,
 ) -> None:
-  """Prints and writes one line per method and number of references.
+  """Prints and writes a line per method and number of references.
 
   Mean and deviation are over runs of the same name (such as other seeds) and
   over the seeds of the references.
+
+  Args:
+    results: of any data sets.
+    output: receives <data>_summary.{md,csv} and report.html, for all of them.
+    tables: the papers', to stand beside.
   """
-  groups: dict[str, list] = {}
+  for data in dict.fromkeys(r.dataset for r in results):
+    groups, printed = {}, {}
+    for result in (r for r in results if r.dataset == data):
+      row = table.mean_row(result.rows)[0] | result.costs
+      groups.setdefault(result.group, []).append(row)
+      printed[result.group] = _printed(result, tables)
+    title = (
+        f"{data}: mean over categories; mean and standard deviation over "
+        "repetitions (seeds). Values in %."
+    )
+    if len(groups) > 1 or any(len(rows) > 1 for rows in groups.values()):
+      print("\n" + table.summary_to_text(groups, title, printed))
+    markdown = table.summary_to_markdown(groups, title, printed)
+    files.write_text(output / f"{data}_summary.md", markdown)
+    csv = table.summary_to_csv(groups, printed)
+    files.write_text(output / f"{data}_summary.csv", csv)
+  setting = about.setting()
+  setting |= setting.pop("versions")
+  text = page.render(results, tables, setting)
+  files.write_text(output / "report.html", text)
+  print(f"Report: {output / 'report.html'}", flush=True)
+
+
+def means(results: Sequence[Result]) -> dict:
+  """Means over repetitions, by configuration, data set and shots."""
+  groups: dict[tuple, list] = {}
   for result in results:
-    label = f"{result.method}, {result.references.group}"
-    row = table.mean_row(result.rows)[0] | result.costs
-    groups.setdefault(label, []).append(row)
-  title = (
-      f"{data}: mean over categories; mean and standard deviation over "
-      "repetitions (seeds). Values in %."
-  )
-  print("\n" + table.summary_to_text(groups, title))
-  markdown = table.summary_to_markdown(groups, title)
-  files.write_text(output / f"{data}_summary.md", markdown)
-  files.write_text(output / f"{data}_summary.csv", table.summary_to_csv(groups))
-  print(f"Summary: {output / data}_summary.md", flush=True)
+    if result.shots is not None:
+      key = (result.method, result.dataset, result.shots)
+      groups.setdefault(key, []).append(table.mean_row(result.rows)[0])
+  return {
+      key: {m: table.spread(rows, m)[0] for m in table.METRICS}
+      for key, rows in groups.items()
+  }
+
+
+def _printed(result, tables):
+  """A paper's means and whether they can be relied on, by metric."""
+  found = {}
+  for metric in table.METRICS if result.shots is not None else ():
+    cell = tables.find(
+        result.method, dataset=result.dataset, shots=result.shots,
+        metric=metric,
+    )  # fmt: skip
+    if cell and cell.value is not None:
+      found[metric] = (cell.value, not cell.doubtful)
+  return found
 
 
 def _title(run, dataset, choice, extra):
@@ -230,23 +329,6 @@ def _title(run, dataset, choice, extra):
   return "\n".join(lines)
 
 
-def _setting(run, dataset):
-  """What a number needs beside it to be comparable."""
-  return {
-      "dataset": {"name": dataset.name, "root": dataset.root},
-      "notes": dataset.notes,
-      "step": run.step,
-      "config": json.loads(run.config.to_json_best_effort()),
-      "versions": {
-          "zsad_jax": zsad_jax.__version__,
-          "jax": jax.__version__,
-          "numpy": np.__version__,
-          "python": platform.python_version(),
-      },
-      "device": jax.devices()[0].device_kind,
-  }
-
-
 def _json(document):
   """JSON has no nan: an undefined metric is null."""
   defined = lambda v: None if isinstance(v, float) and np.isnan(v) else v
@@ -257,37 +339,20 @@ def _json(document):
   return json.dumps({**document, "rows": rows}, indent=1, allow_nan=False)
 
 
-def _grid(category: evaluator.Category):
+def _grid(category: evaluator.Category, size: int):
   """The figure of one category: some normal and some anomalous images."""
-  chosen = _spread(category.label)
-  size = category.anomaly_map.shape[1]
-  captions = [
-      f"{category.samples[i].specie_name or _state(category.label[i])}  "
-      f"score {category.pred_score[i]:.3g}"
-      for i in chosen
-  ]
-  masks = [
-      category.gt_mask[i] if category.has_mask[i] else None for i in chosen
-  ]
+  kept = category.gallery.kept
+  chosen = [(kept[i], category.sample(i)) for i in sorted(kept)]
   return figures.comparison_grid(
-      [preprocess.load_image(category.samples[i].image_path, size)
-       for i in chosen],
-      masks,
-      [category.anomaly_map[i] for i in chosen],
-      captions,
+      [preprocess.load_image(s.image_path, size) for _, s in chosen],
+      [example.gt_mask for example, _ in chosen],
+      [example.anomaly_map for example, _ in chosen],
+      [f"{_name(s)}  score {example.score:.3g}" for example, s in chosen],
       title=category.name,
   )  # fmt: skip
 
 
-def _state(label):
-  return "anomalous" if label == api.ANOMALOUS else "normal"
-
-
-def _spread(label):
-  """Indices of a few normal and anomalous images, spread over the list."""
-  spread = lambda where, n: where[
-      np.unique(np.linspace(0, len(where) - 1, min(n, len(where))).astype(int))
-  ] if len(where) else where
-  normal, anomalous = (np.flatnonzero(label == v) for v in (0, 1))
-  few = _GRID_ROWS // 3
-  return [*spread(normal, few), *spread(anomalous, _GRID_ROWS - few)]
+def _name(sample):
+  """What an image shows, in a word."""
+  state = "anomalous" if sample.label == api.ANOMALOUS else "normal"
+  return sample.specie_name or state

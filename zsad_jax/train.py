@@ -24,12 +24,14 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from zsad_jax import (
+    about,
     calibration,
     checkpoint,
     cli,
     evaluator,
     optim,
     predictor,
+    protocol,
     report,
     runs,
     selection,
@@ -58,6 +60,7 @@ def train(config, workdir: pathlib.Path) -> bool:
 
 def _train(config, workdir, stack):
   selection.check(config.selection)
+  protocol.check_names(config)
 
   # ---- Mesh: images are split over "data", everything else is replicated.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
@@ -109,7 +112,7 @@ def _train(config, workdir, stack):
     state, meta = saved.restore(**state)
     seconds = meta.get("seconds", 0.0)
   step = int(state["training"]["step"])
-  report.start(config, datasets, method, backbone, params)
+  about.start(config, datasets, method, backbone, params)
 
   # ---- Update step.
   @functools.partial(jax.jit, donate_argnums=0)
@@ -213,8 +216,9 @@ def main(options):
   print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
   run = runs.load(workdir)
   calibration.store(run)
+  how = protocol.Protocol.of(config, allow_trained=config.allow_trained)
   for data in config.test_data:
-    report.evaluate(run, data, workdir / "evaluation")
+    report.evaluate(run, data, workdir / "evaluation", how)
   return 0
 
 

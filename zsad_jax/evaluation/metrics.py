@@ -17,7 +17,10 @@ from jaxtyping import Float64, Int64, Shaped
 from scipy import ndimage
 
 MAX_FPR = 0.3  # Upper end of the AUPRO integral; Bergmann et al., IJCV 2021.
+POINTS = 60  # About that many, twice, of a curve to be drawn.
 _EIGHT_CONNECTED = np.ones((3, 3), int)
+
+Curves = dict[str, tuple[list[float], list[float]]]  # x and y by name.
 
 
 class UndefinedError(ValueError):
@@ -74,6 +77,18 @@ class Ranking:
       raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}.")
     return self._area(self.pro, max_fpr=max_fpr) / max_fpr
 
+  def curves(self) -> Curves:
+    """ROC, precision over recall ("pr") and PRO, thinned to be drawn."""
+    start = lambda x: np.append(0.0, x)
+    recall = self.true_pos / self.num_anomalous
+    precision = self.true_pos / (self.true_pos + self.false_pos)
+    fpr = self.false_pos / self.num_normal
+    return {
+        "roc": thin(np.append(start(fpr), 1), np.append(start(recall), 1)),
+        "pr": thin(recall, precision),
+        "pro": thin(np.append(start(fpr), 1), np.append(start(self.pro), 1)),
+    }
+
   def _area(self, rate, *, max_fpr):
     """Area under `rate` (k,) over the false positive rate, up to `max_fpr`.
 
@@ -110,7 +125,7 @@ def auroc(
     UndefinedError: there is no normal or no anomalous item.
     ValueError: a score is NaN, or a label is neither 0 nor 1.
   """
-  return _rank_items(label, score).auroc()
+  return rank_items(label, score).auroc()
 
 
 def average_precision(
@@ -124,7 +139,7 @@ def average_precision(
   Returns:
     Float in (0, 1].
   """
-  return _rank_items(label, score).average_precision()
+  return rank_items(label, score).average_precision()
 
 
 def f1_max(
@@ -138,7 +153,7 @@ def f1_max(
     F1 in (0, 1], and the largest threshold that reaches it. The threshold was
     chosen with the labels at hand, as the field does for its tables.
   """
-  return _rank_items(label, score).f1_max()
+  return rank_items(label, score).f1_max()
 
 
 def aupro(
@@ -170,7 +185,7 @@ def aupro(
     the curve is cut at `max_fpr` by linear interpolation. The AnomalyCLIP code
     takes 200 equal steps of the score and rescales the FPR axis.
   """
-  return _rank_pixels(gt_mask, anomaly_map).aupro(max_fpr=max_fpr)
+  return rank_pixels(gt_mask, anomaly_map).aupro(max_fpr=max_fpr)
 
 
 def image_metrics(
@@ -187,7 +202,7 @@ def image_metrics(
   """
   names = ("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold")
   try:
-    ranking = _rank_items(label, score)
+    ranking = rank_items(label, score)
   except UndefinedError:
     return dict.fromkeys(names, math.nan)
   values = ranking.auroc(), ranking.average_precision(), *ranking.f1_max()
@@ -215,7 +230,7 @@ def pixel_metrics(
   """
   names = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
   try:
-    ranking = _rank_pixels(gt_mask, anomaly_map)
+    ranking = rank_pixels(gt_mask, anomaly_map)
   except UndefinedError:
     return dict.fromkeys(names, math.nan)
   f1, _ = ranking.f1_max()
@@ -224,15 +239,34 @@ def pixel_metrics(
   return dict(zip(names, values))
 
 
-def _rank_items(label, score):
-  """Ranks items without regions."""
+def thin(
+    x: Shaped[np.ndarray, " n"], y: Shaped[np.ndarray, " n"]
+) -> tuple[list[float], list[float]]:
+  """At most 2 x `POINTS` points of a curve with rising x, most at small x."""
+  share = np.linspace(0, 1, POINTS) ** 2
+  near = np.searchsorted(x, x[0] + share * (x[-1] - x[0]))
+  even = np.linspace(0, len(x) - 1, POINTS).astype(int)
+  kept = np.unique(np.concatenate([near, even]))
+  return x[kept].tolist(), y[kept].tolist()
+
+
+def rank_items(
+    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+) -> Ranking:
+  """Ranks items without regions; arguments and errors are those of `auroc`."""
   is_anomalous = check_items(label, score)
   anomalous = score[is_anomalous]
   return _rank(score[~is_anomalous], anomalous, np.ones(anomalous.size))
 
 
-def _rank_pixels(gt_mask, anomaly_map):
-  """Ranks pixels, each weighted by one over the area of its region."""
+def rank_pixels(
+    gt_mask: Shaped[np.ndarray, "n h w"],
+    anomaly_map: Shaped[np.ndarray, "n h w"],
+) -> Ranking:
+  """Ranks pixels, each weighted by one over the area of its region.
+
+  Arguments and errors are those of `aupro`.
+  """
   check_shapes("gt_mask", gt_mask, "anomaly_map", anomaly_map)
   for i, one_map in enumerate(anomaly_map):
     if np.isnan(one_map).any():

@@ -3,9 +3,10 @@
 A pixel's bin is the leading bits of its float32 score in an order-preserving
 form, so no range has to be known and any finite or infinite score has a bin.
 From 1/2 to 1 it is that of the distance from 1: probabilities that saturate are
-told apart as finely at that end as at 0. A bin counts its anomalous and its normal pixels, and the share of every region
-that lies in it, all as integers: states add up to the same bits in whatever
-order and number of parts the images came.
+told apart as finely at that end as at 0. A bin counts its anomalous and its
+normal pixels, and the share of every region that lies in it, all as integers:
+states add up to the same bits in whatever order and number of parts the images
+came.
 
 Inside a bin the order is unknown. It can move a curve only within the bin's
 rectangle, which bounds the error of every metric; `PixelState.finalize` reports
@@ -140,6 +141,29 @@ class PixelState:
         max(self.largest_region, other.largest_region),
     )
 
+  def curves(self) -> metrics.Curves:
+    """ROC, precision over recall ("pr") and PRO, thinned to be drawn.
+
+    Raises:
+      metrics.UndefinedError: there is no normal or no anomalous pixel.
+    """
+    return _Curve.of(self).drawn()
+
+  def quantile(self, share: float) -> float:
+    """The lowest score of the bin below which this share of pixels lies.
+
+    Raises:
+      ValueError: no pixel was counted, or the share is not in [0, 1].
+    """
+    total = np.cumsum(self.anomalous + self.normal)
+    if not (total[-1] and 0 <= share <= 1):
+      raise ValueError(
+          f"No quantile at {share} of {total[-1]} pixels; it needs a share in "
+          "[0, 1] and pixels."
+      )
+    place = np.searchsorted(total, max(1, math.ceil(share * total[-1])))
+    return lowest(int(place), self.bits)
+
   def save(self, path: str | pathlib.Path) -> None:
     """Writes the bins that are not empty."""
     used = np.flatnonzero(self.anomalous + self.normal)
@@ -200,7 +224,9 @@ def num_bins(bits: int) -> int:
   return (1 << bits) + _more(bits)
 
 
-def bins(score: Shaped[np.ndarray, "*n"], bits: int) -> UInt32[np.ndarray, "*n"]:
+def bins(
+    score: Shaped[np.ndarray, "*n"], bits: int
+) -> UInt32[np.ndarray, "*n"]:
   """The bin of each float32 score, below `num_bins`; in the scores' order."""
   place = _key(score, bits)
   high = np.flatnonzero(score >= 0.5)
@@ -287,6 +313,17 @@ class _Curve:
         "ap": self.average_precision(),
         **self.f1_max(),
         "aupro": self.aupro(max_fpr),
+    }
+
+  def drawn(self):
+    start = lambda x: np.append(0.0, x)
+    tp, fp = self.tp + self.p, self.fp + self.q
+    recall, fpr = tp / self.num_p, fp / self.num_q
+    some = tp > 0
+    return {
+        "roc": metrics.thin(start(fpr), start(recall)),
+        "pr": metrics.thin(recall[some], (tp / (tp + fp))[some]),
+        "pro": metrics.thin(start(fpr), start(self.pro + self.r)),
     }
 
   def auroc(self):

@@ -9,6 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 METRICS = (
     "image_auroc", "image_ap", "image_f1_max",
@@ -22,6 +23,7 @@ _HEADER = ("category", *METRICS, *COUNTS)
 Row = Mapping[str, float | int]
 Rows = Mapping[str, Row]
 Groups = Mapping[str, Sequence[Row]]
+Printed = Mapping[str, Mapping[str, tuple[float, bool]]]
 
 
 def mean_row(rows: Rows) -> tuple[dict[str, float], dict[str, int]]:
@@ -99,40 +101,54 @@ def to_csv(rows: Rows) -> str:
   return text.getvalue()
 
 
-def summary_to_text(groups: Groups, title: str) -> str:
+def summary_to_text(
+    groups: Groups, title: str, printed: Printed = MappingProxyType({})
+) -> str:
   """Returns a line per group of repetitions, metrics x 100, mean and deviation.
 
   Args:
     groups: rows of metrics and `COSTS`, one for each repetition, by the group's
       name.
     title: the first lines.
+    printed: a paper's fractions by group and metric, and whether each can be
+      relied on; two more lines for the groups that have them.
   """
-  lines = _summary_cells(groups)
+  lines = _summary_cells(groups, printed)
   widths = [max(map(len, column)) for column in zip(*lines)]
   aligned = [_align(line, widths) for line in lines]
   rule = "-" * max(map(len, aligned))
   return "\n".join([title, rule, aligned[0], rule, *aligned[1:]]) + "\n"
 
 
-def summary_to_markdown(groups: Groups, title: str) -> str:
+def summary_to_markdown(
+    groups: Groups, title: str, printed: Printed = MappingProxyType({})
+) -> str:
   """Returns what `summary_to_text` says as a Markdown table."""
   header, *body = [
       "| " + " | ".join(_escape(cell) for cell in line) + " |"
-      for line in _summary_cells(groups)]
+      for line in _summary_cells(groups, printed)]
   rule = "|---|" + "---:|" * (len(header.split(" | ")) - 1)
   return "\n".join([title, "", header, rule, *body]) + "\n"
 
 
-def summary_to_csv(groups: Groups) -> str:
-  """Returns a line per group: mean and deviation as fractions."""
+def summary_to_csv(
+    groups: Groups, printed: Printed = MappingProxyType({})
+) -> str:
+  """Returns a line per group: mean, deviation and paper's value as fractions.
+
+  A paper's value that cannot be relied on is left out.
+  """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["group", "repetitions", *(
       f"{metric}{part}" for metric in METRICS for part in ("", "_std")),
-      *COSTS])
+      *COSTS, *(f"{metric}_published" for metric in METRICS)])
   for name, rows in groups.items():
     numbers = [x for metric in METRICS for x in spread(rows, metric)]
-    numbers += [spread(rows, cost)[0] for cost in COSTS]
+    numbers += [spread(rows, each)[0] for each in COSTS]
+    found = printed.get(name, {})
+    cells = [found.get(metric, (math.nan, False)) for metric in METRICS]
+    numbers += [value if sure else math.nan for value, sure in cells]
     writer.writerow(
         [name, len(rows), *("" if math.isnan(x) else x for x in numbers)])
   return text.getvalue()
@@ -149,18 +165,44 @@ def spread(rows: Sequence[Row], metric: str) -> tuple[float, float]:
   return mean, math.sqrt(square)
 
 
-def _summary_cells(groups):
+def with_deviation(rows: Sequence[Row], metric: str) -> str:
+  """Mean x 100 of a metric, with the deviation where it is repeated."""
+  mean, std = spread(rows, metric)
+  alone = len(rows) == 1 or math.isnan(mean)
+  return _percent(mean) + ("" if alone else f" ± {100 * std:.1f}")
+
+
+def cost(value: float) -> str:
+  """A cost for readers: no decimals."""
+  return UNDEFINED if math.isnan(value) else f"{value:,.0f}"
+
+
+def _summary_cells(groups, printed):
   body = []
   for name, rows in groups.items():
-    cells = []
-    for metric in METRICS:
-      mean, std = spread(rows, metric)
-      alone = len(rows) == 1 or math.isnan(mean)
-      cells.append(
-          _percent(mean) + ("" if alone else f" ± {100 * std:.1f}"))
-    costs = [_cost(spread(rows, cost)[0]) for cost in COSTS]
+    cells = [with_deviation(rows, metric) for metric in METRICS]
+    costs = [cost(spread(rows, each)[0]) for each in COSTS]
     body.append([name, str(len(rows)), *cells, *costs])
+    if found := printed.get(name):
+      blank = ["" for _ in COSTS]
+      values = [_as_printed(found.get(metric)) for metric in METRICS]
+      body.append(["  as published", "", *values, *blank])
+      body.append(["  difference", "", *(
+          _difference(rows, metric, found.get(metric)) for metric in METRICS),
+          *blank])
   return [["method", "repetitions", *METRICS, *COSTS], *body]
+
+
+def _as_printed(cell):
+  if cell is None or math.isnan(cell[0]):
+    return ""
+  return _percent(cell[0]) + ("" if cell[1] else "?")
+
+
+def _difference(rows, metric, cell):
+  if cell is None or not cell[1]:
+    return ""
+  return f"{100 * (spread(rows, metric)[0] - cell[0]):+.1f}"
 
 
 def _cells(rows):
@@ -183,10 +225,6 @@ def _mean_label(rows):
 
 def _percent(value):
   return UNDEFINED if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _cost(value):
-  return UNDEFINED if math.isnan(value) else f"{value:,.0f}"
 
 
 def _count(value):

@@ -1,0 +1,95 @@
+"""Small charts as SVG text: curves and histograms, without a library."""
+
+from collections.abc import Mapping, Sequence
+
+_WIDTH, _HEIGHT = 190, 150
+_LEFT, _TOP, _RIGHT, _BOTTOM = 30, 18, 8, 28
+COLOURS = ("var(--normal)", "var(--anomalous)")
+
+
+def curve(
+    title: str,
+    points: tuple[Sequence[float], Sequence[float]],
+    *,
+    labels: tuple[str, str],
+    x_end: float = 1.0,
+) -> str:
+  """A curve in [0, x_end] x [0, 1].
+
+  Args:
+    title: above it.
+    points: x and y.
+    labels: of the axes.
+    x_end: last value of the x axis.
+  """
+  place = lambda x, y: f"{_x(x / x_end):.1f},{_y(y):.1f}"
+  path = " ".join(
+      place(x, y) for x, y in zip(*points) if 0 <= x <= x_end
+  )
+  ticks = [(0.0, "0"), (0.5, f"{x_end / 2:g}"), (1.0, f"{x_end:g}")]
+  line = f'<polyline class="curve" points="{path}"/>'
+  return _frame(title, labels, ticks, [(0, "0"), (1, "1")], line)
+
+
+def histogram(
+    title: str, counts: Mapping[str, Sequence[int]], edges: Sequence[float]
+) -> str:
+  """Two or more histograms over each other.
+
+  Args:
+    title: above it.
+    counts: by name, each one less than edges.
+    edges: of the bins.
+  """
+  highest = max([1, *(c for row in counts.values() for c in row)])
+  width = (_WIDTH - _LEFT - _RIGHT) / (len(edges) - 1)
+  bars = []
+  for colour, row in zip(COLOURS, counts.values()):
+    for i, count in enumerate(row):
+      if count:
+        y = _y(count / highest)
+        bars.append(
+            f'<rect x="{_LEFT + i * width:.1f}" y="{y:.1f}" '
+            f'width="{width:.1f}" height="{_y(0) - y:.1f}" fill="{colour}"/>'
+        )
+  ticks = [(0.0, f"{edges[0]:.3g}"), (1.0, f"{edges[-1]:.3g}")]
+  bars = f'<g fill-opacity="0.6">{"".join(bars)}</g>'
+  vertical = [(0, "0"), (1, str(highest))]
+  return _frame(title, ("score", "images"), ticks, vertical, bars)
+
+
+def _x(share):
+  return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _y(share):
+  return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _frame(title, labels, x_ticks, y_ticks, content):
+  """Title, axes and their names around the content."""
+  text = [
+      f'<text x="{_LEFT}" y="11" class="title">{title}</text>',
+      f'<text x="{_x(0.5):.0f}" y="{_HEIGHT - 4}" text-anchor="middle">'
+      f"{labels[0]}</text>",
+      f'<text transform="translate(9 {_y(0.5):.0f}) rotate(-90)" '
+      f'text-anchor="middle">{labels[1]}</text>',
+  ]
+  text += [
+      f'<text x="{_x(at):.0f}" y="{_y(0) + 11:.0f}" text-anchor="middle">'
+      f"{label}</text>"
+      for at, label in x_ticks
+  ]
+  text += [
+      f'<text x="{_LEFT - 4}" y="{_y(at) + 3:.0f}" text-anchor="end">'
+      f"{label}</text>"
+      for at, label in y_ticks
+  ]
+  box = (
+      f'<rect class="box" x="{_LEFT}" y="{_TOP}" '
+      f'width="{_WIDTH - _LEFT - _RIGHT}" height="{_HEIGHT - _TOP - _BOTTOM}"/>'
+  )
+  return (
+      f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+      f'aria-label="{title}">{box}{content}{"".join(text)}</svg>'
+  )
