@@ -1,5 +1,7 @@
 """Runs a command: a user's mistake ends in one line, not in a traceback."""
 
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -29,7 +31,7 @@ def run(
 
   def parse(argv):
     try:
-      rest = flags.FLAGS(argv)
+      rest = flags.FLAGS([_with_underscores(a) for a in argv])
       if rest[1:] and not arguments:
         raise ValueError(f"Unknown argument {rest[1]}; flags begin with --.")
       return rest
@@ -46,12 +48,22 @@ def run(
     flags.FLAGS.arguments = argv[1:]
     try:
       return main(flags.FLAGS)
+    except BrokenPipeError:  # The reader, such as `head`, has seen enough.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
       _fail(error)
 
   define_flags()
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
   app.run(guarded, flags_parser=parse)
+
+
+def _with_underscores(argument):
+  """--list-tables is --list_tables."""
+  name = re.match(r"--[a-z-]+(?==|$)", argument)
+  if not name:
+    return argument
+  return "--" + name[0][2:].replace("-", "_") + argument[name.end() :]
 
 
 def _fail(error):
