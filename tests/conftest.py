@@ -13,6 +13,9 @@ _cache = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Compiling is most of what tests wait for; their arrays are tiny.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # Before the hook: what is first imported while it is at work is compiled anew.
 import flax  # noqa: E402, F401
 import optax  # noqa: E402, F401

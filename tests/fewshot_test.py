@@ -104,7 +104,9 @@ def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
   assert [line["repetitions"] for line in lines] == ["1", "2", "2"]
   means = [table.mean_row(r.rows)[0]["image_auroc"] for r in results[3:]]
   np.testing.assert_allclose(float(lines[2]["image_auroc"]), np.mean(means))
-  np.testing.assert_allclose(float(lines[2]["image_auroc_std"]), np.std(means))
+  np.testing.assert_allclose(
+      float(lines[2]["image_auroc_std"]), np.std(means, ddof=1)
+  )
 
 
 def test_prediction_beside_references(run, folder, tmp_path, capsys):
@@ -247,6 +249,10 @@ def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
   table_ = (tmp_path / "out/parts_summary.csv").read_text().splitlines()
   ours = dict(zip(table_[0].split(","), table_[1].split(",")))
   assert ours["image_auroc_published"] == "0.123"
+  summary = json.loads((tmp_path / "out/parts_summary.json").read_text())
+  (group,) = summary["groups"].values()
+  assert group["published"] == {"image_auroc": 0.123}
+  assert {"versions", "device", "commit"} <= summary.keys()
   paper = planted(tmp_path / "right", 100 * float(ours["image_auroc"]))
   assert check(paper, "--check=0.1") == 0
   with pytest.raises(ValueError, match="no paper has a number"):

@@ -93,7 +93,7 @@ def test_the_list_says_what_a_table_needs():
 # ---- Protocols.
 
 
-PROTOCOL = Protocol(("seen",), "last", ())
+PROTOCOL = Protocol(("seen",), ("y",), "last", ())
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ def test_testing_on_what_was_trained_on_is_refused(seen):
 
 
 def test_official_selection_is_said_beside_the_numbers(seen):
-  official = Protocol(("x",), "official", ("seen",))
+  official = Protocol(("x",), ("y",), "official", ("seen",))
   assert "on this target set" in official.check(seen, None)[0]
   assert "checkpoint official" in official.describe()
 
 
 def test_an_unknown_variant_is_refused():
   with pytest.raises(ValueError, match="no variant"):
-    Protocol((), "last", (), variant="best")
+    Protocol((), (), "last", (), variant="best")

@@ -181,7 +181,7 @@ def test_four_devices_give_the_losses_of_one(data, tmp_path):
     count = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, "-c", _TRAIN_ALONE, data, workdir],
-        env=os.environ | {"XLA_FLAGS": count},
+        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
         capture_output=True, text=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

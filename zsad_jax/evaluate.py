@@ -100,8 +100,10 @@ def _evaluate(run, options):
   if options.data_root is not None:
     with run.config.unlocked():
       run.config.data_root = options.data_root
+  data_sets = tuple(options.data or run.config.test_data)
   how = protocol.Protocol.of(
       run.config,
+      test_data=data_sets,
       shots=(0, *shots),
       seeds=tuple(seeds) if shots else (),
       variant=options.variant,
@@ -112,7 +114,7 @@ def _evaluate(run, options):
   if options.output and len(options.workdir) == 1:
     output = pathlib.Path(options.output)
   results = []
-  for data in options.data or run.config.test_data:
+  for data in data_sets:
     results += report.evaluate(
         run, data, output, how, choose=choose,
         skip_corrupt=options.skip_corrupt,

@@ -209,19 +209,23 @@ class Evaluator:
 
 
 def _look(category, samples, truth, maps, scores):
-  """Shows some images to the measure and to the gallery of a category."""
+  """Shows some images to the measure and to the gallery of a category.
+
+  Raises:
+    ValueError: a prediction contains NaN.
+  """
   known, masks = truth["has_mask"], truth["mask"].astype(bool)
-  try:
-    category.measure.update(masks[known], maps[known])
-  except ValueError as error:
-    paths = [samples[i].image_path for i in truth["index"][known]]
-    raise ValueError(f"{error} It is one of {', '.join(paths)}.") from error
   for i, number in enumerate(truth["index"]):
+    sample = samples[number]
+    if np.isnan(scores[i]) or np.isnan(maps[i]).any():
+      raise ValueError(
+          f"{sample.image_path}: the prediction contains NaN. Parameters or "
+          "weights that are not finite are the usual reason."
+      )
     mask = masks[i] if known[i] else None
-    example = gallery_lib.Example(
-        int(number), float(scores[i]), maps[i], mask
-    )
-    category.gallery.add(samples[number].label, example)
+    example = gallery_lib.Example(int(number), float(scores[i]), maps[i], mask)
+    category.gallery.add(sample.label, example)
+  category.measure.update(masks[known], maps[known])
 
 
 def _spread(labels):

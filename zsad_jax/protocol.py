@@ -17,6 +17,7 @@ class Protocol:
 
   Attributes:
     train_data: sets whose images were trained on.
+    test_data: sets to evaluate on.
     selection: how the checkpoint was chosen, "last" or "official".
     selection_data: sets that were looked at to choose it.
     shots: numbers of references per class, 0 for zero-shot.
@@ -26,6 +27,7 @@ class Protocol:
   """
 
   train_data: tuple[str, ...]
+  test_data: tuple[str, ...]
   selection: str
   selection_data: tuple[str, ...]
   shots: tuple[int, ...] = (0,)
@@ -40,9 +42,13 @@ class Protocol:
   def of(cls, config, **settings) -> "Protocol":
     """The protocol of a run's configuration, with these settings."""
     looked_at = config.selection_data if config.selection != "last" else ()
-    return cls(
-        tuple(config.train_data), config.selection, tuple(looked_at), **settings
-    )
+    return cls(**{
+        "train_data": tuple(config.train_data),
+        "test_data": tuple(config.test_data),
+        "selection": config.selection,
+        "selection_data": tuple(looked_at),
+        **settings,
+    })
 
   def check(self, dataset: index.Dataset, data_root: str | None) -> list[str]:
     """Returns what must stand beside a result on this data set.
@@ -72,8 +78,9 @@ class Protocol:
     shots = ", ".join(map(str, self.shots))
     seeds = f", seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
     return (
-        f"trained on {', '.join(self.train_data)}; checkpoint "
-        f"{self.selection}; shots {shots}{seeds}; metrics {self.variant}"
+        f"trained on {', '.join(self.train_data)}; tested on "
+        f"{', '.join(self.test_data)}; checkpoint {self.selection}; shots "
+        f"{shots}{seeds}; metrics {self.variant}"
     )
 
 

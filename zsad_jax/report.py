@@ -259,7 +259,7 @@ def summarize(
 
   Args:
     results: of any data sets.
-    output: receives <data>_summary.{md,csv} and report.html, for all of them.
+    output: receives <data>_summary.{md,csv,json}, and report.html for all.
     tables: the papers', to stand beside.
   """
   for data in dict.fromkeys(r.dataset for r in results):
@@ -278,6 +278,8 @@ def summarize(
     files.write_text(output / f"{data}_summary.md", markdown)
     csv = table.summary_to_csv(groups, printed)
     files.write_text(output / f"{data}_summary.csv", csv)
+    text = table.summary_to_json(groups, printed, about.setting())
+    files.write_text(output / f"{data}_summary.json", text)
   setting = about.setting()
   setting |= setting.pop("versions")
   text = page.render(results, tables, setting)

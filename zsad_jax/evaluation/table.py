@@ -7,6 +7,7 @@ are not shown. The mean is unweighted and leaves out what is undefined.
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -154,15 +155,34 @@ def summary_to_csv(
   return text.getvalue()
 
 
-def spread(rows: Sequence[Row], metric: str) -> tuple[float, float]:
-  """Mean and population standard deviation of a metric over repetitions.
+def summary_to_json(
+    groups: Groups, printed: Printed, about: Mapping[str, object]
+) -> str:
+  """Returns what `summary_to_csv` says, beside `about`; null for undefined."""
+  defined = lambda x: None if math.isnan(x) else x
+  document = {
+      name: {
+          "repetitions": len(rows),
+          **{m: [*map(defined, spread(rows, m))] for m in METRICS},
+          **{c: defined(spread(rows, c)[0]) for c in COSTS},
+          "published": {m: cell[0] for m, cell in printed.get(name, {}).items()
+                        if cell[1]},
+      }
+      for name, rows in groups.items()
+  }  # fmt: skip
+  return json.dumps({**about, "groups": document}, indent=1) + "\n"
 
-  Both nan where a repetition has no value.
+
+def spread(rows: Sequence[Row], metric: str) -> tuple[float, float]:
+  """Mean and sample standard deviation of a metric over repetitions.
+
+  The deviation is that of n - 1 degrees of freedom, as AdaptCLIP's authors
+  report it, and 0 for one repetition. Both are nan where one has no value.
   """
   values = [row.get(metric, math.nan) for row in rows]
   mean = math.fsum(values) / len(values)
-  square = math.fsum((value - mean) ** 2 for value in values) / len(values)
-  return mean, math.sqrt(square)
+  square = math.fsum((value - mean) ** 2 for value in values)
+  return mean, math.sqrt(square / max(len(values) - 1, 1))
 
 
 def with_deviation(rows: Sequence[Row], metric: str) -> str:
