@@ -21,7 +21,7 @@ from zsad_jax.clip.config import ClipConfig
 
 FILE = pathlib.Path(__file__).with_name("tiny_clip.safetensors")
 SHA256 = (
-    "26201b9c91a8ed7f2db1b5bc854a628b95096e397200507b51ec51e4aa9bdbe8"
+    "4a46c81832427b0f79c727b837c74f9ea1ad59bd2af88165aee80729fb8e3bbb"
 )
 TABLE, ROWS, IDS = "text/token_embedding", "text/token_rows", "text/token_ids"
 
