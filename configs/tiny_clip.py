@@ -2,8 +2,8 @@ r"""The embedded small CLIP: contrastive pretraining on drawn pictures.
 
 python -m zsad_jax.pretrain --config=configs/tiny_clip.py
 
-Hours on two cores. How the weights that the package ships were made, and how
-that differs from this recipe, stands in zsad_jax/clip/TINY_CLIP.md.
+An hour or two on two cores. The weights that the package ships were made by
+it: see zsad_jax/clip/TINY_CLIP.md.
 """
 
 from ml_collections import ConfigDict
