@@ -11,19 +11,14 @@ Data: Buerhop-Lutz et al. (2018), github.com/zae-bayern/elpv-dataset.
 
 import importlib.util
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from zsad_jax.api import ANOMALOUS, NORMAL
-from zsad_jax.datasets import index
+from zsad_jax.datasets import index, readers
 
 LABELS = "labels.csv"
 PACKAGE = "elpv_dataset"
-
-_TEST_SHARE, _SPLIT_SEED = 0.25, 42  # DRA's convention, kept by FAPrompt.
 
 
 def find_package() -> Path | None:
@@ -34,13 +29,12 @@ def find_package() -> Path | None:
   return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def read(root: str | os.PathLike[str]) -> index.Dataset:
+def read(root: Path) -> readers.Parts:
   """Reads `labels.csv` and `images/` below `root`, in file order.
 
   Raises:
     ValueError: a row is not "path probability type", or an image is missing.
   """
-  root = Path(root).absolute()
   normal, anomalous = [], []
   for line, (path, probability, kind) in _rows(root / LABELS):
     image = root / path
@@ -50,16 +44,8 @@ def read(root: str | os.PathLike[str]) -> index.Dataset:
       normal.append(index.Sample(str(image), "", "elpv", "good", NORMAL))
     elif math.isclose(probability, 1.0, abs_tol=1e-6):
       anomalous.append(index.Sample(str(image), "", "elpv", kind, ANOMALOUS))
-  held_out = held_out_rows(len(normal))
-  train = [s for i, s in enumerate(normal) if i not in held_out]
-  test = [s for i, s in enumerate(normal) if i in held_out]
-  return index.make_dataset("elpv", root, train=train, test=test + anomalous)
-
-
-def held_out_rows(num_rows: int) -> frozenset[int]:
-  """Returns the positions that `train_test_split` puts into its test part."""
-  order = np.random.RandomState(_SPLIT_SEED).permutation(num_rows)
-  return frozenset(order[:math.ceil(_TEST_SHARE * num_rows)].tolist())
+  train, test = readers.held_out(normal)
+  return train, test + anomalous
 
 
 def _rows(labels: Path) -> Iterator[tuple[int, tuple[str, float, str]]]:

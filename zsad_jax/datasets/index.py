@@ -31,6 +31,11 @@ class Sample:
     class_name: the object or texture, as the data set spells it.
     specie_name: the type of anomaly, "" where unknown.
     label: NORMAL or ANOMALOUS.
+    view: of a physical sample that several images show, such as "C1".
+    group: the physical sample; "" where every image is one.
+    box: left, upper, right and lower border of the part of the files that
+      this sample is; None for all of it.
+    more_masks: further masks, to be joined with the first.
   """
 
   image_path: str
@@ -38,6 +43,10 @@ class Sample:
   class_name: str
   specie_name: str
   label: int
+  view: str = ""
+  group: str = ""
+  box: tuple[int, int, int, int] | None = None
+  more_masks: tuple[str, ...] = ()
 
   @property
   def has_mask(self) -> bool:
@@ -193,7 +202,7 @@ class _Reader:
         image_path=self._file(f"{where}.img_path", record["img_path"]),
         mask_path=self._mask(where, mask) if label == ANOMALOUS else "",
         class_name=class_name, specie_name=record.get("specie_name") or "",
-        label=label)
+        label=label, view=record.get("view_id") or "")
 
   def _mask(self, where: str, listed: str) -> str:
     # Generators that join "" to their root leave a directory behind.

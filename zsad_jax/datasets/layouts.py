@@ -71,9 +71,9 @@ def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
   root = Path(root).absolute()
   train, test = [], []
   for folder in _class_folders(root):
-    for good in _subfolders(folder / "train"):
+    for good in folders_in(folder / "train"):
       if good.name in NORMAL_FOLDERS:
-        train += _samples(_images(good), {}, folder.name, good.name, NORMAL)
+        train += _samples(images_in(good), {}, folder.name, good.name, NORMAL)
     test += _mvtec_test(folder)
   return index.make_dataset(name or root.name, root, train=train, test=test)
 
@@ -104,47 +104,39 @@ def read_plain(
   class_name = class_name or root.name
   masks = _masks(root / "masks")
   test = [
-      *_samples(_images(root / "normal"), {}, class_name, "", NORMAL),
-      *_samples(_images(root / "anomalous"), masks, class_name, "", ANOMALOUS)]
+      *_samples(images_in(root / "normal"), {}, class_name, "", NORMAL),
+      *_samples(images_in(root / "anomalous"), masks, class_name, "",
+                ANOMALOUS)]
   _check_all_masked(test)
   return index.make_dataset(name or root.name, root, test=test)
 
 
-def is_pairs(root: PathLike) -> bool:
-  """Whether `root` has the folders `images` and `masks`."""
-  root = Path(root)
-  return (root / "images").is_dir() and (root / "masks").is_dir()
-
-
-def read_pairs(
-    root: PathLike, *, name: str, class_name: str
-) -> index.Dataset:
-  """Reads `images/` and `masks/` of a set in which all is anomalous.
+def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
+  """Anomalous images of one folder with their masks in another.
 
   Raises:
-    ValueError: there is no image, or one has no mask.
+    ValueError: an image has no mask.
   """
-  root = Path(root).absolute()
-  masks = _masks(root / "masks")
-  test = _samples(_images(root / "images"), masks, class_name, "", ANOMALOUS)
-  _check_all_masked(test, required=True)
-  return index.make_dataset(name, root, test=test)
+  samples = _samples(
+      images_in(images), _masks(masks), class_name, "", ANOMALOUS)
+  _check_all_masked(samples, required=True)
+  return samples
 
 
 def _class_folders(root: Path) -> Iterator[Path]:
-  for folder in (root, *_subfolders(root)):
-    if (folder / "test").is_dir() and any(_subfolders(folder / "test")):
+  for folder in (root, *folders_in(root)):
+    if (folder / "test").is_dir() and any(folders_in(folder / "test")):
       yield folder
 
 
 def _mvtec_test(folder: Path) -> list[index.Sample]:
   samples = []
-  for defect in _subfolders(folder / "test"):
+  for defect in folders_in(folder / "test"):
     normal = defect.name in NORMAL_FOLDERS
     # BTAD has masks of normal images; they say nothing.
     masks = {} if normal else _masks(
         folder / "ground_truth" / defect.name)
-    samples += _samples(_images(defect), masks, folder.name, defect.name,
+    samples += _samples(images_in(defect), masks, folder.name, defect.name,
                         NORMAL if normal else ANOMALOUS)
   _check_all_masked(samples)
   return samples
@@ -173,7 +165,7 @@ def _check_all_masked(samples: Sequence[index.Sample], *,
 def _masks(folder: Path) -> dict[str, Path]:
   """Returns the masks in `folder` by the stem of the image they belong to."""
   masks: dict[str, Path] = {}
-  for mask in _images(folder):
+  for mask in images_in(folder):
     other = masks.setdefault(_stem(mask), mask)
     if other != mask:
       raise ValueError(f"{mask} and {other} are masks of the same image; keep "
@@ -185,7 +177,8 @@ def _stem(path: Path) -> str:
   return _MASK_ENDING.sub("", path.stem)
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+  """The images of a folder, sorted by name; none if it does not exist."""
   if not folder.is_dir():
     return []
   return sorted(file for file in folder.iterdir() if _is_image(file))
@@ -197,7 +190,8 @@ def _is_image(path: Path) -> bool:
           and not path.name.startswith(".") and path.is_file())
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+  """The visible folders of a folder, sorted; none if it does not exist."""
   if not folder.is_dir():
     return []
   return sorted(path for path in folder.iterdir()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import Array, Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from zsad_jax.datasets import index
 
@@ -71,15 +71,38 @@ def normalize(
 def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
   """Returns the RGB image and the mask (0 or 255) in the file's size.
 
-  The mask is empty for a sample without one.
+  The mask is empty for a sample without one. Of both, the sample's box.
 
   Raises:
-    ValueError: a file is missing or corrupt, or the two sizes differ.
+    ValueError: a file is missing or corrupt, the two sizes differ, or the box
+      lies outside.
   """
   image = open_image(sample.image_path)
-  if not sample.mask_path:
-    return image, Image.new("L", image.size)
-  return image, open_mask(sample.mask_path, sample.image_path, image.size)
+  mask = Image.new("L", image.size)
+  for path in (sample.mask_path, *sample.more_masks):
+    if path:
+      more = open_mask(path, sample.image_path, image.size)
+      mask = ImageChops.lighter(mask, more)
+  return _cut(image, sample), _cut(mask, sample)
+
+
+def _cut(image: Image.Image, sample: index.Sample) -> Image.Image:
+  """The sample's box of an image."""
+  if sample.box is None:
+    return image
+  left, upper, _, lower = sample.box
+  if left >= image.width or upper >= image.height or lower > image.height:
+    raise ValueError(
+        f"{sample.image_path}: {image.width} x {image.height} pixels; the "
+        f"part {sample.box} lies outside.")
+  return image.crop(sample.box)  # Black beyond the right border, as in DRA.
+
+
+def load_sample(
+    sample: index.Sample, size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+  """Returns a sample's image; see `load_image`."""
+  return resize_image(open_pair(sample)[0], size)
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

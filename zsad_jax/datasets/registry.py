@@ -9,92 +9,23 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from zsad_jax.datasets import elpv, index, layouts
+from zsad_jax.datasets import index, industrial, layouts, medical
+from zsad_jax.datasets.entry import Entry
 
 # Size and seed of the drawn sets: numbers quoted for them depend on both.
 _EMBEDDED_SIZE, _EMBEDDED_SEED = 112, 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """What is known of a data set before it is opened.
-
-  Attributes:
-    folders: where it may lie below the data root, the usual name first.
-    source: where to get it.
-    licence: of the data.
-    citation: the publication to cite.
-    has_masks: whether it comes with masks.
-    counts: published number of training, normal test and anomalous test
-      images; None where it varies.
-    mosaic_prob: AdaCLIP's rate of mosaics in training.
-    prompt_names: what to call a class in a sentence, where its name with
-      spaces for underscores would not do.
-  """
-
-  folders: tuple[str, ...]
-  source: str
-  licence: str
-  citation: str
-  has_masks: bool = True
-  counts: tuple[int, int, int] | None = None
-  mosaic_prob: float = 0.0
-  prompt_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-_CVC = "not stated, research use (Computer Vision Center, UAB)"
-_DRAWN = dict(folders=(), source="drawn by this package",
-              licence="that of this package", citation="none")
-
-# Counts: the sets' papers, as given by AdaCLIP and FAPrompt. Names in
-# sentences: PromptAD for VisA, AnomalyCLIP for the colon.
+_DRAWN = dict(title="embedded benchmark", folders=(),
+              source="drawn by this package",
+              licence="that of this package", citation="none",
+              used_by="trying everything without a download")
 ENTRIES: Mapping[str, Entry] = {
-    "mvtec": Entry(
-        folders=("mvtec", "mvtec_anomaly_detection"),
-        source="https://www.mvtec.com/company/research/datasets/mvtec-ad",
-        licence="CC BY-NC-SA 4.0",
-        citation="Bergmann et al., CVPR 2019",
-        counts=(3629, 467, 1258),
-        mosaic_prob=0.2),  # AdaCLIP, authors' code; every other set has 0.
-    "visa": Entry(
-        folders=("visa", "VisA_pytorch/1cls", "VisA_20220922"),
-        source="https://github.com/amazon-science/spot-diff, with meta.json "
-               "or converted to VisA_pytorch/1cls",
-        licence="CC BY 4.0",
-        citation="Zou et al., ECCV 2022",
-        counts=(8659, 962, 1200),
-        prompt_names={
-            "chewinggum": "chewing gum", "macaroni1": "macaroni",
-            "macaroni2": "macaroni", **{
-                f"pcb{i}": "printed circuit board" for i in range(1, 5)}}),
-    "colondb": Entry(
-        folders=("colondb", "ColonDB", "CVC-ColonDB"),
-        source="CVC-ColonDB, folders images/ and masks/",
-        licence=_CVC,
-        citation="Tajbakhsh et al., IEEE TMI 2016",
-        counts=(0, 0, 380),
-        prompt_names={"ColonDB": "colon"}),
-    "clinicdb": Entry(
-        folders=("clinicdb", "ClinicDB", "CVC-ClinicDB"),
-        source="CVC-ClinicDB, folders images/ and masks/",
-        licence=_CVC,
-        citation="Bernal et al., CMIG 2015",
-        counts=(0, 0, 612),
-        prompt_names={"ClinicDB": "colon"}),
-    "elpv": Entry(
-        folders=("elpv", "elpv-dataset"),
-        source="pip install elpv-dataset, or "
-               "https://github.com/zae-bayern/elpv-dataset with labels.csv",
-        licence="CC BY-NC-SA 4.0",
-        citation="Buerhop-Lutz et al., EU PVSEC 2018",
-        has_masks=False,
-        counts=(1131, 377, 715),
-        prompt_names={"elpv": "solar cell"}),
+    **industrial.ENTRIES,
+    **medical.ENTRIES,
     "embedded": Entry(**_DRAWN),
     "embedded_auxiliary": Entry(**_DRAWN),
 }
-
-_CLASS_OF_PAIRS = {"colondb": "ColonDB", "clinicdb": "ClinicDB"}  # AdaCLIP's.
 
 
 def default_cache_dir() -> str:
@@ -184,28 +115,51 @@ def _read_embedded(
   return dataclasses.replace(dataset, notes=(note,) if note else ())
 
 
-def _read_registered(
+def find(
     name: str, data_root: str | os.PathLike[str] | None
-) -> index.Dataset:
+) -> Path | None:
+  """The folder of a registered data set, or None."""
   for folder in ENTRIES[name].folders if data_root is not None else ():
     root = Path(data_root) / folder
     if root.is_dir():
-      return _read_entry(name, root)
-  package = elpv.find_package() if name == "elpv" else None
-  if package:
-    return elpv.read(package)
-  raise FileNotFoundError(_how_to_get(name, data_root))
+      return root.absolute()
+  package = ENTRIES[name].find_package
+  return package() if package else None
 
 
-def _read_entry(name: str, root: Path) -> index.Dataset:
+def _read_registered(
+    name: str, data_root: str | os.PathLike[str] | None
+) -> index.Dataset:
+  root = find(name, data_root)
+  if root is None:
+    raise FileNotFoundError(_how_to_get(name, data_root))
+  return read_entry(name, root)
+
+
+def read_entry(name: str, root: str | os.PathLike[str]) -> index.Dataset:
+  """Reads a registered data set from its folder, in any of its layouts.
+
+  Args:
+    name: a key of `ENTRIES`.
+    root: `meta.json` comes first, then what is downloaded, then MVTec's.
+
+  Raises:
+    ValueError: the folder has none of these layouts, or misses files.
+  """
+  root, entry = Path(root).absolute(), ENTRIES[name]
   if (root / index.META).is_file():
     return index.read_meta(root, name=name)
-  if name == "elpv" and (root / elpv.LABELS).is_file():
-    return elpv.read(root)
-  if name in _CLASS_OF_PAIRS and layouts.is_pairs(root):
-    return layouts.read_pairs(root, name=name,
-                              class_name=_CLASS_OF_PAIRS[name])
-  return read_folder(root, name=name)
+  for raw in entry.raw:
+    if raw.fits(root):
+      train, test = raw.read(root)
+      return index.make_dataset(name, root, train=train, test=test)
+  if layouts.is_mvtec(root):
+    return layouts.read_mvtec(root, name=name)
+  expected = "; ".join(["meta.json", *(raw.shows for raw in entry.raw),
+                        "<class>/{train,test}/ as in MVTec AD"])
+  found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+  raise ValueError(
+      f"{root}: expected a layout of {entry.title}: {expected}; found {found}.")
 
 
 def _how_to_get(
@@ -223,14 +177,27 @@ def _how_to_get(
 def _check(dataset: index.Dataset, entry: Entry) -> index.Dataset:
   """Adds the entry's settings, and notes on what differs from it."""
   notes = list(dataset.notes)
-  if entry.counts and dataset.counts != entry.counts:
-    show = lambda counts: "/".join(map(str, counts))
-    notes.append(
-        f"{dataset.name}: {show(dataset.counts)} images (train / normal test "
-        f"/ anomalous test), published are {show(entry.counts)}; results are "
-        "not comparable.")
+  if difference := count_note(dataset, entry):
+    notes.append(difference)
   if entry.has_masks and not dataset.has_masks:
     notes.append(f"{dataset.name}: no masks found, although the set has them; "
                  "pixel metrics are not available.")
   return dataclasses.replace(
       dataset, mosaic_prob=entry.mosaic_prob, notes=tuple(notes))
+
+
+def count_note(dataset: index.Dataset, entry: Entry) -> str:
+  """How the number of images differs from the published one; "" if not."""
+  agree = lambda counts: all(
+      b is None or a == b for a, b in zip(dataset.counts, counts))
+  if entry.counts is None or agree(entry.counts):
+    return ""
+  show = lambda counts: "/".join("?" if c is None else str(c) for c in counts)
+  # Of other preparations the training part is not always known.
+  same = [name for name, counts in entry.other_counts.items()
+          if dataset.counts[1:] == counts[1:]]
+  which = f"these are the counts of {same[0]}" if same else (
+      "some are missing, or there are more")
+  return (f"{dataset.name}: {show(dataset.counts)} images (train / normal test "
+          f"/ anomalous test), published are {show(entry.counts)}: {which}; "
+          "results are not comparable.")

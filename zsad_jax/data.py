@@ -1,0 +1,184 @@
+r"""Data sets on disk: what is there, whether it is whole, and its index.
+
+python -m zsad_jax.data list   [--data_root=DIR]
+python -m zsad_jax.data verify --dataset=mvtec [--root=DIR]
+python -m zsad_jax.data index  --dataset=mvtec --root=DIR
+python -m zsad_jax.data index  --root=DIR
+
+  list     every data set, with where it was found or looked for
+  verify   opens every file; compares the numbers of images with the published
+  index    writes DIR/meta.json, the index that the papers' codes share, from
+           any layout; --output=FILE puts it elsewhere
+
+A data set is looked for in --root, or below --data_root (default: data, or
+ZSAD_JAX_DATA).
+"""
+
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+
+from absl import flags
+
+from zsad_jax import cli, files
+from zsad_jax.api import ANOMALOUS, NORMAL
+from zsad_jax.datasets import index, preprocess, registry
+
+_SHOWN = 10  # Bad files that are named.
+
+
+def list_datasets(data_root: str) -> str:
+  """A table of all data sets: counts, licence, folder."""
+  lines = []
+  for name, entry in registry.ENTRIES.items():
+    if not entry.folders:
+      continue
+    root = registry.find(name, data_root)
+    where = str(root) if root else f"not in {data_root}/" + "|".join(
+        entry.folders)  # fmt: skip
+    counts = "/".join("?" if c is None else str(c) for c in entry.counts)
+    lines.append((name, entry.title, counts, entry.licence, where))
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  return "\n".join(
+      "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+      for line in lines
+  )
+
+
+def verify(dataset: index.Dataset, entry: registry.Entry | None) -> list[str]:
+  """Opens every file of a data set; returns what is wrong, a line each."""
+  problems = list(dataset.notes)
+  if entry is not None:
+    problems += filter(None, [registry.count_note(dataset, entry)])
+    problems += _category_notes(dataset, entry)
+  samples = [*dataset.train, *dataset.test]
+  paths = collections.Counter((s.image_path, s.box) for s in samples)
+  problems += [f"{p[0]}: listed {n} times." for p, n in paths.items() if n > 1]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    problems += filter(None, pool.map(_problem, samples))
+  return problems
+
+
+def _problem(sample):
+  """What is wrong with the files of a sample, or ""."""
+  try:
+    _, mask = preprocess.open_pair(sample)
+  except ValueError as error:
+    return str(error)
+  if sample.mask_path and not mask.getbbox():
+    return f"{sample.mask_path}: empty, but its image is anomalous."
+  return ""
+
+
+def _category_notes(dataset, entry):
+  """How categories differ from the published ones, a line each."""
+  count = collections.Counter()
+  for sample in dataset.train:
+    count[sample.class_name, "train"] += 1
+  for sample in dataset.test:
+    count[sample.class_name, sample.label] += 1
+  for name, published in entry.category_counts.items():
+    found = tuple(count[name, k] for k in ("train", NORMAL, ANOMALOUS))
+    if found != published:
+      show = lambda counts: "/".join(map(str, counts))
+      yield f"{name}: {show(found)} images, published are {show(published)}."
+
+
+def to_meta(dataset: index.Dataset, folder: str) -> str:
+  """The text of `meta.json`, with paths relative to its folder.
+
+  Raises:
+    ValueError: a sample is a part of a file, which the index cannot say.
+  """
+  parts = {"train": dataset.train, "test": dataset.test}
+  meta = {part: {} for part in parts}
+  for part, samples in parts.items():
+    for sample in samples:
+      if sample.box is not None or sample.more_masks:
+        raise ValueError(
+            f"{sample.image_path}: meta.json cannot name parts of files, as "
+            f"which {dataset.name} is used."
+        )
+      relative = lambda path: os.path.relpath(path, folder).replace(
+          os.sep, "/") if path else ""  # fmt: skip
+      record = {
+          "img_path": relative(sample.image_path),
+          "mask_path": relative(sample.mask_path),
+          "cls_name": sample.class_name,
+          "specie_name": sample.specie_name,
+          "anomaly": sample.label,
+      }
+      if sample.view:
+        record["view_id"] = sample.view
+      meta[part].setdefault(sample.class_name, []).append(record)
+  return json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
+
+
+def _open(options):
+  """The data set that the flags name, and its entry."""
+  name, root = options.dataset, options.root
+  if not (name or root):
+    raise ValueError("Give --dataset=NAME, --root=DIR or both.")
+  if name and name not in registry.ENTRIES:
+    raise ValueError(
+        f"There is no data set {name!r}; there are "
+        f"{', '.join(registry.ENTRIES)}."
+    )
+  if not root:
+    return (registry.open_dataset(name, data_root=options.data_root),
+            registry.ENTRIES[name])  # fmt: skip
+  if not os.path.isdir(root):
+    raise FileNotFoundError(f"--root: {root} is no folder.")
+  if name:
+    return registry.read_entry(name, root), registry.ENTRIES[name]
+  return registry.read_folder(root), None
+
+
+def _verify(options):
+  dataset, entry = _open(options)
+  counts = "/".join(map(str, dataset.counts))
+  print(f"{dataset.name}: {counts} images (train / normal test / anomalous "
+        f"test) of {len(dataset.class_names)} categories in {dataset.root}")
+  problems = verify(dataset, entry)
+  for problem in problems[:_SHOWN]:
+    print(f"  {problem}")
+  if len(problems) > _SHOWN:
+    print(f"  ... and {len(problems) - _SHOWN} more")
+  print("Complete." if not problems else f"{len(problems)} problems.")
+  return 1 if problems else 0
+
+
+def _index(options):
+  dataset, _ = _open(options)
+  path = pathlib.Path(options.output or os.path.join(dataset.root, index.META))
+  folder = os.path.abspath(path.parent)
+  files.write_text(path, to_meta(dataset, folder))
+  print(f"{path}: {'/'.join(map(str, dataset.counts))} images (train / normal "
+        "test / anomalous test).")
+  return 0
+
+
+def define_flags():
+  """The command's flags; defined only when it is run."""
+  root = os.environ.get("ZSAD_JAX_DATA", "data")
+  flags.DEFINE_string("data_root", root, "Folder of the data sets.")
+  flags.DEFINE_string("dataset", None, "Name of a data set.")
+  flags.DEFINE_string("root", None, "Its folder.")
+  flags.DEFINE_string("output", None, "File to write.")
+
+
+def main(options):
+  actions = {
+      "list": lambda o: print(list_datasets(o.data_root)),
+      "verify": _verify,
+      "index": _index,
+  }
+  if len(options.arguments) != 1 or options.arguments[0] not in actions:
+    raise ValueError(f"Say what to do: {', '.join(actions)}.")
+  return actions[options.arguments[0]](options)
+
+
+if __name__ == "__main__":
+  cli.run(main, define_flags, arguments=True)

@@ -1,0 +1,295 @@
+"""Readers of the layouts in which single data sets are downloaded.
+
+Each takes the folder of the data set and returns the samples of its train and
+test parts. What the community cuts into files first, such as KolektorSDD's
+strips, is read as boxes of the original images; nothing is written.
+"""
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zsad_jax.api import ANOMALOUS, NORMAL
+from zsad_jax.datasets import layouts
+from zsad_jax.datasets.index import Sample
+
+Parts = tuple[list[Sample], list[Sample]]  # Train, test.
+Reader = Callable[[Path], Parts]
+
+_HELD_OUT, _SPLIT_SEED = 0.25, 42  # DRA's convention for sets without a split.
+
+
+def held_out(samples: Sequence[Sample]) -> Parts:
+  """Splits normal samples 75 : 25, as scikit-learn's `train_test_split`.
+
+  Seed 42, in the order given: the convention of DRA's preparations.
+  """
+  order = np.random.RandomState(_SPLIT_SEED).permutation(len(samples))
+  test = frozenset(order[: math.ceil(_HELD_OUT * len(samples))].tolist())
+  return (
+      [s for i, s in enumerate(samples) if i not in test],
+      [s for i, s in enumerate(samples) if i in test],
+  )
+
+
+def visa(root: Path) -> Parts:
+  """`split_csv/1cls.csv`: object, split, label, image, mask.
+
+  Raises:
+    ValueError: a row is not like that, or names a file that does not exist.
+  """
+  path = root / "split_csv" / "1cls.csv"
+  parts = {"train": [], "test": []}
+  with path.open(newline="", encoding="utf-8") as file:
+    for line, row in enumerate(csv.DictReader(file), start=2):
+      try:
+        label = {"normal": NORMAL, "anomaly": ANOMALOUS}[row["label"]]
+        part, image = parts[row["split"]], row["image"]
+        mask = row["mask"] if label == ANOMALOUS else ""
+      except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}, line {line}: expected the columns object, split (train "
+            "or test), label (normal or anomaly), image and mask; found "
+            f"{row}."
+        ) from error
+      files = [str(root / f) if f else "" for f in (image, mask)]
+      for file_ in filter(None, files):
+        if not os.path.isfile(file_):
+          raise ValueError(f"{path}, line {line}: {file_} does not exist.")
+      part.append(Sample(*files, row["object"], "", label))
+  return parts["train"], parts["test"]
+
+
+def kolektor(root: Path) -> Parts:
+  """KolektorSDD: `kosNN/PartK.jpg`, each cut into three strips (DRA).
+
+  A strip is anomalous where its part of `PartK_label.bmp` is not empty. The
+  normal ones are split in the order of (kos, part, strip): DRA's script took
+  the order of the file system, so that members differ, not their number.
+  """
+  normal, anomalous = [], []
+  for image in sorted(root.glob("kos*/Part*.jpg"), key=_numbers):
+    mask = image.with_name(f"{image.stem}_label.bmp")
+    if not mask.is_file():
+      raise ValueError(f"{image}: its label {mask.name} does not exist.")
+    labels = np.asarray(Image.open(mask).convert("L")) > 0
+    height, width = labels.shape
+    cuts = [i * height // 3 for i in range(4)]
+    for top, bottom in zip(cuts, cuts[1:]):
+      damaged = labels[top:bottom].any()
+      sample = Sample(
+          str(image), str(mask) if damaged else "", "ksdd",
+          "defect" if damaged else "good",
+          ANOMALOUS if damaged else NORMAL, box=(0, top, width, bottom),
+      )  # fmt: skip
+      (anomalous if damaged else normal).append(sample)
+  train, test = held_out(normal)
+  return train, test + anomalous
+
+
+def dagm(root: Path) -> Parts:
+  """DAGM 2007: `ClassN/{Train,Test}/NNNN.PNG`, the official split.
+
+  An image is defective where `Label/NNNN_label.PNG` exists. Defective images
+  of the train part are left out: references are normal.
+  """
+  train, test = [], []
+  for folder in sorted(root.glob("Class*"), key=_numbers):
+    for part, found in (("Train", train), ("Test", test)):
+      for image in _images(folder / part):
+        label = image.parent / "Label" / f"{image.stem}_label{image.suffix}"
+        damaged = label.is_file()
+        if damaged and part == "Train":
+          continue
+        found.append(Sample(
+            str(image), str(label) if damaged else "", folder.name,
+            "defect" if damaged else "good", ANOMALOUS if damaged else NORMAL,
+        ))  # fmt: skip
+  return train, test
+
+
+AITEX_DEFECTS = {
+    "002": "Broken_end", "006": "Broken_yarn", "010": "Broken_pick",
+    "016": "Weft_curling", "019": "Fuzzyball", "022": "Cut_selvage",
+    "023": "Crease", "025": "Warp_ball", "027": "Knots",
+    "029": "Contamination", "030": "Nep", "036": "Weft_crack",
+}  # fmt: skip
+_TILE, _TILES = 256, 16
+
+
+def aitex(root: Path) -> Parts:
+  """AITEX: fabrics of 4096 x 256, cut into tiles of 256 (DRA, InCTRL).
+
+  A tile of a defective fabric is used where its mask is not empty; two masks
+  of one fabric are joined. Fabrics without a mask are left out.
+  """
+  masks = {}
+  for mask in sorted(root.rglob("Mask_images/**/*.png")):
+    stem = re.sub(r"_mask\d*$", "", mask.stem)
+    masks.setdefault(stem, []).append(str(mask))
+  tiles = lambda count: [(i * _TILE, 0, (i + 1) * _TILE, _TILE)
+                         for i in range(count)]  # fmt: skip
+  normal = [
+      Sample(str(image), "", "AITEX", "good", NORMAL, box=box)
+      for image in sorted(root.rglob("NODefect_images/**/*.png"))
+      for box in tiles(_TILES)
+  ]
+  anomalous = []
+  defective = [p for p in root.rglob("Defect_images/**/*.png")
+               if "NODefect_images" not in p.parts]  # fmt: skip
+  for image in sorted(defective):
+    found = masks.get(image.stem, ())
+    if not found:
+      continue
+    labels = np.max([_grey(mask) for mask in found], axis=0)
+    kind = AITEX_DEFECTS.get(image.stem.split("_")[1], image.stem.split("_")[1])
+    anomalous += [
+        Sample(
+            str(image), found[0], "AITEX", kind, ANOMALOUS, box=box,
+            more_masks=tuple(found[1:]),
+        )
+        for box in tiles(math.ceil(labels.shape[1] / _TILE))
+        if labels[:, box[0] : box[2]].any()
+    ]  # fmt: skip
+  train, test = held_out(normal)
+  return train, test + anomalous
+
+
+def mvtec_3d(root: Path) -> Parts:
+  """MVTec 3D-AD: `<class>/<part>/<defect>/{rgb,gt}`, without depth."""
+  train, test = [], []
+  for folder in _folders(root):
+    for part, found in (("train", train), ("test", test)):
+      for defect in _folders(folder / part):
+        label = NORMAL if defect.name == "good" else ANOMALOUS
+        for image in _images(defect / "rgb"):
+          mask = defect / "gt" / f"{image.stem}.png"
+          if label == ANOMALOUS and not mask.is_file():
+            raise ValueError(f"{image}: anomalous, but {mask} does not exist.")
+          found.append(Sample(
+              str(image), str(mask) if label == ANOMALOUS else "", folder.name,
+              defect.name, label,
+          ))  # fmt: skip
+  return train, test
+
+
+def real_iad(root: Path) -> Parts:
+  """Real-IAD: `realiad_jsons/<class>.json` and images of one resolution.
+
+  Whether a view shows the defect is what the JSON says, not the folder.
+  """
+  train, test = [], []
+  folder = next(iter(sorted(root.glob("realiad_[0-9r]*"))), root)
+  for path in sorted((root / "realiad_jsons").glob("*.json")):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    meta = content["meta"]
+    base = folder / meta["prefix"]
+    for part, found in (("train", train), ("test", test)):
+      for number, row in enumerate(content[part]):
+        image = base / row["image_path"]
+        if not image.is_file():
+          raise ValueError(f"{path}: {part}[{number}]: {image} does not exist.")
+        label = NORMAL if row["anomaly_class"] == meta["normal_class"] else (
+            ANOMALOUS)  # fmt: skip
+        mask = row.get("mask_path") if label == ANOMALOUS else ""
+        view = re.search(r"_(C\d+)_", image.name)
+        found.append(Sample(
+            str(image), str(base / mask) if mask else "", path.stem,
+            row["anomaly_class"], label, view=view[1] if view else "",
+            group=f"{path.stem}/{image.parts[-3]}{image.parts[-2]}",
+        ))  # fmt: skip
+  return train, test
+
+
+def states(
+    class_name: str, normal: str, anomalous: str, *, split: bool = False
+) -> Reader:
+  """Folders of normal and of anomalous images, without masks.
+
+  Args:
+    class_name: of the only class.
+    normal, anomalous: folders, as patterns below the root.
+    split: hold 25 % of the normal images out for testing; else all are.
+  """
+
+  def read(root: Path) -> Parts:
+    found = []
+    for pattern, label, specie in (
+        (normal, NORMAL, "good"), (anomalous, ANOMALOUS, "defect"),
+    ):  # fmt: skip
+      folders = [p for p in sorted(root.glob(pattern)) if p.is_dir()]
+      images = [i for folder in folders[:1] for i in _images(folder)]
+      if not images:
+        raise ValueError(f"{root}: no images in a folder {pattern}.")
+      found.append([Sample(str(i), "", class_name, specie, label)
+                    for i in images])  # fmt: skip
+    train, test = held_out(found[0]) if split else ([], found[0])
+    return train, test + found[1]
+
+  return read
+
+
+def head_ct(root: Path) -> Parts:
+  """HeadCT: `labels.csv` with id and hemorrhage, `head_ct/**/NNN.png`."""
+  path = root / "labels.csv"
+  images = {int(p.stem): p for p in root.rglob("*.png") if p.stem.isdigit()}
+  test = []
+  with path.open(newline="", encoding="utf-8") as file:
+    for line, row in enumerate(csv.reader(file, skipinitialspace=True), 1):
+      if line == 1 or not row:
+        continue
+      try:
+        image, label = images[int(row[0])], int(row[1])
+      except (IndexError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}, line {line}: expected the number of an image and 0 or "
+            f"1, found {row}."
+        ) from error
+      kind = "defect" if label else "good"
+      test.append(Sample(str(image), "", "headct", kind, label))
+  return [], test
+
+
+def masked(class_name: str, images: str, masks: str) -> Reader:
+  """Two folders of images and of masks; every image is anomalous.
+
+  Args:
+    class_name: of the only class.
+    images, masks: folders, as patterns below the root.
+  """
+
+  def read(root: Path) -> Parts:
+    folders = []
+    for pattern in (images, masks):
+      found = [p for p in sorted(root.glob(pattern)) if p.is_dir()]
+      if not found:
+        raise ValueError(f"{root}: there is no folder {pattern}.")
+      folders.append(found[0])
+    return [], layouts.pair(*folders, class_name)
+
+  return read
+
+
+def _grey(path):
+  return np.asarray(Image.open(path).convert("L"))
+
+
+def _numbers(path: Path) -> list:
+  """Sorts kos2 before kos10."""
+  return [int(t) if t.isdigit() else t
+          for t in re.split(r"(\d+)", str(path))]  # fmt: skip
+
+
+def _images(folder: Path) -> list[Path]:
+  return layouts.images_in(folder)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+  return layouts.folders_in(folder)
