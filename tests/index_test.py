@@ -11,7 +11,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from zsad_jax.api import ANOMALOUS, NORMAL
-from zsad_jax.datasets import elpv, index, layouts, registry
+from zsad_jax.datasets import elpv, index, layouts, readers, registry
 from zsad_jax.datasets.drawn import benchmark
 
 # Of the 377 sorted paths "images/cellNNNN.png", joined by newlines.
@@ -48,7 +48,8 @@ def test_meta_is_read_in_file_order(tmp_path):
   assert names(data.test) == ["b.png", "a.png"]
   assert names(data.train) == ["ü.PNG"]
   assert data.test[0] == index.Sample(
-      str(tmp_path / "b.png"), str(tmp_path / "m.png"), "nut", "cut", ANOMALOUS)
+      str(tmp_path / "b.png"), str(tmp_path / "m.png"), "nut", "cut", ANOMALOUS,
+      view="C1")
   assert (data.name, data.class_names) == (tmp_path.name, ("nut",))
   assert data.counts == (1, 1, 1) and data.has_masks and not data.notes
 
@@ -252,7 +253,7 @@ def test_held_out_rows_are_those_of_scikit_learn():
   for count in (8, 9, 1508):
     _, test = train_test_split(
         np.arange(count), test_size=0.25, random_state=42)
-    assert elpv.held_out_rows(count) == set(test.tolist())
+    assert set(readers.held_out(range(count))[1]) == set(test.tolist())
 
 
 def test_elpv_from_a_checkout(tmp_path):
@@ -267,10 +268,10 @@ def test_elpv_from_a_checkout(tmp_path):
   assert data.test[1].specie_name == "poly"
   (root / "labels.csv").write_text("images/9.png 0.0 mono\n")
   with pytest.raises(ValueError, match=r"line 1: .*9\.png does not exist"):
-    elpv.read(root)
+    registry.read_entry("elpv", root)
   (root / "labels.csv").write_text("path,probability,type\n")
   with pytest.raises(ValueError, match="line 1: expected"):
-    elpv.read(root)
+    registry.read_entry("elpv", root)
 
 
 def test_elpv_without_the_package(monkeypatch, tmp_path):

@@ -1,6 +1,5 @@
 """The papers' medical data sets, an entry each; see industrial.py."""
 
-import dataclasses
 from collections.abc import Mapping
 
 from zsad_jax.datasets import readers
@@ -8,13 +7,11 @@ from zsad_jax.datasets.entry import Entry, Raw
 
 _CVC = "not stated, research use (Computer Vision Center, UAB)"
 _BRAIN = ("brain", "Brain")
-_PAIRS = Raw(("images", "masks"), None, "images/, masks/ of the same names")
 
 
 def _pairs(class_name: str) -> Raw:
-  return dataclasses.replace(
-      _PAIRS, read=readers.masked(class_name, "images", "masks")
-  )
+  reader = readers.masked(class_name, "images", "masks")
+  return Raw(("images", "masks"), reader, "images/, masks/ of the same names")
 
 
 ENTRIES: Mapping[str, Entry] = {

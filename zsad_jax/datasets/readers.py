@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image
 from zsad_jax.api import ANOMALOUS, NORMAL
 from zsad_jax.datasets import layouts
 from zsad_jax.datasets.index import Sample
+from zsad_jax.datasets.layouts import folders_in, images_in
 
 Parts = tuple[list[Sample], list[Sample]]  # Train, test.
 Reader = Callable[[Path], Parts]
@@ -26,7 +27,7 @@ Reader = Callable[[Path], Parts]
 _HELD_OUT, _SPLIT_SEED = 0.25, 42  # DRA's convention for sets without a split.
 
 
-def held_out(samples: Sequence[Sample]) -> Parts:
+def held_out(samples: Sequence) -> tuple[list, list]:
   """Splits normal samples 75 : 25, as scikit-learn's `train_test_split`.
 
   Seed 42, in the order given: the convention of DRA's preparations.
@@ -103,7 +104,7 @@ def dagm(root: Path) -> Parts:
   train, test = [], []
   for folder in sorted(root.glob("Class*"), key=_numbers):
     for part, found in (("Train", train), ("Test", test)):
-      for image in _images(folder / part):
+      for image in images_in(folder / part):
         label = image.parent / "Label" / f"{image.stem}_label{image.suffix}"
         damaged = label.is_file()
         if damaged and part == "Train":
@@ -165,11 +166,11 @@ def aitex(root: Path) -> Parts:
 def mvtec_3d(root: Path) -> Parts:
   """MVTec 3D-AD: `<class>/<part>/<defect>/{rgb,gt}`, without depth."""
   train, test = [], []
-  for folder in _folders(root):
+  for folder in folders_in(root):
     for part, found in (("train", train), ("test", test)):
-      for defect in _folders(folder / part):
+      for defect in folders_in(folder / part):
         label = NORMAL if defect.name == "good" else ANOMALOUS
-        for image in _images(defect / "rgb"):
+        for image in images_in(defect / "rgb"):
           mask = defect / "gt" / f"{image.stem}.png"
           if label == ANOMALOUS and not mask.is_file():
             raise ValueError(f"{image}: anomalous, but {mask} does not exist.")
@@ -225,7 +226,7 @@ def states(
         (normal, NORMAL, "good"), (anomalous, ANOMALOUS, "defect"),
     ):  # fmt: skip
       folders = [p for p in sorted(root.glob(pattern)) if p.is_dir()]
-      images = [i for folder in folders[:1] for i in _images(folder)]
+      images = [i for folder in folders[:1] for i in images_in(folder)]
       if not images:
         raise ValueError(f"{root}: no images in a folder {pattern}.")
       found.append([Sample(str(i), "", class_name, specie, label)
@@ -285,11 +286,3 @@ def _numbers(path: Path) -> list:
   """Sorts kos2 before kos10."""
   return [int(t) if t.isdigit() else t
           for t in re.split(r"(\d+)", str(path))]  # fmt: skip
-
-
-def _images(folder: Path) -> list[Path]:
-  return layouts.images_in(folder)
-
-
-def _folders(folder: Path) -> Iterator[Path]:
-  return layouts.folders_in(folder)
