@@ -54,8 +54,8 @@ def verify(dataset: index.Dataset, entry: registry.Entry | None) -> list[str]:
     problems += filter(None, [registry.count_note(dataset, entry)])
     problems += _category_notes(dataset, entry)
   samples = [*dataset.train, *dataset.test]
-  paths = collections.Counter((s.image_path, s.box) for s in samples)
-  problems += [f"{p[0]}: listed {n} times." for p, n in paths.items() if n > 1]
+  paths = collections.Counter(s.image_path for s in samples)
+  problems += [f"{p}: listed {n} times." for p, n in paths.items() if n > 1]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     problems += filter(None, pool.map(_problem, samples))
   return problems
@@ -96,7 +96,7 @@ def to_meta(dataset: index.Dataset, folder: str) -> str:
   meta = {part: {} for part in parts}
   for part, samples in parts.items():
     for sample in samples:
-      if sample.box is not None or sample.more_masks:
+      if index.file_and_box(sample.image_path)[1] or sample.more_masks:
         raise ValueError(
             f"{sample.image_path}: meta.json cannot name parts of files, as "
             f"which {dataset.name} is used."

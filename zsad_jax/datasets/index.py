@@ -12,13 +12,33 @@ Files in circulation differ from it: see `read_meta` for what is accepted.
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from zsad_jax.api import ANOMALOUS, NORMAL
 
 META = "meta.json"
+_PART = re.compile(r"(.*)#xywh=(\d+),(\d+),(\d+),(\d+)", re.DOTALL)
 _SHOWN = 5  # Missing files listed in an error message.
+
+
+Box = tuple[int, int, int, int]  # Left, upper, right, lower border in pixels.
+
+
+def part(path: str | os.PathLike[str], box: Box) -> str:
+  """The path of a part of an image: a media fragment, as W3C defines it."""
+  left, upper, right, lower = box
+  return f"{path}#xywh={left},{upper},{right - left},{lower - upper}"
+
+
+def file_and_box(path: str | os.PathLike[str]) -> tuple[str, Box | None]:
+  """The file of a path, and the part of it that is meant; None: all."""
+  found = _PART.fullmatch(str(path))
+  if not found:
+    return str(path), None
+  x, y, width, height = map(int, found.groups()[1:])
+  return found[1], (x, y, x + width, y + height)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +46,13 @@ class Sample:
   """One image and what is known of it.
 
   Attributes:
-    image_path: absolute path.
+    image_path: absolute path, of a part of a file with `part`'s ending.
     mask_path: absolute path, "" where there is no mask.
     class_name: the object or texture, as the data set spells it.
     specie_name: the type of anomaly, "" where unknown.
     label: NORMAL or ANOMALOUS.
     view: of a physical sample that several images show, such as "C1".
     group: the physical sample; "" where every image is one.
-    box: left, upper, right and lower border of the part of the files that
-      this sample is; None for all of it.
     more_masks: further masks, to be joined with the first.
   """
 
@@ -45,7 +63,6 @@ class Sample:
   label: int
   view: str = ""
   group: str = ""
-  box: tuple[int, int, int, int] | None = None
   more_masks: tuple[str, ...] = ()
 
   @property

@@ -71,44 +71,22 @@ def normalize(
 def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
   """Returns the RGB image and the mask (0 or 255) in the file's size.
 
-  The mask is empty for a sample without one. Of both, the sample's box.
+  The mask is empty for a sample without one; several are joined.
 
   Raises:
-    ValueError: a file is missing or corrupt, the two sizes differ, or the box
-      lies outside.
+    ValueError: a file is missing or corrupt, or the two sizes differ.
   """
   image = open_image(sample.image_path)
   mask = Image.new("L", image.size)
-  for path in (sample.mask_path, *sample.more_masks):
-    if path:
-      more = open_mask(path, sample.image_path, image.size)
-      mask = ImageChops.lighter(mask, more)
-  return _cut(image, sample), _cut(mask, sample)
-
-
-def _cut(image: Image.Image, sample: index.Sample) -> Image.Image:
-  """The sample's box of an image."""
-  if sample.box is None:
-    return image
-  left, upper, _, lower = sample.box
-  if left >= image.width or upper >= image.height or lower > image.height:
-    raise ValueError(
-        f"{sample.image_path}: {image.width} x {image.height} pixels; the "
-        f"part {sample.box} lies outside.")
-  return image.crop(sample.box)  # Black beyond the right border, as in DRA.
-
-
-def load_sample(
-    sample: index.Sample, size: int
-) -> UInt8[np.ndarray, "size size 3"]:
-  """Returns a sample's image; see `load_image`."""
-  return resize_image(open_pair(sample)[0], size)
+  for path in filter(None, (sample.mask_path, *sample.more_masks)):
+    more = open_mask(path, sample.image_path, image.size)
+    mask = ImageChops.lighter(mask, more)
+  return image, mask
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
   """Returns an image as RGB in its own size. See `load_image`."""
-  with _decoding(path), Image.open(path) as file:
-    image = ImageOps.exif_transpose(file)
+  with _decoding(path), _open(path) as image:
     if image.mode in _MODES_16_BIT:
       image = _to_8_bit(np.asarray(image))
     elif image.mode == "F":
@@ -130,9 +108,9 @@ def open_mask(
     image_path: its image, for the message.
     image_size: width and height of the image.
   """
-  with _decoding(path), Image.open(path) as file:
+  with _decoding(path), _open(path) as file:
     # Pillow clips 16 bits at 255 here, which leaves a 0 a 0.
-    mask = _convert(ImageOps.exif_transpose(file), "L")
+    mask = _convert(file, "L")
     anomalous = np.asarray(mask) > 0
   if mask.size != tuple(image_size):
     width, height = image_size
@@ -155,6 +133,20 @@ def resize_mask(
   """Resizes a mask of 0 and 255 and thresholds it at one half."""
   mask = mask.resize((size, size), Image.Resampling.BILINEAR)
   return (np.asarray(mask) / 255 > 0.5).astype(np.uint8)
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+  """Opens the image, or the part of it, that a path means."""
+  name, box = index.file_and_box(path)
+  with Image.open(name) as file:
+    image = ImageOps.exif_transpose(file)
+    if box is None:
+      yield image
+      return
+    if box[0] >= image.width or box[3] > image.height:
+      raise ValueError(f"it has {image.width} x {image.height} pixels")
+    yield image.crop(box)  # Black beyond the right border, as DRA's tiles.
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from PIL import Image
 
 from zsad_jax.api import ANOMALOUS, NORMAL
 from zsad_jax.datasets import layouts
-from zsad_jax.datasets.index import Sample
+from zsad_jax.datasets.index import Sample, part
 from zsad_jax.datasets.layouts import folders_in, images_in
 
 Parts = tuple[list[Sample], list[Sample]]  # Train, test.
@@ -52,7 +52,7 @@ def visa(root: Path) -> Parts:
     for line, row in enumerate(csv.DictReader(file), start=2):
       try:
         label = {"normal": NORMAL, "anomaly": ANOMALOUS}[row["label"]]
-        part, image = parts[row["split"]], row["image"]
+        phase, image = parts[row["split"]], row["image"]
         mask = row["mask"] if label == ANOMALOUS else ""
       except (KeyError, TypeError) as error:
         raise ValueError(
@@ -64,7 +64,7 @@ def visa(root: Path) -> Parts:
       for file_ in filter(None, files):
         if not os.path.isfile(file_):
           raise ValueError(f"{path}, line {line}: {file_} does not exist.")
-      part.append(Sample(*files, row["object"], "", label))
+      phase.append(Sample(*files, row["object"], "", label))
   return parts["train"], parts["test"]
 
 
@@ -84,11 +84,10 @@ def kolektor(root: Path) -> Parts:
     height, width = labels.shape
     cuts = [i * height // 3 for i in range(4)]
     for top, bottom in zip(cuts, cuts[1:]):
-      damaged = labels[top:bottom].any()
+      damaged, box = labels[top:bottom].any(), (0, top, width, bottom)
       sample = Sample(
-          str(image), str(mask) if damaged else "", "ksdd",
-          "defect" if damaged else "good",
-          ANOMALOUS if damaged else NORMAL, box=(0, top, width, bottom),
+          part(image, box), part(mask, box) if damaged else "", "ksdd",
+          "defect" if damaged else "good", ANOMALOUS if damaged else NORMAL,
       )  # fmt: skip
       (anomalous if damaged else normal).append(sample)
   train, test = held_out(normal)
@@ -103,11 +102,11 @@ def dagm(root: Path) -> Parts:
   """
   train, test = [], []
   for folder in sorted(root.glob("Class*"), key=_numbers):
-    for part, found in (("Train", train), ("Test", test)):
-      for image in images_in(folder / part):
+    for phase, found in (("Train", train), ("Test", test)):
+      for image in images_in(folder / phase):
         label = image.parent / "Label" / f"{image.stem}_label{image.suffix}"
         damaged = label.is_file()
-        if damaged and part == "Train":
+        if damaged and phase == "Train":
           continue
         found.append(Sample(
             str(image), str(label) if damaged else "", folder.name,
@@ -138,7 +137,7 @@ def aitex(root: Path) -> Parts:
   tiles = lambda count: [(i * _TILE, 0, (i + 1) * _TILE, _TILE)
                          for i in range(count)]  # fmt: skip
   normal = [
-      Sample(str(image), "", "AITEX", "good", NORMAL, box=box)
+      Sample(part(image, box), "", "AITEX", "good", NORMAL)
       for image in sorted(root.rglob("NODefect_images/**/*.png"))
       for box in tiles(_TILES)
   ]
@@ -153,8 +152,8 @@ def aitex(root: Path) -> Parts:
     kind = AITEX_DEFECTS.get(image.stem.split("_")[1], image.stem.split("_")[1])
     anomalous += [
         Sample(
-            str(image), found[0], "AITEX", kind, ANOMALOUS, box=box,
-            more_masks=tuple(found[1:]),
+            part(image, box), part(found[0], box), "AITEX", kind, ANOMALOUS,
+            more_masks=tuple(part(mask, box) for mask in found[1:]),
         )
         for box in tiles(math.ceil(labels.shape[1] / _TILE))
         if labels[:, box[0] : box[2]].any()
@@ -167,8 +166,8 @@ def mvtec_3d(root: Path) -> Parts:
   """MVTec 3D-AD: `<class>/<part>/<defect>/{rgb,gt}`, without depth."""
   train, test = [], []
   for folder in folders_in(root):
-    for part, found in (("train", train), ("test", test)):
-      for defect in folders_in(folder / part):
+    for phase, found in (("train", train), ("test", test)):
+      for defect in folders_in(folder / phase):
         label = NORMAL if defect.name == "good" else ANOMALOUS
         for image in images_in(defect / "rgb"):
           mask = defect / "gt" / f"{image.stem}.png"
@@ -192,11 +191,11 @@ def real_iad(root: Path) -> Parts:
     content = json.loads(path.read_text(encoding="utf-8"))
     meta = content["meta"]
     base = folder / meta["prefix"]
-    for part, found in (("train", train), ("test", test)):
-      for number, row in enumerate(content[part]):
+    for phase, found in (("train", train), ("test", test)):
+      for number, row in enumerate(content[phase]):
         image = base / row["image_path"]
         if not image.is_file():
-          raise ValueError(f"{path}: {part}[{number}]: {image} does not exist.")
+          raise ValueError(f"{path}: {phase}[{number}]: {image} does not exist.")
         label = NORMAL if row["anomaly_class"] == meta["normal_class"] else (
             ANOMALOUS)  # fmt: skip
         mask = row.get("mask_path") if label == ANOMALOUS else ""

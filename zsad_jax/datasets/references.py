@@ -174,7 +174,7 @@ def _of_file(path):
 
 def _existing(listing, line):
   path = os.path.join(os.path.dirname(os.path.abspath(listing)), line.strip())
-  if not os.path.isfile(path):
+  if not os.path.isfile(index.file_and_box(path)[0]):
     raise FileNotFoundError(f"{listing}: {path} does not exist.")
   return path
 
