@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from zsad_jax import data
 from zsad_jax.datasets import index, preprocess, registry
 
+ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
 
 
@@ -314,3 +316,30 @@ def test_known_other_counts_are_named():
   samples = [index.Sample("x", "y", "ClinicDB", "", 1)] * 62
   found = index.make_dataset("clinicdb", "/x", test=samples)
   assert "PraNet's test part" in registry.count_note(found, entry)
+
+
+def test_the_readme_lists_every_data_set():
+  text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+  for name, entry in registry.ENTRIES.items():
+    if entry.folders:
+      (line,) = [x for x in text.splitlines() if x.startswith(f"| `{name}` |")]
+      counts = "/".join("?" if c is None else str(c) for c in entry.counts)
+      assert counts in line and entry.licence in line and entry.source in line
+
+
+def test_the_command_says_what_it_found(tmp_path):
+  mvtec_layout(tmp_path / "mvtec", ["carpet"])
+  listed = data.list_datasets(str(tmp_path)).splitlines()
+  assert len(listed) == 22 and str(tmp_path / "mvtec") in listed[0]
+  assert "not in" in listed[1] and "visa" in listed[1]
+  found = read("mvtec", tmp_path / "mvtec")
+  problems = data.verify(found, registry.ENTRIES["mvtec"])
+  assert any("carpet: 2/1/2 images, published are 280/28/89" in p
+             for p in problems)  # fmt: skip
+  broken = tmp_path / "mvtec/carpet/test/broken/000.png"
+  broken.write_bytes(broken.read_bytes()[:60])
+  mask(tmp_path / "mvtec/carpet/ground_truth/broken/001_mask.png", box=(0,) * 4)
+  problems = data.verify(found, None)
+  assert any("000.png: cannot be read" in p for p in problems)
+  assert any("001_mask.png: empty" in p for p in problems)
+  assert len(problems) == 2

@@ -27,7 +27,7 @@ LEVELS = {
     "protocol": 3, "published": 3, "scoring": 5, "about": 5, "page": 5,
     "selection": 5, "calibration": 6, "report": 6, "parity": 7, "train": 7,
     "pretrain": 7, "evaluate": 7, "predict": 7, "convert": 7, "calibrate": 7,
-    "benchmark": 7,
+    "benchmark": 7, "data": 7,
 }  # fmt: skip
 LONG = {"train.py": 150, "pretrain.py": 120}  # The loops are one function.
 

@@ -195,7 +195,8 @@ def real_iad(root: Path) -> Parts:
       for number, row in enumerate(content[phase]):
         image = base / row["image_path"]
         if not image.is_file():
-          raise ValueError(f"{path}: {phase}[{number}]: {image} does not exist.")
+          where = f"{path}: {phase}[{number}]"
+          raise ValueError(f"{where}: {image} does not exist.")
         label = NORMAL if row["anomaly_class"] == meta["normal_class"] else (
             ANOMALOUS)  # fmt: skip
         mask = row.get("mask_path") if label == ANOMALOUS else ""
