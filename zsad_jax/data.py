@@ -4,11 +4,17 @@ python -m zsad_jax.data list   [--data_root=DIR]
 python -m zsad_jax.data verify --dataset=mvtec [--root=DIR]
 python -m zsad_jax.data index  --dataset=mvtec --root=DIR
 python -m zsad_jax.data index  --root=DIR
+python -m zsad_jax.data synthesize --images=good/ --output=made/
 
   list     every data set, with where it was found or looked for
   verify   opens every file; compares the numbers of images with the published
   index    writes DIR/meta.json, the index that the papers' codes share, from
            any layout; --output=FILE puts it elsewhere
+  synthesize  makes an auxiliary data set for training from normal images:
+           defects with masks, drawn at random, and preview.png to look at.
+           --kinds=scratch,hole (default: all), --number=1,2 defects a picture,
+           --size=0.4,1 and --strength=0.6,1 their ranges, --per_image=3,
+           --seed=0, --class_name=NAME
 
 A data set is looked for in --root, or below --data_root (default: data, or
 ZSAD_JAX_DATA).
@@ -19,14 +25,18 @@ import concurrent.futures
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
+from PIL import Image, ImageDraw, ImageFont
 
-from zsad_jax import cli, files
+from zsad_jax import cli, files, scoring
 from zsad_jax.api import ANOMALOUS, NORMAL
-from zsad_jax.datasets import index, preprocess, registry
+from zsad_jax.datasets import index, preprocess, registry, synthesis
+from zsad_jax.evaluation import figures
 
 _SHOWN = 10  # Bad files that are named.
+_PREVIEWS, _TILE, _LINE = 3, 160, 24  # Pictures of a kind, sizes in pixels.
 
 
 def list_datasets(data_root: str) -> str:
@@ -160,13 +170,65 @@ def _index(options):
   return 0
 
 
+def _synthesize(options):
+  images = scoring.find_images(options.images)
+  if not images:
+    raise ValueError("--images: name images, folders or patterns.")
+  if not options.output:
+    raise ValueError("--output: name a new folder.")
+  numbers = lambda name, kind: tuple(kind(v) for v in options[name].value)
+  ranges = synthesis.Ranges(
+      kinds=tuple(options.kinds) or tuple(synthesis.KINDS),
+      number=numbers("number", int),
+      size=numbers("size", float),
+      strength=numbers("strength", float),
+  )
+  output = pathlib.Path(options.output)
+  written = synthesis.synthesize(
+      images, output, class_name=options.class_name,
+      per_image=options.per_image, ranges=ranges, seed=options.seed,
+  )  # fmt: skip
+  figures.save_png(output / "preview.png", preview(written))
+  print(f"{output}: {len(images)} normal and {len(written)} damaged images of "
+        f"{len(ranges.kinds)} kinds; look at {output / 'preview.png'}. Train "
+        f"on it with --config.train_data='(\"{output}\",)'.")
+  return 0
+
+
+def preview(written: Sequence[tuple[str, str, str]]) -> Image.Image:
+  """Some pictures of each kind, each beside its mask."""
+  chosen = collections.defaultdict(list)
+  for kind, *paths in written:
+    if len(chosen[kind]) < _PREVIEWS:
+      chosen[kind].append(paths)
+  canvas = Image.new(
+      "RGB", (2 * _PREVIEWS * _TILE, len(chosen) * (_TILE + _LINE)), "white"
+  )
+  draw = ImageDraw.Draw(canvas)
+  for row, (kind, pairs) in enumerate(chosen.items()):
+    top = row * (_TILE + _LINE)
+    draw.text((4, top + 2), kind, "black", ImageFont.load_default(_LINE - 6))
+    for column, path in enumerate(sum(pairs, [])):
+      tile = Image.open(path).convert("RGB").resize((_TILE, _TILE))
+      canvas.paste(tile, (column * _TILE, top + _LINE))
+  return canvas
+
+
 def define_flags():
   """The command's flags; defined only when it is run."""
   root = os.environ.get("ZSAD_JAX_DATA", "data")
   flags.DEFINE_string("data_root", root, "Folder of the data sets.")
   flags.DEFINE_string("dataset", None, "Name of a data set.")
   flags.DEFINE_string("root", None, "Its folder.")
-  flags.DEFINE_string("output", None, "File to write.")
+  flags.DEFINE_string("output", None, "File, or folder, to write.")
+  flags.DEFINE_list("images", [], "Normal images.")
+  flags.DEFINE_list("kinds", [], "Of defects.")
+  flags.DEFINE_list("number", ["1", "2"], "Of defects in a picture.")
+  flags.DEFINE_list("size", ["0.4", "1"], "Of the part they are drawn on.")
+  flags.DEFINE_list("strength", ["0.6", "1"], "Of defects.")
+  flags.DEFINE_integer("per_image", 3, "Damaged copies of each image.", 1)
+  flags.DEFINE_integer("seed", 0, "Of what is drawn.", 0)
+  flags.DEFINE_string("class_name", "object", "What the images show.")
 
 
 def main(options):
@@ -174,6 +236,7 @@ def main(options):
       "list": lambda o: print(list_datasets(o.data_root)),
       "verify": _verify,
       "index": _index,
+      "synthesize": _synthesize,
   }
   if len(options.arguments) != 1 or options.arguments[0] not in actions:
     raise ValueError(f"Say what to do: {', '.join(actions)}.")
