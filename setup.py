@@ -33,6 +33,7 @@ CORE = [
     "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
     "tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",  # noqa: E501
     "tensorflow-datasets>=4.9",
+    "importlib_resources",  # Which TensorFlow Datasets forgets to ask for.
 ]
 
 setup(

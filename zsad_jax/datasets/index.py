@@ -19,6 +19,7 @@ from typing import Any
 from zsad_jax.api import ANOMALOUS, NORMAL
 
 META = "meta.json"
+BUILT = "tfds://"  # Begins the path of a record; see tfds_builders.py.
 _PART = re.compile(r"(.*)#xywh=(\d+),(\d+),(\d+),(\d+)", re.DOTALL)
 _SHOWN = 5  # Missing files listed in an error message.
 

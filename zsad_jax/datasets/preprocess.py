@@ -5,6 +5,7 @@ number: another bicubic differs by a grey level or two. One departure from the
 authors: the orientation that a camera wrote into a photograph is applied.
 """
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +140,7 @@ def resize_mask(
 def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
   """Opens the image, or the part of it, that a path means."""
   name, box = index.file_and_box(path)
-  with Image.open(name) as file:
+  with Image.open(_file(name)) as file:
     image = ImageOps.exif_transpose(file)
     if box is None:
       yield image
@@ -147,6 +148,16 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     if box[0] >= image.width or box[3] > image.height:
       raise ValueError(f"it has {image.width} x {image.height} pixels")
     yield image.crop(box)  # Black beyond the right border, as DRA's tiles.
+
+
+def _file(name: str):
+  """What Pillow opens: the name, or the bytes of a record."""
+  if not name.startswith(index.BUILT):
+    return name
+  # Not at the top: most sets are files, and TensorFlow is slow to import.
+  from zsad_jax.datasets import tfds_builders
+
+  return io.BytesIO(tfds_builders.read(name))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from zsad_jax.datasets import index, industrial, layouts, medical
 from zsad_jax.datasets.entry import Entry
 
+TFDS = "tfds:"  # Before the name of a set that was built as records.
 # Size and seed of the drawn sets: numbers quoted for them depend on both.
 _EMBEDDED_SIZE, _EMBEDDED_SEED = 112, 0
 
@@ -46,7 +47,8 @@ def open_dataset(
   """Opens a data set by its registered name or by its folder.
 
   Args:
-    spec: a key of `ENTRIES`, which wins, or a folder ("./mvtec" for a folder
+    spec: a key of `ENTRIES`, which wins; "tfds:" and such a key for what was
+      built as records (tfds_builders.py); or a folder ("./mvtec" for a folder
       that is called like a key).
     data_root: the folder that holds the registered data sets.
     cache_dir: where the embedded sets are drawn; `default_cache_dir()` if
@@ -61,6 +63,12 @@ def open_dataset(
   """
   if spec in ("embedded", "embedded_auxiliary"):
     return _read_embedded(spec, cache_dir or default_cache_dir())
+  if spec.removeprefix(TFDS) in ENTRIES and spec.startswith(TFDS):
+    # Not at the top: this imports TensorFlow.
+    from zsad_jax.datasets import tfds_builders
+
+    name = spec.removeprefix(TFDS)
+    return _check(tfds_builders.open_built(name, data_root), ENTRIES[name])
   if spec in ENTRIES:
     return _check(_read_registered(spec, data_root), ENTRIES[spec])
   if not os.path.isdir(spec):

@@ -1,0 +1,150 @@
+r"""TensorFlow Datasets builders: every registered set as ArrayRecord shards.
+
+tfds build zsad_mvtec --imports=zsad_jax.datasets.tfds_builders \
+    --manual_dir=data/mvtec --file_format=array_record --data_dir=shards
+
+What is built is opened like any other set, as `tfds:mvtec` below the data root
+shards/. Files are stored as they are, so that decoding is the same to the last
+bit; what is a part of a file is stored as PNG.
+"""
+
+import functools
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from zsad_jax.datasets import index, preprocess, registry
+
+PREFIX = "zsad_"
+_INDEX = "samples"  # In the builder's metadata.
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """What all builders share; `entry_name` is the registered name."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  entry_name = ""
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    entry = registry.ENTRIES[self.entry_name]
+    file = tfds.features.Tensor(shape=(), dtype=tf.string)
+    return tfds.core.DatasetInfo(
+        builder=self,
+        description=f"{entry.title}, as the papers use it.",
+        features=tfds.features.FeaturesDict({"image": file, "mask": file}),
+        homepage=entry.source.split()[0],
+        citation=entry.citation,
+        license=entry.licence,
+        metadata=tfds.core.MetadataDict(),
+        disable_shuffling=True,  # The order is part of the protocol.
+    )
+
+  def _split_generators(self, dl_manager):
+    dataset = registry.read_entry(self.entry_name, str(dl_manager.manual_dir))
+    parts = {"train": dataset.train, "test": dataset.test}
+    self.info.metadata[_INDEX] = {
+        part: [_facts(s) for s in samples] for part, samples in parts.items()
+    }
+    return {part: self._generate_examples(samples)
+            for part, samples in parts.items() if samples}  # fmt: skip
+
+  def _generate_examples(self, samples) -> Iterator[tuple[int, dict]]:
+    for number, sample in enumerate(samples):
+      image, mask = _stored(sample.image_path), b""
+      if sample.more_masks:
+        mask = _png(preprocess.open_pair(sample)[1])
+      elif sample.mask_path:
+        mask = _stored(sample.mask_path)
+      yield number, {"image": image, "mask": mask}
+
+
+def _facts(sample: index.Sample) -> list:
+  return [sample.class_name, sample.specie_name, sample.label,
+          bool(sample.mask_path), sample.view, sample.group]  # fmt: skip
+
+
+def _stored(path: str) -> bytes:
+  """The bytes of a file, or of a part of it as PNG."""
+  name, box = index.file_and_box(path)
+  if box is None:
+    return Path(name).read_bytes()
+  return _png(preprocess.open_image(path))
+
+
+def _png(image) -> bytes:
+  data = io.BytesIO()
+  image.save(data, "PNG")
+  return data.getvalue()
+
+
+# Each registers itself with TensorFlow Datasets when it is made.
+BUILDERS = {
+    name: type(
+        f"Zsad{name.title().replace('_', '')}",
+        (Builder,),
+        {
+            "name": PREFIX + name,
+            "entry_name": name,
+            "__doc__": entry.title,
+            "__module__": __name__,
+            "MANUAL_DOWNLOAD_INSTRUCTIONS": (
+                f"{entry.source}. Give the folder of the data set as "
+                "manual_dir."
+            ),
+        },
+    )
+    for name, entry in registry.ENTRIES.items()
+    if entry.folders
+}
+
+
+def open_built(name: str, data_root: str | os.PathLike[str]) -> index.Dataset:
+  """Opens what was built of a registered data set.
+
+  Args:
+    name: a key of `registry.ENTRIES`.
+    data_root: `--data_dir` of the build.
+
+  Raises:
+    FileNotFoundError: it was not built there.
+  """
+  folder = Path(data_root).absolute() / (PREFIX + name)
+  versions = sorted(folder.glob("*/metadata.json"))
+  if not versions:
+    raise FileNotFoundError(
+        f"{folder} holds no built data set: run tfds build {PREFIX}{name} "
+        f"--imports={__name__} --manual_dir=DIR --file_format=array_record "
+        f"--data_dir={data_root}"
+    )
+  built = versions[-1].parent
+  facts = json.loads(versions[-1].read_text(encoding="utf-8"))[_INDEX]
+  parts = {
+      part: [_sample(built, part, i, row) for i, row in enumerate(rows)]
+      for part, rows in facts.items()
+  }
+  return index.make_dataset(name, built, **parts)
+
+
+def _sample(built, part, number, row):
+  class_name, specie, label, masked, view, group = row
+  path = f"{index.BUILT}{built}/{part}/{number}"
+  mask = f"{path}/mask" if masked else ""
+  return index.Sample(
+      f"{path}/image", mask, class_name, specie, label, view, group
+  )
+
+
+def read(path: str) -> bytes:
+  """The bytes of a path that begins with `index.BUILT`."""
+  built, part, number, feature = path.removeprefix(index.BUILT).rsplit("/", 3)
+  return _source(built, part)[int(number)][feature]
+
+
+@functools.cache
+def _source(built: str, part: str) -> Sequence:
+  return tfds.builder_from_directory(built).as_data_source(split=part)
