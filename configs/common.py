@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
     batch_size: images per step, over all devices.
     selection: "last", or "official" on the selection_data, which are targets.
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
+    decoded_cache: folder for decoded, resized images, which are then read
+      instead of the files; "" for none.
     skip_corrupt: leave out and count images that cannot be read.
     memory: layers that references are compared with, and the first one of the
       value-value stream (None: plain CLIP), for methods that know none.
@@ -50,6 +52,7 @@ def get_config() -> ConfigDict:
   config.prompt_names = "readable"
   config.mosaic_prob = config_dict.placeholder(float)
   config.mosaic_label = "stale"
+  config.decoded_cache = ""
   config.skip_corrupt = False
 
   config.epochs = 1

@@ -10,6 +10,7 @@ from scipy import ndimage
 from zsad_jax import fewshot
 from zsad_jax import predictor as predictor_lib
 from zsad_jax.api import ANOMALOUS, NORMAL
+from zsad_jax.datasets import cache as cache_lib
 from zsad_jax.datasets import index, pipeline, preprocess, registry
 from zsad_jax.datasets import references as references_lib
 from zsad_jax.evaluation import gallery as gallery_lib
@@ -99,6 +100,7 @@ class Evaluator:
     variant: of the metrics, see `measures.MEASURES`.
     examples: images of each kind in a gallery.
     threshold: on image scores, for borderline examples; None: there are none.
+    cache: of decoded images; None for none.
   """
 
   method: object
@@ -112,6 +114,7 @@ class Evaluator:
   variant: str = "streamed"
   examples: int = 0
   threshold: float | None = None
+  cache: cache_lib.DecodedCache | None = None
 
   def categories(
       self,
@@ -169,6 +172,7 @@ class Evaluator:
         image_size=self.image_size,
         batch_size=predictor_lib.round_up(self.batch_size),
         skip_corrupt=self.skip_corrupt,
+        cache=self.cache,
     )
     kept = []
     for batch in batches:
@@ -262,6 +266,8 @@ def make(
       smooth_sigma=config.smooth_sigma,
       prompt_names=config.prompt_names,
       skip_corrupt=skip_corrupt,
+      # Runs made before there was one have no such field.
+      cache=cache_lib.open_cache(config.get("decoded_cache", "")),
       **options,
   )
 

@@ -37,7 +37,7 @@ from zsad_jax import (
     selection,
     writer,
 )
-from zsad_jax.datasets import pipeline, registry
+from zsad_jax.datasets import cache, pipeline, registry
 
 
 def train(config, workdir: pathlib.Path) -> bool:
@@ -178,6 +178,7 @@ def _train(config, workdir, stack):
       skip_corrupt=config.skip_corrupt,
       num_shards=jax.process_count(),
       shard=jax.process_index(),
+      cache=cache.open_cache(config.decoded_cache),
   )
   while step < total_steps and not stop.requested:
     batch = next(batches)

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from zsad_jax.datasets import index, mosaic, preprocess
+from zsad_jax.datasets.cache import DecodedCache
 
 # Read at the import; both only keep it from writing to the terminal.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -100,6 +101,7 @@ def train_batches(
     skip_corrupt: bool = False,
     num_shards: int = 1,
     shard: int = 0,
+    cache: DecodedCache | None = None,
 ) -> Batches:
   """Yields batches of the test images of `datasets`, without end.
 
@@ -120,6 +122,7 @@ def train_batches(
       stopping.
     num_shards: hosts that share a step; each gets its slice of the batch.
     shard: this host, from 0.
+    cache: of decoded images; None: every image is decoded when it is needed.
 
   Raises:
     ValueError: an argument is out of range or, while iterating, an image or a
@@ -134,7 +137,8 @@ def train_batches(
     raise ValueError("seed and start_step must not be negative, found "
                      f"{seed} and {start_step}.")
   order = _Order(len(samples), batch_size, seed)
-  source = _TrainSource(datasets, samples, seed, mosaic_label, num_references)
+  source = _TrainSource(datasets, samples, seed, mosaic_label, num_references,
+                        cache)
 
   def load(number: int) -> Row:
     step, row = divmod(number, len(rows))
@@ -158,6 +162,7 @@ def eval_batches(
     skip_corrupt: bool = False,
     num_shards: int = 1,
     shard: int = 0,
+    cache: DecodedCache | None = None,
 ) -> Batches:
   """Yields every sample once, in order.
 
@@ -172,6 +177,7 @@ def eval_batches(
     skip_corrupt: see `train_batches`.
     num_shards: hosts that share a batch; each gets its slice of it.
     shard: this host, from 0.
+    cache: see `train_batches`.
 
   Raises:
     ValueError: an argument is out of range, a sample's class is not in
@@ -189,7 +195,7 @@ def eval_batches(
     if i >= len(samples):
       return _padding(image_size)
     class_id = class_names.index(samples[i].class_name)
-    return _load([samples[i]], samples[i].label, class_id, i, image_size)
+    return _load([samples[i]], samples[i].label, class_id, i, image_size, cache)
 
   num_batches = -(-len(samples) // batch_size)
   numbers = tf.data.Dataset.range(num_batches * len(rows))
@@ -228,11 +234,12 @@ class _TrainSource:
 
   def __init__(self, datasets: Sequence[index.Dataset],
                samples: Sequence[index.Sample], seed: int,
-               mosaic_label: str, num_references: int):
+               mosaic_label: str, num_references: int,
+               cache: DecodedCache | None):
     self._samples = samples
     self._seed = seed
     self._mosaic_label = mosaic_label
-    self._num_references = num_references
+    self._num_references, self._cache = num_references, cache
     self._class_ids: list[int] = []  # Of each sample.
     self._probs: list[float] = []
     first = 0
@@ -263,7 +270,7 @@ class _TrainSource:
     shown = [self._samples[j] for j in cells or (i,)]
     if self._mosaic_label == "any":
       label = max(sample.label for sample in shown)
-    row = _load(shown, label, class_id, i, image_size)
+    row = _load(shown, label, class_id, i, image_size, self._cache)
     return row | self._references(epoch, i, image_size)
 
   def _references(self, epoch: int, i: int, image_size: int) -> Row:
@@ -281,21 +288,27 @@ class _TrainSource:
 
 
 def _load(shown: Sequence[index.Sample], label: int, class_id: int, i: int,
-          image_size: int) -> Row:
+          image_size: int, cache: DecodedCache | None) -> Row:
   """Reads one sample, or the four of a mosaic; an error is a value, too."""
   row = _padding(image_size) | dict(label=label, class_id=class_id, index=i)
   try:
-    pairs = [preprocess.open_pair(sample) for sample in shown]
+    image, mask = _pair(shown, image_size, cache)
   except ValueError as error:
     # Raised by `Batches`: TensorFlow would wrap it into pages of its own.
     return row | dict(error=str(error).encode())
-  images, masks = zip(*pairs)
-  image, mask = (mosaic.paste(images), mosaic.paste(masks)) if len(
-      pairs) > 1 else pairs[0]
   return row | dict(
-      image=preprocess.resize_image(image, image_size),
-      mask=preprocess.resize_mask(mask, image_size),
-      has_mask=all(sample.has_mask for sample in shown), weight=1.0)
+      image=image, mask=mask, weight=1.0,
+      has_mask=all(sample.has_mask for sample in shown))
+
+
+def _pair(shown, image_size, cache):
+  """Image and mask; mosaics, which do not come again, are not cached."""
+  if len(shown) > 1:
+    images, masks = zip(*map(preprocess.open_pair, shown))
+    return (preprocess.resize_image(mosaic.paste(images), image_size),
+            preprocess.resize_mask(mosaic.paste(masks), image_size))
+  load = cache.load if cache else preprocess.load_pair
+  return load(shown[0], image_size)
 
 
 def _padding(image_size: int, num_references: int = 0) -> Row:

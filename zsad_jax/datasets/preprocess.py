@@ -85,6 +85,16 @@ def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
   return image, mask
 
 
+def load_pair(
+    sample: index.Sample, size: int
+) -> tuple[
+    UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]
+]:
+  """Returns image and mask of a sample; see `load_image` and `load_mask`."""
+  image, mask = open_pair(sample)
+  return resize_image(image, size), resize_mask(mask, size)
+
+
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
   """Returns an image as RGB in its own size. See `load_image`."""
   with _decoding(path), _open(path) as image:
