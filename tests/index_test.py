@@ -314,3 +314,18 @@ def test_reading_needs_no_tensorflow():
   code = ("import sys; from zsad_jax.datasets import registry, preprocess; "
           "sys.exit('tensorflow' in sys.modules)")
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_no_file_is_left_out(tmp_path):
+  touch(tmp_path / "normal" / "a.png")
+  os.mkfifo(tmp_path / "normal" / "b.png")
+  os.symlink("/dev/zero", tmp_path / "normal" / "c.png")
+  os.symlink(tmp_path / "normal" / "a.png", tmp_path / "normal" / "d.png")
+  assert names(registry.read_folder(tmp_path).test) == ["a.png", "d.png"]
+
+
+def test_a_large_index_is_read_and_written(tmp_path):
+  touch(tmp_path / "a.png")
+  rows = [record("a.png", i % 2) for i in range(150_000)]
+  write_meta(tmp_path, {"train": {}, "test": {"nut": rows}})
+  assert index.read_meta(tmp_path).counts == (0, 75_000, 75_000)

@@ -130,3 +130,14 @@ def test_normalize():
     result = preprocess.normalize(array)
     assert result.dtype == np.float32 and result.shape == array.shape
     np.testing.assert_allclose(result.reshape(3), expected, rtol=1e-6)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+  path = tmp_path / "bomb.png"
+  Image.new("1", (30_000, 20_000)).save(path)
+  with pytest.raises(ValueError, match=r"bomb\.png: .*30000 x 20000 pixels"):
+    preprocess.load_image(path, 16)
+  monkeypatch.setattr(preprocess, "MAX_PIXELS", 10)
+  Image.new("RGB", (4, 3)).save(tmp_path / "small.png")
+  with pytest.raises(ValueError, match="4 x 3 pixels are more than 10"):
+    preprocess.load_image(tmp_path / "small.png", 16)

@@ -247,7 +247,8 @@ def _locate(root: str, listed: str, where: str) -> tuple[str, bool]:
   """
   listed = os.path.normpath(listed.replace("\\", "/"))  # Written on Windows.
   path = os.path.normpath(os.path.join(root, listed))
-  inside = os.path.commonpath([root, path]) == root
+  # Faster than os.path.commonpath, of which an index needs many.
+  inside = path == root or path.startswith(root.rstrip(os.sep) + os.sep)
   absolute = os.path.isabs(listed) or listed[1:2] == ":"
   if absolute and not (inside and os.path.exists(path)):
     parts = listed.split("/")[1:]

@@ -16,10 +16,14 @@ from PIL import Image, ImageChops, ImageOps
 
 from zsad_jax.datasets import index
 
+# Not Pillow's limit, which cannot be told from a damaged file: see MAX_PIXELS.
+Image.MAX_IMAGE_PIXELS = None
+
 # Of CLIP's training images, RGB in [0, 1] (OpenAI's preprocessing).
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
+MAX_PIXELS = int(os.environ.get("ZSAD_JAX_MAX_PIXELS", 200_000_000))
 _MAX_16_BIT = 65535
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
@@ -150,7 +154,11 @@ def resize_mask(
 def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
   """Opens the image, or the part of it, that a path means."""
   name, box = index.file_and_box(path)
-  with Image.open(_file(name)) as file:
+  with Image.open(_file(name)) as file:  # Reads the header alone.
+    if file.width * file.height > MAX_PIXELS:
+      raise ValueError(
+          f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}; "
+          "ZSAD_JAX_MAX_PIXELS sets another limit")
     image = ImageOps.exif_transpose(file)
     if box is None:
       yield image
