@@ -246,10 +246,11 @@ def _locate(root: str, listed: str, where: str) -> tuple[str, bool]:
   root may point elsewhere.
   """
   listed = os.path.normpath(listed.replace("\\", "/"))  # Written on Windows.
-  path = os.path.normpath(os.path.join(root, listed))
-  # Faster than os.path.commonpath, of which an index needs many.
-  inside = path == root or path.startswith(root.rstrip(os.sep) + os.sep)
   absolute = os.path.isabs(listed) or listed[1:2] == ":"
+  if not (absolute or listed.startswith("..")):
+    return f"{root}/{listed}", False  # Most are like that, and may be many.
+  path = os.path.normpath(os.path.join(root, listed))
+  inside = os.path.commonpath([root, path]) == root
   if absolute and not (inside and os.path.exists(path)):
     parts = listed.split("/")[1:]
     for i in range(len(parts)):
