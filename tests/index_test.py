@@ -322,10 +322,3 @@ def test_what_is_no_file_is_left_out(tmp_path):
   os.symlink("/dev/zero", tmp_path / "normal" / "c.png")
   os.symlink(tmp_path / "normal" / "a.png", tmp_path / "normal" / "d.png")
   assert names(registry.read_folder(tmp_path).test) == ["a.png", "d.png"]
-
-
-def test_a_large_index_is_read_and_written(tmp_path):
-  touch(tmp_path / "a.png")
-  rows = [record("a.png", i % 2) for i in range(150_000)]
-  write_meta(tmp_path, {"train": {}, "test": {"nut": rows}})
-  assert index.read_meta(tmp_path).counts == (0, 75_000, 75_000)
