@@ -1,0 +1,105 @@
+"""Whether methods still learn: a short run of each on a smaller benchmark.
+
+python -m pytest -q -n 2 tests/learning.py
+
+Minutes long, and so no part of the tests that run without being named; the
+continuous integration runs it after them.
+
+`goldens/learning.json` holds the mean image AUROC over unseen categories that
+each reached when it was recorded. Where a change is meant to move it, record
+anew and say why:
+
+python -m tests.learning
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import filelock
+import pytest
+
+from zsad_jax import evaluator, predictor, runs, train
+from zsad_jax.datasets import registry
+from zsad_jax.datasets.drawn import benchmark
+from zsad_jax.evaluation import table
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECORDED = ROOT / "tests" / "goldens" / "learning.json"
+METHODS = ("adaclip", "adaptclip", "anomalyclip", "clip", "faprompt")
+FALL = 0.03  # Of the mean image AUROC that is too much.
+SMALLER = {
+    "auxiliary": dict(categories=benchmark.TRAIN_CATEGORIES, references=2,
+                      normal=4, anomalous=8),
+    "benchmark": dict(categories=benchmark.TEST_CATEGORIES, references=0,
+                      normal=8, anomalous=8),
+}  # fmt: skip
+
+
+def draw(folder):
+  """Draws a smaller benchmark into a folder, once for all workers."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(benchmark, "DATASETS", SMALLER)
+    with filelock.FileLock(folder / "lock"):
+      return benchmark.write(folder / "drawn")
+
+
+def learn(name, data, workdir):
+  """Trains for an epoch at most; the mean image AUROC of unseen categories."""
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config.epochs = min(config.epochs, 1)
+  config.batch_size, config.eval_batch_size = 8, 32
+  config.train_data = (str(data / "auxiliary"),)
+  config.checkpoint_steps = 10_000
+  assert train.train(config.lock(), workdir)
+  run = runs.load(workdir)
+  dataset = registry.open_dataset(str(data / "benchmark"))
+  compare = evaluator.make(
+      run.config, run.method, run.backbone, predictor.make_mesh()
+  )
+  (rows,), _ = evaluator.evaluate(compare, run.params, run.stats, dataset)
+  return table.mean_row(rows)[0]["image_auroc"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+  shared = tmp_path_factory.getbasetemp().parent / "learning"
+  shared.mkdir(exist_ok=True)
+  return draw(shared)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_learns_less_than_it_did(name, drawn, tmp_path):
+  # In a process of its own: the tests' compiler options make slow programs.
+  done = subprocess.run(
+      [sys.executable, "-m", "tests.learning", name, drawn, tmp_path],
+      env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+      capture_output=True, text=True, cwd=ROOT,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout + done.stderr
+  found = float(done.stdout.splitlines()[-1])
+  recorded = json.loads(RECORDED.read_text())
+  assert found > recorded[name] - FALL
+
+
+def record():
+  """Writes what each method reaches."""
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    data, found = draw(folder), {}
+    for method in METHODS:
+      found[method] = round(learn(method, data, folder / method), 4)
+      print(method, found[method], flush=True)
+  RECORDED.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  if sys.argv[1:]:
+    method, *folders = sys.argv[1:]
+    print(learn(method, *map(pathlib.Path, folders)))
+  else:
+    record()
