@@ -119,3 +119,14 @@ def test_a_gallery_keeps_the_telling_images():
   for i, (label, score) in enumerate(zip(labels, scores)):
     one.add(label, gallery.Example(i, score, empty, None))
   assert [e.number for e in one.kinds()["borderline"]] == [2]
+
+
+def test_drawn_curves_have_the_measured_areas(maps):
+  mask, anomaly_map = maps
+  coarse = np.round(4 * anomaly_map)  # Few enough points to be drawn all.
+  row = metrics.pixel_metrics(mask, coarse, max_fpr=1.0)
+  for name in ("streamed", "exact"):
+    drawn = measured(name, mask, coarse.astype(np.float32)).curves()
+    for curve, metric in (("roc", "pixel_auroc"), ("pro", "pixel_aupro")):
+      x, y = drawn[curve]
+      np.testing.assert_allclose(np.trapezoid(y, x), row[metric], atol=1e-6)

@@ -28,14 +28,13 @@ h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { margin: 2rem 0 .5rem; }
 h3 { margin: 1.4rem 0 .2rem; font-size: 1rem; }
 p, li { color: var(--faint); margin: .2rem 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums;
-  font-size: 13px; }
+table { border-collapse: separate; border-spacing: 0; font-size: 13px;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--paper); }
 td small { color: var(--faint); display: block; font-size: 11px; }
-tr.mean td { font-weight: 600; }
 details { border: 1px solid var(--line); border-radius: 8px; margin: .6rem 0;
   padding: .5rem .8rem; } summary { cursor: pointer; font-weight: 600; }
 .charts { display: grid; gap: .5rem;
@@ -136,6 +135,9 @@ def _group(found, tables):
     counts = [str(rows[0].get(c, "")) for c in table.COUNTS]
     cells = _cells(rows, first, category, tables)
     lines.append([_text(category), *cells, *counts])
+  means = [table.mean_row(r.rows)[0] for r in found]
+  values = [table.with_deviation(means, metric) for metric in table.METRICS]
+  lines.append([f"<b>{v}</b>" for v in ("mean", *values)] + ["", ""])
   yield _table(["category", *table.METRICS, *table.COUNTS], lines)
   for category, detail in first.details.items():
     yield f"<h3>{_text(category)}</h3>"

@@ -43,7 +43,12 @@ def histogram(
   """
   highest = max([1, *(c for row in counts.values() for c in row)])
   width = (_WIDTH - _LEFT - _RIGHT) / (len(edges) - 1)
-  bars = []
+  bars, names = [], []
+  for i, (colour, name) in enumerate(zip(COLOURS, counts)):
+    names.append(
+        f'<text x="{_WIDTH - _RIGHT - 2}" y="{_TOP + 10 + 10 * i}" '
+        f'text-anchor="end" style="fill:{colour}">{name}</text>'
+    )
   for colour, row in zip(COLOURS, counts.values()):
     for i, count in enumerate(row):
       if count:
@@ -53,7 +58,7 @@ def histogram(
             f'width="{width:.1f}" height="{_y(0) - y:.1f}" fill="{colour}"/>'
         )
   ticks = [(0.0, f"{edges[0]:.3g}"), (1.0, f"{edges[-1]:.3g}")]
-  bars = f'<g fill-opacity="0.6">{"".join(bars)}</g>'
+  bars = f'<g fill-opacity="0.6">{"".join(bars)}</g>{"".join(names)}'
   vertical = [(0, "0"), (1, str(highest))]
   return _frame(title, ("score", "images"), ticks, vertical, bars)
 
@@ -76,8 +81,8 @@ def _frame(title, labels, x_ticks, y_ticks, content):
       f'text-anchor="middle">{labels[1]}</text>',
   ]
   text += [
-      f'<text x="{_x(at):.0f}" y="{_y(0) + 11:.0f}" text-anchor="middle">'
-      f"{label}</text>"
+      f'<text x="{_x(at):.0f}" y="{_y(0) + 11:.0f}" '
+      f'text-anchor="{"end" if at == 1 else "middle"}">{label}</text>'
       for at, label in x_ticks
   ]
   text += [

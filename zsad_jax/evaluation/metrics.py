@@ -79,25 +79,27 @@ class Ranking:
 
   def curves(self) -> Curves:
     """ROC, precision over recall ("pr") and PRO, thinned to be drawn."""
-    start = lambda x: np.append(0.0, x)
     recall = self.true_pos / self.num_anomalous
     precision = self.true_pos / (self.true_pos + self.false_pos)
-    fpr = self.false_pos / self.num_normal
     return {
-        "roc": thin(np.append(start(fpr), 1), np.append(start(recall), 1)),
+        "roc": thin(*self._vertices(recall)),
         "pr": thin(recall, precision),
-        "pro": thin(np.append(start(fpr), 1), np.append(start(self.pro), 1)),
+        "pro": thin(*self._vertices(self.pro)),
     }
 
-  def _area(self, rate, *, max_fpr):
-    """Area under `rate` (k,) over the false positive rate, up to `max_fpr`.
+  def _vertices(self, rate):
+    """False positive rates, and `rate` (k,) over them.
 
     Each threshold gives two vertices, where its tie begins and where it ends;
     the first vertex is (0, 0), the last (1, 1).
     """
     ties = np.stack([self.false_pos_above, self.false_pos], axis=1).ravel()
     fpr = np.concatenate([[0], ties, [self.num_normal]]) / self.num_normal
-    y = np.concatenate([[0, 0], np.repeat(rate, 2)])
+    return fpr, np.concatenate([[0, 0], np.repeat(rate, 2)])
+
+  def _area(self, rate, *, max_fpr):
+    """Area under `rate` (k,) over the false positive rate, up to `max_fpr`."""
+    fpr, y = self._vertices(rate)
     # The first vertex at or beyond the limit: a rise there is not counted.
     end = np.searchsorted(fpr, max_fpr)
     share = (max_fpr - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
