@@ -76,7 +76,7 @@ def fill(folder, root):
 
 
 def test_two_processes_build_one_cache(dataset, tmp_path):
-  context = multiprocessing.get_context("fork")
+  context = multiprocessing.get_context("spawn")
   workers = [
       context.Process(target=fill, args=(tmp_path / "cache", dataset.root))
       for _ in range(2)
