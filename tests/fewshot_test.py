@@ -256,8 +256,12 @@ def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
   assert check(paper, "--check=0.1") == 0
   with pytest.raises(ValueError, match="no paper has a number"):
     check("--check=2")
+  with plus.config.unlocked():
+    plus.config.allow_trained = False
   with pytest.raises(ValueError, match="was trained on"):
     check("--noallow_trained")
+  with plus.config.unlocked():
+    plus.config.allow_trained = True
 
 
 def test_the_page_needs_nothing_else(plus, folder, tmp_path, monkeypatch):
