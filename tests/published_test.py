@@ -126,3 +126,13 @@ def test_official_selection_is_said_beside_the_numbers(seen):
 def test_an_unknown_variant_is_refused():
   with pytest.raises(ValueError, match="no variant"):
     Protocol((), (), "last", (), variant="best")
+
+
+def test_what_was_trained_on_may_be_elsewhere(seen):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("zsad_jax.protocol.registry.open_dataset", missing)
+    assert PROTOCOL.check(seen, None) == []
+
+
+def missing(name, data_root):
+  raise FileNotFoundError(name)

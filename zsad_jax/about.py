@@ -3,6 +3,7 @@
 import datetime
 import pathlib
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 
@@ -73,8 +74,11 @@ def setting() -> dict[str, object]:
 
 def _commit():
   """The commit of the source, "" where it is not known."""
+  root = pathlib.Path(__file__).parent.parent
+  if not (root / ".git").exists() or not shutil.which("git"):
+    return ""
   done = subprocess.run(
       ["git", "describe", "--always", "--dirty"],
-      cwd=pathlib.Path(__file__).parent, capture_output=True, text=True,
+      cwd=root, capture_output=True, text=True,
   )  # fmt: skip
   return done.stdout.strip()

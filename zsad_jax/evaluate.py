@@ -75,7 +75,7 @@ def define_flags():
 
 
 def main(options):
-  cells = published.read(options.paper_results or published.FOLDER)
+  cells = _cells(options)
   if options.list_tables:
     print(published.list_tables(cells))
     return 0
@@ -91,6 +91,19 @@ def main(options):
   if options.check is None:
     return 0
   return _check(report.means(results), tables, options.check / 100)
+
+
+def _cells(options):
+  """The papers' numbers; none where they were not asked for and are not there.
+
+  They belong to the source, not to an installed package.
+  """
+  folder = pathlib.Path(options.paper_results or published.FOLDER)
+  asked = options.paper_results or options.list_tables
+  if folder.is_dir() or asked or options.check is not None:
+    return published.read(folder)
+  print(f"note: {folder} is not there: no papers' numbers stand beside.")
+  return ()
 
 
 def _evaluate(run, options):

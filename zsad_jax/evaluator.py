@@ -227,7 +227,10 @@ def _look(category, samples, truth, maps, scores):
           "weights that are not finite are the usual reason."
       )
     mask = masks[i] if known[i] else None
-    example = gallery_lib.Example(int(number), float(scores[i]), maps[i], mask)
+    # A copy: a view would keep the whole batch in memory.
+    example = gallery_lib.Example(
+        int(number), float(scores[i]), maps[i].copy(), mask
+    )
     category.gallery.add(sample.label, example)
   category.measure.update(masks[known], maps[known])
 
