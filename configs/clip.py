@@ -30,6 +30,7 @@ def _build(base):
       pos_resize="bicubic_antialias",
   )
   if base == common.EMBEDDED:
+    config.image_size = 168  # 1.5 times that of pretraining, as the papers'.
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)

@@ -35,6 +35,9 @@ def get_config() -> ConfigDict:
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
     decoded_cache: folder for decoded, resized images, which are then read
       instead of the files; "" for none.
+    features: frozen features for training: place ("auto", "device", "host",
+      "disk", or "none" to encode at each step), dtype and folder, see
+      zsad_jax/features.py.
     skip_corrupt: leave out and count images that cannot be read.
     memory: layers that references are compared with, and the first one of the
       value-value stream (None: plain CLIP), for methods that know none.
@@ -53,6 +56,7 @@ def get_config() -> ConfigDict:
   config.mosaic_prob = config_dict.placeholder(float)
   config.mosaic_label = "stale"
   config.decoded_cache = ""
+  config.features = dict(place="auto", dtype="float32", folder="")
   config.skip_corrupt = False
 
   config.epochs = 1

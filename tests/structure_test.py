@@ -20,10 +20,11 @@ METHODS = sorted(p.stem for p in (ROOT / "methods").glob("[a-z]*.py"))
 LEVELS = {
     "api": 0, "files": 0,
     "losses": 1, "layers": 1, "optim": 1, "checkpoint": 1, "writer": 1,
-    "threshold": 1,
+    "threshold": 1, "store": 1,
     "clip": 2, "methods": 2, "datasets": 2, "evaluation": 2, "cli": 2,
     "fewshot": 2,
     "predictor": 3, "runs": 3, "pretraining": 3, "released": 4, "evaluator": 4,
+    "features": 4,
     "protocol": 3, "published": 3, "scoring": 5, "about": 5, "page": 5,
     "selection": 5, "calibration": 6, "report": 6, "parity": 7, "train": 7,
     "pretrain": 7, "evaluate": 7, "predict": 7, "convert": 7, "calibrate": 7,

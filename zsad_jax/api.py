@@ -67,7 +67,9 @@ class Detector(Protocol):
   One that compares images with references (normal images of the same class)
   also has `remember(features)`: features of references, every leaf
   (n, shots, ...), to a memory, every leaf (n, ...), which then stands in
-  features["memory"]; n is the batch, or 1 for all of it.
+  features["memory"]; n is the batch, or 1 for all of it. One whose prediction
+  without references is a part of the one with them also has
+  `beside(alone, features)`, from the first to the second.
   """
 
   def prepare(self, backbone: Backbone, class_names: Sequence[str]) -> Any:

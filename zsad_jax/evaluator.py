@@ -146,10 +146,7 @@ class Evaluator:
 
       def predict(batch, memories=memories):
         features = predictor.encode(batch)
-        return [
-            predictor.predict(params, stats, features, memory)
-            for memory in memories
-        ]
+        return predictor.predict(params, stats, features, memories)
 
       yield from self._category(
           predict, class_name, samples, dataset.class_names, references

@@ -69,8 +69,10 @@ class Plus:
     alone = self.method.predict(
         params, stats, backbone, aux, features["method"]
     )
-    if "memory" not in features:
-      return alone
+    return self.beside(alone, features) if "memory" in features else alone
+
+  def beside(self, alone, features):
+    """A prediction made without a memory, averaged with the distance to it."""
     bank, layers = features["memory"], range(len(self.taps))
     distances = [
         memory.nearest(features["patch_units"][:, i], bank[:, :, i])[0]
@@ -78,7 +80,7 @@ class Plus:
     ]
     # Half of a cosine distance lies in [0, 1], as probabilities do.
     distance = 0.5 * sum(distances) / len(distances)
-    size = similarity.image_size(backbone, features)
+    size = alone["anomaly_map"].shape[1:]
     few = similarity.to_map(distance[..., None], size, method="bilinear")
     few = few[..., 0]
     return {

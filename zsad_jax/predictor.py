@@ -31,21 +31,34 @@ def round_up(batch_size: int) -> int:
   return -(-batch_size // devices) * devices
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh) -> dict[str, jax.Array]:
-  """Splits a host's slice of a batch over its devices."""
+def put_batch(batch: Mapping[str, Any], mesh) -> dict[str, Any]:
+  """Splits a host's slice of a batch over its devices.
+
+  What is on the devices stays where it is.
+  """
   split = NamedSharding(mesh, P("data"))
-  return {
-      k: jax.make_array_from_process_local_data(split, v)
-      for k, v in batch.items()
-  }
+
+  def put(x):
+    if isinstance(x, jax.Array):
+      return x
+    return jax.make_array_from_process_local_data(split, x)
+
+  return jax.tree.map(put, dict(batch))
 
 
 def encode(method: api.Detector, backbone: api.Backbone, batch: api.Batch):
   """Features of a batch of uint8 images; runs inside jit.
 
   Where the batch brings "references" (b, k, s, s, 3), each image's own, their
-  memory stands in features["memory"].
+  memory stands in features["memory"]. Where it brings "features" and
+  "reference_features" instead of images, these are what was encoded before.
   """
+  if "features" in batch:
+    features = _widened(batch["features"])
+    if "reference_features" not in batch:
+      return features
+    known = _widened(batch["reference_features"])
+    return {**features, "memory": method.remember(known)}
   images = preprocess.normalize(batch["image"])
   features = method.encode(backbone, {**batch, "image": images})
   if "references" not in batch:
@@ -62,6 +75,12 @@ def encode(method: api.Detector, backbone: api.Backbone, batch: api.Batch):
   )
   each = jax.tree.map(lambda x: x.reshape(b, k, *x.shape[1:]), of_references)
   return {**features, "memory": method.remember(each)}
+
+
+def _widened(features):
+  """Features as they are computed with, however they were kept."""
+  wide = lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+  return jax.tree.map(wide, features)
 
 
 def smooths() -> bool:
@@ -93,6 +112,7 @@ class Predictor:
       *,
       smooth_sigma: float = 0.0,
   ):
+    self._shares = hasattr(method, "beside")
     self._mesh, self._everywhere = mesh, NamedSharding(mesh, P())
     self._backbone, self._aux = jax.device_put(
         (backbone, method.prepare(backbone, class_names)), self._everywhere
@@ -104,14 +124,18 @@ class Predictor:
     )
 
     @jax.jit
-    def predict(params, stats, backbone, aux, features, memory):
-      if memory is not None:
-        features = {**features, "memory": memory}
-      result = method.predict(params, stats, backbone, aux, features)
-      if smooths():
-        maps = smoothing.gaussian(result["anomaly_map"], smooth_sigma)
-        result = {**result, "anomaly_map": maps}
-      return result
+    def predict(params, stats, backbone, aux, features, memories):
+      run = lambda f: method.predict(params, stats, backbone, aux, f)
+      alone = run(features) if self._shares or None in memories else None
+      beside = lambda f: method.beside(alone, f) if self._shares else run(f)
+      results = [
+          alone if memory is None else beside({**features, "memory": memory})
+          for memory in memories
+      ]
+      if not smooths():
+        return results
+      smooth = lambda x: smoothing.gaussian(x, smooth_sigma)
+      return [{**r, "anomaly_map": smooth(r["anomaly_map"])} for r in results]
 
     self._predict = predict
 
@@ -149,25 +173,35 @@ class Predictor:
     return jax.device_put(self._remember(joined), self._everywhere)
 
   def predict(
-      self, params: Any, stats: Any, features: api.Features, memory: Any = None
-  ) -> dict[str, np.ndarray]:
-    """Predicts what was encoded.
+      self,
+      params: Any,
+      stats: Any,
+      features: api.Features,
+      memories: Sequence[Any] = (None,),
+  ) -> list[dict[str, np.ndarray]]:
+    """Predicts what was encoded, once for each memory.
 
     Args:
       params: trained parameters.
       stats: running statistics.
       features: `encode`'s.
-      memory: `remember`'s; None for zero-shot.
+      memories: `remember`'s; None for zero-shot.
 
     Returns:
-      "anomaly_map" (b, s, s) and "pred_score" (b,), float32 on the host.
+      For each memory: "anomaly_map" (b, s, s) and "pred_score" (b,), float32
+      on the host.
     """
     # No copy where they are already.
     params, stats = jax.device_put((params, stats), self._everywhere)
-    result = self._predict(
-        params, stats, self._backbone, self._aux, features, memory
-    )
-    return jax.device_get(result)
+    # Together where they share a prediction, else by one program for each.
+    together = [memories] if self._shares else [(m,) for m in memories]
+    results = [
+        self._predict(
+            params, stats, self._backbone, self._aux, features, tuple(part)
+        )
+        for part in together
+    ]
+    return sum(jax.device_get(results), [])
 
 
 def _lead(x):

@@ -101,7 +101,8 @@ class Scorer:
     batch = {"image": pixels, "class_id": np.zeros(len(pixels), np.int32)}
     features = self._model.encode(batch)
     given = self._run.params, self._run.stats, features
-    result, alone = self._model.predict(*given, self._memory), None
-    if self._memory is not None and self.zero_shot:
-      alone = self._model.predict(*given)["pred_score"]
-    return result, alone
+    if self._memory is None or not self.zero_shot:
+      (result,) = self._model.predict(*given, (self._memory,))
+      return result, None
+    result, alone = self._model.predict(*given, (self._memory, None))
+    return result, alone["pred_score"]

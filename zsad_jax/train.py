@@ -29,6 +29,7 @@ from zsad_jax import (
     checkpoint,
     cli,
     evaluator,
+    features,
     optim,
     predictor,
     protocol,
@@ -119,11 +120,11 @@ def _train(config, workdir, stack):
   def update(state, backbone, aux, batch, rng):
     params, stats = state["model"]["params"], state["model"]["stats"]
     step = state["training"]["step"]
-    features = predictor.encode(method, backbone, batch)
+    encoded = predictor.encode(method, backbone, batch)
     (loss, (parts, stats)), grads = jax.value_and_grad(
         method.loss, has_aux=True
     )(
-        params, stats, backbone, aux, features, batch,
+        params, stats, backbone, aux, encoded, batch,
         jax.random.fold_in(rng, step),
     )  # fmt: skip
     updates, opt = tx.update(grads, state["training"]["opt"], params)
@@ -146,6 +147,7 @@ def _train(config, workdir, stack):
   )
   stop = cli.StopSignal()
   select = selection.make(config, workdir, method, backbone, mesh, stack)
+  skipped = []  # Messages about images that could not be read.
   pending = {}  # Measurements since the last look, still on the device.
 
   def look():
@@ -167,22 +169,29 @@ def _train(config, workdir, stack):
     saved.save(step, meta, **state)
 
   # ---- Loop.
-  batches = pipeline.train_batches(
-      datasets,
-      image_size=config.image_size,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      start_step=step,
-      mosaic_label=config.mosaic_label,
-      num_references=method.num_references,
-      skip_corrupt=config.skip_corrupt,
-      num_shards=jax.process_count(),
-      shard=jax.process_index(),
-      cache=cache.open_cache(config.decoded_cache),
+  frozen = step < total_steps and features.make(
+      config, method, backbone, mesh, datasets, skipped
   )
+  if frozen:
+    batches = frozen.batches(start_step=step)
+  else:
+    batches = pipeline.train_batches(
+        datasets,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=step,
+        mosaic_label=config.mosaic_label,
+        num_references=method.num_references,
+        skip_corrupt=config.skip_corrupt,
+        num_shards=jax.process_count(),
+        shard=jax.process_index(),
+        cache=cache.open_cache(config.decoded_cache),
+    )
+    skipped = batches.skipped
   while step < total_steps and not stop.requested:
     batch = next(batches)
-    batch.pop("index")
+    batch.pop("index", None)
     batch = predictor.put_batch(batch, mesh)
     state, pending[step + 1] = update(state, backbone, aux, batch, rng_loop)
     step += 1
@@ -194,7 +203,7 @@ def _train(config, workdir, stack):
     if step % config.checkpoint_steps == 0:
       save()
   save()
-  report.skipped(batches.skipped)
+  report.skipped(skipped)
   return step == total_steps
 
 

@@ -63,7 +63,7 @@ class Clip:
       act: "quick" or "gelu_erf"; None for the one of the weights.
       pos_resize: how the position table is resized, see `resample.matrix`.
       remat: recompute blocks in the backward pass to save memory.
-      **hooks: `prompts`, `vv_from`, `keep`.
+      **hooks: `prompts`, `vv_from`, `last_patches`, `keep`.
 
     Raises:
       ValueError: the image's sides are not multiples of the patch size.

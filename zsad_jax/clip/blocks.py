@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zsad_jax.layers import attention
+
 # CLIP's epsilon (torch's default; Flax has 1e-6), and two-pass statistics.
 LayerNorm = functools.partial(
     nn.LayerNorm, epsilon=1e-5, use_fast_variance=False
@@ -32,7 +34,8 @@ class Attention(nn.Module):
   """Multi-head self-attention, with an optional value-value twin.
 
   Both share the projections: softmax(Q K^T / sqrt(c / heads)) V, and the same
-  with V for Q and K.
+  with V for Q and K. Only the first `asking` tokens are attended for in the
+  main one; None: all of them.
   """
 
   num_heads: int
@@ -40,8 +43,8 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "b t c"], *, value_value: bool
-  ) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"] | None]:
+      self, x: Float[Array, "b t c"], *, asking: int | None, value_value: bool
+  ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     b, t, c = x.shape
     # Products of two axes: gradients of others are twice as slow on a CPU.
     qkv = nn.Dense(3 * c, name="in_proj")(x.reshape(b * t, c))
@@ -50,10 +53,10 @@ class Attention(nn.Module):
     out_proj = nn.Dense(c, name="out_proj")
 
     def attend(q, k):
-      out = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
-      return out_proj(out.reshape(b * t, c)).reshape(b, t, c)
+      out = attention.attend(q, k, v, causal=self.causal)
+      return out_proj(out.reshape(-1, c)).reshape(b, -1, c)
 
-    return attend(q, k), attend(v, v) if value_value else None
+    return attend(q[:, :asking], k), attend(v, v) if value_value else None
 
 
 class Mlp(nn.Module):
@@ -74,6 +77,7 @@ class ResBlock(nn.Module):
 
   `vv` is the value-value stream beside the main one: it adds the value-value
   attention of the *main* stream's tokens, skips the MLP and never feeds back.
+  Of the main stream the first `asking` tokens are computed, None: all of them.
   """
 
   num_heads: int
@@ -82,16 +86,19 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "b t c"], vv: Float[Array, "b t c"] | None = None
-  ) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"] | None]:
+      self,
+      x: Float[Array, "b t c"],
+      vv: Float[Array, "b t c"] | None = None,
+      asking: int | None = None,
+  ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     attend, attend_vv = Attention(self.num_heads, self.causal, name="attn")(
-        LayerNorm(name="ln_1")(x), value_value=vv is not None
+        LayerNorm(name="ln_1")(x), asking=asking, value_value=vv is not None
     )
-    x = x + attend
+    x = x[:, :asking] + attend
     x = x + Mlp(self.act, name="mlp")(LayerNorm(name="ln_2")(x))
     return x, None if vv is None else vv + attend_vv
 
 
 def block_type(remat: bool):
   """The block, or the block that recomputes itself in the backward pass."""
-  return nn.remat(ResBlock) if remat else ResBlock
+  return nn.remat(ResBlock, static_argnums=(3,)) if remat else ResBlock

@@ -48,6 +48,7 @@ class VisionTower(nn.Module):
       *,
       prompts: Float[Array, "b n m c"] | None = None,
       vv_from: int | None = None,
+      last_patches: bool = True,
       keep: Int[Array, "b k"] | None = None,
   ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
     """Runs the tower.
@@ -59,6 +60,8 @@ class VisionTower(nn.Module):
         along from there to the last block (AdaCLIP).
       vv_from: first layer (1-based) of the value-value stream, which starts
         as the input of that layer (AnomalyCLIP's DPAM).
+      last_patches: whether the last layer's patches are wanted; without them
+        it computes the class token alone (its value-value stream is whole).
       keep: patches (0-based) that the tower sees, in this order; the others
         are dropped to save time in pretraining (Li et al., CVPR 2023, FLIP).
 
@@ -83,7 +86,8 @@ class VisionTower(nn.Module):
         x = jnp.concatenate([x[:, :tokens], prompts[:, i]], axis=1)
       if i + 1 == vv_from:
         vv = x
-      x, vv = block(x, vv)
+      last = i + 1 == len(self.resblocks)
+      x, vv = block(x, vv, 1 if last and not last_patches else None)
       out[f"block{i + 1:02d}"] = x[:, :tokens]
       if vv is not None:
         out[f"vv/block{i + 1:02d}"] = vv[:, :tokens]

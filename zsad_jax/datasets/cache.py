@@ -51,12 +51,17 @@ class DecodedCache:
     return sum(p.stat().st_size for p in self.folder.glob("*/*.raw"))
 
   def _path(self, sample, size):
-    facts = [str(VERSION), str(size)]
-    for path in (sample.image_path, sample.mask_path, *sample.more_masks):
-      name, box = index.file_and_box(path)
-      facts.append(f"{path} {box} {_state(name)}")
-    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    digest = hashlib.sha256(facts(sample, size).encode()).hexdigest()
     return self.folder / digest[:2] / f"{digest[2:34]}.raw"
+
+
+def facts(sample: index.Sample, size: int) -> str:
+  """What a decoded sample is made from; changes whenever its files do."""
+  lines = [str(VERSION), str(size)]
+  for path in (sample.image_path, sample.mask_path, *sample.more_masks):
+    name, box = index.file_and_box(path)
+    lines.append(f"{path} {box} {_state(name)}")
+  return "\n".join(lines)
 
 
 def _state(name):

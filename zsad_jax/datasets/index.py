@@ -262,3 +262,22 @@ def _locate(root: str, listed: str, where: str) -> tuple[str, bool]:
         f"{root}/{META}: {where}: {listed} leaves the data root {root}. Use a "
         "path relative to the folder of meta.json.")
   return path, False
+
+
+def class_ids(datasets: Sequence[Dataset]) -> list[int]:
+  """Returns the class of each test image, counted over all data sets."""
+  found, first = [], 0
+  for data in datasets:
+    ids = {name: first + i for i, name in enumerate(data.class_names)}
+    found += [ids[sample.class_name] for sample in data.test]
+    first += len(ids)
+  return found
+
+
+def normal_images(
+    datasets: Sequence[Dataset],
+) -> list[list[Sample]]:
+  """Returns the images of each class that may be references in training."""
+  return [
+      [sample for sample in data.train if sample.class_name == name]
+      for data in datasets for name in data.class_names]

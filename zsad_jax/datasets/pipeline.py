@@ -19,6 +19,7 @@ where it stopped without reading what came before.
 
 import dataclasses
 import functools
+import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +154,36 @@ def train_batches(
       skip_corrupt=skip_corrupt)
 
 
+def train_numbers(
+    datasets: Sequence[index.Dataset],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    num_references: int = 0,
+    num_shards: int = 1,
+    shard: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields what `train_batches` reads, as numbers instead of images.
+
+  Mosaics are not drawn. Arguments are those of `train_batches`.
+
+  Yields:
+    index int32 (b,), -1 for padding; references int32 (b, k), positions in
+    `index.normal_images` of the sample's class.
+  """
+  samples = tuple(sample for data in datasets for sample in data.test)
+  rows = _local_rows(samples, batch_size, num_shards, shard)
+  order = _Order(len(samples), batch_size, seed)
+  source = _TrainSource(datasets, samples, seed, "stale", num_references, None)
+  for step in itertools.count(start_step):
+    places = [order(step, row) for row in rows]
+    chosen = [source.references(epoch, i or 0) for epoch, i in places]
+    numbers = [-1 if i is None else i for _, i in places]
+    yield {"index": np.array(numbers, np.int32),
+           "references": np.array(chosen, np.int32)}
+
+
 def eval_batches(
     samples: Sequence[index.Sample],
     *,
@@ -240,21 +271,12 @@ class _TrainSource:
     self._seed = seed
     self._mosaic_label = mosaic_label
     self._num_references, self._cache = num_references, cache
-    self._class_ids: list[int] = []  # Of each sample.
-    self._probs: list[float] = []
-    first = 0
-    for data in datasets:
-      ids = {name: first + i for i, name in enumerate(data.class_names)}
-      self._class_ids += [ids[sample.class_name] for sample in data.test]
-      self._probs += [data.mosaic_prob] * len(data.test)
-      first += len(ids)
+    self._class_ids = index.class_ids(datasets)
+    self._probs = [data.mosaic_prob for data in datasets for _ in data.test]
     self._siblings: dict[int, list[int]] = {}  # Samples of each class.
     for i, class_id in enumerate(self._class_ids):
       self._siblings.setdefault(class_id, []).append(i)
-    self._normal = [  # Images of each class that may be references.
-        [sample.image_path for sample in data.train
-         if sample.class_name == name]
-        for data in datasets for name in data.class_names]
+    self._normal = index.normal_images(datasets)
     if num_references:
       names = [(data, name) for data in datasets for name in data.class_names]
       for (data, name), paths in zip(names, self._normal):
@@ -273,16 +295,22 @@ class _TrainSource:
     row = _load(shown, label, class_id, i, image_size, self._cache)
     return row | self._references(epoch, i, image_size)
 
+  def references(self, epoch: int, i: int) -> Int64[np.ndarray, " k"]:
+    """Numbers of normal images of the sample's class, with replacement."""
+    normal = self._normal[self._class_ids[i]] if self._num_references else [0]
+    rng = np.random.default_rng([self._seed, epoch, i])
+    return rng.integers(len(normal), size=self._num_references)
+
   def _references(self, epoch: int, i: int, image_size: int) -> Row:
-    """Normal images of the sample's class, drawn with replacement."""
+    """The images of these numbers."""
     if not self._num_references:
       return {}
-    paths = self._normal[self._class_ids[i]]
-    rng = np.random.default_rng([self._seed, epoch, i])
-    chosen = rng.integers(len(paths), size=self._num_references)
+    normal = self._normal[self._class_ids[i]]
+    chosen = self.references(epoch, i)
     try:
       return dict(references=np.stack(
-          [preprocess.load_image(paths[j], image_size) for j in chosen]))
+          [preprocess.load_image(normal[j].image_path, image_size)
+           for j in chosen]))
     except ValueError as error:
       return _padding(image_size, len(chosen)) | dict(error=str(error).encode())
 

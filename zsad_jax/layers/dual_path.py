@@ -42,10 +42,15 @@ def encode(
         f"There is no layer {bad[0]}: the vision tower has "
         f"{backbone.vision_layers}, counted from 1."
     )
-  _, out = backbone.image(
-      image, act=act, pos_resize=pos_resize, vv_from=vv_from
-  )
   stream = lambda tap: "vv/" if vv_from and tap >= vv_from else ""
+  last = backbone.vision_layers
+  _, out = backbone.image(
+      image,
+      act=act,
+      pos_resize=pos_resize,
+      vv_from=vv_from,
+      last_patches=last in taps and not stream(last),
+  )
   tokens = [out[f"{stream(tap)}block{tap:02d}"] for tap in taps]
   return (
       backbone.project(out["class"], ln_post=class_ln_post),

@@ -1,0 +1,141 @@
+"""Frozen features: the losses of a run are those without them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests import small
+from zsad_jax import features, runs, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data") / "mvtec"
+  small.write_mvtec(folder)
+  return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def backbone(monkeypatch):
+  monkeypatch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
+
+
+CONFIGS = {
+    "anomalyclip": small.get_anomalyclip_config,
+    "adaptclip": small.get_adaptclip_config,  # Learns from references.
+    "adaclip": small.get_config,
+}
+
+
+def losses(config, workdir):
+  assert train.train(config, workdir)
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line)["loss"] for line in text.splitlines()]
+
+
+def prepared(name, data, place, folder="", dtype="float32"):
+  config = CONFIGS[name](data)
+  config.batch_size = 3  # Does not divide the images.
+  config.mosaic_prob = 0.0
+  config.features = dict(place=place, dtype=dtype, folder=str(folder))
+  return config
+
+
+@pytest.fixture(scope="module")
+def uncached(data, tmp_path_factory):
+  found = {}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runs, "RANDOM_CONFIG", small.BACKBONE)
+    for name in CONFIGS:
+      folder = tmp_path_factory.mktemp("run")
+      found[name] = losses(prepared(name, data, "none"), folder)
+  return found
+
+
+@pytest.mark.parametrize("place", ["device", "host", "disk"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_are_those_of_encoding_each_step(
+    name, place, data, uncached, tmp_path, capsys
+):
+  config = prepared(name, data, place, tmp_path / "features")
+  found = losses(config, tmp_path / "run")
+  np.testing.assert_allclose(found, uncached[name], rtol=1e-5)
+  assert "Features of 16 images" in capsys.readouterr().out
+
+
+def test_bfloat16_takes_half_and_is_near(data, uncached, tmp_path):
+  config = prepared("adaptclip", data, "host", dtype="bfloat16")
+  found = losses(config, tmp_path / "run")
+  assert found != uncached["adaptclip"]
+  np.testing.assert_allclose(found, uncached["adaptclip"], rtol=0.02)
+
+
+def test_a_second_run_reads_the_disk(data, tmp_path, monkeypatch):
+  config = prepared("adaptclip", data, "disk", tmp_path / "features")
+  first = losses(config, tmp_path / "first")
+  monkeypatch.setattr(features.pipeline, "eval_batches", never)
+  second = losses(config, tmp_path / "second")
+  assert first == second
+
+
+def never(*args, **kwargs):
+  raise AssertionError("Encoded again.")
+
+
+def test_other_weights_have_other_features(data, tmp_path, monkeypatch):
+  config = prepared("anomalyclip", data, "disk", tmp_path / "features")
+  losses(config, tmp_path / "first")
+  monkeypatch.setattr(runs, "RANDOM_SEED", 1)
+  losses(config, tmp_path / "second")
+  assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+def test_unreadable_images_count_nothing(data, tmp_path, capsys):
+  small.write_mvtec(tmp_path / "data")
+  (tmp_path / "data/bolt/test/good/0.png").write_bytes(b"no image")
+  (tmp_path / "data/nut/train/good/1.png").write_bytes(b"no image")
+  found = {}
+  for place in ("none", "host"):
+    config = prepared("adaptclip", str(tmp_path / "data"), place)
+    config.skip_corrupt = True
+    found[place] = losses(config, tmp_path / place)
+  np.testing.assert_allclose(found["host"], found["none"], rtol=1e-5)
+  assert "bolt/test/good/0.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(place="gpu"), "config.features.place is one of auto, device"),
+        (dict(dtype="int8"), "config.features.dtype is one of float32"),
+        (dict(place="host"), "mosaics show images differently"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message, data, tmp_path):
+  config = prepared("anomalyclip", data, "auto")
+  config.features.update(settings)
+  config.mosaic_prob = 0.2
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path)
+
+
+def test_mosaics_are_encoded_at_each_step(data, tmp_path, capsys):
+  config = prepared("anomalyclip", data, "auto")
+  config.mosaic_prob = 0.5
+  losses(config, tmp_path)
+  assert "Features of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "room, free, place",
+    [(10, 100, "device"), (60, 100, "host"), (600, 100, "disk")],
+)
+def test_the_nearest_place_with_room_is_taken(room, free, place, monkeypatch):
+  class Device:
+    def memory_stats(self):
+      return {"bytes_limit": free, "bytes_in_use": 0}
+
+  monkeypatch.setattr(features.jax, "local_devices", lambda: [Device()])
+  monkeypatch.setattr(features, "_free_memory", lambda: 1000)
+  assert features._place(room) == place
