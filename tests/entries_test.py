@@ -333,13 +333,47 @@ def test_the_command_says_what_it_found(tmp_path):
   assert len(listed) == 22 and str(tmp_path / "mvtec") in listed[0]
   assert "not in" in listed[1] and "visa" in listed[1]
   found = read("mvtec", tmp_path / "mvtec")
-  problems = data.verify(found, registry.ENTRIES["mvtec"])
+  problems, _ = data.verify(found, registry.ENTRIES["mvtec"])
+  assert any("categories that are not there: bottle" in p for p in problems)
+  assert not any(p.startswith("bottle:") for p in problems)
   assert any("carpet: 2/1/2 images, published are 280/28/89" in p
              for p in problems)  # fmt: skip
   broken = tmp_path / "mvtec/carpet/test/broken/000.png"
   broken.write_bytes(broken.read_bytes()[:60])
   mask(tmp_path / "mvtec/carpet/ground_truth/broken/001_mask.png", box=(0,) * 4)
-  problems = data.verify(found, None)
+  problems, _ = data.verify(found, None)
   assert any("000.png: cannot be read" in p for p in problems)
   assert any("001_mask.png: empty" in p for p in problems)
   assert len(problems) == 2
+
+
+def test_verify_measures_masks_and_finds_what_is_used_twice(tmp_path):
+  entry = registry.ENTRIES["kvasir"]
+  for name in ("images/a.jpg", "images/b.jpg"):
+    image(tmp_path / name, size=(600, 600))
+  mask(tmp_path / "masks/a.jpg", (600, 600), (100, 103, 300, 297))
+  mask(tmp_path / "masks/b.jpg", (600, 600), (0, 0, 1, 1))
+  samples = [
+      index.Sample(str(tmp_path / f"images/{x}.jpg"),
+                   str(tmp_path / f"masks/{x}.jpg"), "Kvasir", "", 1)
+      for x in "ab"]  # fmt: skip
+  found = index.make_dataset("kvasir", tmp_path, test=samples)
+  _, notes = data.verify(found, entry)
+  assert any("2 masks have values between" in note for note in notes)
+  assert any("1 masks are empty at 518 pixels" in note for note in notes)
+  twice = index.make_dataset("x", tmp_path, train=samples[:1], test=samples)
+  problems, notes = data.verify(twice, None)
+  assert any("both to train on and to test on" in p for p in problems)
+  assert not any("between black and white" in note for note in notes)
+
+
+@pytest.mark.parametrize("name, spelling, wanted", [
+    ("ksdd", "electrical_commutators", "electrical commutator"),
+    ("ksdd", "SDD", "electrical commutator"),
+    ("headct", "headct2", "brain"), ("clinicdb", "colon", "colon"),
+    ("mvtec", "metal_nut", "metal nut"), ("btad", "02", "textured surface"),
+])  # fmt: skip
+def test_sentences_know_all_spellings(name, spelling, wanted):
+  samples = [index.Sample("x", "", spelling, "", 0)]
+  found = index.make_dataset(name, "/x", test=samples)
+  assert registry.prompt_names(found) == (wanted,)

@@ -11,7 +11,8 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from zsad_jax.api import ANOMALOUS, NORMAL
-from zsad_jax.datasets import elpv, index, layouts, readers, registry
+from zsad_jax.data import to_meta
+from zsad_jax.datasets import elpv, index, layouts, pipeline, readers, registry
 from zsad_jax.datasets.drawn import benchmark
 
 # Of the 377 sorted paths "images/cellNNNN.png", joined by newlines.
@@ -322,3 +323,91 @@ def test_what_is_no_file_is_left_out(tmp_path):
   os.symlink("/dev/zero", tmp_path / "normal" / "c.png")
   os.symlink(tmp_path / "normal" / "a.png", tmp_path / "normal" / "d.png")
   assert names(registry.read_folder(tmp_path).test) == ["a.png", "d.png"]
+
+
+AUTHORS = {  # What their index files are like, as their generators write them.
+    "AdaCLIP": {
+        "train": {"nut": [record("nut/train/good/0.png", specie_name="")]},
+        "test": {"nut": [
+            record("nut/test/cut/0.png", 1, specie_name="cut",
+                   mask_path="nut/ground_truth/cut/0_mask.png"),
+            record("nut/test/good/0.png", specie_name="good")]}},
+    "AnomalyCLIP's DAGM": {
+        "Train": {"nut": [record("nut/train/good/0.png")]},
+        "Test": {"nut": [
+            record("nut/test/cut/0.png", 1,
+                   mask_path="nut/ground_truth/cut/0_mask.png"),
+            record("nut/test/good/0.png")]}},
+    "AnomalyCLIP's medical sets": {
+        "train": {},
+        "test": {"nut": [
+            record("/remote/share/set/nut/test/cut/0.png", 1,
+                   mask_path="/remote/share/set/nut/ground_truth/cut/"
+                   "0_mask.png"),
+            record("/remote/share/set/nut/test/good/0.png")]}},
+    "FAPrompt": {
+        "train": {"nut": []},
+        "test": {"nut": [
+            record("nut/test/cut/0.png", 1, cls_name="nut",
+                   mask_path="nut/ground_truth/cut/0_mask.png"),
+            record("nut/test/good/0.png", mask_path="")]}},
+    "AdaptCLIP": {
+        "train": {"nut": [record("nut/train/good/0.png", view_id="C1")]},
+        "test": {"nut": [
+            record("nut/test/cut/0.png", 1, view_id="C1",
+                   mask_path="nut/ground_truth/cut/0_mask.png"),
+            record("nut/test/good/0.png", view_id="C1")]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("author", AUTHORS)
+def test_the_authors_files_are_read(author, tmp_path):
+  touch(*(tmp_path / "nut" / name for name in (
+      "train/good/0.png", "test/cut/0.png", "test/good/0.png",
+      "ground_truth/cut/0_mask.png")))  # fmt: skip
+  write_meta(tmp_path, AUTHORS[author])
+  found = index.read_meta(tmp_path)
+  assert found.counts[1:] == (1, 1) and found.class_names == ("nut",)
+  cut, good = found.test
+  assert cut.image_path == str(tmp_path / "nut/test/cut/0.png")
+  assert cut.mask_path == str(tmp_path / "nut/ground_truth/cut/0_mask.png")
+  assert good.mask_path == "" and good.has_mask
+
+
+def test_the_authors_read_our_files(tmp_path):
+  """Their readers take fixed keys and join paths to the root."""
+  touch(*(tmp_path / "nut" / name for name in (
+      "train/good/0.png", "test/cut/0.png", "test/good/0.png",
+      "ground_truth/cut/0_mask.png")))  # fmt: skip
+  dataset = registry.read_folder(tmp_path)
+  meta = json.loads(to_meta(dataset, str(tmp_path)))
+  assert list(meta) == ["train", "test"]
+  rows = [(part, name, row) for part, classes in meta.items()
+          for name, listed in classes.items() for row in listed]  # fmt: skip
+  assert len(rows) == 3
+  for part, name, row in rows:
+    kinds = dict(img_path=str, mask_path=str, cls_name=str, specie_name=str,
+                 anomaly=int)  # fmt: skip
+    assert {key: type(value) for key, value in row.items()} == kinds
+    assert row["cls_name"] == name and row["anomaly"] in (0, 1)
+    assert f"/{part}/" in row["img_path"]
+    assert os.path.isfile(os.path.join(tmp_path, row["img_path"]))
+    mask = os.path.join(tmp_path, row["mask_path"])
+    # The root itself stands for "no mask".
+    assert os.path.isfile(mask) if row["anomaly"] else os.path.isdir(mask)
+
+
+def test_a_large_index_is_shuffled_and_sharded(tmp_path):
+  """A step's images are a function of the step, however many there are."""
+  folder = tmp_path / "nut" / "test" / "good"
+  folder.mkdir(parents=True)
+  rows = []
+  for i in range(3_000):
+    (folder / f"{i}.png").touch()
+    rows.append(record(f"nut/test/good/{i}.png"))
+  write_meta(tmp_path, {"train": {}, "test": {"nut": rows * 10}})
+  found = index.read_meta(tmp_path)
+  assert len(found.test) == 30_000
+  numbers = pipeline.train_numbers([found], batch_size=8, seed=0, num_shards=2)
+  first = next(numbers)["index"]
+  assert len({*first}) == 4 and max(first) > 1000

@@ -141,3 +141,36 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
   Image.new("RGB", (4, 3)).save(tmp_path / "small.png")
   with pytest.raises(ValueError, match="4 x 3 pixels are more than 10"):
     preprocess.load_image(tmp_path / "small.png", 16)
+
+
+MODES = ("RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "YCbCr")
+ENDINGS = {"CMYK": ("jpg", "tif"), "YCbCr": ("jpg", "tif"),
+           "RGBA": ("png", "tif"), "LA": ("png",), "P": ("png", "bmp"),
+           "1": ("png", "tif")}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_a_hundred_mixed_images_are_those_of_the_papers(number, tmp_path):
+  """To RGB, bicubic to 518 px; masks as > 0, bilinear, > 0.5: bit by bit."""
+  rng = np.random.default_rng(number)
+  mode = MODES[number % len(MODES)]
+  ending = rng.choice(ENDINGS.get(mode, ("png", "jpg", "bmp", "tif")))
+  width, height = map(int, rng.integers(20, 800, 2))
+  small = rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)
+  image = Image.fromarray(small).resize((width, height), Image.BICUBIC)
+  path = tmp_path / f"{mode}.{ending}"
+  image.convert(mode).save(path)
+  mask_path = tmp_path / "mask.png"
+  defect = rng.random((height, width)) < rng.uniform(0.2, 0.8)
+  Image.fromarray(defect * np.uint8(rng.integers(1, 256))).convert(
+      "L").save(mask_path)  # fmt: skip
+
+  with Image.open(path) as file:
+    wanted = file.convert("RGB").resize((518, 518), Image.BICUBIC)
+  found = preprocess.load_image(path, 518)
+  np.testing.assert_array_equal(found, np.asarray(wanted))
+  with Image.open(mask_path) as file:
+    binary = Image.fromarray(255 * (np.array(file) > 0).astype(np.uint8))
+  resized = np.asarray(binary.resize((518, 518), Image.BILINEAR)) / 255 > 0.5
+  found = preprocess.load_mask(mask_path, path, 518)
+  np.testing.assert_array_equal(found, resized)

@@ -26,6 +26,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
@@ -36,6 +37,7 @@ from zsad_jax.datasets import index, preprocess, registry, synthesis
 from zsad_jax.evaluation import figures
 
 _SHOWN = 10  # Bad files that are named.
+_PAPERS_SIZE = 518  # Pixels.
 _PREVIEWS, _TILE, _LINE = 3, 160, 24  # Pictures of a kind, sizes in pixels.
 
 
@@ -57,8 +59,10 @@ def list_datasets(data_root: str) -> str:
   )
 
 
-def verify(dataset: index.Dataset, entry: registry.Entry | None) -> list[str]:
-  """Opens every file of a data set; returns what is wrong, a line each."""
+def verify(
+    dataset: index.Dataset, entry: registry.Entry | None
+) -> tuple[list[str], list[str]]:
+  """Opens every file; returns what is wrong and what to know, a line each."""
   problems = list(dataset.notes)
   if entry is not None:
     problems += filter(None, [registry.count_note(dataset, entry)])
@@ -66,20 +70,61 @@ def verify(dataset: index.Dataset, entry: registry.Entry | None) -> list[str]:
   samples = [*dataset.train, *dataset.test]
   paths = collections.Counter(s.image_path for s in samples)
   problems += [f"{p}: listed {n} times." for p, n in paths.items() if n > 1]
+  trained = {s.image_path for s in dataset.train}
+  problems += [
+      f"{s.image_path}: both to train on and to test on."
+      for s in dataset.test if s.image_path in trained
+  ]  # fmt: skip
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    problems += filter(None, pool.map(_problem, samples))
-  return problems
+    looked = list(pool.map(_look, samples))
+  problems += [look.problem for look in looked if look.problem]
+  lossy = bool(entry and entry.lossy_masks)
+  return problems, list(_mask_notes(looked, lossy))
 
 
-def _problem(sample):
-  """What is wrong with the files of a sample, or ""."""
+class _Look(NamedTuple):
+  """What was seen of a sample's files.
+
+  Attributes:
+    problem: what is wrong with them, or "".
+    between: share of the mask's pixels that are neither black nor white.
+    vanishes: whether the mask is empty at the papers' size.
+  """
+
+  problem: str = ""
+  between: float = 0.0
+  vanishes: bool = False
+
+
+def _look(sample):
   try:
     _, mask = preprocess.open_pair(sample)
+    if not sample.mask_path:
+      return _Look()
+    between = preprocess.share_between(sample.mask_path)
   except ValueError as error:
-    return str(error)
-  if sample.mask_path and not mask.getbbox():
-    return f"{sample.mask_path}: empty, but its image is anomalous."
-  return ""
+    return _Look(str(error))
+  if not mask.getbbox():
+    return _Look(f"{sample.mask_path}: empty, but its image is anomalous.")
+  vanishes = not preprocess.resize_mask(mask, _PAPERS_SIZE).any()
+  return _Look("", between, vanishes)
+
+
+def _mask_notes(looked, lossy):
+  """What to know of masks that are right as files, a line each."""
+  between = [look.between for look in looked if look.between]
+  if lossy and between:
+    yield (
+        f"{len(between)} masks have values between black and white "
+        f"({100 * sum(between) / len(between):.2g} % of their pixels on "
+        "average): they are JPEG files. Whatever is not 0 counts as "
+        "anomalous, as in the papers' code."
+    )
+  if vanishing := sum(look.vanishes for look in looked):
+    yield (
+        f"{vanishing} masks are empty at {_PAPERS_SIZE} pixels: their defects "
+        "are too small to be left; the images stay anomalous."
+    )
 
 
 def _category_notes(dataset, entry):
@@ -89,7 +134,12 @@ def _category_notes(dataset, entry):
     count[sample.class_name, "train"] += 1
   for sample in dataset.test:
     count[sample.class_name, sample.label] += 1
+  known = {name for name, _ in count}
+  if missing := [name for name in entry.categories if name not in known]:
+    yield f"categories that are not there: {', '.join(missing)}."
   for name, published in entry.category_counts.items():
+    if name in missing:
+      continue
     found = tuple(count[name, k] for k in ("train", NORMAL, ANOMALOUS))
     if found != published:
       show = lambda counts: "/".join(map(str, counts))
@@ -151,7 +201,9 @@ def _verify(options):
   counts = "/".join(map(str, dataset.counts))
   print(f"{dataset.name}: {counts} images (train / normal test / anomalous "
         f"test) of {len(dataset.class_names)} categories in {dataset.root}")
-  problems = verify(dataset, entry)
+  problems, notes = verify(dataset, entry)
+  for note in notes:
+    print(f"  note: {note}")
   for problem in problems[:_SHOWN]:
     print(f"  {problem}")
   if len(problems) > _SHOWN:

@@ -44,10 +44,10 @@ class Entry:
     category_counts: published numbers by category.
     raw: layouts as downloaded; MVTec AD's and `meta.json` are always read.
     has_masks: whether it comes with masks of anomalies.
-    lossy_masks: masks are JPEG files: values around 0 are not defects.
-    size: side in pixels at which papers evaluate it, if not at their own.
+    lossy_masks: masks are JPEG files, whose edges ring: `verify` measures it.
     mosaic_prob: AdaCLIP's rate of mosaics in training.
-    aliases: other spellings of its only category in files in circulation.
+    aliases: other spellings of its only category in files in circulation;
+      sentences call them what they call the category.
     prompt_names: what to call a category in a sentence, where its name with
       spaces for underscores would not do.
     used_by: papers and what for.
@@ -67,7 +67,6 @@ class Entry:
   raw: tuple[Raw, ...] = ()
   has_masks: bool = True
   lossy_masks: bool = False
-  size: int | None = None
   mosaic_prob: float = 0.0
   aliases: tuple[str, ...] = ()
   prompt_names: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -194,7 +194,6 @@ ENTRIES: Mapping[str, Entry] = {
         counts=(36465, 63256, 51329),
         raw=(Raw(("realiad_jsons/*.json",), readers.real_iad,
                  "realiad_jsons/<class>.json, realiad_<size>/<class>/"),),
-        size=256,
         prompt_names={"vcpill": "pill", "pcb": "printed circuit board",
                       "transistor1": "transistor"},
         used_by="test: AdaptCLIP",

@@ -142,6 +142,19 @@ def resize_image(
   return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
+def share_between(path: str | os.PathLike[str]) -> float:
+  """Share of a mask's pixels that are neither its darkest nor its lightest.
+
+  More than two values in a mask of one kind of defect are a JPEG's ringing.
+
+  Raises:
+    ValueError: the file is missing or corrupt.
+  """
+  with _decoding(path), _open(path) as file:
+    values = np.asarray(_convert(file, "L"))
+  return float(((values > values.min()) & (values < values.max())).mean())
+
+
 def resize_mask(
     mask: Image.Image, size: int
 ) -> UInt8[np.ndarray, "size size"]:

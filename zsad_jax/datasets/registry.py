@@ -106,7 +106,9 @@ def read_folder(
 def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
   """Returns the name of each class for use in a sentence."""
   entry = ENTRIES.get(dataset.name)
-  names = entry.prompt_names if entry else {}
+  names = dict(entry.prompt_names) if entry else {}
+  if names and entry.aliases:  # They are all of one category.
+    names = dict.fromkeys(entry.aliases, next(iter(names.values()))) | names
   return tuple(names.get(class_name, class_name.replace("_", " "))
                for class_name in dataset.class_names)
 
