@@ -350,16 +350,16 @@ def test_the_command_says_what_it_found(tmp_path):
 def test_verify_measures_masks_and_finds_what_is_used_twice(tmp_path):
   entry = registry.ENTRIES["kvasir"]
   for name in ("images/a.jpg", "images/b.jpg"):
-    image(tmp_path / name, size=(600, 600))
-  mask(tmp_path / "masks/a.jpg", (600, 600), (100, 103, 300, 297))
-  mask(tmp_path / "masks/b.jpg", (600, 600), (0, 0, 1, 1))
+    image(tmp_path / name, size=(1600, 1600))
+  mask(tmp_path / "masks/a.jpg", (1600, 1600), (100, 103, 300, 297))
+  mask(tmp_path / "masks/b.png", (1600, 1600), (0, 0, 1, 1))
   samples = [
-      index.Sample(str(tmp_path / f"images/{x}.jpg"),
-                   str(tmp_path / f"masks/{x}.jpg"), "Kvasir", "", 1)
-      for x in "ab"]  # fmt: skip
+      index.Sample(str(tmp_path / f"images/{x[0]}.jpg"),
+                   str(tmp_path / f"masks/{x}"), "Kvasir", "", 1)
+      for x in ("a.jpg", "b.png")]  # fmt: skip
   found = index.make_dataset("kvasir", tmp_path, test=samples)
   _, notes = data.verify(found, entry)
-  assert any("2 masks have values between" in note for note in notes)
+  assert any("1 masks have values between" in note for note in notes)
   assert any("1 masks are empty at 518 pixels" in note for note in notes)
   twice = index.make_dataset("x", tmp_path, train=samples[:1], test=samples)
   problems, notes = data.verify(twice, None)
