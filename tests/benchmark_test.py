@@ -6,7 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from zsad_jax.benchmark import metrics
+from zsad_jax.benchmark import data, metrics
+from zsad_jax.datasets import preprocess
 from zsad_jax.evaluation import variants
 
 
@@ -47,3 +48,18 @@ def test_a_part_that_fails_is_named():
 
 def fail(number):
   raise SystemExit(number)
+
+
+def test_all_ways_read_the_same(tmp_path, capsys):
+  samples = data.write(tmp_path, 10)
+  (batch, last) = data._batches(samples)
+  assert last["weight"].sum() == 2
+  for i, sample in enumerate(samples[: data.BATCH]):
+    image, mask = preprocess.load_pair(sample, data.SIZE)
+    np.testing.assert_array_equal(batch["image"][i], image)
+    np.testing.assert_array_equal(batch["mask"][i], mask)
+    assert mask.any() == bool(sample.label)
+  (tmp_path / "again").mkdir()
+  found = data._measure(tmp_path / "again", 8, 16)
+  assert len(found["images_per_second"]) == 4
+  assert "pipeline, cached" in capsys.readouterr().out

@@ -1,11 +1,13 @@
 """The cache of decoded images: the same pixels, whatever happens to it."""
 
+import errno
 import multiprocessing
 import os
 
 import numpy as np
 import pytest
 
+from tests import small
 from tests.entries_test import aitex, image, mask, mvtec_layout
 from zsad_jax.datasets import cache, index, pipeline, preprocess, registry
 
@@ -117,3 +119,34 @@ def test_what_cannot_be_read_is_named_and_not_kept(dataset, tmp_path):
   with pytest.raises(ValueError, match="expected equal sizes"):
     decoded.load(sample, 20)
   assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_is_said_once_and_stops_nothing(
+    dataset, tmp_path, monkeypatch, capsys
+):
+  def full(path, data):
+    raise OSError(errno.ENOSPC, "Cannot write the file: No space left", path)
+
+  monkeypatch.setattr(cache.files, "write_bytes", full)
+  kept = cache.DecodedCache(tmp_path / "cache")
+  for sample in dataset.test:
+    for found, wanted in zip(
+        kept.load(sample, 16), preprocess.load_pair(sample, 16)
+    ):
+      np.testing.assert_array_equal(found, wanted)
+  out = capsys.readouterr().out
+  assert out.count("No space left") == 1 and "without the cache" in out
+
+
+def test_a_file_that_vanishes_during_a_run_is_named(tmp_path):
+  small.write_images(tmp_path / "set", number=30)
+  found = registry.read_folder(tmp_path / "set")
+  batches = pipeline.eval_batches(
+      found.test, class_names=found.class_names, image_size=16, batch_size=1,
+      cache=cache.DecodedCache(tmp_path / "cache"), workers=1,
+  )  # fmt: skip
+  next(batches)
+  gone = found.test[-1].image_path
+  os.unlink(gone)
+  with pytest.raises(ValueError, match=gone):
+    list(batches)

@@ -1,21 +1,27 @@
 r"""Measures this package on this machine.
 
 python -m zsad_jax.benchmark metrics
+python -m zsad_jax.benchmark data
 
   metrics   the pixel metrics of a category: streamed and exact, beside
             scikit-learn and the published 200-threshold AUPRO
             --images=186 (of 518 x 518: 50 million pixels), --slow=False leaves
             out the 200 thresholds, --alone=True all but the streamed ones
+  data      decoding, resizing and batching: images per second beside Pillow
+            called in a loop, and from the cache; memory over --many=10000
+            images
 
-Ratios are of one run: the parts take turns on the same data, each in a process
-of its own, whose peak memory is shown. --json=FILE keeps the numbers.
+Ratios are of one run, in which the parts take turns on the same data.
+--json=FILE keeps the numbers.
 """
 
 import importlib
 
+from absl import flags
+
 from zsad_jax import cli
 
-PARTS = ("metrics",)
+PARTS = ("metrics", "data")
 
 
 def _part(arguments):
@@ -26,6 +32,7 @@ def _part(arguments):
 
 def define_flags():
   """The flags of all parts."""
+  flags.DEFINE_string("json", None, "File for the numbers.")
   for part in PARTS:
     importlib.import_module(f"{__package__}.{part}").define_flags()
 

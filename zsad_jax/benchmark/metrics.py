@@ -135,7 +135,6 @@ def define_flags():
   flags.DEFINE_integer("images", 186, "Of 518 x 518 pixels.", 2)
   flags.DEFINE_bool("slow", True, "Measure the 200 thresholds, too.")
   flags.DEFINE_bool("alone", False, "Only the streamed metrics.")
-  flags.DEFINE_string("json", None, "File for the numbers.")
 
 
 def main(options):

@@ -29,6 +29,7 @@ class DecodedCache:
 
   def __init__(self, folder: str | os.PathLike[str]):
     self.folder = Path(folder)
+    self._closed = False  # Whether it cannot be written to.
 
   def load(
       self, sample: index.Sample, size: int
@@ -37,14 +38,24 @@ class DecodedCache:
 
     Raises:
       ValueError: a file is missing or corrupt, or sizes differ.
-      OSError: the cache cannot be written.
     """
     path = self._path(sample, size)
     found = _read(path, size)
     if found is None:
       found = preprocess.load_pair(sample, size)
-      files.write_bytes(path, _packed(*found))
+      self._keep(path, found)
     return found
+
+  def _keep(self, path, found):
+    """Writes a sample; says so, once, when that cannot be done."""
+    if self._closed:
+      return
+    try:
+      files.write_bytes(path, _packed(*found))
+    except OSError as error:
+      self._closed = True
+      print(f"note: {error}. Images are decoded without the cache from here.",
+            flush=True)  # fmt: skip
 
   def size(self) -> int:
     """Bytes that the files take."""

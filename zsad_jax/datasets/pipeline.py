@@ -194,6 +194,7 @@ def eval_batches(
     num_shards: int = 1,
     shard: int = 0,
     cache: DecodedCache | None = None,
+    workers: int | None = None,
 ) -> Batches:
   """Yields every sample once, in order.
 
@@ -209,6 +210,7 @@ def eval_batches(
     num_shards: hosts that share a batch; each gets its slice of it.
     shard: this host, from 0.
     cache: see `train_batches`.
+    workers: threads that decode; None: as many as help.
 
   Raises:
     ValueError: an argument is out of range, a sample's class is not in
@@ -230,8 +232,12 @@ def eval_batches(
 
   num_batches = -(-len(samples) // batch_size)
   numbers = tf.data.Dataset.range(num_batches * len(rows))
-  return Batches(_parallel(numbers, load, image_size, len(rows)),
-                 skip_corrupt=skip_corrupt)
+  dataset = _parallel(numbers, load, image_size, len(rows))
+  if workers:
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = workers
+    dataset = dataset.with_options(options)
+  return Batches(dataset, skip_corrupt=skip_corrupt)
 
 
 @dataclasses.dataclass(frozen=True)
