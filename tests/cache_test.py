@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_named_and_not_kept(dataset, tmp_path):
 def test_a_full_disk_is_said_once_and_stops_nothing(
     dataset, tmp_path, monkeypatch, capsys
 ):
-  def full(path, data):
+  def full(path, data, cache):
     raise OSError(errno.ENOSPC, "Cannot write the file: No space left", path)
 
   monkeypatch.setattr(cache.files, "write_bytes", full)

@@ -134,7 +134,7 @@ def test_mosaics_are_encoded_at_each_step(data, tmp_path, capsys):
 def test_the_nearest_place_with_room_is_taken(room, free, place, monkeypatch):
   class Device:
     def memory_stats(self):
-      return {"bytes_limit": free, "bytes_in_use": 0}
+      return {"bytes_limit": free + 7, "bytes_in_use": 7}
 
   monkeypatch.setattr(features.jax, "local_devices", lambda: [Device()])
   monkeypatch.setattr(features, "_free_memory", lambda: 1000)

@@ -23,7 +23,7 @@ import tempfile
 import filelock
 import pytest
 
-from zsad_jax import evaluator, predictor, runs, train
+from zsad_jax import evaluator, runs, train
 from zsad_jax.datasets import registry
 from zsad_jax.datasets.drawn import benchmark
 from zsad_jax.evaluation import table
@@ -59,7 +59,7 @@ def learn(name, data, workdir):
   run = runs.load(workdir)
   dataset = registry.open_dataset(str(data / "benchmark"))
   compare = evaluator.make(
-      run.config, run.method, run.backbone, predictor.make_mesh()
+      run.config, run.method, run.backbone, hosts.make_mesh()
   )
   (rows,), _ = evaluator.evaluate(compare, run.params, run.stats, dataset)
   return table.mean_row(rows)[0]["image_auroc"]

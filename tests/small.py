@@ -63,7 +63,12 @@ METHODS = {
 
 
 def get_config(data):
-  """AdaCLIP, small, on a folder of `write_images`."""
+  """AdaCLIP, small, on a folder of `write_images`.
+
+  "anomalyclip,FOLDER" stands for `get_anomalyclip_config(FOLDER)`.
+  """
+  if data.startswith("anomalyclip,"):
+    return get_anomalyclip_config(data.removeprefix("anomalyclip,"))
   config = adaclip.get_config()
   config.method.taps = (1, 2)
   config.method.prompt_length = 2

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax import predictor, store
+from zsad_jax import hosts, store
 
 COUNT, SIZE = 7, 4
 ROW = {
@@ -44,7 +44,7 @@ def opened(kind, folder):
     return store.Memory(ROW, COUNT)
   if kind == "disk":
     return store.Disk(ROW, COUNT, folder / "rows")
-  return store.Device(ROW, COUNT, predictor.make_mesh(), SIZE)
+  return store.Device(ROW, COUNT, hosts.make_mesh(), SIZE)
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "device"])

@@ -18,10 +18,10 @@ METHODS = sorted(p.stem for p in (ROOT / "methods").glob("[a-z]*.py"))
 
 # Imports go to strictly lower numbers, or stay inside a folder of its level.
 LEVELS = {
-    "api": 0, "files": 0,
+    "api": 0, "files": 0, "hosts": 1, "setting": 1,
     "losses": 1, "layers": 1, "optim": 1, "checkpoint": 1, "writer": 1,
     "threshold": 1, "store": 1,
-    "clip": 2, "methods": 2, "datasets": 2, "evaluation": 2, "cli": 2,
+    "clip": 2, "methods": 2, "datasets": 2, "evaluation": 2, "cli": 3,
     "fewshot": 2,
     "predictor": 3, "runs": 3, "pretraining": 3, "released": 4, "evaluator": 4,
     "features": 4,

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from jaxtyping import Shaped
 
-from zsad_jax import evaluator, fewshot, predictor, runs, threshold
+from zsad_jax import evaluator, fewshot, hosts, runs, threshold
 from zsad_jax.datasets import references, registry
 from zsad_jax.evaluation import metrics, streaming
 
@@ -42,7 +42,7 @@ def store(run: runs.Run) -> None:
       run.config,
       run.method,
       run.backbone,
-      predictor.make_mesh(),
+      hosts.make_mesh(),
       few_shot=few_shot,
   )
   found = {shots: [] for shots in (0, 1) if (zero_shot, few_shot)[shots]}

@@ -1,12 +1,19 @@
 """Runs a command: a user's mistake ends in one line, not in a traceback."""
 
+import hashlib
 import os
+import pathlib
+import platform
 import re
 import signal
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
+
+from zsad_jax import hosts
+from zsad_jax.datasets import registry
 
 
 def run(
@@ -47,7 +54,10 @@ def run(
       logging.set_verbosity(logging.WARNING)
     flags.FLAGS.arguments = argv[1:]
     try:
-      return main(flags.FLAGS)
+      _keep_compiled()
+      hosts.start()
+      with hosts.together():
+        return main(flags.FLAGS)
     except BrokenPipeError:  # The reader, such as `head`, has seen enough.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -74,6 +84,26 @@ def _fail(error):
     text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
   print("error:", " ".join(text.split()), file=sys.stderr)
   sys.exit(1)
+
+
+def _keep_compiled():
+  """Programs are compiled once for a machine, not once for a command.
+
+  Programs for a CPU use what it has: another model has a folder of its own.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return  # Of JAX_COMPILATION_CACHE_DIR.
+  machine = platform.machine() + platform.processor()
+  info = pathlib.Path("/proc/cpuinfo")
+  if info.is_file():
+    lines = info.read_text().splitlines()
+    machine += "".join(
+        line for line in lines[: lines.index("")]
+        if line.startswith(("model name", "flags", "Features"))
+    )  # fmt: skip
+  name = hashlib.sha256(machine.encode()).hexdigest()[:12]
+  folder = os.path.join(registry.default_cache_dir(), "compiled", name)
+  jax.config.update("jax_compilation_cache_dir", folder)
 
 
 class StopSignal:

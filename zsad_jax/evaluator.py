@@ -4,10 +4,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 from scipy import ndimage
 
-from zsad_jax import fewshot
+from zsad_jax import fewshot, hosts
 from zsad_jax import predictor as predictor_lib
 from zsad_jax.api import ANOMALOUS, NORMAL
 from zsad_jax.datasets import cache as cache_lib
@@ -169,12 +170,16 @@ class Evaluator:
         image_size=self.image_size,
         batch_size=predictor_lib.round_up(self.batch_size),
         skip_corrupt=self.skip_corrupt,
+        num_shards=jax.process_count(),
+        shard=jax.process_index(),
         cache=self.cache,
     )
     kept = []
     for batch in batches:
-      keep = batch["weight"] > 0
-      truth = {k: batch[k][keep] for k in ("index", "mask", "has_mask")}
+      truth = {k: batch[k] for k in ("index", "mask", "has_mask", "weight")}
+      truth = hosts.whole(truth)
+      keep = truth.pop("weight") > 0
+      truth = {k: v[keep] for k, v in truth.items()}
       kept += [samples[i] for i in truth["index"]]
       for category, parts, prediction in zip(found, scores, predict(batch)):
         maps = self._smooth(prediction["anomaly_map"][keep])

@@ -22,9 +22,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from zsad_jax import predictor, store
+from zsad_jax import hosts, predictor, store
 from zsad_jax.datasets import cache, index, pipeline, registry
 
 PLACES = ("auto", "device", "host", "disk", "none")
@@ -203,8 +202,7 @@ class Features:
       truth = {key: batch[key] for key in _TRUTH}
       truth["mask"] = _packed(batch["mask"])
       truth["index"] = batch["index"]
-      if jax.process_count() > 1:
-        truth = multihost_utils.process_allgather(truth, tiled=True)
+      truth = hosts.whole(truth)
       places = truth.pop("index")
       numbers = missing[places[places >= 0]]
       keep = functools.partial(_lead, len(numbers))
@@ -257,11 +255,14 @@ class Features:
 
 def _place(room: int) -> str:
   """Where this many bytes fit."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  # A CPU's memory is the host's.
-  free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+  stats = jax.local_devices()[0].memory_stats()
+  if stats is None:  # A CPU's memory is the host's.
+    free = _free_memory() / jax.local_device_count()
+    near = "device" if jax.process_count() > 1 else "host"
+  else:
+    free, near = stats["bytes_limit"] - stats["bytes_in_use"], "device"
   if room / jax.device_count() <= _SHARE * free:
-    return "device"
+    return near
   return "host" if room <= _SHARE * _free_memory() else "disk"
 
 

@@ -10,19 +10,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zsad_jax import api
+from zsad_jax import api, hosts
 from zsad_jax.datasets import preprocess
 from zsad_jax.layers import smoothing
-
-
-def make_mesh() -> jax.sharding.Mesh:
-  """All devices along one axis, "data": images are split, all else copied."""
-  return jax.make_mesh(
-      (jax.device_count(),),
-      ("data",),
-      # The explicit mode rejects a ViT's concatenation of class and patches.
-      axis_types=(jax.sharding.AxisType.Auto,),
-  )
 
 
 def round_up(batch_size: int) -> int:
@@ -113,9 +103,9 @@ class Predictor:
       smooth_sigma: float = 0.0,
   ):
     self._shares = hasattr(method, "beside")
-    self._mesh, self._everywhere = mesh, NamedSharding(mesh, P())
-    self._backbone, self._aux = jax.device_put(
-        (backbone, method.prepare(backbone, class_names)), self._everywhere
+    self._mesh = mesh
+    self._backbone, self._aux = hosts.replicate(
+        (backbone, method.prepare(backbone, class_names)), mesh
     )
     self._encode = jax.jit(functools.partial(encode, method))
     # References are all one image's, as far as shapes are concerned.
@@ -143,8 +133,8 @@ class Predictor:
     """Returns the features of a batch of the pipeline, on the devices.
 
     Args:
-      batch: "image" uint8 (b, s, s, 3) and "class_id" int32 (b,); b is a
-        multiple of the number of devices.
+      batch: this process's part of "image" uint8 (b, s, s, 3) and "class_id"
+        int32 (b,); b is a multiple of the number of devices.
     """
     needed = {k: batch[k] for k in ("image", "class_id")}
     return self._encode(self._backbone, put_batch(needed, self._mesh))
@@ -163,14 +153,14 @@ class Predictor:
     for first in range(0, len(images), batch_size):
       chunk = images[first : first + batch_size]
       padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
-      features = self.encode({
+      batch = {
           "image": np.pad(chunk, padding),
           "class_id": np.full(batch_size, class_id, np.int32),
-      })
-      parts.append(jax.device_get(features))
+      }
+      parts.append(hosts.whole(self.encode(hosts.share(batch))))
     whole = lambda *xs: np.concatenate(xs)[: len(images)]
     joined = jax.tree.map(whole, *parts)
-    return jax.device_put(self._remember(joined), self._everywhere)
+    return hosts.replicate(self._remember(joined), self._mesh)
 
   def predict(
       self,
@@ -192,7 +182,7 @@ class Predictor:
       on the host.
     """
     # No copy where they are already.
-    params, stats = jax.device_put((params, stats), self._everywhere)
+    params, stats = hosts.replicate((params, stats), self._mesh)
     # Together where they share a prediction, else by one program for each.
     together = [memories] if self._shares else [(m,) for m in memories]
     results = [
@@ -201,7 +191,7 @@ class Predictor:
         )
         for part in together
     ]
-    return sum(jax.device_get(results), [])
+    return sum(hosts.whole(results), [])
 
 
 def _lead(x):

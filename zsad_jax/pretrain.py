@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 from optax import contrib
 
-from zsad_jax import checkpoint, cli, predictor, runs, writer
+from zsad_jax import checkpoint, cli, hosts, runs, writer
 from zsad_jax.clip import embedded
 from zsad_jax.clip.config import ClipConfig
 from zsad_jax.datasets import registry
@@ -73,7 +73,7 @@ def pretrain(config, workdir: pathlib.Path) -> bool:
 
 def _pretrain(config, workdir, stack):
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-  mesh = predictor.make_mesh()
+  mesh = hosts.make_mesh()
   replicated = NamedSharding(mesh, P())
   sizes = ClipConfig(**config.model)
   objective = Objective(**config.objective)

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from zsad_jax import (
-    about,
-    api,
-    evaluator,
-    fewshot,
-    files,
-    page,
-    predictor,
-    published,
-    runs,
-    threshold,
+  about,
+  api,
+  evaluator,
+  fewshot,
+  files,
+  hosts,
+  page,
+  published,
+  runs,
+  threshold,
 )
 from zsad_jax import protocol as protocol_lib
 from zsad_jax.datasets import index, preprocess, references, registry
@@ -122,7 +122,7 @@ def evaluate(
       run.config,
       run.method,
       run.backbone,
-      predictor.make_mesh(),
+      hosts.make_mesh(),
       skip_corrupt=skip_corrupt,
       few_shot=any(choice.images for choice in choices),
       variant=protocol.variant,
@@ -241,7 +241,7 @@ def _write(run, dataset, protocol, choice, rows, extra, folder):
       "dataset": {"name": dataset.name, "root": dataset.root},
       "notes": dataset.notes,
       "step": run.step,
-      **about.setting(),
+      **setting.setting(),
       **extra,
   }  # fmt: skip
   files.write_text(folder / "results.json", _json(document))
@@ -278,9 +278,9 @@ def summarize(
     files.write_text(output / f"{data}_summary.md", markdown)
     csv = table.summary_to_csv(groups, printed)
     files.write_text(output / f"{data}_summary.csv", csv)
-    text = table.summary_to_json(groups, printed, about.setting())
+    text = table.summary_to_json(groups, printed, setting.setting())
     files.write_text(output / f"{data}_summary.json", text)
-  setting = about.setting()
+  measured = setting.setting()
   setting |= setting.pop("versions")
   text = page.render(results, tables, setting)
   files.write_text(output / "report.html", text)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from zsad_jax import api, checkpoint, files
+from zsad_jax import api, checkpoint, files, hosts
 from zsad_jax.clip import backbone as clip
 from zsad_jax.clip import embedded, weights
 from zsad_jax.clip.config import MODELS, ClipConfig
@@ -176,7 +176,8 @@ def load(workdir: str | pathlib.Path) -> Run:
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   backbone = load_backbone(**config.backbone)
   method = make_method(config.method_name, config.method.to_dict())
-  params, stats = jax.jit(method.init)(jax.random.key(0), backbone)
+  initial = jax.jit(method.init)(jax.random.key(0), backbone)
+  params, stats = hosts.replicate(initial, hosts.make_mesh())
   best = (workdir / "best").is_dir()
   folder = workdir / ("best" if best else "checkpoints")
   saved = checkpoint.Checkpoints(folder)

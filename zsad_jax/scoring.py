@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from zsad_jax import fewshot, predictor
+from zsad_jax import fewshot, hosts, predictor
 from zsad_jax.datasets import layouts, preprocess
 
 
@@ -86,7 +86,7 @@ class Scorer:
       method = fewshot.with_memory(method, **run.config.memory)
       self.zero_shot = not fewshot.needs_references(run.method)
     self._model = predictor.Predictor(
-        method, run.backbone, [class_name], predictor.make_mesh()
+        method, run.backbone, [class_name], hosts.make_mesh()
     )
     self._memory = None
     if reference_images:
@@ -99,7 +99,7 @@ class Scorer:
   def __call__(self, pixels):
     """The prediction, and scores without references (None: no such thing)."""
     batch = {"image": pixels, "class_id": np.zeros(len(pixels), np.int32)}
-    features = self._model.encode(batch)
+    features = self._model.encode(hosts.share(batch))
     given = self._run.params, self._run.stats, features
     if self._memory is None or not self.zero_shot:
       (result,) = self._model.predict(*given, (self._memory,))

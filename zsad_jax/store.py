@@ -126,17 +126,18 @@ class Device:
   def __init__(self, row, count: int, mesh, batch_size: int):
     self._count, self._size = count, batch_size
     batches = -(-count // batch_size)
-    split, whole = (NamedSharding(mesh, p) for p in (P(None, "data"), P()))
+    split, self._of_batch = (
+        NamedSharding(mesh, p) for p in (P(None, "data"), P("data"))
+    )
     zeros = lambda x: jnp.zeros((batches, batch_size, *x.shape), x.dtype)
     make = jax.jit(lambda: jax.tree.map(zeros, row), out_shardings=split)
-    self._rows, self._written, self._whole = make(), 0, whole
+    self._rows, self._written = make(), 0
     put = lambda rows, new, i: jax.tree.map(
         lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), rows, new
     )
     self._put = jax.jit(put, donate_argnums=0)
     take = lambda rows, i, j: jax.tree.map(lambda a: a[i, j], rows)
-    of_batch = NamedSharding(mesh, P("data"))
-    self._take = jax.jit(take, out_shardings=of_batch)
+    self._take = jax.jit(take, out_shardings=self._of_batch)
 
   def missing(self) -> list[int]:
     """Numbers of the rows that were not written yet."""
@@ -149,9 +150,12 @@ class Device:
     self._written += self._size
 
   def read(self, numbers):
-    """Rows of all numbers (b, ...), on the devices, split along b."""
-    place = divmod(numbers, self._size)
-    return self._take(self._rows, *jax.device_put(place, self._whole))
+    """Rows of this process's part of the numbers (b, ...), split along b."""
+    place = (
+        jax.make_array_from_process_local_data(self._of_batch, part)
+        for part in divmod(numbers, self._size)
+    )
+    return self._take(self._rows, *place)
 
 
 def _reserve(path, shape, dtype):

@@ -19,8 +19,6 @@ import jax
 import numpy as np
 import optax
 from absl import flags
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from zsad_jax import (
@@ -30,6 +28,7 @@ from zsad_jax import (
     cli,
     evaluator,
     features,
+    hosts,
     optim,
     predictor,
     protocol,
@@ -55,7 +54,7 @@ def train(config, workdir: pathlib.Path) -> bool:
     ValueError: a setting, a file or the loss is not as it has to be.
   """
   # Checkpoints have threads of their own, to be ended whatever happens.
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, hosts.together():
     return _train(config, workdir, stack)
 
 
@@ -65,8 +64,7 @@ def _train(config, workdir, stack):
 
   # ---- Mesh: images are split over "data", everything else is replicated.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-  mesh = predictor.make_mesh()
-  replicated = NamedSharding(mesh, P())
+  mesh = hosts.make_mesh()
   if config.batch_size % jax.device_count():
     raise ValueError(
         f"config.batch_size is {config.batch_size}, but must be a multiple "
@@ -95,8 +93,8 @@ def _train(config, workdir, stack):
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)
   trained = method.trained(params)
-  aux = jax.device_put(method.prepare(backbone, names), replicated)
-  backbone = jax.device_put(backbone, replicated)
+  aux = hosts.replicate(method.prepare(backbone, names), mesh)
+  backbone = hosts.replicate(backbone, mesh)
 
   # ---- Optimiser; a checkpoint in workdir wins over the fresh state.
   runs.save_config(workdir, config)
@@ -105,7 +103,7 @@ def _train(config, workdir, stack):
       "model": {"params": params, "stats": stats},
       "training": {"opt": tx.init(params), "step": np.int32(0)},
   }
-  state = jax.device_put(state, replicated)
+  state = hosts.replicate(state, mesh)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
   seconds, begin = 0.0, time.perf_counter()  # Spent before, and from now on.
@@ -189,7 +187,7 @@ def _train(config, workdir, stack):
         cache=cache.open_cache(config.decoded_cache),
     )
     skipped = batches.skipped
-  while step < total_steps and not stop.requested:
+  while step < total_steps and not hosts.any_of(stop.requested):
     batch = next(batches)
     batch.pop("index", None)
     batch = predictor.put_batch(batch, mesh)

@@ -29,7 +29,8 @@ class Writer:
     self._total = total_steps
     self._last = (first_step, time.perf_counter())
     self._drop_after(first_step)
-    self._board = _open_board(workdir) if tensorboard else None
+    board = tensorboard and not files.quiet()
+    self._board = _open_board(workdir) if board else None
 
   def _drop_after(self, step):
     if not self._path.exists():
@@ -40,7 +41,7 @@ class Writer:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line of named scalars, if there are any."""
-    if not values:
+    if not values or files.quiet():
       return
     record = {"step": step, **{k: float(v) for k, v in values.items()}}
     with self._path.open("a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@ r"""Measures this package on this machine.
 
 python -m zsad_jax.benchmark metrics
 python -m zsad_jax.benchmark data
+python -m zsad_jax.benchmark methods
 
   metrics   the pixel metrics of a category: streamed and exact, beside
             scikit-learn and the published 200-threshold AUPRO
@@ -10,18 +11,23 @@ python -m zsad_jax.benchmark data
   data      decoding, resizing and batching: images per second beside Pillow
             called in a loop, and from the cache; memory over --many=10000
             images
+  methods   the vision tower beside matrix products of its shapes and
+            transformers' CLIP (where torch is installed), and each method in
+            units of it: --model=ViT-L-14-336 --image_size=518 --batch=1,
+            --methods=NAMES, --training, --shots=4, --rounds=3
 
 Ratios are of one run, in which the parts take turns on the same data.
 --json=FILE keeps the numbers.
 """
 
 import importlib
+import sys
 
 from absl import flags
 
 from zsad_jax import cli
 
-PARTS = ("metrics", "data")
+PARTS = ("metrics", "data", "methods")
 
 
 def _part(arguments):
@@ -31,10 +37,12 @@ def _part(arguments):
 
 
 def define_flags():
-  """The flags of all parts."""
+  """The flags of the part that was asked for."""
   flags.DEFINE_string("json", None, "File for the numbers.")
+  # Only the asked one's: each needs other packages.
   for part in PARTS:
-    importlib.import_module(f"{__package__}.{part}").define_flags()
+    if part in sys.argv[1:2]:
+      importlib.import_module(f"{__package__}.{part}").define_flags()
 
 
 def main(options):

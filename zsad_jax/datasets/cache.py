@@ -51,7 +51,7 @@ class DecodedCache:
     if self._closed:
       return
     try:
-      files.write_bytes(path, _packed(*found))
+      files.write_bytes(path, _packed(*found), cache=True)
     except OSError as error:
       self._closed = True
       print(f"note: {error}. Images are decoded without the cache from here.",

@@ -158,7 +158,9 @@ class Method:
     image = batch["image"]
     features = {"image": image, "class_id": batch["class_id"]}
     if "D" in self.prompt_types:
-      features["image_embed"], _ = self._image(backbone, image)
+      features["image_embed"], _ = self._image(
+          backbone, image, last_patches=False
+      )
     return features
 
   def prompts(self, params, features, tower):

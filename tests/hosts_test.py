@@ -1,0 +1,119 @@
+"""Several processes train and evaluate as one does."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import small
+from zsad_jax import hosts
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLAGS = ("--config.batch_size=8", "--config.eval_batch_size=8",
+         "--config.epochs=5")  # fmt: skip
+
+
+def launch(data, workdir, *, processes, devices):
+  """Starts `processes` times the same command, of `devices` devices each."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  command = [
+      sys.executable, "-m", "tests.small", f"--workdir={workdir}",
+      f"--config=tests/small.py:anomalyclip,{data}", *FLAGS,
+  ]  # fmt: skip
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags += " --xla_backend_optimization_level=0"
+  started = []
+  for i in range(processes):
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    if processes > 1:
+      env[hosts.COORDINATOR] = f"localhost:{port}"
+      env |= {hosts.NUMBER: str(processes), hosts.MINE: str(i)}
+    started.append(subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ))  # fmt: skip
+  return started
+
+
+def finish(processes):
+  """Waits for all: exit statuses, what they printed, their errors."""
+  said = [p.communicate(timeout=300) for p in processes]
+  return [p.returncode for p in processes], *zip(*said)
+
+
+def losses(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data") / "mvtec"
+  small.write_mvtec(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one")
+  status, _, errors = finish(launch(data, workdir, processes=1, devices=8))
+  assert status == [0], errors
+  return workdir
+
+
+def test_two_processes_of_four_devices_are_one_of_eight(data, one, tmp_path):
+  status, out, errors = finish(
+      launch(data, tmp_path / "two", processes=2, devices=4)
+  )
+  assert status == [0, 0], errors
+  assert "8 x cpu" in out[0] and "image_auroc" in out[0]
+  assert "loss" not in out[1]  # The first one speaks for all.
+  np.testing.assert_allclose(losses(tmp_path / "two"), losses(one), rtol=1e-5)
+  name = "evaluation/mvtec/results.json"
+  rows = [
+      json.loads((w / name).read_text())["rows"]
+      for w in (one, tmp_path / "two")
+  ]
+  assert rows[0] == rows[1] and set(rows[0]) == {"bolt", "nut"}
+
+
+def test_when_one_is_lost_the_run_ends_and_goes_on(data, one, tmp_path):
+  workdir = tmp_path / "run"
+  processes = launch(data, workdir, processes=2, devices=4)
+  while not list(workdir.glob("checkpoints/[2-9]")):
+    assert all(p.poll() is None for p in processes), finish(processes)
+    time.sleep(0.02)
+  processes[1].send_signal(signal.SIGKILL)
+  status, _, errors = finish(processes)
+  assert status == [1, -signal.SIGKILL]
+  assert "another process of this run has ended" in errors[0]
+  assert "Start all of them again" in errors[0]
+  # On another number of devices.
+  status, _, errors = finish(launch(data, workdir, processes=1, devices=2))
+  assert status == [0], errors
+  np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
+
+
+@pytest.mark.parametrize("environ, wanted", [
+    ({}, None),
+    ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+    ({"SLURM_STEP_NUM_TASKS": "16"}, {}),
+    ({hosts.COORDINATOR: "a:1", hosts.NUMBER: "3", hosts.MINE: "2"},
+     dict(coordinator_address="a:1", num_processes=3, process_id=2)),
+])  # fmt: skip
+def test_where_several_were_started_they_find_one_another(environ, wanted):
+  assert hosts._options(environ) == wanted
+
+
+def test_a_missing_variable_is_named():
+  with pytest.raises(ValueError, match="ZSAD_JAX_PROCESS_ID must be whole"):
+    hosts._options({hosts.COORDINATOR: "a:1", hosts.NUMBER: "3"})
