@@ -23,7 +23,7 @@ import tempfile
 import filelock
 import pytest
 
-from zsad_jax import evaluator, runs, train
+from zsad_jax import evaluator, hosts, runs, train
 from zsad_jax.datasets import registry
 from zsad_jax.datasets.drawn import benchmark
 from zsad_jax.evaluation import table

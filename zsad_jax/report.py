@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from zsad_jax import (
-  about,
-  api,
-  evaluator,
-  fewshot,
-  files,
-  hosts,
-  page,
-  published,
-  runs,
-  threshold,
+    about,
+    api,
+    evaluator,
+    fewshot,
+    files,
+    hosts,
+    page,
+    published,
+    runs,
+    setting,
+    threshold,
 )
 from zsad_jax import protocol as protocol_lib
 from zsad_jax.datasets import index, preprocess, references, registry
@@ -281,8 +282,8 @@ def summarize(
     text = table.summary_to_json(groups, printed, setting.setting())
     files.write_text(output / f"{data}_summary.json", text)
   measured = setting.setting()
-  setting |= setting.pop("versions")
-  text = page.render(results, tables, setting)
+  measured |= measured.pop("versions")
+  text = page.render(results, tables, measured)
   files.write_text(output / "report.html", text)
   print(f"Report: {output / 'report.html'}", flush=True)
 

@@ -1,7 +1,7 @@
 """Time and memory of the vision tower and of each method, on random weights.
 
-The unit is one plain pass of the vision tower over the same images, measured in
-the same run; the floor is the rate of matrix products of the tower's own shapes.
+The unit is one plain pass of the vision tower over the same images, the floor
+the rate of matrix products of its shapes; both are measured in the same run.
 Needs neither TensorFlow nor ml_collections.
 """
 
@@ -220,8 +220,9 @@ def report(options, clock, seconds, product_flops, flops):
   rate = product_flops / seconds["matrix products"]
   unit = seconds["vision tower"]
   print(
-      f"{options.model} at {options.image_size} px, {options.batch} images at a "
-      f"time, float32; matrix products of its shapes: {rate / 1e9:.0f} GFLOP/s"
+      f"{options.model} at {options.image_size} px, {options.batch} images at "
+      "a time, float32; matrix products of its shapes: "
+      f"{rate / 1e9:.0f} GFLOP/s"
   )
   rows = {}
   for name, value in seconds.items():
@@ -231,7 +232,8 @@ def report(options, clock, seconds, product_flops, flops):
     rows[name] = row
     print(
         f"{name:24} {value:9.3f} s {row['images_per_second']:8.2f} images/s "
-        f"{row['vision_passes']:6.2f} passes, first {row['first_seconds']:.1f} s"
+        f"{row['vision_passes']:6.2f} passes, "
+        f"first {row['first_seconds']:.1f} s"
     )
   share = flops / unit / rate
   ratios = {"vision tower / matrix products, rate": share}
