@@ -1,12 +1,19 @@
 """The benchmark compares what gives the same numbers."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.benchmark import data, metrics
+from zsad_jax.benchmark import data, methods, metrics
+from zsad_jax.clip import backbone
+from zsad_jax.clip.config import ClipConfig
 from zsad_jax.datasets import preprocess
 from zsad_jax.evaluation import variants
 
@@ -63,3 +70,50 @@ def test_all_ways_read_the_same(tmp_path, capsys):
   found = data._measure(tmp_path / "again", 8, 16)
   assert len(found["images_per_second"]) == 4
   assert "pipeline, cached" in capsys.readouterr().out
+
+
+DEEP = ClipConfig(  # As many layers as the methods' defaults name.
+    embed_dim=32,
+    image_size=28,
+    patch_size=14,
+    vision_width=64,
+    vision_layers=24,
+    text_width=64,
+    text_layers=12,
+)
+
+
+def test_flops_are_those_that_xla_counts():
+  config = dataclasses.replace(DEEP, vision_layers=3, vision_width=256)
+  model = backbone.random_clip(config, 0)
+  image = jnp.zeros((1, 140, 140, 3))
+  compiled = jax.jit(lambda m, x: m.image(x)[0]).lower(model, image).compile()
+  counted = compiled.cost_analysis()["flops"]
+  np.testing.assert_allclose(
+      methods.vision_flops(config, 140), counted, rtol=0.05
+  )
+
+
+def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
+  monkeypatch.setattr(methods, "torch_vision", lambda config, image: None)
+  path = tmp_path / "numbers.json"
+  methods.main(types.SimpleNamespace(
+      model="deep", image_size=56, batch=2, rounds=1, shots=2, training=True,
+      methods=["clip", "adaptclip"], json=str(path),
+  ))  # fmt: skip
+  found = json.loads(path.read_text())
+  assert {*found["rows"]} == {
+      "matrix products", "vision tower", "clip", "adaptclip",
+      "adaptclip, 2 shots", "adaptclip, cached step",
+  }  # fmt: skip
+  assert found["rows"]["vision tower"]["vision_passes"] == 1
+  assert "vision tower / matrix products, rate" in capsys.readouterr().out
+
+
+def test_the_benchmark_needs_no_tensorflow():
+  code = (
+      "import sys; from zsad_jax.benchmark import methods, __main__;"
+      "bad = {'tensorflow', 'ml_collections'} & {*sys.modules}; assert not bad"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

@@ -302,3 +302,17 @@ def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
   )
   assert result.rows["some"]["num_normal"] == 3
   assert "Skipped 1 images" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_for_this_machine(monkeypatch, tmp_path):
+  asked = {}
+  monkeypatch.setenv("ZSAD_JAX_CACHE", str(tmp_path))
+  monkeypatch.setattr(cli.jax.config, "update", asked.__setitem__)
+  cli._keep_compiled()
+  assert not asked  # JAX_COMPILATION_CACHE_DIR says where, in all tests.
+  monkeypatch.setattr(
+      type(cli.jax.config), "jax_compilation_cache_dir", None, raising=False
+  )
+  cli._keep_compiled()
+  (folder,) = asked.values()
+  assert pathlib.Path(folder).parent == tmp_path / "compiled"

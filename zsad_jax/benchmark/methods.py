@@ -48,7 +48,7 @@ class Clock:
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def vision_flops(config: ClipConfig, side: int) -> float:
+def vision_flops(config: ClipConfig, side: int) -> int:
   """Of one image: projections and MLP of each block, attention, patches."""
   tokens, c = 1 + (side // config.patch_size) ** 2, config.vision_width
   block = 24 * tokens * c**2 + 4 * tokens**2 * c
