@@ -100,12 +100,12 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   path = tmp_path / "numbers.json"
   methods.main(types.SimpleNamespace(
       model="deep", image_size=56, batch=2, rounds=1, shots=2, training=True,
-      methods=["clip", "adaptclip"], json=str(path),
+      methods=["clip", "anomalyclip"], json=str(path),
   ))  # fmt: skip
   found = json.loads(path.read_text())
   assert {*found["rows"]} == {
-      "matrix products", "vision tower", "clip", "adaptclip",
-      "adaptclip, 2 shots", "adaptclip, cached step",
+      "matrix products", "vision tower", "clip", "anomalyclip",
+      "anomalyclip, cached step",
   }  # fmt: skip
   assert found["rows"]["vision tower"]["vision_passes"] == 1
   assert "vision tower / matrix products, rate" in capsys.readouterr().out
