@@ -152,11 +152,11 @@ def read_meta(
   root = os.path.abspath(root)
   meta = os.path.join(root, META)
   reader = _Reader(root)
-  phases = {key.lower(): value for key, value in _load(meta).items()}
-  if "test" not in phases:
-    raise ValueError(f'{meta}: expected an object with the keys "train" and '
-                     f'"test", found {sorted(phases)}.')
   with _no_collection():
+    phases = {key.lower(): value for key, value in _load(meta).items()}
+    if "test" not in phases:
+      raise ValueError(f'{meta}: expected an object with the keys "train" and '
+                       f'"test", found {sorted(phases)}.')
     train = reader.phase("train", phases.get("train") or {})
     test = reader.phase("test", phases["test"])
   if reader.missing:
