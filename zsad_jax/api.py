@@ -76,7 +76,10 @@ class Detector(Protocol):
     """Returns what depends on the class names alone; runs outside `jit`."""
 
   def encode(self, backbone: Backbone, batch: Batch) -> Features:
-    """Returns what the frozen backbone alone says of a batch of images."""
+    """Returns what the frozen backbone alone says of a batch of images.
+
+    "pixels" among the features are the normalised images themselves.
+    """
 
   def predict(self, params, stats, backbone, aux, features) -> Prediction:
     """Returns maps and scores; an image's result depends on it alone."""

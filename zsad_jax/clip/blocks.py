@@ -5,7 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from zsad_jax.layers import attention
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
   Both share the projections: softmax(Q K^T / sqrt(c / heads)) V, and the same
   with V for Q and K. Only the first `asking` tokens are attended for in the
-  main one; None: all of them.
+  main one; None: all of them. `seen` says which tokens each one sees.
   """
 
   num_heads: int
@@ -43,7 +43,12 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "b t c"], *, asking: int | None, value_value: bool
+      self,
+      x: Float[Array, "b t c"],
+      *,
+      asking: int | None,
+      seen: Bool[Array, "b t t"] | None,
+      value_value: bool,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     b, t, c = x.shape
     # Products of two axes: gradients of others are twice as slow on a CPU.
@@ -53,7 +58,7 @@ class Attention(nn.Module):
     out_proj = nn.Dense(c, name="out_proj")
 
     def attend(q, k):
-      out = attention.attend(q, k, v, causal=self.causal)
+      out = attention.attend(q, k, v, causal=self.causal, seen=seen)
       return out_proj(out.reshape(-1, c)).reshape(b, -1, c)
 
     return attend(q[:, :asking], k), attend(v, v) if value_value else None
@@ -78,6 +83,7 @@ class ResBlock(nn.Module):
   `vv` is the value-value stream beside the main one: it adds the value-value
   attention of the *main* stream's tokens, skips the MLP and never feeds back.
   Of the main stream the first `asking` tokens are computed, None: all of them.
+  `seen` says which tokens each one sees; None: all, or those before it.
   """
 
   num_heads: int
@@ -90,9 +96,13 @@ class ResBlock(nn.Module):
       x: Float[Array, "b t c"],
       vv: Float[Array, "b t c"] | None = None,
       asking: int | None = None,
+      seen: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     attend, attend_vv = Attention(self.num_heads, self.causal, name="attn")(
-        LayerNorm(name="ln_1")(x), asking=asking, value_value=vv is not None
+        LayerNorm(name="ln_1")(x),
+        asking=asking,
+        seen=seen,
+        value_value=vv is not None,
     )
     x = x[:, :asking] + attend
     x = x + Mlp(self.act, name="mlp")(LayerNorm(name="ln_2")(x))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zsad_jax.clip import blocks
 from zsad_jax.clip.config import ClipConfig
@@ -39,18 +39,22 @@ class TextTower(nn.Module):
   def __call__(
       self,
       embeds: Float[Array, "k t c"],
-      end: Int[Array, " k"],
+      end: Int[Array, "k *s"],
       *,
+      row: Int[Array, "k t"] | None = None,
+      seen: Bool[Array, "k t t"] | None = None,
       prompts: Mapping[int, Float[Array, "_ m c"]] | None = None,
       prompt_mode: str = "overwrite",
       round_fp16: bool = False,
-  ) -> tuple[Float[Array, "k d"], dict[str, Array]]:
+  ) -> tuple[Float[Array, "k *s d"], dict[str, Array]]:
     """Runs the tower.
 
     Args:
       embeds: embeddings of t <= context_length tokens, positions not added.
         Rows after the end token never matter: cut them to save time.
-      end: position of each sentence's end token.
+      end: position of each sentence's end token; (k, s) where s sentences are
+        joined to a tree, see `layers/sentence_tree.py`.
+      row, seen: of a tree; None for plain sentences.
       prompts: deep prompts by 0-based block: set at that block's input, right
         after the start token, one set for all sentences (leading axis 1) or
         one per sentence (k). No position is added to them.
@@ -72,20 +76,28 @@ class TextTower(nn.Module):
           f"Prompts for text block {beyond[-1]} (from 0), but the tower has "
           f"{len(self.resblocks)} blocks: reduce the depth of the prompts."
       )
-    x = embeds + self.positional_embedding[: embeds.shape[1]]
+    position = jnp.arange(embeds.shape[1]) if row is None else row
+    x = embeds + self.positional_embedding[position]
     prompts, out = dict(prompts or {}), {}
     replaced = prompt_mode == "overwrite"  # Rows the next prompts replace.
     for i, block in enumerate(self.resblocks):
       if i in prompts:
         prompt = _rounded(prompts[i]) if round_fp16 else prompts[i]
-        x = tokens.set_after_start(x, prompt, replace=replaced)
-        end = end if replaced else end + prompt.shape[1]
-        replaced = True
-      x, _ = block(x)
+        if row is not None and prompt_mode == "overwrite":
+          x = tokens.set_rows(x, prompt, row)
+        else:
+          x = tokens.set_after_start(x, prompt, replace=replaced)
+        if not replaced:
+          end, replaced = end + prompt.shape[1], True
+          seen = seen if seen is None else tokens.see_inserted(
+              seen, prompt.shape[1])  # fmt: skip
+      x, _ = block(x, seen=seen)
       out[f"block{i + 1:02d}"] = x
     out["tokens"] = self.ln_final(x)
-    last = jnp.take_along_axis(out["tokens"], end[:, None, None], axis=1)
-    return last[:, 0] @ self.text_projection, out
+    places = end.reshape(end.shape[0], -1, 1)
+    last = jnp.take_along_axis(out["tokens"], places, axis=1)
+    last = last.reshape(*end.shape, -1)
+    return last @ self.text_projection, out
 
 
 def _rounded(x):

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 LONG = 256  # Keys from which a CPU is faster head by head; measured.
 
@@ -13,6 +13,7 @@ def attend(
     v: Float[Array, "b s h d"],
     *,
     causal: bool,
+    seen: Bool[Array, "b t s"] | None = None,
 ) -> Float[Array, "b t h d"]:
   """Returns softmax(q k^T / sqrt(d)) v of each head.
 
@@ -25,8 +26,11 @@ def attend(
     k: keys.
     v: values.
     causal: whether a query sees only the keys up to its own position.
+    seen: which keys each query sees, instead of `causal`; None: see there.
   """
   device = jax.default_backend()
+  if seen is not None:
+    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
   if device == "cpu" and not causal and k.shape[1] >= LONG:
     return _by_head(q, k, v)
   half = q.dtype in (jnp.bfloat16, jnp.float16)

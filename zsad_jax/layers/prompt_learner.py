@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from zsad_jax.api import Backbone
-from zsad_jax.layers import tokens
+from zsad_jax.layers import sentence_tree, tokens
 from zsad_jax.layers.torch_names import Checkpoint, Rule, Table
 
 STD = 0.02  # Of all learned vectors (authors' code).
@@ -57,6 +57,28 @@ def with_context(
 def deep_prompts(deep: Mapping[str, jax.Array]) -> dict[int, jax.Array]:
   """Learned tokens by 0-based text block; the first block keeps its own."""
   return {int(k) + 1: vectors[None] for k, vectors in deep.items()}
+
+
+def branches(k: int, length: int, shared: int) -> sentence_tree.Tree:
+  """k sentences of `length` tokens, which begin with `shared` equal ones."""
+  ids = np.arange(k * length).reshape(k, length)
+  ids[:, :shared] = ids[0, :shared]
+  return sentence_tree.grow(ids, np.full(k, length - 1))
+
+
+def nodes(
+    tree: sentence_tree.Tree, embeds: Float[Array, "b k t c"]
+) -> tuple[Float[Array, "b n c"], Int[Array, "b k"], dict[str, Array]]:
+  """The sentences of b images, all joined alike, as the text tower takes them.
+
+  Returns:
+    Embeddings of the nodes, their end tokens, and the hooks `row` and `seen`.
+  """
+  b, k, t, c = embeds.shape
+  chosen = embeds.reshape(b, k * t, c)[:, jnp.asarray(tree.source)]
+  each = lambda x: jnp.broadcast_to(jnp.asarray(x), (b, *x.shape))
+  hooks = {"row": each(tree.row), "seen": each(tree.seen)}
+  return chosen, each(tree.end), hooks
 
 
 def checkpoint(names: Table, *groups: str, **fields) -> Checkpoint:

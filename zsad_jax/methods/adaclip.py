@@ -27,10 +27,17 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zsad_jax import losses
 from zsad_jax.api import ANOMALOUS
-from zsad_jax.layers import linear, prompts, semantic_fusion, similarity
+from zsad_jax.layers import (
+    linear,
+    prompts,
+    semantic_fusion,
+    sentence_tree,
+    similarity,
+)
 from zsad_jax.layers.torch_names import Checkpoint, Rule, prefixed
 from zsad_jax.layers.torch_names import linear as linear_rules
 
@@ -143,20 +150,20 @@ class Method:
     return tree
 
   def prepare(self, backbone, class_names):
-    """Token ids of the sentences of each class: (classes, sentences, t)."""
-    normal, anomalous = zip(*(prompts.adaclip(name) for name in class_names))
-    sentences = [n + a for n, a in zip(normal, anomalous)]
-    ids, end = backbone.tokenize(sum(sentences, []))
-    per_class = (len(sentences), len(sentences[0]))
-    return {
-        "ids": jnp.asarray(ids.reshape(*per_class, -1)),
-        "end": jnp.asarray(end.reshape(per_class)),
-    }
+    """Each class's sentences as a tree: ids (classes, n) and its parts."""
+    found = [
+        backbone.tokenize(sum(prompts.adaclip(name), []))
+        for name in class_names
+    ]
+    tree = sentence_tree.stack([sentence_tree.grow(*pair) for pair in found])
+    ids = [pair[0].ravel()[at] for pair, at in zip(found, tree.source)]
+    parts = {"ids": np.stack(ids), "row": tree.row, "seen": tree.seen}
+    return jax.tree.map(jnp.asarray, parts | {"end": tree.end})
 
   def encode(self, backbone, batch):
     """The un-prompted embedding g0, which the dynamic prompts are made of."""
     image = batch["image"]
-    features = {"image": image, "class_id": batch["class_id"]}
+    features = {"pixels": image, "class_id": batch["class_id"]}
     if "D" in self.prompt_types:
       features["image_embed"], _ = self._image(
           backbone, image, last_patches=False
@@ -190,26 +197,21 @@ class Method:
 
   def text(self, params, backbone, aux, features):
     """Unit embeddings of the states of each image's class: (b, 2, d)."""
-    ids, end = (aux[key][features["class_id"]] for key in ("ids", "end"))
-    b, k, t = ids.shape
-    hooks = {}
+    tree = jax.tree.map(lambda x: x[features["class_id"]], aux)
+    ids, end = tree.pop("ids"), tree.pop("end")
+    hooks = {"row": tree["row"], "seen": tree["seen"]}
     if "L" in self.prompt_branches:
       layers = self.prompts(params, features, "text")
-      layers = jnp.broadcast_to(layers, (b, *layers.shape[1:]))
       first = 0 if self.text_prompt_first_layer else 1
       hooks["prompt_mode"] = self.text_prompt_mode
       hooks["round_fp16"] = self.round_fp16
       hooks["prompts"] = {
-          j: jnp.repeat(layers[:, j], k, axis=0)
-          for j in range(first, self.prompt_depth)
+          j: layers[:, j] for j in range(first, self.prompt_depth)
       }
     embed, _ = backbone.text(
-        backbone.embed_tokens(ids.reshape(b * k, t)),
-        end.reshape(b * k),
-        act=self.act,
-        **hooks,
+        backbone.embed_tokens(ids), end, act=self.act, **hooks
     )
-    embed = similarity.unit(embed).reshape(b, k, -1)
+    embed = similarity.unit(embed)
     normal = prompts.ADACLIP_NORMAL_SENTENCES
     means = [embed[:, :normal].mean(1), embed[:, normal:].mean(1)]
     return similarity.unit(jnp.stack(means, axis=1))
@@ -230,7 +232,7 @@ class Method:
       with fusion also fused (b, d).
     """
     hooks = {"remat": self.remat}
-    image = features["image"]
+    image = features["pixels"]
     if "V" in self.prompt_branches:
       layers = self.prompts(params, features, "visual")
       hooks["prompts"] = jnp.broadcast_to(
@@ -311,7 +313,7 @@ class Method:
     """Levels are averaged as logits, then softmax: one interpolation."""
     del stats
     result = self.forward(params, backbone, aux, features)
-    return self.read(result, features["image"].shape[1:3])
+    return self.read(result, features["pixels"].shape[1:3])
 
   def read(self, result, size):
     """`forward`'s result as a prediction of h x w pixels."""

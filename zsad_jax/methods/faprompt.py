@@ -142,7 +142,10 @@ class Method:
     """Placeholder sentences about an object; class names are not used."""
     del class_names
     texts = [sentence.text for sentence in self.sentences()]
-    return prompt_learner.placeholders(backbone, texts)
+    aux = prompt_learner.placeholders(backbone, texts)
+    shape = self.num_prompts, aux["embeds"].shape[1]
+    tree = prompt_learner.branches(*shape, shared=1 + self.normal_length)
+    return {**aux, "abnormal": tree}
 
   def sentences(self):
     """What the learned vectors of the two states stand in."""
@@ -192,16 +195,16 @@ class Method:
     own = (row >= first) & (row < first + self.abnormal_length)
     return abnormal[None] + prior[:, None, None] * own[:, None]
 
-  def text(self, params, backbone, prompts, end):
-    """Embeddings of k prompts, not normalised: (k, d)."""
-    embed, _ = backbone.text(
+  def text(self, params, backbone, prompts, end, **hooks):
+    """Embeddings of prompts, not normalised: (*end.shape, d)."""
+    return backbone.text(
         prompts,
         end,
         act=self.act,
         prompts=prompt_learner.deep_prompts(params["deep"]),
         round_fp16=self.round_fp16,
-    )
-    return embed
+        **hooks,
+    )[0]
 
   def first_pass(self, params, backbone, aux):
     """Text that no image enters: normal (1, d) and abnormal (K, d)."""
@@ -244,13 +247,10 @@ class Method:
       selected = self.select(features, patch_prob)
       hidden = linear.apply(params["prior"]["1"], selected.reshape(b, -1))
       prior = linear.apply(params["prior"]["2"], jax.nn.relu(hidden))
-      _, prompts = self.prompts(params, aux)
-      refined = self.refined_prompts(prompts, prior)
-      end = jnp.full(b * self.num_prompts, aux["end"][1])
-      # The text of all images in one call.
-      refined = refined.reshape(-1, *refined.shape[2:])
-      refined = self.text(params, backbone, refined, end)
-      refined = refined.reshape(b, self.num_prompts, -1)
+      refined = self.refined_prompts(self.prompts(params, aux)[1], prior)
+      # The text of all images in one call, the beginning once an image.
+      nodes, end, hooks = prompt_learner.nodes(aux["abnormal"], refined)
+      refined = self.text(params, backbone, nodes, end, **hooks)
       result |= {"selected": selected, "prior": prior}
     else:
       refined = jnp.broadcast_to(abnormal, (b, *abnormal.shape))

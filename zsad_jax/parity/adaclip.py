@@ -142,7 +142,7 @@ class _Run:
     result = _forward(self.method, self.params, *self.given(features))
     yield "cls_feature", result["class_unit"]
     yield "text_features", jnp.moveaxis(result["text_units"], 1, 2)
-    size = features["image"].shape[1:3]
+    size = features["pixels"].shape[1:3]
     maps = self.method.level_maps(result, size)
     for i, tap in enumerate(self.method.taps):
       yield f"patch_proj_{tap}", result["patch_units"][i]
