@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import small
-from zsad_jax import features, runs, train
+from zsad_jax import features, hosts, runs, train
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,51 @@ def test_unreadable_images_count_nothing(data, tmp_path, capsys):
     found[place] = losses(config, tmp_path / place)
   np.testing.assert_allclose(found["host"], found["none"], rtol=1e-5)
   assert "bolt/test/good/0.png" in capsys.readouterr().out
+
+
+def test_an_unreadable_image_is_named_by_every_run(data, tmp_path, capsys):
+  small.write_mvtec(tmp_path / "data")
+  bad = tmp_path / "data/bolt/test/good/0.png"
+  bad.write_bytes(b"no image")
+  config = prepared(
+      "anomalyclip", str(tmp_path / "data"), "disk", tmp_path / "features"
+  )
+  config.skip_corrupt = True
+  found = []
+  for name in ("first", "second"):
+    found.append(losses(config, tmp_path / name))
+    assert str(bad) in capsys.readouterr().out
+  assert found[0] == found[1]
+  config.skip_corrupt = False
+  with pytest.raises(ValueError, match="bolt/test/good/0.png"):
+    losses(config, tmp_path / "third")
+
+
+def test_processes_cannot_share_what_one_of_them_holds(
+    data, tmp_path, monkeypatch
+):
+  config = prepared("anomalyclip", data, "host")
+  method = runs.make_method(config.method_name, config.method.to_dict())
+  backbone = runs.load_backbone(**config.backbone)
+  made = features.Features(
+      config, method, backbone, hosts.make_mesh(),
+      [runs.open_dataset(config, data)],
+  )  # fmt: skip
+  monkeypatch.setattr(features.jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match='"host", but processes do not share'):
+    made.compute([])
+
+
+def test_images_are_kept_as_bytes(data):
+  config = prepared("adaclip", data, "host")
+  method = runs.make_method(config.method_name, config.method.to_dict())
+  backbone = runs.load_backbone(**config.backbone)
+  frozen = features.make(
+      config, method, backbone, hosts.make_mesh(),
+      [runs.open_dataset(config, data)], [],
+  )  # fmt: skip
+  batch = next(frozen.batches(start_step=0))
+  assert batch["features"]["pixels"].dtype == np.uint8
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,5 @@ def test_where_several_were_started_they_find_one_another(environ, wanted):
 def test_a_missing_variable_is_named():
   with pytest.raises(ValueError, match="ZSAD_JAX_PROCESS_ID must be whole"):
     hosts._options({hosts.COORDINATOR: "a:1", hosts.NUMBER: "3"})
+  with pytest.raises(ValueError, match="SLURM_STEP_NUM_TASKS.*'four'"):
+    hosts._options({"SLURM_STEP_NUM_TASKS": "four"})

@@ -97,11 +97,15 @@ class Features:
 
     stored = jnp.dtype(config.features.dtype)
     shrink = lambda x: x.astype(stored) if x.dtype == jnp.float32 else x
-    self._encode = jax.jit(
-        lambda backbone, batch: jax.tree.map(
-            shrink, predictor.encode(method, backbone, batch)
-        )
-    )
+
+    @jax.jit
+    def encode(backbone, batch):
+      features = dict(predictor.encode(method, backbone, batch))
+      if "pixels" in features:  # A method that looks again, with prompts.
+        features["pixels"] = batch["image"]  # Bytes: a quarter of the room.
+      return jax.tree.map(shrink, features)
+
+    self._encode = encode
 
   def compute(self, skipped: list[str]) -> bool:
     """Runs the pass; False, with a line printed, where there is no room."""
@@ -111,12 +115,17 @@ class Features:
     )
     count = len(self._samples)
     room = count * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(row))
-    place = self._config.features.place
-    place = _place(room) if place == "auto" else place
+    asked = self._config.features.place
+    place = _place(room) if asked == "auto" else asked
     if jax.process_count() > 1 and place != "device":
+      if asked != "auto":
+        raise ValueError(
+            f'config.features.place is "{asked}", but processes do not share '
+            'their memory and files: use "auto", "device" or "none".'
+        )
       print(
           f"Features take {room / 1e9:.2f} GB: too much for the devices, and "
-          "hosts do not share their memory; each step encodes its images.",
+          "processes do not share their memory; each step encodes its images.",
           flush=True,
       )
       return False
@@ -193,8 +202,7 @@ class Features:
         image_size=config.image_size,
         batch_size=self._batch_size,
         skip_corrupt=config.skip_corrupt,
-        num_shards=jax.process_count(),
-        shard=jax.process_index(),
+        **hosts.shard(),
         cache=cache.open_cache(config.decoded_cache),
     )
     watch = _Watch(len(missing))
@@ -213,7 +221,9 @@ class Features:
       if not isinstance(self._rows, store.Device):
         rows = jax.tree.map(keep, rows)
       self._rows.write(numbers, rows)
-      self._truth.write(numbers, jax.tree.map(keep, truth))
+      truth = jax.tree.map(keep, truth)
+      # An image that could not be read is tried again by the next run.
+      self._truth.write(numbers, truth, done=truth["weight"] > 0)
       watch.look(int(places.max()) + 1)
     skipped += batches.skipped
 
@@ -235,8 +245,7 @@ class Features:
         seed=config.seed,
         start_step=start_step,
         num_references=references,
-        num_shards=jax.process_count(),
-        shard=jax.process_index(),
+        **hosts.shard(),
     )
     for chosen in steps:
       numbers = chosen["index"]

@@ -7,6 +7,7 @@ one writes and prints.
 """
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import sys
@@ -84,16 +85,19 @@ def _options(environ):
         process_id=mine,
     )
   tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
-  tpu = any(pathlib.Path("/dev").glob("accel[0-9]*")) and _has_libtpu()
-  return {} if int(tasks) > 1 or tpu else None
+  if not tasks.isdecimal():
+    raise ValueError(
+        f"SLURM_STEP_NUM_TASKS must be a whole number, found {tasks!r}."
+    )
+  return {} if int(tasks) > 1 or _on_tpu() else None
 
 
-def _has_libtpu():
-  try:
-    import libtpu  # noqa: F401
-  except ImportError:
-    return False
-  return True
+def _on_tpu():
+  """Whether this is a TPU VM with the software for it."""
+  # Older VMs have the first, newer ones the second; GPUs may have it, too.
+  devices = [*pathlib.Path("/dev").glob("accel[0-9]*")]
+  devices += pathlib.Path("/dev/vfio").glob("[0-9]*")
+  return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
 def make_mesh() -> jax.sharding.Mesh:
@@ -130,6 +134,11 @@ def whole(tree):
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def shard() -> dict[str, int]:
+  """The arguments of a pipeline that reads this process's part."""
+  return dict(num_shards=jax.process_count(), shard=jax.process_index())
 
 
 def share(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -69,7 +69,12 @@ def encode(method: api.Detector, backbone: api.Backbone, batch: api.Batch):
 
 def _widened(features):
   """Features as they are computed with, however they were kept."""
-  wide = lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+
+  def wide(x):
+    if x.dtype == jnp.uint8:  # Images.
+      return preprocess.normalize(x)
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+
   return jax.tree.map(wide, features)
 
 

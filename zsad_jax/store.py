@@ -1,5 +1,4 @@
-"""Many rows of equal shapes, one for each image: in memory, on disk or on the
-devices.
+"""Rows of equal shapes, one for each image: in memory, on disk, on devices.
 
 Rows are trees of arrays. Each kind of store has `missing`, `write` and `read`;
 they give the same values.
@@ -42,11 +41,18 @@ class Memory:
     """Numbers of the rows that were not written yet."""
     return np.flatnonzero(~self._done).tolist()
 
-  def write(self, numbers: Any, rows) -> None:
-    """Writes rows, a tree of arrays (n, ...)."""
+  def write(self, numbers: Any, rows, *, done: Any = True) -> None:
+    """Writes rows, a tree of arrays (n, ...).
+
+    Args:
+      numbers: (n,) of the rows.
+      rows: their values.
+      done: whether they are final, for all or for each; one that is not stays
+        among the missing.
+    """
     for array, new in zip(self._arrays, jax.tree.leaves(rows)):
       array[numbers] = np.asarray(new)
-    self._done[numbers] = True
+    self._done[numbers] = done
 
   def read(self, numbers):
     """Rows of numbers of any shape: a tree of arrays (*numbers.shape, ...)."""
@@ -92,14 +98,14 @@ class Disk(Memory):
   def _path(self, leaf):
     return self.folder / f"{leaf}.npy"
 
-  def write(self, numbers, rows):
+  def write(self, numbers, rows, *, done=True):
     for leaf, new in enumerate(jax.tree.leaves(rows)):
       new = np.asarray(new)
       self._arrays[leaf][numbers] = new
       self._checks[numbers, leaf] = [_crc(row) for row in new]
       self._mapped[leaf].flush()
     self._checks.flush()
-    self._done[numbers] = True  # Last: what is marked is whole.
+    self._done[numbers] = done  # Last: what is marked is whole.
     self._done.flush()
 
   def read(self, numbers):
