@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
     batch_size: images per step, over all devices.
     selection: "last", or "official" on the selection_data, which are targets.
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
+    masks: "compat", or "robust" for JPEG files of masks, see
+      zsad_jax/datasets/registry.py.
     decoded_cache: folder for decoded, resized images, which are then read
       instead of the files; "" for none.
     features: frozen features for training: place ("auto", "device", "host",
@@ -55,6 +57,7 @@ def get_config() -> ConfigDict:
   config.prompt_names = "readable"
   config.mosaic_prob = config_dict.placeholder(float)
   config.mosaic_label = "stale"
+  config.masks = "compat"
   config.decoded_cache = ""
   config.features = dict(place="auto", dtype="float32", folder="")
   config.skip_corrupt = False

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zsad_jax.datasets import index, preprocess
+from tests import small
+from zsad_jax.datasets import index, preprocess, registry
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(RNG.integers(0, 256, (40, 30, 3), np.uint8))
@@ -105,6 +106,41 @@ def test_mask_is_what_pillow_says(tmp_path, values, dtype, size):
   mask = preprocess.load_mask(path, image, size)
   assert mask.dtype == np.uint8
   np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_lossy_mask_is_read_at_one_half(tmp_path):
+  drawn = np.zeros((64, 64), np.uint8)
+  drawn[16:48, 20:40] = 255
+  drawn[30, 5:60] = 255
+  for name in ("mask.jpg", "image.png", "two.png"):
+    Image.fromarray(drawn).save(tmp_path / name, quality=95)
+  Image.fromarray(drawn // 255).save(tmp_path / "numbers.png")
+  read = lambda name, lossy: preprocess.load_mask(
+      tmp_path / name, tmp_path / "image.png", 64, lossy=lossy
+  )
+  assert read("mask.jpg", False).sum() > drawn.sum() / 255  # It rings.
+  for name in ("mask.jpg", "two.png", "numbers.png"):
+    np.testing.assert_array_equal(read(name, True), drawn // 255)
+
+
+def test_which_masks_are_lossy_is_known_of_data_sets(tmp_path):
+  for folder in ("images", "masks"):
+    (tmp_path / "Kvasir-SEG" / folder).mkdir(parents=True)
+    grey = Image.new("L", (8, 8), 255)
+    grey.save(tmp_path / "Kvasir-SEG" / folder / "a.jpg")
+  small.write_mvtec(tmp_path / "parts")
+  known = {"kvasir": tmp_path, str(tmp_path / "parts"): None}
+  for name, root in known.items():
+    found = [
+        registry.open_dataset(name, data_root=root, masks=masks).test
+        for masks in ("compat", "robust")
+    ]
+    assert not any(s.lossy_mask for s in found[0])
+    assert all(s.lossy_mask for s in found[1])
+  numbers = registry.open_dataset("elpv", masks="robust")
+  assert not any(s.lossy_mask for s in numbers.test)
+  with pytest.raises(ValueError, match="config.masks is one of compat, rob"):
+    registry.open_dataset("kvasir", data_root=tmp_path, masks="half")
 
 
 def test_mask_of_another_size_is_refused(tmp_path):

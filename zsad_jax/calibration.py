@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from zsad_jax import evaluator, fewshot, hosts, runs, threshold
-from zsad_jax.datasets import references, registry
+from zsad_jax.datasets import references
 from zsad_jax.evaluation import metrics, streaming
 
 _MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colours.
@@ -25,7 +25,7 @@ def store(run: runs.Run) -> None:
     ValueError: the method needs references and there are none.
   """
   datasets = [
-      registry.open_dataset(name, data_root=run.config.data_root)
+      runs.open_dataset(run.config, name)
       for name in run.config.train_data
   ]
   few_shot = all(

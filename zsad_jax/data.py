@@ -118,7 +118,8 @@ def _mask_notes(looked, lossy):
         f"{len(between)} masks have values between black and white "
         f"({100 * sum(between) / len(between):.2g} % of their pixels on "
         "average): they are JPEG files. Whatever is not 0 counts as "
-        "anomalous, as in the papers' code."
+        "anomalous, as in the papers' code; --config.masks=robust counts "
+        "what is above one half."
     )
   if vanishing := sum(look.vanishes for look in looked):
     yield (

@@ -132,6 +132,7 @@ def _evaluate(run, options):
         run, data, output, how, choose=choose,
         skip_corrupt=options.skip_corrupt,
     )  # fmt: skip
+  report.decoded_cache(run.config.get("decoded_cache", ""))
   return results
 
 

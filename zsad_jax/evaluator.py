@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 from scipy import ndimage
 
@@ -15,7 +14,7 @@ from zsad_jax.datasets import cache as cache_lib
 from zsad_jax.datasets import index, pipeline, preprocess, registry
 from zsad_jax.datasets import references as references_lib
 from zsad_jax.evaluation import gallery as gallery_lib
-from zsad_jax.evaluation import measures
+from zsad_jax.evaluation import measures, variants
 
 PROMPT_NAMES = ("verbatim", "readable")
 GRID_ROWS = 6  # Images of a category in its figure; a third of them normal.
@@ -82,7 +81,18 @@ class Category:
         "num_anomalous": anomalous,
         **self.measure.image(self.label, self.pred_score),
         **self.measure.pixel(),
+        **self._of_samples(),
     }
+
+  def _of_samples(self):
+    """The image metrics of samples that several images show (Real-IAD)."""
+    groups = np.array([s.group for s in self.samples], str)
+    if not groups.size or "" in groups:
+      return {}
+    found = self.measure.image(
+        *variants.by_sample(groups, self.label, self.pred_score)
+    )
+    return {k.replace("image_", "sample_"): v for k, v in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +150,15 @@ class Evaluator:
       samples = [s for s in dataset.test if s.class_name == class_name]
       if not samples:
         continue
-      memories = [
-          self._memory(predictor, r.images.get(class_name, ()), class_id)
-          for r in references
-      ]
 
-      def predict(batch, memories=memories):
-        features = predictor.encode(batch)
-        return predictor.predict(params, stats, features, memories)
+      def predict(name, class_id=class_id, class_name=class_name):
+        memories = [
+            self._memory(predictor, r.of(name, class_name), class_id)
+            for r in references
+        ]
+        return lambda batch: predictor.predict(
+            params, stats, predictor.encode(batch), memories
+        )
 
       yield from self._category(
           predict, class_name, samples, dataset.class_names, references
@@ -164,34 +175,41 @@ class Evaluator:
   def _category(self, predict, name, samples, class_names, references):
     found = [self._start(name, choice, samples) for choice in references]
     scores = [[] for _ in references]
-    batches = pipeline.eval_batches(
-        samples,
-        class_names=class_names,
-        image_size=self.image_size,
-        batch_size=predictor_lib.round_up(self.batch_size),
-        skip_corrupt=self.skip_corrupt,
-        num_shards=jax.process_count(),
-        shard=jax.process_index(),
-        cache=self.cache,
-    )
-    kept = []
-    for batch in batches:
-      truth = {k: batch[k] for k in ("index", "mask", "has_mask", "weight")}
-      truth = hosts.whole(truth)
-      keep = truth.pop("weight") > 0
-      truth = {k: v[keep] for k, v in truth.items()}
-      kept += [samples[i] for i in truth["index"]]
-      for category, parts, prediction in zip(found, scores, predict(batch)):
-        maps = self._smooth(prediction["anomaly_map"][keep])
-        parts.append(prediction["pred_score"][keep])
-        _look(category, samples, truth, maps, parts[-1])
+    kept, skipped = [], []
+    for seen_alike, numbers in _by_references(samples, references).items():
+      predict_these = predict(seen_alike)
+      batches = self._batches([samples[i] for i in numbers], class_names)
+      for batch in batches:
+        truth = {k: batch[k] for k in ("index", "mask", "has_mask", "weight")}
+        truth = hosts.whole(truth)
+        keep = truth.pop("weight") > 0
+        truth = {k: v[keep] for k, v in truth.items()}
+        truth["index"] = numbers[truth["index"]]
+        kept += [samples[i] for i in truth["index"]]
+        predictions = predict_these(batch)
+        for category, parts, prediction in zip(found, scores, predictions):
+          maps = self._smooth(prediction["anomaly_map"][keep])
+          parts.append(prediction["pred_score"][keep])
+          _look(category, samples, truth, maps, parts[-1])
+      skipped += batches.skipped
     for category, parts in zip(found, scores):
       yield dataclasses.replace(
           category,
           samples=kept,
           pred_score=np.concatenate(parts),
-          skipped=batches.skipped,
+          skipped=skipped,
       )
+
+  def _batches(self, samples, class_names):
+    return pipeline.eval_batches(
+        samples,
+        class_names=class_names,
+        image_size=self.image_size,
+        batch_size=predictor_lib.round_up(self.batch_size),
+        skip_corrupt=self.skip_corrupt,
+        **hosts.shard(),
+        cache=self.cache,
+    )
 
   def _start(self, name, choice, samples):
     """A category of which nothing was seen yet."""
@@ -212,6 +230,17 @@ class Evaluator:
       return maps
     sigmas = (0, self.smooth_sigma, self.smooth_sigma)
     return ndimage.gaussian_filter(maps, sigmas)
+
+
+def _by_references(samples, references):
+  """Numbers of the samples by what they are compared with, see `compared_with`.
+
+  All together where nothing is compared.
+  """
+  if not any(choice.images for choice in references):
+    return {"": np.arange(len(samples))}
+  names = np.array([sample.compared_with for sample in samples])
+  return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
 
 
 def _look(category, samples, truth, maps, scores):

@@ -21,7 +21,7 @@ from zsad_jax import (
     threshold,
 )
 from zsad_jax import protocol as protocol_lib
-from zsad_jax.datasets import index, preprocess, references, registry
+from zsad_jax.datasets import cache, index, preprocess, references
 from zsad_jax.datasets.references import NONE, References
 from zsad_jax.evaluation import figures, metrics, table
 
@@ -34,6 +34,13 @@ def skipped(messages: Sequence[str]) -> None:
     print(f"Skipped {len(messages)} images that could not be read:")
     for message in messages:
       print(f"  {message}")
+
+
+def decoded_cache(folder: str) -> None:
+  """Prints how large the cache of decoded images is; "": there is none."""
+  if folder:
+    size = cache.DecodedCache(folder).size()
+    print(f"Decoded images in {folder}: {size / 1e6:,.1f} MB", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +122,7 @@ def evaluate(
     ValueError: the protocol does not allow this data set, or a file is not as
       it has to be.
   """
-  dataset = registry.open_dataset(data, data_root=run.config.data_root)
+  dataset = runs.open_dataset(run.config, data)
   notes = protocol.check(dataset, run.config.data_root)
   choices = _choices(run, dataset, choose)
   limits = _limits(run)

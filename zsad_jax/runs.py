@@ -24,6 +24,7 @@ from zsad_jax import api, checkpoint, files, hosts
 from zsad_jax.clip import backbone as clip
 from zsad_jax.clip import embedded, weights
 from zsad_jax.clip.config import MODELS, ClipConfig
+from zsad_jax.datasets import index, registry
 
 EMBEDDED = "embedded"  # The small CLIP that the package ships.
 RANDOM = "embedded_random"  # The same before its training.
@@ -87,6 +88,13 @@ def load_backbone(name: str, path: str) -> clip.Clip:
         f"{MODELS[name]}."
     )
   return clip.from_params(params, config)
+
+
+def open_dataset(config: ml_collections.ConfigDict, name: str) -> index.Dataset:
+  """Opens a data set as a configuration reads it; see `registry`."""
+  # Runs made before there was a choice of masks have no such field.
+  masks = config.get("masks", "compat")
+  return registry.open_dataset(name, data_root=config.data_root, masks=masks)
 
 
 def make_method(name: str, settings: Mapping[str, Any]) -> api.Method:

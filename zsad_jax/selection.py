@@ -10,8 +10,7 @@ import pathlib
 
 import numpy as np
 
-from zsad_jax import checkpoint, evaluator
-from zsad_jax.datasets import registry
+from zsad_jax import checkpoint, evaluator, runs
 
 METRIC = "pixel_f1_max"
 
@@ -32,7 +31,7 @@ def make(config, workdir: pathlib.Path, method, backbone, mesh, stack):
   if config.selection == "last":
     return lambda step, params, stats: {}
   datasets = [
-      registry.open_dataset(name, data_root=config.data_root)
+      runs.open_dataset(config, name)
       for name in config.selection_data
   ]
   evaluate = evaluator.make(config, method, backbone, mesh)

@@ -37,7 +37,7 @@ from zsad_jax import (
     selection,
     writer,
 )
-from zsad_jax.datasets import cache, pipeline, registry
+from zsad_jax.datasets import cache, pipeline
 
 
 def train(config, workdir: pathlib.Path) -> bool:
@@ -73,7 +73,7 @@ def _train(config, workdir, stack):
 
   # ---- Data: the test parts of the auxiliary sets, whose anomalies have masks.
   datasets = [
-      registry.open_dataset(name, data_root=config.data_root)
+      runs.open_dataset(config, name)
       for name in config.train_data
   ]
   if config.mosaic_prob is not None:
@@ -182,8 +182,7 @@ def _train(config, workdir, stack):
         mosaic_label=config.mosaic_label,
         num_references=method.num_references,
         skip_corrupt=config.skip_corrupt,
-        num_shards=jax.process_count(),
-        shard=jax.process_index(),
+        **hosts.shard(),
         cache=cache.open_cache(config.decoded_cache),
     )
     skipped = batches.skipped
@@ -227,6 +226,7 @@ def main(options):
   how = protocol.Protocol.of(config, allow_trained=config.allow_trained)
   for data in config.test_data:
     report.evaluate(run, data, workdir / "evaluation", how)
+  report.decoded_cache(config.decoded_cache)
   return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from zsad_jax import files
 from zsad_jax.datasets import index, preprocess
 
-VERSION = 1  # Raise it when decoding or resizing changes.
+VERSION = 2  # Raise it when decoding or resizing changes.
 _CHECK = 4  # Bytes of the checksum at the end.
 
 
@@ -71,7 +71,7 @@ def facts(sample: index.Sample, size: int) -> str:
   lines = [str(VERSION), str(size)]
   for path in (sample.image_path, sample.mask_path, *sample.more_masks):
     name, box = index.file_and_box(path)
-    lines.append(f"{path} {box} {_state(name)}")
+    lines.append(f"{path} {box} {_state(name)} {sample.lossy_mask}")
   return "\n".join(lines)
 
 

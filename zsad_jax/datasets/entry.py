@@ -44,7 +44,8 @@ class Entry:
     category_counts: published numbers by category.
     raw: layouts as downloaded; MVTec AD's and `meta.json` are always read.
     has_masks: whether it comes with masks of anomalies.
-    lossy_masks: masks are JPEG files, whose edges ring: `verify` measures it.
+    lossy_masks: masks are JPEG files, whose edges ring: `verify` measures it,
+      `config.masks` chooses how they are read.
     mosaic_prob: AdaCLIP's rate of mosaics in training.
     aliases: other spellings of its only category in files in circulation;
       sentences call them what they call the category.

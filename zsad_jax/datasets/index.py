@@ -58,6 +58,8 @@ class Sample:
     view: of a physical sample that several images show, such as "C1".
     group: the physical sample; "" where every image is one.
     more_masks: further masks, to be joined with the first.
+    lossy_mask: read its mask at one half where it has more than two values,
+      see `preprocess.load_mask`.
   """
 
   image_path: str
@@ -68,6 +70,12 @@ class Sample:
   view: str = ""
   group: str = ""
   more_masks: tuple[str, ...] = ()
+  lossy_mask: bool = False
+
+  @property
+  def compared_with(self) -> str:
+    """Images of this name are its references: of its class, seen alike."""
+    return f"{self.class_name}/{self.view}" if self.view else self.class_name
 
   @property
   def has_mask(self) -> bool:

@@ -25,6 +25,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 MAX_PIXELS = int(os.environ.get("ZSAD_JAX_MAX_PIXELS", 200_000_000))
 _MAX_16_BIT = 65535
+_HALF = 127  # Of 8 bits; what a JPEG's ringing does not reach.
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
 
@@ -48,21 +49,27 @@ def load_mask(
     path: str | os.PathLike[str],
     image_path: str | os.PathLike[str],
     size: int,
+    *,
+    lossy: bool = False,
 ) -> UInt8[np.ndarray, "size size"]:
   """Returns a mask as 0 (normal) and 1 (anomalous).
 
-  Every value but 0 is anomalous, as masks may hold defect numbers. A defect
-  that fills less than half of a resized pixel's surroundings vanishes.
+  Every value but 0 is anomalous, as masks may hold defect numbers; with
+  `lossy`, in a mask of more than two values, those above one half: a JPEG file
+  rings around edges. A defect that fills less than half of a resized pixel's
+  surroundings vanishes.
 
   Args:
     path: the mask.
     image_path: its image, whose size it must have.
     size: side of the result in pixels.
+    lossy: it may be a JPEG file of a mask of one kind of anomaly.
 
   Raises:
     ValueError: a file is missing or corrupt, or the two sizes differ.
   """
-  mask = open_mask(path, image_path, open_image(image_path).size)
+  size_of_image = open_image(image_path).size
+  mask = open_mask(path, image_path, size_of_image, lossy=lossy)
   return resize_mask(mask, size)
 
 
@@ -84,7 +91,9 @@ def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
   image = open_image(sample.image_path)
   mask = Image.new("L", image.size)
   for path in filter(None, (sample.mask_path, *sample.more_masks)):
-    more = open_mask(path, sample.image_path, image.size)
+    more = open_mask(
+        path, sample.image_path, image.size, lossy=sample.lossy_mask
+    )
     mask = ImageChops.lighter(mask, more)
   return image, mask
 
@@ -115,6 +124,8 @@ def open_mask(
     path: str | os.PathLike[str],
     image_path: str | os.PathLike[str],
     image_size: tuple[int, int],
+    *,
+    lossy: bool = False,
 ) -> Image.Image:
   """Returns a mask as 0 and 255 in its own size. See `load_mask`.
 
@@ -122,11 +133,14 @@ def open_mask(
     path: the mask.
     image_path: its image, for the message.
     image_size: width and height of the image.
+    lossy: see `load_mask`.
   """
   with _decoding(path), _open(path) as file:
     # Pillow clips 16 bits at 255 here, which leaves a 0 a 0.
     mask = _convert(file, "L")
-    anomalous = np.asarray(mask) > 0
+    values = np.asarray(mask)
+    rings = lossy and np.count_nonzero(np.bincount(values.ravel())) > 2
+    anomalous = values > (_HALF if rings else 0)
   if mask.size != tuple(image_size):
     width, height = image_size
     raise ValueError(

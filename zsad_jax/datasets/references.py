@@ -23,7 +23,9 @@ class References:
   """The reference images of every class; none for zero-shot detection.
 
   Attributes:
-    images: absolute paths by class name, in the order they were chosen.
+    images: absolute paths by class name, or by "class/view" where a view is
+      compared with its own (`index.Sample.compared_with`), in the order they
+      were chosen.
     shots: how many per class were asked for; None where classes differ.
     seed: of the sampling; None where the images were given.
     notes: what the user should be told, one sentence each.
@@ -45,6 +47,11 @@ class References:
     return self.group if self.seed is None else f"{self.group}_seed{self.seed}"
 
 
+  def of(self, name: str, class_name: str) -> tuple[str, ...]:
+    """Images to compare those of a class, or of a view of it, with."""
+    return self.images.get(name, self.images.get(class_name, ()))
+
+
 NONE = References({}, 0)
 
 
@@ -62,7 +69,7 @@ def indices(count: int, shots: int, seed: int) -> list[int]:
 
 
 def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
-  """Draws references of every class from its normal training images.
+  """Draws references of every class, or view, from its normal training images.
 
   A class without training images draws from its test images, anomalous ones
   included, as the authors do (medical sets); `notes` says so.
@@ -73,8 +80,8 @@ def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
   if shots == 0:
     return NONE
   images, from_test = {}, []
-  for name in dataset.class_names:
-    of_class = lambda part, n=name: [s for s in part if s.class_name == n]
+  for name in _compared(dataset):
+    of_class = lambda part, n=name: [s for s in part if s.compared_with == n]
     pool = of_class(dataset.train)
     if not pool:
       pool = of_class(dataset.test)
@@ -98,7 +105,7 @@ def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
   Args:
     path: a folder with a subfolder for each class (a set of one class may have
       its images right there), or a JSON file {class: [path, ...]}, paths
-      relative to it.
+      relative to it; there "class/view" stands for one view.
     dataset: whose classes.
 
   Raises:
@@ -113,15 +120,16 @@ def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
     images = _of_file(path)
   else:
     raise FileNotFoundError(f"{path} is neither a folder nor a JSON file.")
-  known, given = set(dataset.class_names), set(images)
-  if unknown := sorted(given - known):
+  views = _compared(dataset)
+  if unknown := sorted({*images} - {*dataset.class_names} - {*views}):
     raise ValueError(
         f"{path}: references of {unknown[0]!r}, which is no class of "
         f"{dataset.name}; its classes are {', '.join(dataset.class_names)}.")
-  if missing := [n for n in dataset.class_names if not images.get(n)]:
+  given = References(images, None)
+  if missing := [n for n in views if not given.of(n, views[n])]:
     raise ValueError(f"{path}: no reference of class {missing[0]!r}; expected "
                      f"a folder or an entry of that name with images.")
-  _check_classes(path, images, dataset)
+  _check_classes(path, images, dataset, views)
   counts = {len(paths) for paths in images.values()}
   return References(images, counts.pop() if len(counts) == 1 else None)
 
@@ -152,6 +160,13 @@ def find(paths: Sequence[str]) -> tuple[str, ...]:
   return tuple(found)
 
 
+def _compared(dataset):
+  """Names of what is compared with references of its own, and their class."""
+  class_of = {s.compared_with: s.class_name for s in dataset.test}
+  order = {name: i for i, name in enumerate(dataset.class_names)}
+  return dict(sorted(class_of.items(), key=lambda item: order[item[1]]))
+
+
 def _of_folder(folder, class_names):
   folders = sorted(p for p in folder.iterdir() if p.is_dir())
   if not folders and len(class_names) == 1:
@@ -179,13 +194,14 @@ def _existing(listing, line):
   return path
 
 
-def _check_classes(path, images, dataset):
+def _check_classes(path, images, dataset, views):
   """An image of the data set shows the class that its index says."""
   shown = {os.path.realpath(s.image_path): s.class_name
            for s in (*dataset.train, *dataset.test)}
   for name, paths in images.items():
+    expected = views.get(name, name)
     for image in paths:
-      known = shown.get(os.path.realpath(image), name)
-      if known != name:
+      known = shown.get(os.path.realpath(image), expected)
+      if known != expected:
         raise ValueError(f"{path}: {image} is a reference of {name!r}, but "
                          f"shows {known!r}.")

@@ -15,7 +15,7 @@ from zsad_jax.datasets.entry import Entry
 TFDS = "tfds:"  # Before the name of a set that was built as records.
 # Size and seed of the drawn sets: numbers quoted for them depend on both.
 _EMBEDDED_SIZE, _EMBEDDED_SEED = 112, 0
-
+MASKS = ("compat", "robust")  # Ways to read masks.
 
 _DRAWN = dict(title="embedded benchmark", folders=(),
               source="drawn by this package",
@@ -43,6 +43,7 @@ def open_dataset(
     *,
     data_root: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    masks: str = "compat",
 ) -> index.Dataset:
   """Opens a data set by its registered name or by its folder.
 
@@ -53,14 +54,35 @@ def open_dataset(
     data_root: the folder that holds the registered data sets.
     cache_dir: where the embedded sets are drawn; `default_cache_dir()` if
       None.
+    masks: "compat", as the papers' code reads them: whatever is not 0 is
+      anomalous; or "robust": in masks of several values that stand for one
+      kind of anomaly (JPEG files), only what is above one half is.
 
   Returns:
     The data set; its `notes` tell what differs from the published one.
 
   Raises:
     FileNotFoundError: the data set is not there.
-    ValueError: its files are not as expected.
+    ValueError: its files are not as expected, or an argument is unknown.
   """
+  if masks not in MASKS:
+    raise ValueError(
+        f"config.masks is one of {', '.join(MASKS)}, got {masks!r}.")
+  dataset = _open(spec, data_root, cache_dir)
+  entry = ENTRIES.get(dataset.name)
+  if masks == "compat" or (entry and not entry.lossy_masks):
+    return dataset
+  if spec.startswith(TFDS):
+    raise ValueError(
+        f'{spec}: records hold masks as they are read with config.masks = '
+        '"compat"; read the files themselves for others.')
+  lossy = lambda sample: dataclasses.replace(sample, lossy_mask=True)
+  return dataclasses.replace(dataset, train=tuple(map(lossy, dataset.train)),
+                             test=tuple(map(lossy, dataset.test)))
+
+
+def _open(spec, data_root, cache_dir):
+  """The data set as it is read by default."""
   if spec in ("embedded", "embedded_auxiliary"):
     return _read_embedded(spec, cache_dir or default_cache_dir())
   if spec.removeprefix(TFDS) in ENTRIES and spec.startswith(TFDS):

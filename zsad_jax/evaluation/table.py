@@ -15,6 +15,8 @@ from types import MappingProxyType
 METRICS = (
     "image_auroc", "image_ap", "image_f1_max",
     "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
+# Of samples that several images show, where there are some; below a table.
+SAMPLE_METRICS = ("sample_auroc", "sample_ap", "sample_f1_max")
 COUNTS = ("num_normal", "num_anomalous")
 # What a run costs, in summaries: parameters, seconds, images per second.
 COSTS = ("trained_parameters", "training_seconds", "images_per_second")
@@ -264,10 +266,18 @@ def _escape(text):
 
 
 def _footnote(rows):
-  """One line that tells over how many categories the starred means are."""
+  """Over how many categories the starred means are; means of samples."""
   _, defined = mean_row(rows)
   fewer = [f"{name} {defined[name]}" for name in METRICS
            if 0 < defined[name] < len(rows)]
-  if not fewer:
-    return []
-  return [f"* defined for fewer categories: {', '.join(fewer)}"]
+  lines = [f"* defined for fewer categories: {', '.join(fewer)}"] * bool(fewer)
+  of_samples = []
+  for name in SAMPLE_METRICS:
+    values = [row.get(name, math.nan) for row in rows.values()]
+    values = [value for value in values if not math.isnan(value)]
+    if values:
+      of_samples.append(f"{name} {_percent(math.fsum(values) / len(values))}")
+  if of_samples:
+    lines.append("samples of several views, by their largest score: "
+                 f"{', '.join(of_samples)}")
+  return lines
