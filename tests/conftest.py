@@ -1,5 +1,6 @@
 """Shape annotations are checked in every test; see jaxtyping."""
 
+import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -14,7 +15,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Compiling is most of what tests wait for; their arrays are tiny.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+_flags = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+  # An unknown flag ends the process, and this one is not there to stay.
+  _flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _flags)
 
 # Before the hook: what is first imported while it is at work is compiled anew.
 import flax  # noqa: E402, F401
