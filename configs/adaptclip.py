@@ -48,7 +48,7 @@ def get_config(variant="embedded"):
   if "b16" in variant:
     if "paper" not in variant:
       raise ValueError("configs/adaptclip.py: b16 is a variant of paper.")
-    config.backbone = dict(
+    config.backbone.update(
         name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"
     )
     config.image_size = 512

@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
 
   Fields:
     seed: of initialisation, order of the data and everything drawn.
-    backbone: name in zsad_jax.clip.config.MODELS and its converted weights.
+    backbone: name in zsad_jax.clip.config.MODELS, its converted weights, and
+      the type of its matrix products: "float32", or "bfloat16" (faster on
+      accelerators; norms, softmax, logits and losses stay in float32).
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
     train_data: auxiliary sets, whose test parts are trained on.
     test_data: sets to evaluate after training.
@@ -47,7 +49,7 @@ def get_config() -> ConfigDict:
   """
   config = ConfigDict()
   config.seed = 111
-  config.backbone = dict(name=EMBEDDED, path="")
+  config.backbone = dict(name=EMBEDDED, path="", dtype="float32")
   config.image_size = 112
 
   config.data_root = os.environ.get("ZSAD_JAX_DATA", "data")
@@ -81,7 +83,7 @@ def get_config() -> ConfigDict:
 
 def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
   """The backbone and image size of all three papers, at full precision."""
-  config.backbone = dict(
+  config.backbone.update(
       name="ViT-L-14-336", path="weights/ViT-L-14-336.safetensors"
   )
   config.image_size = 518

@@ -205,3 +205,25 @@ def test_named_sizes_build(name):
   assert found == {
       k: v for k, v in names.param_shapes(sizes).items() if k in found
   }
+
+
+def test_bfloat16_is_near_and_leaves_float32_behind(small_clip):
+  half = small_clip.computing_in("bfloat16")
+  kernels = [
+      x.dtype
+      for path, x in jax.tree_util.tree_leaves_with_path(half.params)
+      if path[-1].key == "kernel"
+  ]
+  assert set(kernels) == {jnp.dtype("bfloat16")}
+  pixels, (ids, end) = normal(2, 32, 32, 3), small_clip.tokenize(["a photo."])
+  read = lambda clip: text(clip, clip.embed_tokens(ids), end)
+  look = functools.partial(image, pixels=pixels, vv_from=2)
+  for run in (look, read):
+    found, wanted = run(half), run(small_clip)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+      assert a.dtype == jnp.float32
+      difference = np.linalg.norm(a - b) / np.linalg.norm(b)
+      assert 1e-5 < difference < 2e-2 or np.array_equal(a, b)
+  assert not np.array_equal(look(half)[0], look(small_clip)[0])
+  again = half.computing_in("bfloat16")
+  np.testing.assert_array_equal(look(again)[0], look(half)[0])

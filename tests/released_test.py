@@ -260,7 +260,7 @@ def test_stored_ids_are_those_of_the_authors_sentences(
 @pytest.fixture
 def small_run(monkeypatch, small_clip):
   """Configurations get the small CLIP, and parameters are not drawn first."""
-  monkeypatch.setattr(runs, "load_backbone", lambda name, path: small_clip)
+  monkeypatch.setattr(runs, "load_backbone", lambda **_: small_clip)
   zeros = lambda x: jnp.asarray(np.zeros(x.shape, x.dtype))
 
   for name in METHODS:

@@ -40,6 +40,7 @@ RANDOM_CONFIG = ClipConfig(
     text_heads=5,
 )
 RANDOM_SEED = 0
+DTYPES = ("float32", "bfloat16")  # Of the backbone's matrix products.
 BACKBONE_NOTES = {
     EMBEDDED: (
         "The backbone is the small CLIP of the package, trained on drawn "
@@ -53,18 +54,27 @@ BACKBONE_NOTES = {
 }
 
 
-def load_backbone(name: str, path: str) -> clip.Clip:
+def load_backbone(name: str, path: str, dtype: str = "float32") -> clip.Clip:
   """Returns the frozen CLIP that `config.backbone` names.
 
   Args:
     name: "embedded", "embedded_random", or a model of `clip.config.MODELS`.
     path: file written by `python -m zsad_jax.convert`; for "embedded" one of
       `python -m zsad_jax.pretrain` instead of the package's.
+    dtype: of matrix products, one of `DTYPES`.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: unknown name, or the file holds a model of other sizes.
+    ValueError: unknown name or type, or the file holds a model of other sizes.
   """
+  if dtype not in DTYPES:
+    raise ValueError(
+        f"config.backbone.dtype is one of {', '.join(DTYPES)}, got {dtype!r}."
+    )
+  return _load(name, path).computing_in(dtype)
+
+
+def _load(name, path):
   if name == EMBEDDED:
     return embedded.load(path)
   if name == RANDOM:

@@ -22,10 +22,13 @@ class Clip:
   Attributes:
     params: {"visual": ..., "text": ..., "logit_scale": ()}, see `names.py`.
     config: sizes.
+    dtype: of matrix products, "float32" or "bfloat16"; everything else, and
+      what the towers return, is float32.
   """
 
   params: Params
   config: ClipConfig = flax.struct.field(pytree_node=False)
+  dtype: str = flax.struct.field(pytree_node=False, default="float32")
 
   @property
   def embed_dim(self) -> int:
@@ -46,6 +49,12 @@ class Clip:
   @property
   def text_width(self) -> int:
     return self.config.text_width
+
+  def computing_in(self, dtype: str) -> "Clip":
+    """The same CLIP with another `dtype`, its kernels stored in it."""
+    cast = lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x
+    params = jax.tree_util.tree_map_with_path(cast, self.params)
+    return self.replace(params=params, dtype=dtype)
 
   def image(
       self,
@@ -75,7 +84,7 @@ class Clip:
           f"must be multiples of the patch size, {patch}."
       )
     act = act or self.config.act
-    tower = VisionTower(self.config, act, pos_resize, remat)
+    tower = VisionTower(self.config, act, pos_resize, self.dtype, remat)
     return tower.apply({"params": self.params["visual"]}, image, **hooks)
 
   def project(self, tokens, *, ln_post: bool):
@@ -112,7 +121,7 @@ class Clip:
 
   def text(self, embeds, end, *, act: str | None = None, **hooks: Any):
     """Runs the text tower; see `TextTower.__call__` for the hooks."""
-    tower = TextTower(self.config, act or self.config.act)
+    tower = TextTower(self.config, act or self.config.act, self.dtype)
     params = {"params": self.params["text"]}
     return tower.apply(params, embeds, jnp.asarray(end), **hooks)
 

@@ -40,6 +40,7 @@ class Attention(nn.Module):
 
   num_heads: int
   causal: bool
+  dtype: str
 
   @nn.compact
   def __call__(
@@ -52,10 +53,10 @@ class Attention(nn.Module):
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     b, t, c = x.shape
     # Products of two axes: gradients of others are twice as slow on a CPU.
-    qkv = nn.Dense(3 * c, name="in_proj")(x.reshape(b * t, c))
+    qkv = nn.Dense(3 * c, dtype=self.dtype, name="in_proj")(x.reshape(b * t, c))
     heads = (b, t, self.num_heads, c // self.num_heads)
     q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))
-    out_proj = nn.Dense(c, name="out_proj")
+    out_proj = nn.Dense(c, dtype=self.dtype, name="out_proj")
 
     def attend(q, k):
       out = attention.attend(q, k, v, causal=self.causal, seen=seen)
@@ -68,13 +69,15 @@ class Mlp(nn.Module):
   """Two linear layers around the activation, hidden width 4 c."""
 
   act: str
+  dtype: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
     c = x.shape[-1]
-    hidden = nn.Dense(4 * c, name="c_fc")(x.reshape(-1, c))
+    dense = functools.partial(nn.Dense, dtype=self.dtype)
+    hidden = dense(4 * c, name="c_fc")(x.reshape(-1, c))
     hidden = activation(self.act)(hidden)
-    return nn.Dense(c, name="c_proj")(hidden).reshape(x.shape)
+    return dense(c, name="c_proj")(hidden).reshape(x.shape)
 
 
 class ResBlock(nn.Module):
@@ -84,10 +87,14 @@ class ResBlock(nn.Module):
   attention of the *main* stream's tokens, skips the MLP and never feeds back.
   Of the main stream the first `asking` tokens are computed, None: all of them.
   `seen` says which tokens each one sees; None: all, or those before it.
+
+  Matrix products are computed in `dtype`; the streams, the norms and the
+  softmax stay in float32.
   """
 
   num_heads: int
   act: str
+  dtype: str = "float32"
   causal: bool = False
 
   @nn.compact
@@ -98,14 +105,15 @@ class ResBlock(nn.Module):
       asking: int | None = None,
       seen: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
-    attend, attend_vv = Attention(self.num_heads, self.causal, name="attn")(
+    attention_ = Attention(self.num_heads, self.causal, self.dtype, name="attn")
+    attend, attend_vv = attention_(
         LayerNorm(name="ln_1")(x),
         asking=asking,
         seen=seen,
         value_value=vv is not None,
     )
     x = x[:, :asking] + attend
-    x = x + Mlp(self.act, name="mlp")(LayerNorm(name="ln_2")(x))
+    x = x + Mlp(self.act, self.dtype, name="mlp")(LayerNorm(name="ln_2")(x))
     return x, None if vv is None else vv + attend_vv
 
 

@@ -16,6 +16,7 @@ class TextTower(nn.Module):
 
   config: ClipConfig
   act: str
+  dtype: str = "float32"
 
   def setup(self):
     cfg, c = self.config, self.config.text_width
@@ -28,7 +29,7 @@ class TextTower(nn.Module):
         (cfg.context_length, c),
     )
     self.resblocks = [
-        blocks.ResBlock(cfg.text_heads, self.act, causal=True)
+        blocks.ResBlock(cfg.text_heads, self.act, self.dtype, causal=True)
         for _ in range(cfg.text_layers)
     ]
     self.ln_final = blocks.LayerNorm()

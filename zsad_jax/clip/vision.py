@@ -19,6 +19,7 @@ class VisionTower(nn.Module):
   config: ClipConfig
   act: str
   pos_resize: str
+  dtype: str = "float32"
   remat: bool = False
 
   def setup(self):
@@ -30,6 +31,7 @@ class VisionTower(nn.Module):
         strides=(cfg.patch_size, cfg.patch_size),
         padding="VALID",
         use_bias=False,
+        dtype=self.dtype,
     )
     self.class_embedding = self.param("class_embedding", normal, (c,))
     self.positional_embedding = self.param(
@@ -38,7 +40,8 @@ class VisionTower(nn.Module):
     self.ln_pre, self.ln_post = blocks.LayerNorm(), blocks.LayerNorm()
     block = blocks.block_type(self.remat)
     self.resblocks = [
-        block(cfg.vision_heads, self.act) for _ in range(cfg.vision_layers)
+        block(cfg.vision_heads, self.act, self.dtype)
+        for _ in range(cfg.vision_layers)
     ]
     self.proj = self.param("proj", normal, (c, cfg.embed_dim))
 

@@ -49,10 +49,16 @@ def _by_head(q, k, v):
   @jax.checkpoint
   def one(head):
     q, k, v = head
-    logits = (q * scale) @ k.swapaxes(1, 2)
+    logits = _product(q * scale, k.swapaxes(1, 2))
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     # Normalised last: d numbers instead of s.
-    return (weights @ v) / weights.sum(-1, keepdims=True)
+    total = weights.sum(-1, keepdims=True)
+    return (_product(weights.astype(v.dtype), v) / total).astype(v.dtype)
 
   heads = (x.transpose(2, 0, 1, 3) for x in (q, k, v))
   return jax.lax.map(one, tuple(heads)).transpose(1, 2, 0, 3)
+
+
+def _product(a, b):
+  """a @ b, added up in float32."""
+  return jnp.matmul(a, b, preferred_element_type=jnp.float32)
