@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.benchmark import data, methods, metrics
+from zsad_jax.benchmark import data, growth, methods, metrics, parts
 from zsad_jax.clip import backbone
 from zsad_jax.clip.config import ClipConfig
 from zsad_jax.datasets import preprocess
@@ -111,9 +111,62 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   assert "vision tower / matrix products, rate" in capsys.readouterr().out
 
 
+def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(parts.MODELS, "deep", DEEP)
+  path = tmp_path / "numbers.json"
+  parts.main(types.SimpleNamespace(
+      model="deep", image_size=56, batch=2, rounds=1,
+      methods=["anomalyclip"], json=str(path),
+  ))  # fmt: skip
+  (row,) = json.loads(path.read_text())["rows"].values()
+  assert set(row) == {*parts.PARTS} and row["decode"] > 0
+  assert "anomalyclip" in capsys.readouterr().out
+
+
+def test_a_tower_that_is_left_out_returns_the_same_shapes():
+  model = backbone.random_clip(DEEP, 0)
+  image, (ids, end) = jnp.ones((2, 28, 28, 3)), model.tokenize(["a", "b c"])
+  calls = {
+      "image": lambda clip: clip.image(image, vv_from=3),
+      "text": lambda clip: clip.text(clip.embed_tokens(ids), end),
+  }
+  for tower, call in calls.items():
+    less = parts.Without(model.params, DEEP, tower=tower)
+    shapes = [
+        jax.tree.map(lambda x: (x.shape, x.dtype), call(clip))
+        for clip in (model, less)
+    ]
+    assert shapes[0] == shapes[1]
+    flops = [
+        jax.jit(call).lower(clip).compile().cost_analysis().get("flops", 0)
+        for clip in (model, less)
+    ]
+    assert flops[1] < 0.01 * flops[0]
+
+
+def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
+  chosen = growth.points([28, 56], [1, 4], devices=4)
+  assert set(chosen) == {
+      (1, 28, 1), (4, 28, 1), (1, 56, 1), (4, 28, 2), (4, 28, 4),
+  }  # fmt: skip
+  monkeypatch.setitem(growth.MODELS, "deep", DEEP)
+  path = tmp_path / "numbers.json"
+  growth.main(types.SimpleNamespace(
+      model="deep", sizes=["28"], batches=["1", "2"], rounds=1,
+      methods=["clip"], json=str(path),
+  ))  # fmt: skip
+  found = json.loads(path.read_text())
+  assert [row["batch"] for row in found["rows"]][:2] == [1, 2]
+  assert found["differences"]["clip"] < 1e-5
+  scores = {(2, 28, 1): np.ones(2), (2, 28, 2): np.array([1, 1.25])}
+  assert growth.difference(scores) == 0.25
+  assert "batch   2" in capsys.readouterr().out
+
+
 def test_the_benchmark_needs_no_tensorflow():
   code = (
-      "import sys; from zsad_jax.benchmark import methods, __main__;"
+      "import sys; from zsad_jax.benchmark import growth, methods, parts;"
+      "import zsad_jax.benchmark.__main__;"
       "bad = {'tensorflow', 'ml_collections'} & {*sys.modules}; assert not bad"
   )
   subprocess.run([sys.executable, "-c", code], check=True)

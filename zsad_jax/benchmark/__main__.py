@@ -3,6 +3,8 @@ r"""Measures this package on this machine.
 python -m zsad_jax.benchmark metrics
 python -m zsad_jax.benchmark data
 python -m zsad_jax.benchmark methods
+python -m zsad_jax.benchmark parts
+python -m zsad_jax.benchmark growth
 
   metrics   the pixel metrics of a category: streamed and exact, beside
             scikit-learn and the published 200-threshold AUPRO
@@ -15,6 +17,11 @@ python -m zsad_jax.benchmark methods
             transformers' CLIP (where torch is installed), and each method in
             units of it: --model=ViT-L-14-336 --image_size=518 --batch=1,
             --methods=NAMES, --training, --shots=4, --rounds=3
+  parts     where the time of a prediction goes: decoding, both towers, what
+            is behind them, smoothing, metrics; flags as of methods
+  growth    a prediction's time by batch, image size and devices:
+            --model=ViT-L-14-336 --batches=1,2,4,8
+            --sizes=112,224,336
 
 Ratios are of one run, in which the parts take turns on the same data.
 --json=FILE keeps the numbers.
@@ -27,7 +34,7 @@ from absl import flags
 
 from zsad_jax import cli
 
-PARTS = ("metrics", "data", "methods")
+PARTS = ("metrics", "data", "methods", "parts", "growth")
 
 
 def _part(arguments):

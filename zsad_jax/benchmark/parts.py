@@ -1,0 +1,128 @@
+"""Where the time of a prediction goes, from the file to the metrics.
+
+A part of a compiled program takes what is saved without it: the method runs
+once more on a CLIP one of whose towers returns constants. Needs neither
+TensorFlow nor ml_collections.
+"""
+
+import functools
+import json
+import pathlib
+import tempfile
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+from scipy import ndimage
+
+from zsad_jax import files, predictor, setting
+from zsad_jax.benchmark.methods import METHODS, Case, Clock
+from zsad_jax.clip import backbone as clip
+from zsad_jax.clip.config import MODELS
+from zsad_jax.datasets import preprocess
+from zsad_jax.evaluation import streaming
+from zsad_jax.layers import smoothing
+
+SIDE, SIGMA = 900, 4.0  # Of the file, of the Gaussian over maps, in pixels.
+PARTS = ("decode", "vision", "text", "head", "smooth", "metrics")
+
+
+@flax.struct.dataclass
+class Without(clip.Clip):
+  """A CLIP one of whose towers, "image" or "text", returns constants."""
+
+  tower: str = flax.struct.field(pytree_node=False, default="")
+
+  def image(self, image, **hooks):
+    return self._run("image", super().image, image, **hooks)
+
+  def text(self, embeds, end, **hooks):
+    return self._run("text", super().text, embeds, end, **hooks)
+
+  def _run(self, name, tower, *given, **hooks):
+    run = functools.partial(tower, *given, **hooks)
+    if name != self.tower:
+      return run()
+    # Not zeros, with which the compiler would leave out what follows.
+    value = given[0].ravel()[0]
+    shapes = jax.eval_shape(run)
+    return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
+
+
+def on_the_host(side: int, maps: np.ndarray):
+  """What happens outside the method: function and arguments of each part."""
+  rng = np.random.default_rng(0)
+  folder = tempfile.TemporaryDirectory()
+  path = pathlib.Path(folder.name) / "image.png"
+  pixels = rng.integers(0, 256, (SIDE // 8, SIDE // 8, 3)).astype(np.uint8)
+  picture = Image.fromarray(pixels).resize((SIDE, SIDE), Image.BICUBIC)
+  picture.save(path)
+  masks = np.zeros(maps.shape, bool)
+  masks[:, : side // 4, : side // 4] = True
+
+  def decode(keep=folder):
+    del keep  # The file is there as long as it is read.
+    return [preprocess.load_image(path, side) for _ in maps]
+
+  def smooth(maps):
+    if predictor.smooths():
+      return jax.jit(lambda x: smoothing.gaussian(x, SIGMA))(maps)
+    return ndimage.gaussian_filter(np.asarray(maps), (0, SIGMA, SIGMA))
+
+  def metrics(maps):
+    state = streaming.PixelState.init()
+    state.update(masks, maps)
+    return []
+
+  return {
+      "decode": (decode, ()), "smooth": (smooth, (maps,)),
+      "metrics": (metrics, (np.asarray(maps),)),
+  }  # fmt: skip
+
+
+def define_flags():
+  """The command's flags; defined only when it is run."""
+  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
+  flags.DEFINE_string("model", "ViT-L-14-336", "Sizes of the backbone.")
+  flags.DEFINE_integer("image_size", 518, "Side of the images.", 14)
+  flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
+  flags.DEFINE_integer("rounds", 3, "Of which medians are taken.", 1)
+
+
+def main(options):
+  config, side, b = MODELS[options.model], options.image_size, options.batch
+  backbone = jax.device_put(clip.random_clip(config, 0))
+  pixels = np.random.default_rng(0).integers(0, 256, (b, side, side, 3))
+  clock = Clock(options.rounds)
+  for tower in ("", "image", "text"):
+    twin = Without(backbone.params, config, tower=tower)
+    for name in options.methods:
+      case = Case(name, twin, jnp.asarray(pixels, jnp.uint8))
+      function, arguments = case.inference(0)
+      clock.add(f"{name}/{tower}", function, *arguments)
+  maps = np.asarray(function(*arguments)["anomaly_map"])
+  for name, (function, arguments) in on_the_host(side, maps).items():
+    clock.add(name, function, *arguments)
+  seconds = {name: value / b for name, value in clock.medians().items()}
+  rows = {name: _row(name, seconds) for name in options.methods}
+  print(f"{options.model} at {side} px, {b} images at a time: ms per image")
+  print(f"{'':14}" + "".join(f"{part:>10}" for part in PARTS))
+  for name, row in rows.items():
+    print(f"{name:14}" + "".join(f"{1e3 * row[part]:10.1f}" for part in PARTS))
+  if options.json:
+    document = dict(model=options.model, image_size=side, batch=b, rows=rows)
+    text = json.dumps({**document, **setting.setting()}, indent=1) + "\n"
+    files.write_text(options.json, text)
+
+
+def _row(name, seconds):
+  """Seconds per image of each part."""
+  whole = seconds[f"{name}/"]
+  vision = whole - seconds[f"{name}/image"]
+  text = whole - seconds[f"{name}/text"]
+  outside = {k: seconds[k] for k in ("decode", "smooth", "metrics")}
+  return {**outside, "vision": vision, "text": text,
+          "head": whole - vision - text}  # fmt: skip
