@@ -2,9 +2,10 @@
 
   MVTec:   <class>/train/good, <class>/test/<defect>,
            <class>/ground_truth/<defect>/<stem>_mask.png
-  plain:   normal/, optionally anomalous/ and masks/
+  plain:   <class>/normal, optionally <class>/anomalous and <class>/masks
   pairs:   images/ and masks/, every image anomalous
 
+A class may lie some folders deep ("metal/nut"), or be the folder itself.
 Everything is sorted by name, so that two machines see the same order, and
 masks are paired by name: pairing by position, as the papers' generators do,
 shifts every pair after a missing file.
@@ -12,7 +13,7 @@ shifts every pair after a missing file.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zsad_jax.api import ANOMALOUS, NORMAL
@@ -24,6 +25,8 @@ NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
 
 # What MVTec, KolektorSDD, ISIC and others append to a mask's name.
 _MASK_ENDING = re.compile(r"_(mask|label|segmentation|gt)$", re.IGNORECASE)
+
+_DEPTH = 4  # Of a class below the folder of a data set.
 
 PathLike = str | os.PathLike[str]
 
@@ -44,8 +47,7 @@ def image_files(path: PathLike) -> tuple[str, ...]:
                             "folder of images.")
   if path.is_file():
     return (str(path),)
-  files = tuple(str(file) for file in sorted(path.rglob("*"))
-                if _is_image(file))
+  files = tuple(map(str, _images_below(path)))
   if not files:
     raise ValueError(f"{path}: no image found; understood are "
                      f"{', '.join(sorted(IMAGE_SUFFIXES))}.")
@@ -54,7 +56,7 @@ def image_files(path: PathLike) -> tuple[str, ...]:
 
 def is_mvtec(root: PathLike) -> bool:
   """Whether `root` holds classes in MVTec's layout, or is one itself."""
-  return any(True for _ in _class_folders(Path(root)))
+  return any(True for _ in _classes(Path(root), _is_mvtec_class))
 
 
 def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
@@ -70,17 +72,17 @@ def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
   """
   root = Path(root).absolute()
   train, test = [], []
-  for folder in _class_folders(root):
+  for folder, class_name in _classes(root, _is_mvtec_class):
     for good in folders_in(folder / "train"):
       if good.name in NORMAL_FOLDERS:
-        train += _samples(images_in(good), {}, folder.name, good.name, NORMAL)
-    test += _mvtec_test(folder)
+        train += _samples(images_in(good), {}, class_name, good.name, NORMAL)
+    test += _mvtec_test(folder, class_name)
   return index.make_dataset(name or root.name, root, train=train, test=test)
 
 
 def is_plain(root: PathLike) -> bool:
-  """Whether `root` has a folder `normal`."""
-  return (Path(root) / "normal").is_dir()
+  """Whether `root` or a folder in it has a folder `normal`."""
+  return any(True for _ in _classes(Path(root), _is_plain_class))
 
 
 def read_plain(
@@ -88,26 +90,29 @@ def read_plain(
 ) -> index.Dataset:
   """Reads `normal/` and, where they exist, `anomalous/` and `masks/`.
 
-  All images are test images: which of the normal ones may serve as few-shot
-  references is not for a loader to guess.
+  They are searched with their subfolders. All images are test images: which
+  of the normal ones may serve as few-shot references is not for a loader to
+  guess.
 
   Args:
-    root: the folder that holds these folders.
+    root: the folder that holds these folders, or folders of classes.
     name: of the data set; by default that of the folder.
-    class_name: what the images show; by default the name of the folder.
+    class_name: what the images show; by default the names of the folders.
 
   Raises:
     ValueError: there is no image, or some anomalous images have no mask
-      although others have one.
+      although there are masks.
   """
   root = Path(root).absolute()
-  class_name = class_name or root.name
-  masks = _masks(root / "masks")
-  test = [
-      *_samples(images_in(root / "normal"), {}, class_name, "", NORMAL),
-      *_samples(images_in(root / "anomalous"), masks, class_name, "",
-                ANOMALOUS)]
-  _check_all_masked(test)
+  test = []
+  for folder, found in _classes(root, _is_plain_class):
+    shown, masks = class_name or found, _masks(folder / "masks")
+    of_class = [
+        *_samples(_images_below(folder / "normal"), {}, shown, "", NORMAL),
+        *_samples(_images_below(folder / "anomalous"), masks, shown, "",
+                  ANOMALOUS)]
+    _check_all_masked(of_class, required=bool(masks))
+    test += of_class
   return index.make_dataset(name or root.name, root, test=test)
 
 
@@ -123,20 +128,34 @@ def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
   return samples
 
 
-def _class_folders(root: Path) -> Iterator[Path]:
-  for folder in (root, *folders_in(root)):
-    if (folder / "test").is_dir() and any(folders_in(folder / "test")):
-      yield folder
+def _classes(
+    root: Path, is_class: Callable[[Path], bool], depth: int = _DEPTH
+) -> Iterator[tuple[Path, str]]:
+  """Folders of classes and their names; what is in one is no other class."""
+  if is_class(root):
+    yield root, root.name
+    return
+  for folder in folders_in(root) if depth else ():
+    for found, _ in _classes(folder, is_class, depth - 1):
+      yield found, found.relative_to(root).as_posix()
 
 
-def _mvtec_test(folder: Path) -> list[index.Sample]:
+def _is_mvtec_class(folder: Path) -> bool:
+  return (folder / "test").is_dir() and any(folders_in(folder / "test"))
+
+
+def _is_plain_class(folder: Path) -> bool:
+  return (folder / "normal").is_dir()
+
+
+def _mvtec_test(folder: Path, class_name: str) -> list[index.Sample]:
   samples = []
   for defect in folders_in(folder / "test"):
     normal = defect.name in NORMAL_FOLDERS
     # BTAD has masks of normal images; they say nothing.
     masks = {} if normal else _masks(
         folder / "ground_truth" / defect.name)
-    samples += _samples(images_in(defect), masks, folder.name, defect.name,
+    samples += _samples(images_in(defect), masks, class_name, defect.name,
                         NORMAL if normal else ANOMALOUS)
   _check_all_masked(samples)
   return samples
@@ -165,7 +184,7 @@ def _check_all_masked(samples: Sequence[index.Sample], *,
 def _masks(folder: Path) -> dict[str, Path]:
   """Returns the masks in `folder` by the stem of the image they belong to."""
   masks: dict[str, Path] = {}
-  for mask in images_in(folder):
+  for mask in _images_below(folder):
     other = masks.setdefault(_stem(mask), mask)
     if other != mask:
       raise ValueError(f"{mask} and {other} are masks of the same image; keep "
@@ -182,6 +201,11 @@ def images_in(folder: Path) -> list[Path]:
   if not folder.is_dir():
     return []
   return sorted(file for file in folder.iterdir() if _is_image(file))
+
+
+def _images_below(folder: Path) -> list[Path]:
+  """The images of a folder and its subfolders, sorted by path."""
+  return sorted(file for file in folder.rglob("*") if _is_image(file))
 
 
 def _is_image(path: Path) -> bool:

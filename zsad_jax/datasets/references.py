@@ -171,7 +171,10 @@ def _of_folder(folder, class_names):
   folders = sorted(p for p in folder.iterdir() if p.is_dir())
   if not folders and len(class_names) == 1:
     return {class_names[0]: layouts.image_files(folder)}
-  return {p.name: layouts.image_files(p) for p in folders}
+  known = {name.split("/")[0] for name in class_names}
+  found = [p.name for p in folders if p.name not in known]
+  found += [name for name in class_names if (folder / name).is_dir()]
+  return {name: layouts.image_files(folder / name) for name in found}
 
 
 def _of_file(path):

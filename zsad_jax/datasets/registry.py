@@ -6,6 +6,7 @@ licences are between the user and the sources.
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -121,8 +122,9 @@ def read_folder(
       f"{root}: unknown layout; found {', '.join(found[:8])}"
       f"{', ...' if len(found) > 8 else ''}. Understood are, in this order: "
       "meta.json; <class>/test/<defect>/ with <class>/train/good/ and "
-      "<class>/ground_truth/<defect>/ (MVTec); normal/ with, optionally, "
-      "anomalous/ and masks/.")
+      "<class>/ground_truth/<defect>/ (MVTec); <class>/normal/ with, "
+      "optionally, <class>/anomalous/ and <class>/masks/. The folder itself "
+      "may be the class.")
 
 
 def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
@@ -131,7 +133,7 @@ def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
   names = dict(entry.prompt_names) if entry else {}
   if names and entry.aliases:  # They are all of one category.
     names = dict.fromkeys(entry.aliases, next(iter(names.values()))) | names
-  return tuple(names.get(class_name, class_name.replace("_", " "))
+  return tuple(names.get(class_name, re.sub("[_/]", " ", class_name))
                for class_name in dataset.class_names)
 
 
