@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -271,6 +272,11 @@ def test_views_of_a_sample_share_its_group(tmp_path):
   found = read("real_iad", tmp_path).test
   assert [(s.view, s.label) for s in found] == [("C1", 0), ("C1", 1), ("C2", 0)]
   assert found[1].group == found[2].group != found[0].group
+  text = data.to_meta(read("real_iad", tmp_path), str(tmp_path))
+  for indexed in (text, re.sub(r',\s+"sample_id": "\w+"', "", text)):
+    (tmp_path / index.META).write_text(indexed)
+    again = read("real_iad", tmp_path).test
+    assert again == found
 
 
 BREAKS = {

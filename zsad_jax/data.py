@@ -173,6 +173,8 @@ def to_meta(dataset: index.Dataset, folder: str) -> str:
       }
       if sample.view:
         record["view_id"] = sample.view
+      if sample.group:
+        record["sample_id"] = sample.group.rpartition("/")[2]
       meta[part].setdefault(sample.class_name, []).append(record)
   return json.dumps(meta, indent=1, ensure_ascii=False) + "\n"
 

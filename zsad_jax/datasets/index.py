@@ -24,6 +24,7 @@ META = "meta.json"
 BUILT = "tfds://"  # Begins the path of a record; see tfds_builders.py.
 _PART = re.compile(r"(.*)#xywh=(\d+),(\d+),(\d+),(\d+)", re.DOTALL)
 _UNUSUAL = re.compile(r"\\|//|/$|(^|/)\.")  # What normpath may change.
+_SAMPLE = re.compile(r"S\d+")  # A folder of views in Real-IAD.
 _SHOWN = 5  # Missing files listed in an error message.
 
 
@@ -245,7 +246,8 @@ class _Reader:
         image_path=self._file(f"{where}.img_path", record["img_path"]),
         mask_path=self._mask(where, mask) if label == ANOMALOUS else "",
         class_name=class_name, specie_name=record.get("specie_name") or "",
-        label=label, view=record.get("view_id") or "")
+        label=label, view=record.get("view_id") or "",
+        group=_group(class_name, record) if record.get("view_id") else "")
 
   def _mask(self, where: str, listed: str) -> str:
     # Generators that join "" to their root leave a directory behind.
@@ -274,6 +276,18 @@ class _Reader:
         found = frozenset()
       self._listings[folder] = found
     return name in self._listings[folder]
+
+
+def _group(class_name: str, record: dict[str, Any]) -> str:
+  """The physical sample that a view shows; "" where it is not known.
+
+  Real-IAD's folders tell: <class>/NG/AK/S0007/<image> shows AKS0007.
+  """
+  sample = record.get("sample_id")
+  folders = record["img_path"].replace("\\", "/").split("/")[-3:-1]
+  if not sample and len(folders) == 2 and _SAMPLE.fullmatch(folders[1]):
+    sample = "".join(folders)
+  return f"{class_name}/{sample}" if sample else ""
 
 
 def _locate(root: str, listed: str, where: str) -> tuple[str, bool]:
