@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.benchmark import data, growth, methods, metrics, parts
+from zsad_jax.benchmark import (
+    data,
+    growth,
+    methods,
+    metrics,
+    parts,
+    scale,
+)
 from zsad_jax.clip import backbone
 from zsad_jax.clip.config import ClipConfig
 from zsad_jax.datasets import preprocess
@@ -161,6 +168,16 @@ def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
   scores = {(2, 28, 1): np.ones(2), (2, 28, 2): np.array([1, 1.25])}
   assert growth.difference(scores) == 0.25
   assert "batch   2" in capsys.readouterr().out
+
+
+def test_many_images_go_all_the_way(tmp_path, capsys):
+  rows = scale.measure(tmp_path, 120)
+  assert list(rows) == [
+      "index", "features", "epoch", "found again", "evaluation"
+  ]  # fmt: skip
+  assert all(row["most_mib"] >= row["tenth_mib"] > 0 for row in rows.values())
+  out = capsys.readouterr().out
+  assert out.count("Features of 120 images") == 2 and "evaluation" in out
 
 
 def test_the_benchmark_needs_no_tensorflow():

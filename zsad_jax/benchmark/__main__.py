@@ -5,6 +5,7 @@ python -m zsad_jax.benchmark data
 python -m zsad_jax.benchmark methods
 python -m zsad_jax.benchmark parts
 python -m zsad_jax.benchmark growth
+python -m zsad_jax.benchmark scale
 
   metrics   the pixel metrics of a category: streamed and exact, beside
             scikit-learn and the published 200-threshold AUPRO
@@ -22,6 +23,8 @@ python -m zsad_jax.benchmark growth
   growth    a prediction's time by batch, image size and devices:
             --model=ViT-L-14-336 --batches=1,2,4,8
             --sizes=112,224,336
+  scale     an index of --images=150000, its stored features, an epoch and its
+            evaluation on a tiny backbone: seconds and memory
 
 Ratios are of one run, in which the parts take turns on the same data.
 --json=FILE keeps the numbers.
@@ -34,7 +37,7 @@ from absl import flags
 
 from zsad_jax import cli
 
-PARTS = ("metrics", "data", "methods", "parts", "growth")
+PARTS = ("metrics", "data", "methods", "parts", "growth", "scale")
 
 
 def _part(arguments):
