@@ -162,3 +162,5 @@ def test_unknown_names_are_errors_that_list_what_there_is():
     runs.load_backbone("ViT-L-14-335", "")
   with pytest.raises(FileNotFoundError, match="zsad_jax.convert"):
     runs.load_backbone("ViT-L-14-336", "nowhere.safetensors")
+  with pytest.raises(ValueError, match="config.backbone.dtype is one of float"):
+    runs.load_backbone("embedded", "", "float16")
