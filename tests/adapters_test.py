@@ -1,4 +1,4 @@
-"""Normalisation, convolutions, memory, smoothing, adapters, names."""
+"""Normalisation, layers, memory, smoothing, adapters, names."""
 
 import functools
 import itertools
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
+from tests.conv_test import convolved
 from zsad_jax.clip import config, names
 from zsad_jax.layers import (
     batch_norm,
@@ -95,35 +96,6 @@ def test_batch_norm_evaluates_with_running_statistics():
   out, new = eval_norm(params, old, x)
   close(out, normalized(params, x, old["mean"], old["var"]), rtol=1e-4)
   jax.tree.map(np.testing.assert_array_equal, new, old)
-
-
-def convolved(x, kernel, bias=0.0):
-  """Cross-correlation with zero padding, pixel by pixel."""
-  x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
-  (b, h, w, _), side = x.shape, kernel.shape[0]
-  margin = ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0))
-  padded, out = np.pad(x, margin), np.zeros((b, h, w, kernel.shape[-1]))
-  for y, z in itertools.product(range(h), range(w)):
-    window = padded[:, y : y + side, z : z + side]
-    out[:, y, z] = np.einsum("byzi,yzio->bo", window, kernel) + bias
-  return out
-
-
-def test_convolution():
-  x, kernel, bias = normal(2, 4, 3, 2), normal(3, 3, 2, 5), normal(5)
-  run = jax.jit(conv.apply)
-  close(run({"kernel": kernel}, x), convolved(x, kernel))
-  params = {"kernel": kernel[:1, :1], "bias": bias}
-  close(run(params, x), convolved(x, kernel[:1, :1], bias))
-
-
-def test_transposed_convolution():
-  x, kernel, bias = normal(2, 2, 3, 3), normal(2, 2, 3, 4), normal(4)
-  ours = jax.jit(conv.apply_transposed)({"kernel": kernel, "bias": bias}, x)
-  expected = np.zeros((2, 4, 6, 4))
-  for y, z, dy, dz in itertools.product(range(2), range(3), (0, 1), (0, 1)):
-    expected[:, 2 * y + dy, 2 * z + dz] = x[:, y, z] @ kernel[dy, dz] + bias
-  close(ours, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The benchmark compares what gives the same numbers."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from zsad_jax.benchmark import (
     metrics,
     parts,
     scale,
+    steps,
 )
 from zsad_jax.clip import backbone
 from zsad_jax.clip.config import ClipConfig
@@ -118,6 +120,27 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   assert "vision tower / matrix products, rate" in capsys.readouterr().out
 
 
+def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
+  small = dataclasses.replace(DEEP, vision_layers=2, text_layers=2)
+  monkeypatch.setitem(steps.MODELS, "small", small)
+  fields = dict(taps=(1, 2), prompt_depth=2, hsf="none")
+  monkeypatch.setattr(steps, "Case", functools.partial(methods.Case, **fields))
+  path = tmp_path / "numbers.json"
+  options = types.SimpleNamespace(
+      model="small", image_size=28, batches=["2"], rounds=1, json=str(path)
+  )
+  steps.main(options)
+  rows = {row.pop("name"): row for row in json.loads(path.read_text())["rows"]}
+  assert list(rows) == [
+      "plain pass", "forward", "gradient, recomputed", "gradient, kept"
+  ]  # fmt: skip
+  assert rows["plain pass"]["passes"] == 1
+  assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows.values())
+  monkeypatch.setattr(steps, "free_bytes", lambda: 0)
+  steps.main(options)
+  assert "not run: more than is free" in capsys.readouterr().out
+
+
 def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(parts.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
@@ -182,7 +205,8 @@ def test_many_images_go_all_the_way(tmp_path, capsys):
 
 def test_the_benchmark_needs_no_tensorflow():
   code = (
-      "import sys; from zsad_jax.benchmark import growth, methods, parts;"
+      "import sys;"
+      "from zsad_jax.benchmark import growth, methods, parts, steps;"
       "import zsad_jax.benchmark.__main__;"
       "bad = {'tensorflow', 'ml_collections'} & {*sys.modules}; assert not bad"
   )

@@ -14,8 +14,10 @@ _cache = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Compiling is most of what tests wait for; their arrays are tiny.
+# Compiling is most of what tests wait for; their arrays are tiny. The commands
+# themselves set the second one: programs compiled here are to be the same.
 _flags = "--xla_backend_optimization_level=0"
+_flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   # An unknown flag ends the process, and this one is not there to stay.
   _flags += " --xla_cpu_use_fusion_emitters=false"

@@ -182,5 +182,5 @@ def test_the_nearest_place_with_room_is_taken(room, free, place, monkeypatch):
       return {"bytes_limit": free + 7, "bytes_in_use": 7}
 
   monkeypatch.setattr(features.jax, "local_devices", lambda: [Device()])
-  monkeypatch.setattr(features, "_free_memory", lambda: 1000)
+  monkeypatch.setattr(features.hosts, "free_memory", lambda: 1000)
   assert features._place(room) == place

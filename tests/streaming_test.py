@@ -1,6 +1,7 @@
 """Tests of the streamed metrics: beside the exact ones, within their bounds."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -134,6 +135,10 @@ def test_a_saved_state_goes_on(tmp_path):
   noise = noise.astype(np.float32)
   state_of(mask[:20], noise[:20]).save(tmp_path / "state.npz")
   state = PixelState.load(tmp_path / "state.npz")
+  sent = pickle.loads(pickle.dumps(state))
+  assert vars(sent).keys() == vars(state).keys()
+  for name, value in vars(state).items():
+    np.testing.assert_array_equal(getattr(sent, name), value)
   state.update(mask[20:], noise[20:])
   assert equal(state, state_of(mask, noise))
 

@@ -316,3 +316,39 @@ def test_compiled_programs_are_kept_for_this_machine(monkeypatch, tmp_path):
   cli._keep_compiled()
   (folder,) = asked.values()
   assert pathlib.Path(folder).parent == tmp_path / "compiled"
+
+
+RECOMPUTE = """
+import jax
+import jax.numpy as jnp
+from zsad_jax import cli
+from zsad_jax.clip import backbone, config
+cli._save_memory()
+sizes = config.ClipConfig(
+    embed_dim=32, image_size=28, patch_size=7, vision_width=64,
+    vision_layers=8, text_width=64, text_layers=1)
+model, image = backbone.random_clip(sizes, 0), jnp.ones((8, 56, 56, 3))
+def needed(remat):
+  loss = lambda p: model.image(image, prompts=p, remat=remat)[0].sum()
+  program = jax.jit(jax.grad(loss)).lower(jnp.ones((8, 1, 2, 64))).compile()
+  return program.memory_analysis().temp_size_in_bytes
+share = needed(True) / needed(False)
+assert share < 0.7, share
+"""
+
+
+def test_what_is_recomputed_is_not_kept():
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  command = [sys.executable, "-c", RECOMPUTE]
+  subprocess.run(command, env=env, check=True)
+
+
+def test_flags_of_xla_that_were_given_stay(monkeypatch):
+  name = "--xla_cpu_enable_concurrency_optimized_scheduler"
+  monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+  for _ in range(2):
+    cli._save_memory()
+    assert os.environ["XLA_FLAGS"] == f"--xla_a=1 {name}=false"
+  monkeypatch.setenv("XLA_FLAGS", f"{name}=true")
+  cli._save_memory()
+  assert os.environ["XLA_FLAGS"] == f"{name}=true"

@@ -54,6 +54,7 @@ def run(
       logging.set_verbosity(logging.WARNING)
     flags.FLAGS.arguments = argv[1:]
     try:
+      _save_memory()
       _keep_compiled()
       hosts.start()
       with hosts.together():
@@ -104,6 +105,19 @@ def _keep_compiled():
   name = hashlib.sha256(machine.encode()).hexdigest()[:12]
   folder = os.path.join(registry.default_cache_dir(), "compiled", name)
   jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _save_memory():
+  """Has XLA order programs for a CPU by the memory they need.
+
+  By default it orders them for many threads. That recomputes all blocks at once
+  where they are to be recomputed one by one, and is no faster. It is read when
+  the first device is asked for.
+  """
+  flag = "--xla_cpu_enable_concurrency_optimized_scheduler"
+  given = os.environ.get("XLA_FLAGS", "")
+  if flag not in given:
+    os.environ["XLA_FLAGS"] = f"{given} {flag}=false".strip()
 
 
 class StopSignal:

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 from scipy import ndimage
 
@@ -174,31 +175,24 @@ class Evaluator:
 
   def _category(self, predict, name, samples, class_names, references):
     found = [self._start(name, choice, samples) for choice in references]
-    scores = [[] for _ in references]
-    kept, skipped = [], []
+    # Of each batch, of this process's part of it.
+    scores, seen, skipped = [[] for _ in references], [], []
     for seen_alike, numbers in _by_references(samples, references).items():
       predict_these = predict(seen_alike)
       batches = self._batches([samples[i] for i in numbers], class_names)
       for batch in batches:
-        truth = {k: batch[k] for k in ("index", "mask", "has_mask", "weight")}
-        truth = hosts.whole(truth)
-        keep = truth.pop("weight") > 0
-        truth = {k: v[keep] for k, v in truth.items()}
+        keep = batch["weight"] > 0
+        truth = {k: batch[k][keep] for k in ("index", "mask", "has_mask")}
         truth["index"] = numbers[truth["index"]]
-        kept += [samples[i] for i in truth["index"]]
-        predictions = predict_these(batch)
+        seen.append(truth["index"])
+        predictions = hosts.mine(predict_these(batch))
         for category, parts, prediction in zip(found, scores, predictions):
           maps = self._smooth(prediction["anomaly_map"][keep])
           parts.append(prediction["pred_score"][keep])
           _look(category, samples, truth, maps, parts[-1])
       skipped += batches.skipped
     for category, parts in zip(found, scores):
-      yield dataclasses.replace(
-          category,
-          samples=kept,
-          pred_score=np.concatenate(parts),
-          skipped=skipped,
-      )
+      yield _joined(category, seen, parts, skipped)
 
   def _batches(self, samples, class_names):
     return pipeline.eval_batches(
@@ -230,6 +224,33 @@ class Evaluator:
       return maps
     sigmas = (0, self.smooth_sigma, self.smooth_sigma)
     return ndimage.gaussian_filter(maps, sigmas)
+
+
+def _joined(category, seen, scores, skipped):
+  """The category with what all processes have seen of it.
+
+  Args:
+    category: of which the measure and the gallery are filled.
+    seen: of each batch, the numbers of the images.
+    scores: of each batch, their scores.
+    skipped: messages.
+  """
+  parts = [hosts.exchange(part) for part in category.measure.parts()]
+  category.measure.join(parts)
+  given = hosts.exchange((seen, scores, category.gallery, skipped))
+  all_seen, all_scores, galleries, messages = zip(*given)
+  gallery = category.gallery
+  for number, other in enumerate(galleries):
+    if number != jax.process_index():
+      gallery.merge(other)
+  # Batch by batch, as one process would have seen them.
+  in_turn = lambda parts: np.concatenate([x for y in zip(*parts) for x in y])
+  return dataclasses.replace(
+      category,
+      samples=[category.listed[i] for i in in_turn(all_seen)],
+      pred_score=in_turn(all_scores),
+      skipped=list(dict.fromkeys(sum(messages, []))),
+  )
 
 
 def _by_references(samples, references):

@@ -266,21 +266,13 @@ def _place(room: int) -> str:
   """Where this many bytes fit."""
   stats = jax.local_devices()[0].memory_stats()
   if stats is None:  # A CPU's memory is the host's.
-    free = _free_memory() / jax.local_device_count()
+    free = hosts.free_memory() / jax.local_device_count()
     near = "device" if jax.process_count() > 1 else "host"
   else:
     free, near = stats["bytes_limit"] - stats["bytes_in_use"], "device"
   if room / jax.device_count() <= _SHARE * free:
     return near
-  return "host" if room <= _SHARE * _free_memory() else "disk"
-
-
-def _free_memory() -> int:
-  """Bytes of memory that a process can still get."""
-  for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-    if line.startswith("MemAvailable:"):
-      return 1024 * int(line.split()[1])
-  raise ValueError("/proc/meminfo does not say what is free; choose a place.")
+  return "host" if room <= _SHARE * hosts.free_memory() else "disk"
 
 
 def _lead(count, x):

@@ -10,8 +10,10 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import pickle
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -136,6 +138,30 @@ def whole(tree):
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def mine(tree):
+  """This process's rows of arrays that are split over all devices."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+
+  def rows(x):
+    shards = sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)
+    return np.concatenate([np.asarray(s.data) for s in shards])
+
+  return jax.tree.map(rows, tree)
+
+
+def exchange(value: Any) -> list[Any]:
+  """What each process gives, in their order, on every host."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(pickle.dumps(value), np.uint8)
+  # Whole numbers go over as 32 bits; no process gives 4 GB at once.
+  sizes = whole(np.array([len(data)], np.uint32))
+  padded = np.pad(data, (0, int(sizes.max()) - len(data)))
+  given = multihost_utils.process_allgather(padded)
+  return [pickle.loads(x[:n].tobytes()) for x, n in zip(given, sizes)]
+
+
 def shard() -> dict[str, int]:
   """The arguments of a pipeline that reads this process's part."""
   return dict(num_shards=jax.process_count(), shard=jax.process_index())
@@ -145,6 +171,14 @@ def share(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """This process's rows of a batch that all processes hold."""
   count, mine = jax.process_count(), jax.process_index()
   return {k: np.array_split(v, count)[mine] for k, v in batch.items()}
+
+
+def free_memory() -> int:
+  """Bytes of memory that a process of this host can still get."""
+  for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+    if line.startswith("MemAvailable:"):
+      return 1024 * int(line.split()[1])
+  raise ValueError("/proc/meminfo does not say what is free; choose a place.")
 
 
 def any_of(flag: bool) -> bool:

@@ -118,7 +118,9 @@ class Predictor:
         lambda features: method.remember(jax.tree.map(_lead, features))
     )
 
-    @jax.jit
+    split = NamedSharding(mesh, P("data"))
+
+    @functools.partial(jax.jit, out_shardings=split)
     def predict(params, stats, backbone, aux, features, memories):
       run = lambda f: method.predict(params, stats, backbone, aux, f)
       alone = run(features) if self._shares or None in memories else None
@@ -173,7 +175,7 @@ class Predictor:
       stats: Any,
       features: api.Features,
       memories: Sequence[Any] = (None,),
-  ) -> list[dict[str, np.ndarray]]:
+  ) -> list[dict[str, jax.Array]]:
     """Predicts what was encoded, once for each memory.
 
     Args:
@@ -183,8 +185,8 @@ class Predictor:
       memories: `remember`'s; None for zero-shot.
 
     Returns:
-      For each memory: "anomaly_map" (b, s, s) and "pred_score" (b,), float32
-      on the host.
+      For each memory: "anomaly_map" (b, s, s) and "pred_score" (b,), float32,
+      on the devices, split as the batch was.
     """
     # No copy where they are already.
     params, stats = hosts.replicate((params, stats), self._mesh)
@@ -196,7 +198,7 @@ class Predictor:
         )
         for part in together
     ]
-    return sum(hosts.whole(results), [])
+    return sum(results, [])
 
 
 def _lead(x):

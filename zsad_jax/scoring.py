@@ -102,7 +102,8 @@ class Scorer:
     features = self._model.encode(hosts.share(batch))
     given = self._run.params, self._run.stats, features
     if self._memory is None or not self.zero_shot:
-      (result,) = self._model.predict(*given, (self._memory,))
-      return result, None
-    result, alone = self._model.predict(*given, (self._memory, None))
-    return result, alone["pred_score"]
+      memories = (self._memory,)
+    else:
+      memories = self._memory, None
+    result, *alone = hosts.whole(self._model.predict(*given, memories))
+    return result, alone[0]["pred_score"] if alone else None

@@ -3,6 +3,7 @@ r"""Measures this package on this machine.
 python -m zsad_jax.benchmark metrics
 python -m zsad_jax.benchmark data
 python -m zsad_jax.benchmark methods
+python -m zsad_jax.benchmark steps
 python -m zsad_jax.benchmark parts
 python -m zsad_jax.benchmark growth
 python -m zsad_jax.benchmark scale
@@ -18,6 +19,8 @@ python -m zsad_jax.benchmark scale
             transformers' CLIP (where torch is installed), and each method in
             units of it: --model=ViT-L-14-336 --image_size=518 --batch=1,
             --methods=NAMES, --training, --shots=4, --rounds=3
+  steps     AdaCLIP's training step, its vision blocks recomputed in the
+            backward pass or kept: seconds and memory; --batches=1,4
   parts     where the time of a prediction goes: decoding, both towers, what
             is behind them, smoothing, metrics; flags as of methods
   growth    a prediction's time by batch, image size and devices:
@@ -37,7 +40,7 @@ from absl import flags
 
 from zsad_jax import cli
 
-PARTS = ("metrics", "data", "methods", "parts", "growth", "scale")
+PARTS = ("metrics", "data", "methods", "steps", "parts", "growth", "scale")
 
 
 def _part(arguments):

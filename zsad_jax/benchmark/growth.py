@@ -32,7 +32,7 @@ def define_flags():
 def points(sizes, batches, devices: int):
   """What is measured: (batch, size, devices), one of them changing at a time.
 
-  The smallest batch that all devices can share is used for them.
+  Several devices share the largest batch, where they can share it equally.
   """
   small, most = sizes[0], max(batches)
   found = {(batch, small, 1) for batch in batches}

@@ -101,10 +101,11 @@ def peak_gib() -> float:
 
 
 class Case:
-  """One method on one batch of random images."""
+  """One method, with its fields, on one batch of random images."""
 
-  def __init__(self, name, backbone, pixels):
-    self.method = importlib.import_module(f"zsad_jax.methods.{name}").Method()
+  def __init__(self, name, backbone, pixels, **fields):
+    module = importlib.import_module(f"zsad_jax.methods.{name}")
+    self.method = module.Method(**fields)
     self._backbone, side = backbone, pixels.shape[1]
     b = len(pixels)
     self.batch = {
@@ -145,8 +146,8 @@ class Case:
     )
     return self.method.remember(several)
 
-  def training(self, cached: bool):
-    """Loss and gradient of a step, and their arguments."""
+  def training(self, cached: bool, gradient: bool = True):
+    """The gradient of a step, or its loss, and their arguments."""
     method, batch = self.method, dict(self.batch)
     encode = jax.jit(lambda backbone, batch: predictor.encode(
         method, backbone, batch))  # fmt: skip
@@ -167,18 +168,36 @@ class Case:
       loss = lambda params: method.loss(
           params, model[1], backbone, aux, features, batch, jax.random.key(0)
       )
+      if not gradient:
+        return loss(model[0])[0]
       return jax.grad(loss, has_aux=True)(model[0])[0]
 
     return jax.jit(step), (self.model, self._backbone, self.aux, batch)
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
+@jax.jit
+def plain(backbone, pixels):
+  """One pass of the vision tower."""
+  return backbone.image(preprocess.normalize(pixels))[0]
+
+
+def define_size_flags():
+  """Flags of several parts."""
   flags.DEFINE_string("model", "ViT-L-14-336", "Sizes of the backbone.")
   flags.DEFINE_integer("image_size", 518, "Side of the images.", 14)
-  flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
   flags.DEFINE_integer("rounds", 3, "Of which medians are taken.", 1)
+
+
+def define_case_flags():
+  """Flags of the parts that run some methods on one batch."""
+  define_size_flags()
+  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
+  flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
+
+
+def define_flags():
+  """The command's flags; defined only when it is run."""
+  define_case_flags()
   flags.DEFINE_bool("training", False, "Measure training steps, too.")
   flags.DEFINE_integer("shots", 4, "Cached references of AdaptCLIP.", 0)
 
@@ -193,7 +212,6 @@ def main(options):
   tokens = b * (1 + (side // config.patch_size) ** 2)
   multiply, pairs, product_flops = products(config, tokens, jnp.float32)
   clock.add("matrix products", multiply, pairs)
-  plain = jax.jit(lambda c, x: c.image(preprocess.normalize(x))[0])
   clock.add("vision tower", plain, backbone, pixels)
   peer = torch_vision(config, preprocess.normalize(pixels))
   if peer:

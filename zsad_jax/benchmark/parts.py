@@ -14,12 +14,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from PIL import Image
 from scipy import ndimage
 
 from zsad_jax import files, predictor, setting
-from zsad_jax.benchmark.methods import METHODS, Case, Clock
+from zsad_jax.benchmark.methods import Case, Clock, define_case_flags
 from zsad_jax.clip import backbone as clip
 from zsad_jax.clip.config import MODELS
 from zsad_jax.datasets import preprocess
@@ -83,13 +82,7 @@ def on_the_host(side: int, maps: np.ndarray):
   }  # fmt: skip
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
-  flags.DEFINE_string("model", "ViT-L-14-336", "Sizes of the backbone.")
-  flags.DEFINE_integer("image_size", 518, "Side of the images.", 14)
-  flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
-  flags.DEFINE_integer("rounds", 3, "Of which medians are taken.", 1)
+define_flags = define_case_flags
 
 
 def main(options):

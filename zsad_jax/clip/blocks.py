@@ -22,6 +22,18 @@ ACTIVATIONS = {
 }
 
 
+def _dense(width: int, dtype: str, name: str):
+  """A linear layer of `dtype`."""
+  product = None
+  if jax.default_backend() == "cpu":
+    # Some CPUs are fast at bfloat16, but XLA only asks them for float32 sums.
+    product = functools.partial(
+        jax.lax.dot_general, preferred_element_type=jnp.float32
+    )
+  layer = nn.Dense(width, dtype=dtype, dot_general=product, name=name)
+  return lambda x: layer(x).astype(dtype)
+
+
 def activation(name: str):
   """Returns the activation called `name`; ValueError when there is none."""
   if name not in ACTIVATIONS:
@@ -53,10 +65,10 @@ class Attention(nn.Module):
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     b, t, c = x.shape
     # Products of two axes: gradients of others are twice as slow on a CPU.
-    qkv = nn.Dense(3 * c, dtype=self.dtype, name="in_proj")(x.reshape(b * t, c))
+    qkv = _dense(3 * c, self.dtype, "in_proj")(x.reshape(b * t, c))
     heads = (b, t, self.num_heads, c // self.num_heads)
     q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))
-    out_proj = nn.Dense(c, dtype=self.dtype, name="out_proj")
+    out_proj = _dense(c, self.dtype, "out_proj")
 
     def attend(q, k):
       out = attention.attend(q, k, v, causal=self.causal, seen=seen)
@@ -74,10 +86,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
     c = x.shape[-1]
-    dense = functools.partial(nn.Dense, dtype=self.dtype)
-    hidden = dense(4 * c, name="c_fc")(x.reshape(-1, c))
+    hidden = _dense(4 * c, self.dtype, "c_fc")(x.reshape(-1, c))
     hidden = activation(self.act)(hidden)
-    return dense(c, name="c_proj")(hidden).reshape(x.shape)
+    return _dense(c, self.dtype, "c_proj")(hidden).reshape(x.shape)
 
 
 class ResBlock(nn.Module):

@@ -56,10 +56,20 @@ class Gallery:
     if self._threshold is not None:
       ranks["borderline"] = -abs(score - self._threshold)
     for kind, rank in ranks.items():
-      heap = self._heaps[kind]
-      heapq.heappush(heap, (rank, -example.number, example))
-      if len(heap) > self._each:
-        heapq.heappop(heap)
+      self._push(kind, (rank, -example.number, example))
+
+  def _push(self, kind, item):
+    heap = self._heaps[kind]
+    heapq.heappush(heap, item)
+    if len(heap) > self._each:
+      heapq.heappop(heap)
+
+  def merge(self, other: "Gallery") -> None:
+    """Adds what another gallery has seen of the same category."""
+    self.kept |= other.kept
+    for kind, heap in other._heaps.items():
+      for item in heap:
+        self._push(kind, item)
 
   def kinds(self) -> dict[str, list[Example]]:
     """Examples by kind, the most telling first; each image is shown once."""

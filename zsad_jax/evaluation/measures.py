@@ -5,8 +5,9 @@ metrics of their pixels once all have been seen.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Shaped
@@ -31,6 +32,18 @@ class Streamed:
     """Takes in some images; see `streaming.PixelState.update`."""
     self.state.update(gt_mask, anomaly_map)
 
+  def parts(self) -> list[streaming.PixelState]:
+    """What another process needs to know of what was seen here."""
+    return [self.state]
+
+  def join(self, parts: Sequence[Sequence[streaming.PixelState]]) -> None:
+    """Takes in what all processes have seen instead of this one's alone.
+
+    Args:
+      parts: of `parts`, for each of them that of every process.
+    """
+    self.state = functools.reduce(streaming.PixelState.merge, parts[0])
+
   def image(self, label, score) -> dict[str, float]:
     """The metrics of image scores; see `metrics.image_metrics`."""
     return metrics.image_metrics(label, score)
@@ -46,7 +59,6 @@ class Streamed:
       bounded = found[name.removeprefix("pixel_")]
       row |= {name: bounded.value, name + BOUND: bounded.bound}
     return row
-
 
   def curves(self) -> metrics.Curves:
     """Of all pixels so far; none where they are undefined."""
@@ -67,6 +79,15 @@ class Kept:
     """Takes in some images; see `Streamed`."""
     self._masks.append(gt_mask)
     self._maps.append(anomaly_map)
+
+  def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Masks and maps of each batch; see `Streamed`."""
+    return list(zip(self._masks, self._maps))
+
+  def join(self, parts) -> None:
+    """In the order in which one process would have seen them."""
+    pairs = [pair for batch in parts for pair in batch]
+    self._masks, self._maps = ([*x] for x in zip(*pairs))
 
   def image(self, label, score) -> dict[str, float]:
     """The metrics of image scores, some of them as published."""

@@ -166,10 +166,14 @@ class PixelState:
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes the bins that are not empty."""
-    used = np.flatnonzero(self.anomalous + self.normal)
     data = io.BytesIO()
-    np.savez_compressed(
-        data,
+    np.savez_compressed(data, **self.__getstate__())
+    files.write_bytes(pathlib.Path(path), data.getvalue())
+
+  def __getstate__(self):
+    """The bins that are not empty: what is written, and sent to other hosts."""
+    used = np.flatnonzero(self.anomalous + self.normal)
+    return dict(
         bits=self.bits,
         used=used,
         anomalous=self.anomalous[used],
@@ -177,7 +181,13 @@ class PixelState:
         pro=self.pro[used],
         regions=(self.num_regions, self.largest_region),
     )
-    files.write_bytes(pathlib.Path(path), data.getvalue())
+
+  def __setstate__(self, stored):
+    empty = self.init(int(stored["bits"]))
+    for name in ("anomalous", "normal", "pro"):
+      getattr(empty, name)[stored["used"]] = stored[name]
+    empty.num_regions, empty.largest_region = map(int, stored["regions"])
+    vars(self).update(vars(empty))
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> "PixelState":
@@ -189,10 +199,8 @@ class PixelState:
     """
     try:
       with np.load(path, allow_pickle=False) as stored:
-        state = cls.init(int(stored["bits"]))
-        for name in ("anomalous", "normal", "pro"):
-          getattr(state, name)[stored["used"]] = stored[name]
-        state.num_regions, state.largest_region = map(int, stored["regions"])
+        state = cls.__new__(cls)
+        state.__setstate__(stored)
     except FileNotFoundError:
       raise
     except Exception as error:  # Whatever NumPy and zipfile make of it.

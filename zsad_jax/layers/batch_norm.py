@@ -30,7 +30,7 @@ def apply(
     *,
     weight: Float[Array, " b"] | None = None,
 ):
-  """Normalises every channel.
+  """Normalises every channel, scales and shifts it.
 
   Args:
     params: scale and bias.
@@ -40,11 +40,26 @@ def apply(
       statistics (evaluation) instead of the batch's (training).
 
   Returns:
+    The items and the new statistics, see `normalize`.
+  """
+  x, stats = normalize(stats, x, weight=weight)
+  return params["scale"] * x + params["bias"], stats
+
+
+def normalize(
+    stats,
+    x: Float[Array, "b *n c"],
+    *,
+    weight: Float[Array, " b"] | None = None,
+):
+  """`apply` without what is learned.
+
+  Returns:
     The normalised items and the new statistics: the variance that normalises
     is the biased one, the one that is kept the unbiased one (torch).
   """
   if weight is None:
-    return _normalize(params, x, stats["mean"], stats["var"]), stats
+    return _normalize(x, stats["mean"], stats["var"]), stats
   axes = tuple(range(x.ndim - 1))
   w = jnp.broadcast_to(
       weight.reshape(-1, *[1] * (x.ndim - 1)), (*x.shape[:-1], 1)
@@ -60,9 +75,8 @@ def apply(
       "var": blend(stats["var"], unbiased),
       "count": stats["count"] + some,
   }
-  return _normalize(params, x, mean, var), new
+  return _normalize(x, mean, var), new
 
 
-def _normalize(params, x, mean, var):
-  scale = params["scale"] / jnp.sqrt(var + EPS)
-  return (x - mean) * scale + params["bias"]
+def _normalize(x, mean, var):
+  return (x - mean) / jnp.sqrt(var + EPS)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -17,14 +18,99 @@ def init_transposed(rng, c_in: int, c_out: int, side: int):
 
 def apply(params, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
   """Convolution of stride 1, padded with zeros to keep the size."""
-  y = jax.lax.conv_general_dilated(
+  return _convolve(x, params["kernel"]) + params.get("bias", 0.0)
+
+
+def apply_scaled(
+    params,
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    shift: Float[Array, " c"],
+) -> Float[Array, "b h w c2"]:
+  """`apply` to scale * x + shift, by a scaled kernel.
+
+  Where nothing that is learned stands in x, the backward pass then needs no
+  gradient with respect to an image, a third of its work.
+  """
+  kernel = params["kernel"]
+  y = _convolve(x, kernel * scale[:, None])
+  y += _constant_image(kernel, shift, x.shape[1:3])
+  return y + params.get("bias", 0.0)
+
+
+def apply_after_transposed(
+    up, params, x: Float[Array, "b h w c"]
+) -> Float[Array, "b h2 w2 c2"]:
+  """`apply` to what `apply_transposed` makes of x, by one kernel on x.
+
+  Each is linear, and so are both together: nothing but the result is computed
+  at the higher resolution.
+  """
+  b, h, w, _ = x.shape
+  stride = up["kernel"].shape[0]
+  side, *_, c_out = params["kernel"].shape
+  falls = _falls(side, stride)
+  kernel = jnp.einsum(
+      "pamr,qbns,rsce,abeo->mncpqo",
+      falls, falls, up["kernel"], params["kernel"],
+  )  # fmt: skip
+  blocks = _convolve(x, kernel.reshape(*kernel.shape[:3], -1))
+  blocks = blocks.reshape(b, h, w, stride, stride, c_out).swapaxes(2, 3)
+  y = blocks.reshape(b, h * stride, w * stride, c_out)
+  y += _constant_image(params["kernel"], up["bias"], y.shape[1:3])
+  return y + params.get("bias", 0.0)
+
+
+def _falls(side, stride):
+  """Whether place a of a kernel, around pixel p of a block, is r of block m."""
+  reach = -(-(side // 2) // stride)
+  falls = np.zeros((stride, side, 2 * reach + 1, stride), np.float32)
+  for p in range(stride):
+    for a in range(side):
+      block, r = divmod(p + a - side // 2, stride)
+      falls[p, a, reach + block, r] = 1.0
+  return falls
+
+
+def _constant_image(kernel, value: Float[Array, " c"], size):
+  """Convolution of an image that is `value` everywhere: (1, h, w, c2).
+
+  What it is depends on how much of the kernel lies on the image.
+  """
+  side, *_, c_out = kernel.shape
+  inside = jax.lax.conv_general_dilated_patches(
+      jnp.ones((1, 1, *size)), (side, side), (1, 1), "SAME"
+  )
+  places = jnp.einsum("yxio,i->yxo", kernel, value).reshape(-1, c_out)
+  return jnp.einsum("bkhw,ko->bhwo", inside, places)
+
+
+def _convolve(x, kernel):
+  if jax.default_backend() == "cpu":
+    return _convolve_by_products(x, kernel)
+  return jax.lax.conv_general_dilated(
       x,
-      params["kernel"],
+      kernel,
       window_strides=(1, 1),
       padding="SAME",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
-  return y + params.get("bias", 0.0)
+
+
+def _convolve_by_products(x, kernel):
+  """One matrix product for each place in the kernel, moved to where it counts.
+
+  As fast as XLA's convolution on a CPU, and its gradient twice as fast.
+  """
+  _, h, w, c = x.shape
+  side, _, _, c_out = kernel.shape
+  margin, y = side // 2, 0.0
+  for i in range(side):
+    for j in range(side):
+      product = (x.reshape(-1, c) @ kernel[i, j]).reshape(-1, h, w, c_out)
+      padding = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
+      y += jnp.pad(product, padding)[:, i : i + h, j : j + w]
+  return y
 
 
 def apply_transposed(

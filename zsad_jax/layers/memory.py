@@ -22,10 +22,8 @@ def nearest(
 
   def look(best, shot):
     number, patches = shot
-    cosines = _cosines(query, patches)
     # One reference at a time: the product with all of them may be large.
-    index = jnp.argmax(cosines, axis=-1)
-    value = jnp.max(cosines, axis=-1)
+    value, index = _best(query, patches)
     better = value > best[0]
     chosen = jnp.where(better, number * size + index, best[1])
     return (jnp.where(better, value, best[0]), chosen), None
@@ -46,7 +44,15 @@ def take(
   return jnp.take_along_axis(patches, index[..., None], axis=1)
 
 
-def _cosines(query, patches):
+def _best(query, patches):
+  """Largest cosine of each query with patches (n, m, d), and which one's."""
+
+  def of_image(query, patches):
+    cosines = query @ patches.T
+    return cosines.max(axis=-1), cosines.argmax(axis=-1)
+
   if patches.shape[0] == 1:
-    return jnp.einsum("bld,md->blm", query, patches[0])
-  return jnp.einsum("bld,bmd->blm", query, patches)
+    return of_image(query, patches[0])
+  if jax.default_backend() == "cpu":  # Where batched products are slower.
+    return jax.lax.map(lambda pair: of_image(*pair), (query, patches))
+  return jax.vmap(of_image)(query, patches)

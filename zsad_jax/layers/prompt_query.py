@@ -121,17 +121,31 @@ def joint(query, aligned, *, context: bool):
 
 
 def local_head(
-    params, stats, x: Float[Array, "b g g2 d"], *, weight
+    params, stats, x: Float[Array, "b g g2 d"], norm, *, weight
 ) -> tuple[Float[Array, "b h w 2"], dict]:
-  """Logits of the states at four times the grid (Eq. 7)."""
-  new, x = {}, x
-  for k in (1, 2):
-    x = conv.apply(params[f"conv{k}"], x)
+  """Logits of the states at four times the grid (Eq. 7).
+
+  Args:
+    params: of the head.
+    stats: of the head.
+    x: what the head sees but for the scale and bias of `norm`, in which all
+      that is learned before the head stands.
+    norm: {"scale": (d,), "bias": (d,)}.
+    weight: see `forward`.
+  """
+  new = {}
+
+  def normalize(k, x):
     x, new[f"norm{k}"] = batch_norm.apply(
         params[f"norm{k}"], stats[f"norm{k}"], x, weight=weight
     )
-    x = conv.apply_transposed(params[f"up{k}"], jax.nn.relu(x))
-  return conv.apply(params["out"], x), new
+    return jax.nn.relu(x)
+
+  x = conv.apply_scaled(params["conv1"], x, norm["scale"], norm["bias"])
+  x = normalize(1, x)
+  x = conv.apply_after_transposed(params["up1"], params["conv2"], x)
+  x = normalize(2, x)
+  return conv.apply_after_transposed(params["up2"], params["out"], x), new
 
 
 def global_head(
@@ -185,13 +199,15 @@ def forward(
     level, head = str(i), str(i % len(params["local"]))  # Shared: always 0.
     aligned, distance = align(query[:, i], references[:, :, i])
     x = joint(query[:, i], aligned, context=context)
-    x, new["norms"][level] = batch_norm.apply(
-        params["norms"][level], stats["norms"][level], x, weight=weight
+    norm = params["norms"][level]
+    x, new["norms"][level] = batch_norm.normalize(
+        stats["norms"][level], x, weight=weight
     )
     grid = x.reshape(x.shape[0], side, side, -1)
     local, new["local"][head] = local_head(
-        params["local"][head], new["local"][head], grid, weight=weight
+        params["local"][head], new["local"][head], grid, norm, weight=weight
     )
+    x = norm["scale"] * x + norm["bias"]
     logits, new["global"][head] = global_head(
         params["global"][head], new["global"][head], x, topk=topk, weight=weight
     )

@@ -1,0 +1,85 @@
+"""A training step of AdaCLIP, with and without rematerialisation.
+
+Its gradient goes through the vision tower; the other methods train from stored
+features. The unit is one plain pass of the tower over the same images. Memory
+is what the compiled program needs beside its arguments. Needs neither
+TensorFlow nor ml_collections.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from zsad_jax import files, hosts, setting
+from zsad_jax.benchmark.methods import Case, Clock, define_size_flags, plain
+from zsad_jax.clip import backbone as clip
+from zsad_jax.clip.config import MODELS
+
+RESERVE = 2 * 2**30  # Bytes that stay free beside a program's memory.
+
+
+def define_flags():
+  """The command's flags; defined only when it is run."""
+  define_size_flags()
+  flags.DEFINE_list("batches", ["1", "4"], "Images at a time.")
+
+
+def free_bytes() -> int:
+  """Memory of the device, or of a CPU's host, that is not in use."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats is None:
+    return hosts.free_memory()
+  return stats["bytes_limit"] - stats["bytes_in_use"]
+
+
+def programs(backbone, pixels):
+  """What is compared: function and arguments by name."""
+  yield "plain pass", plain, (backbone, pixels)
+  recomputed, kept = (
+      Case("adaclip", backbone, pixels, remat=remat) for remat in (True, False)
+  )
+  yield "forward", *kept.training(cached=True, gradient=False)
+  yield "gradient, recomputed", *recomputed.training(cached=True)
+  yield "gradient, kept", *kept.training(cached=True)
+
+
+def measure(backbone, batch: int, side: int, rounds: int) -> dict[str, dict]:
+  """Seconds and GiB of each program for a batch, and passes per image."""
+  drawn = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3))
+  clock, rows = Clock(rounds), {}
+  pixels = jnp.asarray(drawn, jnp.uint8)
+  for name, function, arguments in programs(backbone, pixels):
+    program = function.lower(*arguments).compile()
+    needed = program.memory_analysis().temp_size_in_bytes
+    rows[name] = {"batch": batch, "gib": needed / 2**30, "seconds": None}
+    if needed + RESERVE < free_bytes():
+      clock.add(name, program, *arguments)
+  for name, seconds in clock.medians().items():
+    rows[name]["seconds"] = seconds
+  for row in rows.values():
+    if row["seconds"]:
+      row["passes"] = row["seconds"] / rows["plain pass"]["seconds"]
+  return rows
+
+
+def main(options):
+  backbone = jax.device_put(clip.random_clip(MODELS[options.model], 0))
+  print(f"{options.model} at {options.image_size} px, AdaCLIP, its un-prompted "
+        "embeddings stored")  # fmt: skip
+  found = []
+  for batch in map(int, options.batches):
+    rows = measure(backbone, batch, options.image_size, options.rounds)
+    for name, row in rows.items():
+      found.append({"name": name, **row})
+      time = "not run: more than is free"
+      if row["seconds"]:
+        time = f"{row['seconds']:8.3f} s {row['passes']:6.2f} passes"
+      print(f"batch {batch:3}  {name:22} {row['gib']:7.2f} GiB  {time}",
+            flush=True)  # fmt: skip
+  if options.json:
+    document = dict(model=options.model, image_size=options.image_size,
+                    rows=found, **setting.setting())  # fmt: skip
+    files.write_text(options.json, json.dumps(document, indent=1) + "\n")
