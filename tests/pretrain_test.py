@@ -1,4 +1,4 @@
-"""Pretraining of the small CLIP: pictures, captions, loss, command, file."""
+"""Pretraining of the small CLIP: pictures, captions, loss, command."""
 
 import dataclasses
 import json
@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from configs import tiny_clip
 from zsad_jax import checkpoint, pretrain, runs
-from zsad_jax.clip import backbone, embedded, tokenizer
+from zsad_jax.clip import backbone, tokenizer
 from zsad_jax.clip.config import ClipConfig
 from zsad_jax.datasets.drawn import (
     benchmark,
@@ -338,67 +337,3 @@ def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   assert first == again
   clip = runs.load_backbone("embedded", str(whole / "weights.safetensors"))
   assert clip.config == SIZES
-
-
-# ---- The file.
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-  """A CLIP with some trained rows, and its file."""
-  path = tmp_path_factory.mktemp("file") / "tiny.safetensors"
-  clip = backbone.random_clip(SIZES, 4)
-  ids = np.array([7, 300, 49407])
-  table = clip.params["text"]["token_embedding"].at[ids].set(0.5)
-  params = {**clip.params, "text": {**clip.params["text"],
-            "token_embedding": table}}  # fmt: skip
-  clip = backbone.Clip(params, SIZES)
-  digest = embedded.save(path, clip, vocabulary=ids, seed=4, about={"steps": 1})
-  return clip, path, digest
-
-
-def test_file_round_trip(saved):
-  clip, path, _ = saved
-  assert path.stat().st_size < 3e6  # Not the table of 49,408 rows.
-  again = embedded.load(path)
-  assert again.config == clip.config
-  jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
-      again.params,
-      clip.params,
-  )
-  table = again.params["text"]["token_embedding"]
-  random = embedded.random_table(SIZES, 4)
-  np.testing.assert_array_equal(table[8:300], random[8:300])
-  assert (table[7] == 0.5).all()
-
-
-def test_the_package_file_is_checked_by_its_digest(saved, monkeypatch):
-  _, path, digest = saved
-  monkeypatch.setattr(embedded, "FILE", path)
-  monkeypatch.setattr(embedded, "SHA256", digest)
-  assert embedded.load().config == SIZES
-  damaged = bytearray(path.read_bytes())
-  damaged[-9] ^= 1
-  broken = path.with_name("broken.safetensors")
-  broken.write_bytes(damaged)
-  monkeypatch.setattr(embedded, "FILE", broken)
-  with pytest.raises(ValueError, match="broken.safetensors is damaged"):
-    embedded.load()
-  monkeypatch.setattr(embedded, "FILE", path.with_name("absent"))
-  with pytest.raises(FileNotFoundError, match="Install zsad_jax again"):
-    embedded.load()
-
-
-def test_a_file_of_another_kind_is_named(tmp_path):
-  save_file({"x": np.zeros(3)}, tmp_path / "x.safetensors")
-  with pytest.raises(ValueError, match="holds no embedded CLIP"):
-    embedded.load(tmp_path / "x.safetensors")
-
-
-def test_the_shipped_weights_are_whole():
-  clip = embedded.load()
-  assert clip.config == runs.RANDOM_CONFIG
-  assert embedded.FILE.stat().st_size <= 12e6
-  config = tiny_clip.get_config()
-  assert ClipConfig(**config.model) == clip.config

@@ -2,8 +2,8 @@
 
 Each is started by the same command. They find one another on a TPU slice and
 under Slurm by themselves, elsewhere by three variables, see `start`. Each reads
-its share of a batch; results are gathered, so that all know the same; the first
-one writes and prints.
+its share of a batch and measures its own maps; what they found is exchanged, so
+that all know the same; the first one writes and prints.
 """
 
 import contextlib

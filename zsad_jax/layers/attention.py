@@ -26,7 +26,7 @@ def attend(
     k: keys.
     v: values.
     causal: whether a query sees only the keys up to its own position.
-    seen: which keys each query sees, instead of `causal`; None: see there.
+    seen: which keys each query sees, instead of `causal`; None: `causal` says.
   """
   device = jax.default_backend()
   if seen is not None:
