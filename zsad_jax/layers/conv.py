@@ -16,35 +16,35 @@ def init_transposed(rng, c_in: int, c_out: int, side: int):
   return _init(rng, (side, side, c_in, c_out), c_out * side**2, bias=True)
 
 
-def apply(params, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
-  """Convolution of stride 1, padded with zeros to keep the size."""
-  return _convolve(x, params["kernel"]) + params.get("bias", 0.0)
-
-
 def apply_scaled(
     params,
     x: Float[Array, "b h w c"],
     scale: Float[Array, " c"],
     shift: Float[Array, " c"],
 ) -> Float[Array, "b h w c2"]:
-  """`apply` to scale * x + shift, by a scaled kernel.
+  """Convolution of scale * x + shift, padded with zeros to keep the size.
 
-  Where nothing that is learned stands in x, the backward pass then needs no
-  gradient with respect to an image, a third of its work.
+  By a scaled kernel: where nothing that is learned stands in x, the backward
+  pass then needs no gradient of an image, a third of its work. No bias.
   """
   kernel = params["kernel"]
-  y = _convolve(x, kernel * scale[:, None])
-  y += _constant_image(kernel, shift, x.shape[1:3])
-  return y + params.get("bias", 0.0)
+  shifted = _constant_image(kernel, shift, x.shape[1:3])
+  return _convolve(x, kernel * scale[:, None]) + shifted
 
 
 def apply_after_transposed(
     up, params, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h2 w2 c2"]:
-  """`apply` to what `apply_transposed` makes of x, by one kernel on x.
+  """Convolution of what a transposed convolution makes of x, by one kernel.
 
   Each is linear, and so are both together: nothing but the result is computed
   at the higher resolution.
+
+  Args:
+    up: of the transposed one, whose stride is its kernel's side: each pixel
+      becomes a block of its own, and the kernel is not reversed (torch).
+    params: of the convolution, padded with zeros to keep the size.
+    x: images.
   """
   b, h, w, _ = x.shape
   stride = up["kernel"].shape[0]
@@ -111,20 +111,6 @@ def _convolve_by_products(x, kernel):
       padding = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
       y += jnp.pad(product, padding)[:, i : i + h, j : j + w]
   return y
-
-
-def apply_transposed(
-    params, x: Float[Array, "b h w c"]
-) -> Float[Array, "b h2 w2 c2"]:
-  """Transposed convolution whose stride is its kernel's side.
-
-  Each pixel becomes a block of its own: no block overlaps another, and the
-  kernel is not reversed (torch's ConvTranspose2d).
-  """
-  b, h, w, _ = x.shape
-  side, _, _, c_out = params["kernel"].shape
-  blocks = jnp.einsum("bhwi,yxio->bhywxo", x, params["kernel"])
-  return blocks.reshape(b, h * side, w * side, c_out) + params["bias"]
 
 
 def _init(rng, shape, fan_in, bias):
