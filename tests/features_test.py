@@ -60,7 +60,8 @@ def test_losses_are_those_of_encoding_each_step(
 ):
   config = prepared(name, data, place, tmp_path / "features")
   found = losses(config, tmp_path / "run")
-  np.testing.assert_allclose(found, uncached[name], rtol=1e-5)
+  # Terms near 1 are rounded, also where their sum has been trained to 0.1.
+  np.testing.assert_allclose(found, uncached[name], rtol=1e-5, atol=3e-6)
   assert "Features of 16 images" in capsys.readouterr().out
 
 
