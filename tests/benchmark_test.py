@@ -14,6 +14,7 @@ import pytest
 
 from zsad_jax.benchmark import (
     data,
+    flops,
     growth,
     methods,
     metrics,
@@ -96,11 +97,30 @@ def test_flops_are_those_that_xla_counts():
   config = dataclasses.replace(DEEP, vision_layers=3, vision_width=256)
   model = backbone.random_clip(config, 0)
   image = jnp.zeros((1, 140, 140, 3))
-  compiled = jax.jit(lambda m, x: m.image(x)[0]).lower(model, image).compile()
-  counted = compiled.cost_analysis()["flops"]
+  tower = jax.jit(lambda m, x: m.image(x)[0])
+  # Few keys: attention is no loop, of which XLA counts one round.
+  compiled = tower.lower(model, image).compile()
   np.testing.assert_allclose(
-      methods.vision_flops(config, 140), counted, rtol=0.05
+      flops.count(tower, model, image),
+      compiled.cost_analysis()["flops"],
+      rtol=0.05,
   )
+
+
+def test_flops_of_loops_branches_and_convolutions():
+  a, b = jnp.ones((3, 4)), jnp.ones((4, 4))
+  product = 2 * 3 * 4 * 4
+  repeated = lambda a: jax.lax.fori_loop(0, 5, lambda i, a: a @ b, a)
+  assert flops.count(repeated, a) == 5 * product
+  either = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a)
+  assert flops.count(either, a) == product
+  again = jax.checkpoint(lambda a: jnp.sin(a @ b).sum())
+  assert flops.count(jax.grad(again), a) == 3 * product
+  image, kernel = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 5))
+  convolve = lambda x: jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  assert flops.count(convolve, image) == 2 * 2 * 6 * 6 * 5 * 3 * 3 * 3
 
 
 def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
@@ -108,8 +128,8 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(methods, "torch_vision", lambda config, image: None)
   path = tmp_path / "numbers.json"
   methods.main(types.SimpleNamespace(
-      model="deep", image_size=56, batch=2, rounds=1, shots=2, training=True,
-      methods=["clip", "anomalyclip"], json=str(path),
+      model="deep", dtype="float32", image_size=56, batch=2, rounds=1,
+      shots=2, training=True, methods=["clip", "anomalyclip"], json=str(path),
   ))  # fmt: skip
   found = json.loads(path.read_text())
   assert {*found["rows"]} == {
@@ -122,12 +142,13 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
 
 def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
   small = dataclasses.replace(DEEP, vision_layers=2, text_layers=2)
-  monkeypatch.setitem(steps.MODELS, "small", small)
+  monkeypatch.setitem(methods.MODELS, "small", small)
   fields = dict(taps=(1, 2), prompt_depth=2, hsf="none")
   monkeypatch.setattr(steps, "Case", functools.partial(methods.Case, **fields))
   path = tmp_path / "numbers.json"
   options = types.SimpleNamespace(
-      model="small", image_size=28, batches=["2"], rounds=1, json=str(path)
+      model="small", dtype="bfloat16", image_size=28, batches=["2"],
+      rounds=1, json=str(path),
   )
   steps.main(options)
   rows = {row.pop("name"): row for row in json.loads(path.read_text())["rows"]}
@@ -142,10 +163,10 @@ def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
 
 
 def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
-  monkeypatch.setitem(parts.MODELS, "deep", DEEP)
+  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
   parts.main(types.SimpleNamespace(
-      model="deep", image_size=56, batch=2, rounds=1,
+      model="deep", dtype="float32", image_size=56, batch=2, rounds=1,
       methods=["anomalyclip"], json=str(path),
   ))  # fmt: skip
   (row,) = json.loads(path.read_text())["rows"].values()
@@ -161,7 +182,7 @@ def test_a_tower_that_is_left_out_returns_the_same_shapes():
       "text": lambda clip: clip.text(clip.embed_tokens(ids), end),
   }
   for tower, call in calls.items():
-    less = parts.Without(model.params, DEEP, tower=tower)
+    less = parts.Without(model.params, DEEP, towers=(tower,))
     shapes = [
         jax.tree.map(lambda x: (x.shape, x.dtype), call(clip))
         for clip in (model, less)
@@ -179,10 +200,10 @@ def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
   assert set(chosen) == {
       (1, 28, 1), (4, 28, 1), (1, 56, 1), (4, 28, 2), (4, 28, 4),
   }  # fmt: skip
-  monkeypatch.setitem(growth.MODELS, "deep", DEEP)
+  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
   growth.main(types.SimpleNamespace(
-      model="deep", sizes=["28"], batches=["1", "2"], rounds=1,
+      model="deep", dtype="float32", sizes=["28"], batches=["1", "2"], rounds=1,
       methods=["clip"], json=str(path),
   ))  # fmt: skip
   found = json.loads(path.read_text())

@@ -30,20 +30,16 @@ def convolved(x, kernel, bias=0.0):
   return out
 
 
-def test_all_ways_to_convolve_are_one():
+def test_a_convolution_by_products_and_its_gradient(monkeypatch):
   x, kernel = normal(2, 5, 4, 3), normal(3, 3, 3, 2)
-  products = jax.jit(conv._convolve_by_products)(x, kernel)
-  close(products, convolved(x, kernel))
-  library = functools.partial(
-      jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )  # fmt: skip
-  gradient = lambda f: jax.jit(
-      jax.grad(lambda x, k: (f(x, k) ** 2).sum(), argnums=(0, 1))
-  )(x, kernel)
-  jax.tree.map(
-      close, gradient(conv._convolve_by_products), gradient(library)
-  )
+  by_device = {}
+  for device in ("cpu", "gpu"):
+    monkeypatch.setattr(jax, "default_backend", lambda device=device: device)
+    close(jax.jit(lambda *a: conv._convolve(*a))(x, kernel),
+          convolved(x, kernel))
+    loss = lambda x, kernel: (conv._convolve(x, kernel) ** 2).sum()
+    by_device[device] = jax.grad(loss, argnums=(0, 1))(x, kernel)
+  jax.tree.map(close, *by_device.values())
 
 
 def enlarged(x, kernel, bias):
@@ -66,11 +62,13 @@ def test_a_scaled_kernel_is_a_scaled_image():
 
 @pytest.mark.parametrize("side, bias", [(1, True), (3, False), (5, True)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_a_convolution_of_what_was_enlarged(side, bias, stride):
+def test_a_convolution_of_what_was_enlarged(side, bias, stride, monkeypatch):
   up = {"kernel": normal(stride, stride, 2, 3), "bias": normal(3)}
   params = {"kernel": normal(side, side, 3, 4)}
   params |= {"bias": normal(4)} if bias else {}
   x = normal(2, 3, 4, 2)
-  found = jax.jit(conv.apply_after_transposed)(up, params, x)
-  large = enlarged(x, **up)
-  close(found, convolved(large, **params), atol=1e-4)
+  expected = convolved(enlarged(x, **up), **params)
+  for device in ("cpu", "gpu"):
+    monkeypatch.setattr(jax, "default_backend", lambda device=device: device)
+    found = jax.jit(lambda *a: conv.apply_after_transposed(*a))(up, params, x)
+    close(found, expected, atol=1e-4)

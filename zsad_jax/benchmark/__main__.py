@@ -17,8 +17,9 @@ python -m zsad_jax.benchmark scale
             images
   methods   the vision tower beside matrix products of its shapes and
             transformers' CLIP (where torch is installed), and each method in
-            units of it: --model=ViT-L-14-336 --image_size=518 --batch=1,
-            --methods=NAMES, --training, --shots=4, --rounds=3
+            units of it, with the share of the products' rate that it reaches:
+            --model=ViT-L-14-336 --dtype=float32|bfloat16 --image_size=518
+            --batch=1 --methods=NAMES --training --shots=4 --rounds=3
   steps     AdaCLIP's training step, its vision blocks recomputed in the
             backward pass or kept: seconds and memory; --batches=1,4
   parts     where the time of a prediction goes: decoding, both towers, what

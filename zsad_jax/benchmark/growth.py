@@ -15,18 +15,21 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zsad_jax import files, setting
-from zsad_jax.benchmark.methods import METHODS, Case, Clock
-from zsad_jax.clip import backbone as clip
-from zsad_jax.clip.config import MODELS
+from zsad_jax.benchmark.methods import (
+    METHODS,
+    Case,
+    Clock,
+    define_model_flags,
+    random_backbone,
+)
 
 
 def define_flags():
   """The command's flags; defined only when it is run."""
+  define_model_flags()
   flags.DEFINE_list("methods", list(METHODS), "To be measured.")
-  flags.DEFINE_string("model", "ViT-L-14-336", "Sizes of the backbone.")
   flags.DEFINE_list("sizes", ["112", "224", "336"], "Sides of the images.")
   flags.DEFINE_list("batches", ["1", "2", "4", "8"], "Images at a time.")
-  flags.DEFINE_integer("rounds", 3, "Of which medians are taken.", 1)
 
 
 def points(sizes, batches, devices: int):
@@ -59,12 +62,13 @@ def run(name, backbone, point):
 
 
 def main(options):
-  backbone = clip.random_clip(MODELS[options.model], 0)
+  backbone = random_backbone(options)
   whole = lambda values: sorted(map(int, values))
   chosen = points(
       whole(options.sizes), whole(options.batches), jax.device_count()
   )
-  document = {"model": options.model, "rows": [], "differences": {}}
+  document = {"model": options.model, "dtype": options.dtype, "rows": [],
+              "differences": {}}  # fmt: skip
   print(f"{options.model}: seconds (images per second)")
   for name in options.methods:
     clock, scores = Clock(options.rounds), {}

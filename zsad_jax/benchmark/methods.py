@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from zsad_jax import files, predictor, setting
+from zsad_jax.benchmark import flops
 from zsad_jax.clip import backbone as clip
 from zsad_jax.clip.config import MODELS, ClipConfig
 from zsad_jax.datasets import preprocess
@@ -48,23 +49,14 @@ class Clock:
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def vision_flops(config: ClipConfig, side: int) -> int:
-  """Of one image: projections and MLP of each block, attention, patches."""
-  tokens, c = 1 + (side // config.patch_size) ** 2, config.vision_width
-  block = 24 * tokens * c**2 + 4 * tokens**2 * c
-  patches = 2 * (tokens - 1) * 3 * config.patch_size**2 * c
-  return config.vision_layers * block + patches
-
-
 def products(config: ClipConfig, tokens: int, dtype):
-  """The matrix products of a block, and their FLOPs."""
+  """The matrix products of a block, and their arguments."""
   c = config.vision_width
   shapes = ((c, 3 * c), (c, c), (c, 4 * c), (4 * c, c))
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
   pairs = [(draw(tokens, m), draw(m, n)) for m, n in shapes]
-  flops = sum(2 * tokens * m * n for m, n in shapes)
-  return jax.jit(lambda pairs: [x @ w for x, w in pairs]), pairs, flops
+  return jax.jit(lambda pairs: [x @ w for x, w in pairs]), pairs
 
 
 def torch_vision(config: ClipConfig, image):
@@ -181,11 +173,25 @@ def plain(backbone, pixels):
   return backbone.image(preprocess.normalize(pixels))[0]
 
 
-def define_size_flags():
-  """Flags of several parts."""
+def define_model_flags():
+  """Flags of every part that runs a backbone of full size."""
   flags.DEFINE_string("model", "ViT-L-14-336", "Sizes of the backbone.")
-  flags.DEFINE_integer("image_size", 518, "Side of the images.", 14)
+  flags.DEFINE_enum(
+      "dtype", "float32", ["float32", "bfloat16"], "Of its matrix products."
+  )
   flags.DEFINE_integer("rounds", 3, "Of which medians are taken.", 1)
+
+
+def random_backbone(options) -> clip.Clip:
+  """The backbone that the flags ask for, on the device."""
+  drawn = clip.random_clip(MODELS[options.model], 0)
+  return jax.device_put(drawn.computing_in(options.dtype))
+
+
+def define_size_flags():
+  """The same, and the images' size."""
+  define_model_flags()
+  flags.DEFINE_integer("image_size", 518, "Side of the images.", 14)
 
 
 def define_case_flags():
@@ -203,17 +209,20 @@ def define_flags():
 
 
 def main(options):
-  config, side, b = MODELS[options.model], options.image_size, options.batch
-  backbone = jax.device_put(clip.random_clip(config, 0))
+  side, b = options.image_size, options.batch
+  backbone = random_backbone(options)
   rng = np.random.default_rng(0)
   pixels = jnp.asarray(rng.integers(0, 256, (b, side, side, 3)), jnp.uint8)
-  clock = Clock(options.rounds)
+  clock, counted = Clock(options.rounds), {}
 
-  tokens = b * (1 + (side // config.patch_size) ** 2)
-  multiply, pairs, product_flops = products(config, tokens, jnp.float32)
-  clock.add("matrix products", multiply, pairs)
-  clock.add("vision tower", plain, backbone, pixels)
-  peer = torch_vision(config, preprocess.normalize(pixels))
+  def add(name, function, *arguments):
+    counted[name] = flops.count(function, *arguments)
+    clock.add(name, function, *arguments)
+
+  tokens = b * (1 + (side // backbone.patch_size) ** 2)
+  add("matrix products", *products(backbone.config, tokens, options.dtype))
+  add("vision tower", plain, backbone, pixels)
+  peer = torch_vision(backbone.config, preprocess.normalize(pixels))
   if peer:
     clock.add("transformers", peer)
   for name in options.methods:
@@ -223,47 +232,67 @@ def main(options):
       shots.append(options.shots)
     for k in shots:
       function, arguments = case.inference(k)
-      clock.add(f"{name}, {k} shots" if k else name, function, *arguments)
+      add(f"{name}, {k} shots" if k else name, function, *arguments)
     if options.training and name != "clip":
       cached = name != "adaclip"
-      function, arguments = case.training(cached)
       what = "cached step" if cached else "step"
-      clock.add(f"{name}, {what}", function, *arguments)
-  seconds = clock.medians()
-  report(options, clock, seconds, product_flops, vision_flops(config, side) * b)
+      function, arguments = case.training(cached)
+      add(f"{name}, {what}", function, *arguments)
+  report(options, clock, counted)
 
 
-def report(options, clock, seconds, product_flops, flops):
+def report(options, clock, counted):
   """Prints the table; keeps the numbers."""
-  rate = product_flops / seconds["matrix products"]
-  unit = seconds["vision tower"]
+  seconds = clock.medians()
+  rate = counted["matrix products"] / seconds["matrix products"]
   print(
       f"{options.model} at {options.image_size} px, {options.batch} images at "
-      "a time, float32; matrix products of its shapes: "
+      f"a time, {options.dtype}; matrix products of its shapes: "
       f"{rate / 1e9:.0f} GFLOP/s"
   )
   rows = {}
   for name, value in seconds.items():
-    row = {"seconds": value, "first_seconds": clock.first[name]}
-    row["images_per_second"] = options.batch / value
-    row["vision_passes"] = value / unit
-    rows[name] = row
-    print(
-        f"{name:24} {value:9.3f} s {row['images_per_second']:8.2f} images/s "
-        f"{row['vision_passes']:6.2f} passes, "
-        f"first {row['first_seconds']:.1f} s"
-    )
-  share = flops / unit / rate
-  ratios = {"vision tower / matrix products, rate": share}
-  if "transformers" in seconds:
-    ratios["transformers / vision tower, time"] = seconds["transformers"] / unit
+    rows[name] = row = {
+        "seconds": value,
+        "first_seconds": clock.first[name],
+        "images_per_second": options.batch / value,
+        "vision_passes": value / seconds["vision tower"],
+    }
+    if name in counted:
+      row["gflop"] = counted[name] / options.batch / 1e9
+      row["rate_share"] = counted[name] / value / rate
+    print(_line(name, row))
+  ratios = _ratios(rows)
   for name, value in ratios.items():
     print(f"{name}: {value:.2f}")
   print(f"peak memory: {peak_gib():.2f} GiB")
   if options.json:
     document = dict(
         model=options.model, image_size=options.image_size, batch=options.batch,
-        matrix_gflops=rate / 1e9, vision_gflop=flops / options.batch / 1e9,
-        rows=rows, ratios=ratios, peak_gib=peak_gib(), **setting.setting(),
+        dtype=options.dtype, matrix_gflops=rate / 1e9, rows=rows,
+        ratios=ratios, peak_gib=peak_gib(), **setting.setting(),
     )  # fmt: skip
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")
+
+
+def _line(name, row):
+  """A row of the table."""
+  parts = [
+      f"{name:26}{row['seconds']:9.3f} s",
+      f"{row['images_per_second']:8.2f} images/s",
+      f"{row['vision_passes']:6.2f} passes",
+      f"first {row['first_seconds']:5.1f} s",
+  ]
+  if "gflop" in row:
+    parts.append(f"{row['gflop']:7.0f} GFLOP an image")
+    parts.append(f"{100 * row['rate_share']:3.0f} % of the products' rate")
+  return "  ".join(parts)
+
+
+def _ratios(rows):
+  tower = rows["vision tower"]
+  ratios = {"vision tower / matrix products, rate": tower["rate_share"]}
+  if "transformers" in rows:
+    seconds = rows["transformers"]["seconds"]
+    ratios["transformers / vision tower, time"] = seconds / tower["seconds"]
+  return ratios

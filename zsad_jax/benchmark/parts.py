@@ -1,8 +1,8 @@
 """Where the time of a prediction goes, from the file to the metrics.
 
-A part of a compiled program takes what is saved without it: the method runs
-once more on a CLIP one of whose towers returns constants. Needs neither
-TensorFlow nor ml_collections.
+The head is a method on a CLIP whose towers do not run, the text what its text
+tower adds, vision the rest. Needs neither TensorFlow nor
+ml_collections.
 """
 
 import functools
@@ -18,22 +18,27 @@ from PIL import Image
 from scipy import ndimage
 
 from zsad_jax import files, predictor, setting
-from zsad_jax.benchmark.methods import Case, Clock, define_case_flags
+from zsad_jax.benchmark.methods import (
+    Case,
+    Clock,
+    define_case_flags,
+    random_backbone,
+)
 from zsad_jax.clip import backbone as clip
-from zsad_jax.clip.config import MODELS
 from zsad_jax.datasets import preprocess
 from zsad_jax.evaluation import streaming
 from zsad_jax.layers import smoothing
 
 SIDE, SIGMA = 900, 4.0  # Of the file, of the Gaussian over maps, in pixels.
 PARTS = ("decode", "vision", "text", "head", "smooth", "metrics")
+WITHOUT = {"whole": (), "blind": ("image",), "head": ("image", "text")}
 
 
 @flax.struct.dataclass
 class Without(clip.Clip):
-  """A CLIP one of whose towers, "image" or "text", returns constants."""
+  """A CLIP some of whose towers, "image" and "text", do not run."""
 
-  tower: str = flax.struct.field(pytree_node=False, default="")
+  towers: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
   def image(self, image, **hooks):
     return self._run("image", super().image, image, **hooks)
@@ -43,12 +48,16 @@ class Without(clip.Clip):
 
   def _run(self, name, tower, *given, **hooks):
     run = functools.partial(tower, *given, **hooks)
-    if name != self.tower:
+    if name not in self.towers:
       return run()
-    # Not zeros, with which the compiler would leave out what follows.
+    # Nothing constant, with which the compiler would shorten what follows.
     value = given[0].ravel()[0]
-    shapes = jax.eval_shape(run)
-    return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
+
+    def drawn(x):
+      places = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape)
+      return jnp.cos(value + places).astype(x.dtype)
+
+    return jax.tree.map(drawn, jax.eval_shape(run))
 
 
 def on_the_host(side: int, maps: np.ndarray):
@@ -86,16 +95,18 @@ define_flags = define_case_flags
 
 
 def main(options):
-  config, side, b = MODELS[options.model], options.image_size, options.batch
-  backbone = jax.device_put(clip.random_clip(config, 0))
+  side, b = options.image_size, options.batch
+  backbone = random_backbone(options)
   pixels = np.random.default_rng(0).integers(0, 256, (b, side, side, 3))
   clock = Clock(options.rounds)
-  for tower in ("", "image", "text"):
-    twin = Without(backbone.params, config, tower=tower)
+  for kind, towers in WITHOUT.items():
+    twin = Without(
+        backbone.params, backbone.config, backbone.dtype, towers=towers
+    )
     for name in options.methods:
       case = Case(name, twin, jnp.asarray(pixels, jnp.uint8))
       function, arguments = case.inference(0)
-      clock.add(f"{name}/{tower}", function, *arguments)
+      clock.add(f"{name}/{kind}", function, *arguments)
   maps = np.asarray(function(*arguments)["anomaly_map"])
   for name, (function, arguments) in on_the_host(side, maps).items():
     clock.add(name, function, *arguments)
@@ -106,16 +117,15 @@ def main(options):
   for name, row in rows.items():
     print(f"{name:14}" + "".join(f"{1e3 * row[part]:10.1f}" for part in PARTS))
   if options.json:
-    document = dict(model=options.model, image_size=side, batch=b, rows=rows)
+    document = dict(model=options.model, dtype=options.dtype, image_size=side,
+                    batch=b, rows=rows)  # fmt: skip
     text = json.dumps({**document, **setting.setting()}, indent=1) + "\n"
     files.write_text(options.json, text)
 
 
 def _row(name, seconds):
   """Seconds per image of each part."""
-  whole = seconds[f"{name}/"]
-  vision = whole - seconds[f"{name}/image"]
-  text = whole - seconds[f"{name}/text"]
+  whole, blind, head = (seconds[f"{name}/{kind}"] for kind in WITHOUT)
   outside = {k: seconds[k] for k in ("decode", "smooth", "metrics")}
-  return {**outside, "vision": vision, "text": text,
-          "head": whole - vision - text}  # fmt: skip
+  inside = {"vision": whole - blind, "text": blind - head, "head": head}
+  return {**outside, **inside}

@@ -14,9 +14,13 @@ import numpy as np
 from absl import flags
 
 from zsad_jax import files, hosts, setting
-from zsad_jax.benchmark.methods import Case, Clock, define_size_flags, plain
-from zsad_jax.clip import backbone as clip
-from zsad_jax.clip.config import MODELS
+from zsad_jax.benchmark.methods import (
+    Case,
+    Clock,
+    define_size_flags,
+    plain,
+    random_backbone,
+)
 
 RESERVE = 2 * 2**30  # Bytes that stay free beside a program's memory.
 
@@ -66,7 +70,7 @@ def measure(backbone, batch: int, side: int, rounds: int) -> dict[str, dict]:
 
 
 def main(options):
-  backbone = jax.device_put(clip.random_clip(MODELS[options.model], 0))
+  backbone = random_backbone(options)
   print(f"{options.model} at {options.image_size} px, AdaCLIP, its un-prompted "
         "embeddings stored")  # fmt: skip
   found = []
@@ -80,6 +84,7 @@ def main(options):
       print(f"batch {batch:3}  {name:22} {row['gib']:7.2f} GiB  {time}",
             flush=True)  # fmt: skip
   if options.json:
-    document = dict(model=options.model, image_size=options.image_size,
-                    rows=found, **setting.setting())  # fmt: skip
+    document = dict(model=options.model, dtype=options.dtype,
+                    image_size=options.image_size, rows=found,
+                    **setting.setting())  # fmt: skip
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")

@@ -71,7 +71,7 @@ class Clip:
       image: (b, h, w, 3), normalised, sides divisible by the patch size.
       act: "quick" or "gelu_erf"; None for the one of the weights.
       pos_resize: how the position table is resized, see `resample.matrix`.
-      remat: recompute blocks in the backward pass to save memory.
+      remat: recompute MLPs in the backward pass to save memory.
       **hooks: `prompts`, `vv_from`, `last_patches`, `keep`.
 
     Raises:

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from zsad_jax.layers import attention
@@ -20,6 +21,9 @@ ACTIVATIONS = {
     # AdaCLIP and APRIL-GAN run them with this one, LAION's were trained so.
     "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
 }
+
+
+KEPT = "kept"  # Name of what a block that recomputes does not recompute.
 
 
 def _dense(width: int, dtype: str, name: str):
@@ -66,6 +70,7 @@ class Attention(nn.Module):
     b, t, c = x.shape
     # Products of two axes: gradients of others are twice as slow on a CPU.
     qkv = _dense(3 * c, self.dtype, "in_proj")(x.reshape(b * t, c))
+    qkv = checkpoint_name(qkv, KEPT)
     heads = (b, t, self.num_heads, c // self.num_heads)
     q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))
     out_proj = _dense(c, self.dtype, "out_proj")
@@ -123,11 +128,18 @@ class ResBlock(nn.Module):
         seen=seen,
         value_value=vv is not None,
     )
-    x = x[:, :asking] + attend
+    x = checkpoint_name(x[:, :asking] + attend, KEPT)
     x = x + Mlp(self.act, self.dtype, name="mlp")(LayerNorm(name="ln_2")(x))
     return x, None if vv is None else vv + attend_vv
 
 
 def block_type(remat: bool):
-  """The block, or the block that recomputes itself in the backward pass."""
-  return nn.remat(ResBlock, static_argnums=(3,)) if remat else ResBlock
+  """The block, or the one that recomputes its MLP in the backward pass.
+
+  Of a block that recomputes, queries, keys, values and the stream between
+  attention and MLP are kept: a quarter of what it holds otherwise.
+  """
+  if not remat:
+    return ResBlock
+  policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+  return nn.remat(ResBlock, static_argnums=(3,), policy=policy)

@@ -1,9 +1,11 @@
 """Convolutions as plain trees, initialised as torch does. Channels last."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def init(rng, c_in: int, c_out: int, side: int, *, bias: bool):
@@ -54,7 +56,10 @@ def apply_after_transposed(
       "pamr,qbns,rsce,abeo->mncpqo",
       falls, falls, up["kernel"], params["kernel"],
   )  # fmt: skip
-  blocks = _convolve(x, kernel.reshape(*kernel.shape[:3], -1))
+  if jax.default_backend() == "cpu":
+    blocks = _convolve_by_products(x, kernel, falls.any((1, 3)).T)
+  else:
+    blocks = _convolve(x, kernel.reshape(*kernel.shape[:3], -1))
   blocks = blocks.reshape(b, h, w, stride, stride, c_out).swapaxes(2, 3)
   y = blocks.reshape(b, h * stride, w * stride, c_out)
   y += _constant_image(params["kernel"], up["bias"], y.shape[1:3])
@@ -87,7 +92,10 @@ def _constant_image(kernel, value: Float[Array, " c"], size):
 
 def _convolve(x, kernel):
   if jax.default_backend() == "cpu":
-    return _convolve_by_products(x, kernel)
+    side, _, *features = kernel.shape
+    kernel = kernel.reshape(side, side, features[0], 1, 1, features[1])
+    blocks = _convolve_by_products(x, kernel, np.ones((side, 1), bool))
+    return blocks.reshape(*x.shape[:3], -1)
   return jax.lax.conv_general_dilated(
       x,
       kernel,
@@ -97,20 +105,40 @@ def _convolve(x, kernel):
   )
 
 
-def _convolve_by_products(x, kernel):
+def _convolve_by_products(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k c p p o"],
+    used: Bool[np.ndarray, "k p"],
+) -> Float[Array, "b h w p p o"]:
   """One matrix product for each place in the kernel, moved to where it counts.
 
   As fast as XLA's convolution on a CPU, and its gradient twice as fast.
+
+  Args:
+    x: images.
+    kernel: what each place adds to the p x p pixels that a pixel becomes.
+    used: which of these, along one side, a place adds to: neighbours. In the
+      others the kernel is zero.
   """
   _, h, w, c = x.shape
-  side, _, _, c_out = kernel.shape
-  margin, y = side // 2, 0.0
-  for i in range(side):
-    for j in range(side):
-      product = (x.reshape(-1, c) @ kernel[i, j]).reshape(-1, h, w, c_out)
-      padding = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
-      y += jnp.pad(product, padding)[:, i : i + h, j : j + w]
+  side, margin = len(used), len(used) // 2
+  y = 0.0
+  for i, j in itertools.product(range(side), repeat=2):
+    (p, p_after), (q, q_after) = _span(used[i]), _span(used[j])
+    part = kernel[i, j, :, p : used.shape[1] - p_after]
+    part = part[:, :, q : used.shape[1] - q_after]
+    product = x.reshape(-1, c) @ part.reshape(c, -1)
+    product = product.reshape(-1, h, w, *part.shape[1:])
+    padding = [(margin, margin), (margin, margin), (p, p_after), (q, q_after)]
+    padded = jnp.pad(product, [(0, 0), *padding, (0, 0)])
+    y += padded[:, i : i + h, j : j + w]
   return y
+
+
+def _span(used):
+  """How many are not used before the first and after the last that is."""
+  first, last = np.flatnonzero(used)[[0, -1]]
+  return int(first), int(len(used) - 1 - last)
 
 
 def _init(rng, shape, fan_in, bias):

@@ -83,7 +83,7 @@ class Method:
     text_prompt_mode: "overwrite" or "insert", see above.
     dice: "rows" or "image", see above.
     train_map: "levels" or "mean", see above.
-    remat: recompute the vision blocks in the backward pass, for memory.
+    remat: recompute the vision MLPs in the backward pass, for memory.
   """
 
   num_references: ClassVar[int] = 0
