@@ -204,7 +204,9 @@ def define_case_flags():
 def define_flags():
   """The command's flags; defined only when it is run."""
   define_case_flags()
-  flags.DEFINE_bool("training", False, "Measure training steps, too.")
+  flags.DEFINE_bool(
+      "training", False, "Measure training steps, too, features stored or not."
+  )
   flags.DEFINE_integer("shots", 4, "Cached references of AdaptCLIP.", 0)
 
 
@@ -213,11 +215,11 @@ def main(options):
   backbone = random_backbone(options)
   rng = np.random.default_rng(0)
   pixels = jnp.asarray(rng.integers(0, 256, (b, side, side, 3)), jnp.uint8)
-  clock, counted = Clock(options.rounds), {}
+  clock, facts = Clock(options.rounds), {}
 
   def add(name, function, *arguments):
-    counted[name] = flops.count(function, *arguments)
-    clock.add(name, function, *arguments)
+    facts[name] = examine(function, *arguments)
+    clock.add(name, facts[name].pop("program"), *arguments)
 
   tokens = b * (1 + (side // backbone.patch_size) ** 2)
   add("matrix products", *products(backbone.config, tokens, options.dtype))
@@ -227,24 +229,34 @@ def main(options):
     clock.add("transformers", peer)
   for name in options.methods:
     case = Case(name, backbone, pixels)
-    shots = [0]
-    if case.method.num_references and options.shots:
-      shots.append(options.shots)
-    for k in shots:
-      function, arguments = case.inference(k)
-      add(f"{name}, {k} shots" if k else name, function, *arguments)
-    if options.training and name != "clip":
-      cached = name != "adaclip"
-      what = "cached step" if cached else "step"
-      function, arguments = case.training(cached)
-      add(f"{name}, {what}", function, *arguments)
-  report(options, clock, counted)
+    few = case.method.num_references and options.shots
+    for shots in [0, options.shots] if few else [0]:
+      function, arguments = case.inference(shots)
+      add(f"{name}, {shots} shots" if shots else name, function, *arguments)
+    learns = bool(jax.tree.leaves(case.model[0]))
+    for kind in ["cached step", "step"] if options.training and learns else []:
+      function, arguments = case.training(cached=kind == "cached step")
+      add(f"{name}, {kind}", function, *arguments)
+  report(options, clock, facts)
 
 
-def report(options, clock, counted):
+def examine(function, *arguments) -> dict:
+  """A compiled function, what it takes to have it, and its arithmetic."""
+  start = time.perf_counter()
+  program = function.lower(*arguments).compile()
+  return {
+      "program": program,
+      "compile_seconds": time.perf_counter() - start,
+      # Beside its arguments.
+      "gib": program.memory_analysis().temp_size_in_bytes / 2**30,
+      "flops": flops.count(function, *arguments),
+  }
+
+
+def report(options, clock, facts):
   """Prints the table; keeps the numbers."""
   seconds = clock.medians()
-  rate = counted["matrix products"] / seconds["matrix products"]
+  rate = facts["matrix products"]["flops"] / seconds["matrix products"]
   print(
       f"{options.model} at {options.image_size} px, {options.batch} images at "
       f"a time, {options.dtype}; matrix products of its shapes: "
@@ -252,15 +264,17 @@ def report(options, clock, counted):
   )
   rows = {}
   for name, value in seconds.items():
+    known = facts.get(name, {})
     rows[name] = row = {
         "seconds": value,
-        "first_seconds": clock.first[name],
         "images_per_second": options.batch / value,
         "vision_passes": value / seconds["vision tower"],
+        "first_seconds": clock.first[name] + known.get("compile_seconds", 0.0),
     }
-    if name in counted:
-      row["gflop"] = counted[name] / options.batch / 1e9
-      row["rate_share"] = counted[name] / value / rate
+    if known:
+      row["gib"] = known["gib"]
+      row["gflop"] = known["flops"] / options.batch / 1e9
+      row["rate_share"] = known["flops"] / value / rate
     print(_line(name, row))
   ratios = _ratios(rows)
   for name, value in ratios.items():
@@ -284,6 +298,7 @@ def _line(name, row):
       f"first {row['first_seconds']:5.1f} s",
   ]
   if "gflop" in row:
+    parts.append(f"{row['gib']:6.2f} GiB")
     parts.append(f"{row['gflop']:7.0f} GFLOP an image")
     parts.append(f"{100 * row['rate_share']:3.0f} % of the products' rate")
   return "  ".join(parts)
