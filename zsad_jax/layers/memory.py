@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from zsad_jax.layers import device
+
 
 def nearest(
     query: Float[Array, "b l d"], bank: Float[Array, "n s m d"]
@@ -52,7 +54,9 @@ def _best(query, patches):
     return cosines.max(axis=-1), cosines.argmax(axis=-1)
 
   if patches.shape[0] == 1:
-    return of_image(query, patches[0])
-  if jax.default_backend() == "cpu":  # Where batched products are slower.
+    b, l, d = query.shape
+    found = of_image(query.reshape(b * l, d), patches[0])
+    return tuple(x.reshape(b, l) for x in found)
+  if device.one_cpu():  # Where batched products are slower.
     return jax.lax.map(lambda pair: of_image(*pair), (query, patches))
   return jax.vmap(of_image)(query, patches)
