@@ -19,9 +19,9 @@ def attend(
 ) -> Float[Array, "b t h d"]:
   """Returns softmax(q k^T / sqrt(d)) v of each head.
 
-  On a GPU in half precision it is cuDNN's fused kernel; on one CPU many keys are
-  attended to head by head, so that a head's t x s weights stay in its cache;
-  otherwise it is what XLA makes of it. The results agree to rounding.
+  On a GPU in half precision it is cuDNN's fused kernel; on one CPU many keys
+  are attended to head by head, so that a head's t x s weights stay in its
+  cache; otherwise it is what XLA makes of it. The results agree to rounding.
 
   Args:
     q: queries.
