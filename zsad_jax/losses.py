@@ -148,14 +148,13 @@ def segmentation(
   if dice_over not in ("image", "rows"):
     raise ValueError(f'dice_over is "image" or "rows", got {dice_over!r}.')
   b, h, w = mask.shape
-  items = (b, h, w) if dice_over == "rows" else (b, 1, h * w)
+  # Two axes: over the last of three a CPU sums twenty times as long.
+  items = (b * h, w) if dice_over == "rows" else (b, h * w)
   target = mask.astype(prob.dtype).reshape(items)
   normal, anomalous = prob[..., api.NORMAL], prob[..., api.ANOMALOUS]
-  return jnp.stack(
-      [
-          jnp.mean(focal(prob, mask), axis=(1, 2)),
-          jnp.mean(dice(anomalous.reshape(items), target), axis=1),
-          jnp.mean(dice(normal.reshape(items), 1.0 - target), axis=1),
-      ],
-      axis=-1,
-  )
+  values = [
+      focal(prob, mask),
+      dice(anomalous.reshape(items), target),
+      dice(normal.reshape(items), 1.0 - target),
+  ]
+  return jnp.stack([x.reshape(b, -1).mean(axis=1) for x in values], axis=-1)
