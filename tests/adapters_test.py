@@ -169,6 +169,17 @@ def test_nearest_patch_is_the_first_of_the_best(number, shots, seed):
     np.testing.assert_array_equal(patch[i, j], mine[index[i, j]])
 
 
+def test_nearest_patches_do_not_depend_on_the_device(monkeypatch):
+  rng = np.random.default_rng(0)
+  query = UNITS[rng.integers(0, 24, (2, 3))]
+  bank = UNITS[:16].reshape(2, 2, 4, 4)
+  found = []
+  for alone in (True, False):
+    monkeypatch.setattr(memory.device, "one_cpu", lambda alone=alone: alone)
+    found.append(memory.nearest(jnp.float32(query), jnp.float32(bank)))
+  jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_patch_is_nearest_to_itself_and_never_nearer(seed):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zsad_jax.benchmark import flops
 from zsad_jax.layers import conv
 
 RNG = np.random.default_rng(0)
@@ -72,3 +73,12 @@ def test_a_convolution_of_what_was_enlarged(side, bias, stride, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda device=device: device)
     found = jax.jit(lambda *a: conv.apply_after_transposed(*a))(up, params, x)
     close(found, expected, atol=1e-4)
+
+
+def test_no_product_with_a_kernel_s_zeros():
+  """Of 3 x 3 places each of the 2 x 2 pixels of a block is near four."""
+  kernel = normal(3, 3, 3, 2, 2, 4)
+  used = np.array([[True, False], [True, True], [False, True]])
+  x = normal(2, 5, 4, 3)
+  found = flops.count(lambda x: conv._convolve_by_products(x, kernel, used), x)
+  assert found == 2 * (2 * 5 * 4) * 3 * 4 * (4 * 2 * 2)

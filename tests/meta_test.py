@@ -96,6 +96,8 @@ def test_meta_counts_missing_files_and_names_some(tmp_path):
   assert "7.png" not in message
 
 
+NUT = ("train/good/0.png", "test/cut/0.png", "test/good/0.png",
+       "ground_truth/cut/0_mask.png")  # fmt: skip
 AUTHORS = {  # What their index files are like, as their generators write them.
     "AdaCLIP": {
         "train": {"nut": [record("nut/train/good/0.png", specie_name="")]},
@@ -133,9 +135,7 @@ AUTHORS = {  # What their index files are like, as their generators write them.
 
 @pytest.mark.parametrize("author", AUTHORS)
 def test_the_authors_files_are_read(author, tmp_path):
-  touch(*(tmp_path / "nut" / name for name in (
-      "train/good/0.png", "test/cut/0.png", "test/good/0.png",
-      "ground_truth/cut/0_mask.png")))  # fmt: skip
+  touch(*(tmp_path / "nut" / name for name in NUT))
   write_meta(tmp_path, AUTHORS[author])
   found = index.read_meta(tmp_path)
   assert found.counts[1:] == (1, 1) and found.class_names == ("nut",)
@@ -147,9 +147,7 @@ def test_the_authors_files_are_read(author, tmp_path):
 
 def test_the_authors_read_our_files(tmp_path):
   """Their readers take fixed keys and join paths to the root."""
-  touch(*(tmp_path / "nut" / name for name in (
-      "train/good/0.png", "test/cut/0.png", "test/good/0.png",
-      "ground_truth/cut/0_mask.png")))  # fmt: skip
+  touch(*(tmp_path / "nut" / name for name in NUT))
   dataset = registry.read_folder(tmp_path)
   meta = json.loads(to_meta(dataset, str(tmp_path)))
   assert list(meta) == ["train", "test"]

@@ -144,7 +144,7 @@ def block_type(remat: bool):
   """The block, or the one that recomputes its MLP in the backward pass.
 
   Of a block that recomputes, queries, keys, values and the stream between
-  attention and MLP are kept: a quarter of what it holds otherwise.
+  attention and MLP are kept; benchmarks/README.md has what that saves.
   """
   if not remat:
     return ResBlock

@@ -54,7 +54,11 @@ def _by_head(q, k, v):
 
 @jax.custom_vjp
 def _one_head(q: Float[Array, "t d"], k: Float[Array, "s d"], v):
-  """Keeps its arguments alone, and computes the weights anew (Dao, 2022)."""
+  """Keeps its arguments alone, and computes the weights anew.
+
+  References:
+    Dao et al., NeurIPS 2022 (FlashAttention), the backward pass.
+  """
   weights, total = _weights(q, k)
   return (_product(weights.astype(v.dtype), v) / total).astype(v.dtype)
 
