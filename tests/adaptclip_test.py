@@ -271,10 +271,16 @@ def test_aliased_layer_reads_the_last_one(encoded):
 @pytest.mark.parametrize("topk", [1, 3])
 def test_pooling_is_mean_and_largest(model, topk):
   params, old = (x["prompt_query"]["global"]["0"] for x in model)
-  x = np.random.default_rng(3).normal(size=(3, 16, 32)).astype(np.float32)
+  rng = np.random.default_rng(3)
+  x = rng.normal(size=(3, 16, 32)).astype(np.float32)
+  before = rng.normal(size=(2, 32)).astype(np.float32)
+  before = dict(zip(("scale", "bias"), before))
   ours, _ = jax.jit(
-      lambda p, s, x: prompt_query.global_head(p, s, x, topk=topk, weight=None)
+      lambda p, s, x: prompt_query.global_head(
+          p, s, x, before, topk=topk, weight=None
+      )
   )(params, old, x)
+  x = before["scale"] * x + before["bias"]  # Some scales are negative.
   largest = np.sort(x, axis=1)[:, -topk:].mean(axis=1)
   y = (x.mean(axis=1) + largest) / 2
   for k in (1, 2):

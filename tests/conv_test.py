@@ -34,12 +34,12 @@ def convolved(x, kernel, bias=0.0):
 def test_a_convolution_by_products_and_its_gradient(monkeypatch):
   x, kernel = normal(2, 5, 4, 3), normal(3, 3, 3, 2)
   by_device = {}
-  for device in ("cpu", "gpu"):
-    monkeypatch.setattr(jax, "default_backend", lambda device=device: device)
+  for alone in (True, False):
+    monkeypatch.setattr(conv.device, "one_cpu", lambda alone=alone: alone)
     close(jax.jit(lambda *a: conv._convolve(*a))(x, kernel),
           convolved(x, kernel))
     loss = lambda x, kernel: (conv._convolve(x, kernel) ** 2).sum()
-    by_device[device] = jax.grad(loss, argnums=(0, 1))(x, kernel)
+    by_device[alone] = jax.grad(loss, argnums=(0, 1))(x, kernel)
   jax.tree.map(close, *by_device.values())
 
 
@@ -69,8 +69,8 @@ def test_a_convolution_of_what_was_enlarged(side, bias, stride, monkeypatch):
   params |= {"bias": normal(4)} if bias else {}
   x = normal(2, 3, 4, 2)
   expected = convolved(enlarged(x, **up), **params)
-  for device in ("cpu", "gpu"):
-    monkeypatch.setattr(jax, "default_backend", lambda device=device: device)
+  for alone in (True, False):
+    monkeypatch.setattr(conv.device, "one_cpu", lambda alone=alone: alone)
     found = jax.jit(lambda *a: conv.apply_after_transposed(*a))(up, params, x)
     close(found, expected, atol=1e-4)
 
@@ -81,4 +81,6 @@ def test_no_product_with_a_kernel_s_zeros():
   used = np.array([[True, False], [True, True], [False, True]])
   x = normal(2, 5, 4, 3)
   found = flops.count(lambda x: conv._convolve_by_products(x, kernel, used), x)
-  assert found == 2 * (2 * 5 * 4) * 3 * 4 * (4 * 2 * 2)
+  rows = 2 * (5 + 1) * (4 + 1)  # With zeros behind each row and each image.
+  rows += 2 * (4 + 1 + 1)  # A row and a pixel before the first and the last.
+  assert found == 2 * rows * 3 * 4 * (4 * 2 * 2)

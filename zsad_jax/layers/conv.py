@@ -1,11 +1,13 @@
 """Convolutions as plain trees, initialised as torch does. Channels last."""
 
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from zsad_jax.layers import device
 
 
 def init(rng, c_in: int, c_out: int, side: int, *, bias: bool):
@@ -30,7 +32,7 @@ def apply_scaled(
   pass then needs no gradient of an image, a third of its work. No bias.
   """
   kernel = params["kernel"]
-  shifted = _constant_image(kernel, shift, x.shape[1:3])
+  shifted = _constant_images(kernel, shift, len(x), x.shape[1:3])
   return _convolve(x, kernel * scale[:, None]) + shifted
 
 
@@ -56,13 +58,13 @@ def apply_after_transposed(
       "pamr,qbns,rsce,abeo->mncpqo",
       falls, falls, up["kernel"], params["kernel"],
   )  # fmt: skip
-  if jax.default_backend() == "cpu":
+  if device.one_cpu():
     blocks = _convolve_by_products(x, kernel, falls.any((1, 3)).T)
   else:
     blocks = _convolve(x, kernel.reshape(*kernel.shape[:3], -1))
   blocks = blocks.reshape(b, h, w, stride, stride, c_out).swapaxes(2, 3)
   y = blocks.reshape(b, h * stride, w * stride, c_out)
-  y += _constant_image(params["kernel"], up["bias"], y.shape[1:3])
+  y += _constant_images(params["kernel"], up["bias"], b, y.shape[1:3])
   return y + params.get("bias", 0.0)
 
 
@@ -77,21 +79,23 @@ def _falls(side, stride):
   return falls
 
 
-def _constant_image(kernel, value: Float[Array, " c"], size):
-  """Convolution of an image that is `value` everywhere: (1, h, w, c2).
+def _constant_images(kernel, value: Float[Array, " c"], b: int, size):
+  """Convolution of images that are `value` everywhere: (b, h, w, c2).
 
-  What it is depends on how much of the kernel lies on the image.
+  What it is depends on how much of the kernel lies on the image. Of one image
+  for all the gradient would be a sum over the batch, slower than a product.
   """
   side, *_, c_out = kernel.shape
   inside = jax.lax.conv_general_dilated_patches(
       jnp.ones((1, 1, *size)), (side, side), (1, 1), "SAME"
   )
   places = jnp.einsum("yxio,i->yxo", kernel, value).reshape(-1, c_out)
-  return jnp.einsum("bkhw,ko->bhwo", inside, places)
+  inside = jnp.tile(inside.reshape(side**2, -1).T, (b, 1))
+  return (inside @ places).reshape(b, *size, c_out)
 
 
 def _convolve(x, kernel):
-  if jax.default_backend() == "cpu":
+  if device.one_cpu():
     side, _, *features = kernel.shape
     kernel = kernel.reshape(side, side, features[0], 1, 1, features[1])
     blocks = _convolve_by_products(x, kernel, np.ones((side, 1), bool))
@@ -110,35 +114,67 @@ def _convolve_by_products(
     kernel: Float[Array, "k k c p p o"],
     used: Bool[np.ndarray, "k p"],
 ) -> Float[Array, "b h w p p o"]:
-  """One matrix product for each place in the kernel, moved to where it counts.
+  """One matrix product for all places in the kernel, moved to where they count.
 
-  As fast as XLA's convolution on a CPU, and its gradient twice as fast.
+  Faster than XLA's convolution on a CPU, above all its gradient.
 
   Args:
     x: images.
     kernel: what each place adds to the p x p pixels that a pixel becomes.
-    used: which of these, along one side, a place adds to: neighbours. In the
-      others the kernel is zero.
+    used: which of these, along one side, a place adds to. In the others the
+      kernel is zero.
   """
-  _, h, w, c = x.shape
-  side, margin = len(used), len(used) // 2
-  y = 0.0
-  for i, j in itertools.product(range(side), repeat=2):
-    (p, p_after), (q, q_after) = _span(used[i]), _span(used[j])
-    part = kernel[i, j, :, p : used.shape[1] - p_after]
-    part = part[:, :, q : used.shape[1] - q_after]
-    product = x.reshape(-1, c) @ part.reshape(c, -1)
-    product = product.reshape(-1, h, w, *part.shape[1:])
-    padding = [(margin, margin), (margin, margin), (p, p_after), (q, q_after)]
-    padded = jnp.pad(product, [(0, 0), *padding, (0, 0)])
-    y += padded[:, i : i + h, j : j + w]
-  return y
+  b, h, w, c = x.shape
+  (side, block), reach, c_out = used.shape, len(used) // 2, kernel.shape[-1]
+  # All pixels in one axis, where a neighbour is always equally far: the zeros
+  # behind a row lie before the next one, too.
+  wide = w + reach
+  x = jnp.pad(x, ((0, 0), (0, reach), (0, reach), (0, 0))).reshape(-1, c)
+  length, margin = len(x), reach * wide + reach
+  x = jnp.pad(x, ((margin, margin), (0, 0)))
+  starts = np.add.outer(wide * np.arange(side), np.arange(side)).ravel()
+  near = np.einsum("ip,jq->pqij", used, used).reshape(block**2, -1)
+  starts = tuple(tuple(map(int, starts[places])) for places in near)
+  columns = kernel.transpose(2, 3, 4, 0, 1, 5).reshape(c, near.size, c_out)
+  columns = columns[:, np.flatnonzero(near)].reshape(c, -1)
+  y = _add_moved(x @ columns, starts, length, c_out)
+  y = y.reshape(b, h + reach, wide, block, block, c_out)
+  return y[:, :h, :w]
 
 
-def _span(used):
-  """How many are not used before the first and after the last that is."""
-  first, last = np.flatnonzero(used)[[0, -1]]
-  return int(first), int(len(used) - 1 - last)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _add_moved(products: Float[Array, "n m"], starts, length, c_out):
+  """Sums of a product's columns, each from a row of its own on.
+
+  Args:
+    products: c_out columns for each place.
+    starts: per pixel of a block, the first row of each place near it.
+    length: number of rows of a sum.
+    c_out: see above.
+
+  Returns:
+    The sums side by side, (length, pixels * c_out).
+  """
+  columns = iter(range(0, products.shape[1], c_out))
+  move = lambda start, i: products[start : start + length, i : i + c_out]
+  sums = [sum(move(start, next(columns)) for start in near) for near in starts]
+  return jnp.concatenate(sums, axis=1)
+
+
+def _add_moved_backward(starts, length, c_out, number, d_sums):
+  # Beside what JAX derives it adds up no zeros.
+  most = number - length
+  d_sums, parts = jnp.pad(d_sums, ((most, most), (0, 0))), []
+  for i, near in enumerate(starts):
+    part = d_sums[:, i * c_out : (i + 1) * c_out]
+    parts += [part[most - start :][:number] for start in near]
+  return (jnp.concatenate(parts, axis=1),)
+
+
+_add_moved.defvjp(
+    lambda products, *static: (_add_moved(products, *static), len(products)),
+    _add_moved_backward,
+)
 
 
 def _init(rng, shape, fan_in, bias):

@@ -51,7 +51,11 @@ def _best(query, patches):
 
   def of_image(query, patches):
     cosines = query @ patches.T
-    return cosines.max(axis=-1), cosines.argmax(axis=-1)
+    best = cosines.max(axis=-1)
+    # argmax by two plain reductions, which a CPU's vector units take.
+    number = jnp.arange(cosines.shape[-1], dtype=jnp.int32)
+    at_best = jnp.where(cosines == best[:, None], number, number.size)
+    return best, at_best.min(axis=-1)
 
   if patches.shape[0] == 1:
     b, l, d = query.shape

@@ -149,11 +149,14 @@ def local_head(
 
 
 def global_head(
-    params, stats, x: Float[Array, "b l d"], *, topk: int, weight
+    params, stats, x: Float[Array, "b l d"], norm, *, topk: int, weight
 ) -> tuple[Float[Array, "b 2"], dict]:
-  """Logits of the states from pooled patches (Eq. 8)."""
-  largest, _ = jax.lax.top_k(jnp.swapaxes(x, 1, 2), topk)
-  x, new = 0.5 * (x.mean(axis=1) + largest.mean(axis=-1)), {}
+  """Logits of the states from pooled patches (Eq. 8); see `local_head`."""
+  # Scale and bias last: then nothing that is learned stands in all patches.
+  sign = jnp.where(norm["scale"] < 0, -1.0, 1.0)
+  largest, _ = jax.lax.top_k(jnp.swapaxes(sign * x, 1, 2), topk)
+  x = 0.5 * (x.mean(axis=1) + sign * largest.mean(axis=-1))
+  x, new = norm["scale"] * x + norm["bias"], {}
   for k in (1, 2):
     x = linear.apply(params[f"fc{k}"], x)
     x, new[f"norm{k}"] = batch_norm.apply(
@@ -207,10 +210,10 @@ def forward(
     local, new["local"][head] = local_head(
         params["local"][head], new["local"][head], grid, norm, weight=weight
     )
-    x = norm["scale"] * x + norm["bias"]
     logits, new["global"][head] = global_head(
-        params["global"][head], new["global"][head], x, topk=topk, weight=weight
-    )
+        params["global"][head], new["global"][head], x, norm, topk=topk,
+        weight=weight,
+    )  # fmt: skip
     grid = distance.reshape(-1, side, side, 1)
     results.append({
         "logits": logits,
