@@ -14,7 +14,8 @@ import pytest
 
 from zsad_jax.benchmark import (
     data,
-    flops,
+    epochs,
+    floors,
     growth,
     methods,
     metrics,
@@ -101,7 +102,7 @@ def test_flops_are_those_that_xla_counts():
   # Few keys: attention is no loop, of which XLA counts one round.
   compiled = tower.lower(model, image).compile()
   np.testing.assert_allclose(
-      flops.count(tower, model, image),
+      floors.flops(tower, model, image),
       compiled.cost_analysis()["flops"],
       rtol=0.05,
   )
@@ -111,16 +112,36 @@ def test_flops_of_loops_branches_and_convolutions():
   a, b = jnp.ones((3, 4)), jnp.ones((4, 4))
   product = 2 * 3 * 4 * 4
   repeated = lambda a: jax.lax.fori_loop(0, 5, lambda i, a: a @ b, a)
-  assert flops.count(repeated, a) == 5 * product
+  assert floors.flops(repeated, a) == 5 * product
   either = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a)
-  assert flops.count(either, a) == product
+  assert floors.flops(either, a) == product
   again = jax.checkpoint(lambda a: jnp.sin(a @ b).sum())
-  assert flops.count(jax.grad(again), a) == 3 * product
+  assert floors.flops(jax.grad(again), a) == 3 * product
   image, kernel = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 5))
   convolve = lambda x: jax.lax.conv_general_dilated(
       x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
-  assert flops.count(convolve, image) == 2 * 2 * 6 * 6 * 5 * 3 * 3 * 3
+  assert floors.flops(convolve, image) == 2 * 2 * 6 * 6 * 5 * 3 * 3 * 3
+
+
+def test_bytes_are_those_of_operands_and_results():
+  a, b = jnp.ones((3, 4)), jnp.ones((4, 5), jnp.bfloat16)
+  product = lambda a, b: jnp.matmul(a.astype(jnp.bfloat16), b)
+  assert floors.moved(product, a, b) == 2 * (3 * 4 + 4 * 5 + 3 * 5)
+  repeated = lambda a: jax.lax.fori_loop(0, 5, lambda i, a: a @ a.T @ a, a)
+  assert floors.moved(repeated, a) == 5 * 4 * (2 * 12 + 9 + 9 + 2 * 12)
+
+
+@pytest.mark.parametrize("layers, taps, first", [
+    (24, (6, 12, 18, 24), 6), (12, (3, 6, 9, 12), 4), (32, (8, 16, 24, 32), 9),
+])  # fmt: skip
+def test_methods_fit_towers_of_any_depth(layers, taps, first):
+  method = methods.make_method("adaptclip", layers)
+  assert (method.taps, method.vv_from) == (taps, first)
+  assert methods.make_method("anomalyclip", layers).taps == (layers,)
+  assert methods.make_method("faprompt", layers).tap == layers
+  assert methods.make_method("adaclip", layers, taps=(1,)).taps == (1,)
+  assert methods.make_method("clip", layers) is not None
 
 
 def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
@@ -136,7 +157,13 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
       "matrix products", "vision tower", "clip", "anomalyclip",
       "anomalyclip, cached step", "anomalyclip, step",
   }  # fmt: skip
-  assert found["rows"]["vision tower"]["vision_passes"] == 1
+  tower = found["rows"]["vision tower"]
+  assert tower["vision_passes"] == 1
+  arithmetic = 2 * tower["gflop"] / found["matrix_gflops"]
+  traffic = 2 * tower["gbyte"] / found["copy_gbytes"]
+  np.testing.assert_allclose(
+      tower["floor_seconds"], max(arithmetic, traffic)
+  )
   assert "vision tower / matrix products, rate" in capsys.readouterr().out
 
 
@@ -170,7 +197,8 @@ def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
       methods=["anomalyclip"], json=str(path),
   ))  # fmt: skip
   (row,) = json.loads(path.read_text())["rows"].values()
-  assert set(row) == {*parts.PARTS} and row["decode"] > 0
+  assert set(row) == {*parts.PARTS, "gflop"} and row["decode"] > 0
+  assert min(row["gflop"].values()) > 0
   assert "anomalyclip" in capsys.readouterr().out
 
 
@@ -212,6 +240,25 @@ def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
   scores = {(2, 28, 1): np.ones(2), (2, 28, 2): np.array([1, 1.25])}
   assert growth.difference(scores) == 0.25
   assert "batch   2" in capsys.readouterr().out
+
+
+def test_epochs_from_stored_features_have_the_losses_of_encoding(
+    tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
+  path = tmp_path / "numbers.json"
+  epochs.main(types.SimpleNamespace(
+      model="deep", dtype="float32", image_size=56, methods=["adaptclip"],
+      images=12, references=2, encoding=3, json=str(path),
+  ))  # fmt: skip
+  (row,) = json.loads(path.read_text())["rows"].values()
+  assert len(row["steps"]) == len(row["losses"]) == 2 * epochs.EPOCHS
+  assert len(row["encoding_steps"]) == 3 and 0 <= row["difference"] < 1e-4
+  assert len(set(row["losses"])) == 4  # It learns.
+  last = sum(row["steps"][2:])
+  np.testing.assert_allclose(row["last_epoch"], last)
+  np.testing.assert_allclose(row["ratio"], last / row["first_epoch"])
+  assert "Features of 12 images and 2 references" in capsys.readouterr().out
 
 
 def test_many_images_go_all_the_way(tmp_path, capsys):

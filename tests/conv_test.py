@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.benchmark import flops
+from zsad_jax.benchmark import floors
 from zsad_jax.layers import conv
 
 RNG = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_no_product_with_a_kernel_s_zeros():
   kernel = normal(3, 3, 3, 2, 2, 4)
   used = np.array([[True, False], [True, True], [False, True]])
   x = normal(2, 5, 4, 3)
-  found = flops.count(lambda x: conv._convolve_by_products(x, kernel, used), x)
+  found = floors.flops(lambda x: conv._convolve_by_products(x, kernel, used), x)
   rows = 2 * (5 + 1) * (4 + 1)  # With zeros behind each row and each image.
   rows += 2 * (4 + 1 + 1)  # A row and a pixel before the first and the last.
   assert found == 2 * rows * 3 * 4 * (4 * 2 * 2)

@@ -4,6 +4,7 @@ python -m zsad_jax.benchmark metrics
 python -m zsad_jax.benchmark data
 python -m zsad_jax.benchmark methods
 python -m zsad_jax.benchmark steps
+python -m zsad_jax.benchmark epochs
 python -m zsad_jax.benchmark parts
 python -m zsad_jax.benchmark growth
 python -m zsad_jax.benchmark scale
@@ -22,6 +23,9 @@ python -m zsad_jax.benchmark scale
             --batch=1 --methods=NAMES --training --shots=4 --rounds=3
   steps     AdaCLIP's training step, its vision blocks recomputed in the
             backward pass or kept: seconds and memory; --batches=1,4
+  epochs    training from stored features: the pass, a further epoch beside
+            the first, steps that encode; --methods=NAMES --images=32
+            --references=4 --encoding=1
   parts     where the time of a prediction goes: decoding, both towers, what
             is behind them, smoothing, metrics; flags as of methods
   growth    a prediction's time by batch, image size and devices:
@@ -41,7 +45,9 @@ from absl import flags
 
 from zsad_jax import cli
 
-PARTS = ("metrics", "data", "methods", "steps", "parts", "growth", "scale")
+PARTS = (
+    "metrics", "data", "methods", "steps", "epochs", "parts", "growth", "scale"
+)  # fmt: skip
 
 
 def _part(arguments):

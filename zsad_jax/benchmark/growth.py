@@ -15,11 +15,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zsad_jax import files, setting
+from zsad_jax.benchmark import floors
 from zsad_jax.benchmark.methods import (
     METHODS,
     Case,
     Clock,
     define_model_flags,
+    define_rounds,
     random_backbone,
 )
 
@@ -27,6 +29,7 @@ from zsad_jax.benchmark.methods import (
 def define_flags():
   """The command's flags; defined only when it is run."""
   define_model_flags()
+  define_rounds()
   flags.DEFINE_list("methods", list(METHODS), "To be measured.")
   flags.DEFINE_list("sizes", ["112", "224", "336"], "Sides of the images.")
   flags.DEFINE_list("batches", ["1", "2", "4", "8"], "Images at a time.")
@@ -71,20 +74,22 @@ def main(options):
               "differences": {}}  # fmt: skip
   print(f"{options.model}: seconds (images per second)")
   for name in options.methods:
-    clock, scores = Clock(options.rounds), {}
+    clock, scores, work = Clock(options.rounds), {}, {}
     for point in chosen:
       function, arguments = run(name, backbone, point)
       clock.add(str(point), function, *arguments)
+      work[point] = floors.flops(function, *arguments) / point[0] / 1e9
       scores[point] = np.asarray(function(*arguments)["pred_score"])
     seconds = clock.medians()
     for point in chosen:
       batch, size, devices = point
       value = seconds[str(point)]
       print(f"{name:12} batch {batch:3}  {size:4} px  {devices} devices "
-            f"{value:9.3f} ({batch / value:.1f})", flush=True)  # fmt: skip
+            f"{value:9.3f} ({batch / value:.1f})  {work[point]:7.0f} GFLOP an "
+            "image", flush=True)  # fmt: skip
       document["rows"].append(dict(
           method=name, batch=batch, image_size=size, devices=devices,
-          seconds=value))  # fmt: skip
+          seconds=value, gflop=work[point]))  # fmt: skip
     document["differences"][name] = found = difference(scores)
     print(f"{name:12} scores of several devices differ by {found:.1e} at most")
   if options.json:

@@ -1,10 +1,12 @@
 """Time and memory of the vision tower and of each method, on random weights.
 
-The unit is one plain pass of the vision tower over the same images, the floor
-the rate of matrix products of its shapes; both are measured in the same run.
+The unit is one plain pass of the vision tower over the same images. The floor
+is the arithmetic at the rate of matrix products of its shapes, or the bytes at
+that of copying, whichever takes longer; all are measured in the same run.
 Needs neither TensorFlow nor ml_collections.
 """
 
+import dataclasses
 import importlib
 import json
 import resource
@@ -17,11 +19,12 @@ import numpy as np
 from absl import flags
 
 from zsad_jax import files, predictor, setting
-from zsad_jax.benchmark import flops
+from zsad_jax.benchmark import floors
 from zsad_jax.clip import backbone as clip
 from zsad_jax.clip.config import MODELS, ClipConfig
 from zsad_jax.datasets import preprocess
 
+COPIED = 2**28  # Bytes.
 METHODS = ("clip", "anomalyclip", "faprompt", "adaptclip", "adaclip")
 
 
@@ -59,6 +62,12 @@ def products(config: ClipConfig, tokens: int, dtype):
   return jax.jit(lambda pairs: [x @ w for x, w in pairs]), pairs
 
 
+@jax.jit
+def copy(x):
+  """Reads and writes it once."""
+  return x + 1
+
+
 def torch_vision(config: ClipConfig, image):
   """transformers' CLIP on the same input; None where torch is missing."""
   try:
@@ -92,12 +101,31 @@ def peak_gib() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def make_method(name: str, layers: int, **fields):
+  """A method for a vision tower of so many layers.
+
+  Its defaults are made for the 24 of ViT-L. The layers it reads lie at the same
+  share of a smaller tower, and its second stream begins right behind the first
+  quarter, as in AdaptCLIP's configuration for 12.
+  """
+  method = importlib.import_module(f"zsad_jax.methods.{name}").Method()
+  share = lambda tap: tap * layers // 24
+  fit = {
+      "tap": share,
+      "taps": lambda taps: tuple(map(share, taps)),
+      "vv_from": lambda _: layers // 4 + 1,
+  }
+  for field, fitted in fit.items():
+    if layers != 24 and hasattr(method, field):
+      fields.setdefault(field, fitted(getattr(method, field)))
+  return dataclasses.replace(method, **fields)
+
+
 class Case:
   """One method, with its fields, on one batch of random images."""
 
   def __init__(self, name, backbone, pixels, **fields):
-    module = importlib.import_module(f"zsad_jax.methods.{name}")
-    self.method = module.Method(**fields)
+    self.method = make_method(name, backbone.vision_layers, **fields)
     self._backbone, side = backbone, pixels.shape[1]
     b = len(pixels)
     self.batch = {
@@ -179,6 +207,10 @@ def define_model_flags():
   flags.DEFINE_enum(
       "dtype", "float32", ["float32", "bfloat16"], "Of its matrix products."
   )
+
+
+def define_rounds():
+  """The flag of all that is timed in turns."""
   flags.DEFINE_integer("rounds", 3, "Of which medians are taken.", 1)
 
 
@@ -197,6 +229,7 @@ def define_size_flags():
 def define_case_flags():
   """Flags of the parts that run some methods on one batch."""
   define_size_flags()
+  define_rounds()
   flags.DEFINE_list("methods", list(METHODS), "To be measured.")
   flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
 
@@ -221,6 +254,7 @@ def main(options):
     facts[name] = examine(function, *arguments)
     clock.add(name, facts[name].pop("program"), *arguments)
 
+  add("copy", copy, jnp.zeros(COPIED // 4))
   tokens = b * (1 + (side // backbone.patch_size) ** 2)
   add("matrix products", *products(backbone.config, tokens, options.dtype))
   add("vision tower", plain, backbone, pixels)
@@ -249,7 +283,8 @@ def examine(function, *arguments) -> dict:
       "compile_seconds": time.perf_counter() - start,
       # Beside its arguments.
       "gib": program.memory_analysis().temp_size_in_bytes / 2**30,
-      "flops": flops.count(function, *arguments),
+      "flops": floors.flops(function, *arguments),
+      "bytes": floors.moved(function, *arguments),
   }
 
 
@@ -257,10 +292,11 @@ def report(options, clock, facts):
   """Prints the table; keeps the numbers."""
   seconds = clock.medians()
   rate = facts["matrix products"]["flops"] / seconds["matrix products"]
+  bandwidth = 2 * COPIED / seconds.pop("copy")
   print(
       f"{options.model} at {options.image_size} px, {options.batch} images at "
       f"a time, {options.dtype}; matrix products of its shapes: "
-      f"{rate / 1e9:.0f} GFLOP/s"
+      f"{rate / 1e9:.0f} GFLOP/s; copying: {bandwidth / 1e9:.0f} GB/s"
   )
   rows = {}
   for name, value in seconds.items():
@@ -274,7 +310,10 @@ def report(options, clock, facts):
     if known:
       row["gib"] = known["gib"]
       row["gflop"] = known["flops"] / options.batch / 1e9
+      row["gbyte"] = known["bytes"] / options.batch / 1e9
       row["rate_share"] = known["flops"] / value / rate
+      floor = max(known["flops"] / rate, known["bytes"] / bandwidth)
+      row["floor_seconds"] = floor
     print(_line(name, row))
   ratios = _ratios(rows)
   for name, value in ratios.items():
@@ -283,8 +322,9 @@ def report(options, clock, facts):
   if options.json:
     document = dict(
         model=options.model, image_size=options.image_size, batch=options.batch,
-        dtype=options.dtype, matrix_gflops=rate / 1e9, rows=rows,
-        ratios=ratios, peak_gib=peak_gib(), **setting.setting(),
+        dtype=options.dtype, matrix_gflops=rate / 1e9,
+        copy_gbytes=bandwidth / 1e9, rows=rows, ratios=ratios,
+        peak_gib=peak_gib(), **setting.setting(),
     )  # fmt: skip
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")
 
@@ -299,8 +339,11 @@ def _line(name, row):
   ]
   if "gflop" in row:
     parts.append(f"{row['gib']:6.2f} GiB")
-    parts.append(f"{row['gflop']:7.0f} GFLOP an image")
+    parts.append(
+        f"{row['gflop']:7.0f} GFLOP and {row['gbyte']:5.1f} GB an image"
+    )
     parts.append(f"{100 * row['rate_share']:3.0f} % of the products' rate")
+    parts.append(f"floor {row['floor_seconds']:8.3f} s")
   return "  ".join(parts)
 
 

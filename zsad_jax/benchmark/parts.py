@@ -18,6 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from zsad_jax import files, predictor, setting
+from zsad_jax.benchmark import floors
 from zsad_jax.benchmark.methods import (
     Case,
     Clock,
@@ -98,7 +99,7 @@ def main(options):
   side, b = options.image_size, options.batch
   backbone = random_backbone(options)
   pixels = np.random.default_rng(0).integers(0, 256, (b, side, side, 3))
-  clock = Clock(options.rounds)
+  clock, work = Clock(options.rounds), {}
   for kind, towers in WITHOUT.items():
     twin = Without(
         backbone.params, backbone.config, backbone.dtype, towers=towers
@@ -107,11 +108,16 @@ def main(options):
       case = Case(name, twin, jnp.asarray(pixels, jnp.uint8))
       function, arguments = case.inference(0)
       clock.add(f"{name}/{kind}", function, *arguments)
+      work[f"{name}/{kind}"] = floors.flops(function, *arguments) / b / 1e9
   maps = np.asarray(function(*arguments)["anomaly_map"])
   for name, (function, arguments) in on_the_host(side, maps).items():
     clock.add(name, function, *arguments)
   seconds = {name: value / b for name, value in clock.medians().items()}
-  rows = {name: _row(name, seconds) for name in options.methods}
+  rows = {}
+  for name in options.methods:
+    outside = {k: seconds[k] for k in ("decode", "smooth", "metrics")}
+    rows[name] = {**outside, **_inside(name, seconds)}
+    rows[name]["gflop"] = _inside(name, work)
   print(f"{options.model} at {side} px, {b} images at a time: ms per image")
   print(f"{'':14}" + "".join(f"{part:>10}" for part in PARTS))
   for name, row in rows.items():
@@ -123,9 +129,7 @@ def main(options):
     files.write_text(options.json, text)
 
 
-def _row(name, seconds):
-  """Seconds per image of each part."""
-  whole, blind, head = (seconds[f"{name}/{kind}"] for kind in WITHOUT)
-  outside = {k: seconds[k] for k in ("decode", "smooth", "metrics")}
-  inside = {"vision": whole - blind, "text": blind - head, "head": head}
-  return {**outside, **inside}
+def _inside(name, values):
+  """Each part of a method, of seconds or FLOPs of its three programs."""
+  whole, blind, head = (values[f"{name}/{kind}"] for kind in WITHOUT)
+  return {"vision": whole - blind, "text": blind - head, "head": head}

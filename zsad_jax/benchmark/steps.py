@@ -17,7 +17,9 @@ from zsad_jax import files, hosts, setting
 from zsad_jax.benchmark.methods import (
     Case,
     Clock,
+    define_rounds,
     define_size_flags,
+    examine,
     plain,
     random_backbone,
 )
@@ -28,6 +30,7 @@ RESERVE = 2 * 2**30  # Bytes that stay free beside a program's memory.
 def define_flags():
   """The command's flags; defined only when it is run."""
   define_size_flags()
+  define_rounds()
   flags.DEFINE_list("batches", ["1", "4"], "Images at a time.")
 
 
@@ -56,11 +59,16 @@ def measure(backbone, batch: int, side: int, rounds: int) -> dict[str, dict]:
   clock, rows = Clock(rounds), {}
   pixels = jnp.asarray(drawn, jnp.uint8)
   for name, function, arguments in programs(backbone, pixels):
-    program = function.lower(*arguments).compile()
-    needed = program.memory_analysis().temp_size_in_bytes
-    rows[name] = {"batch": batch, "gib": needed / 2**30, "seconds": None}
-    if needed + RESERVE < free_bytes():
-      clock.add(name, program, *arguments)
+    facts = examine(function, *arguments)
+    rows[name] = {
+        "batch": batch,
+        "gib": facts["gib"],
+        "gflop": facts["flops"] / batch / 1e9,
+        "gbyte": facts["bytes"] / batch / 1e9,
+        "seconds": None,
+    }
+    if facts["gib"] * 2**30 + RESERVE < free_bytes():
+      clock.add(name, facts["program"], *arguments)
   for name, seconds in clock.medians().items():
     rows[name]["seconds"] = seconds
   for row in rows.values():
@@ -81,8 +89,9 @@ def main(options):
       time = "not run: more than is free"
       if row["seconds"]:
         time = f"{row['seconds']:8.3f} s {row['passes']:6.2f} passes"
-      print(f"batch {batch:3}  {name:22} {row['gib']:7.2f} GiB  {time}",
-            flush=True)  # fmt: skip
+      print(f"batch {batch:3}  {name:22} {row['gib']:7.2f} GiB "
+            f"{row['gflop']:8.0f} GFLOP and {row['gbyte']:5.0f} GB an image  "
+            f"{time}", flush=True)  # fmt: skip
   if options.json:
     document = dict(model=options.model, dtype=options.dtype,
                     image_size=options.image_size, rows=found,

@@ -1,0 +1,180 @@
+"""Training from stored features: the pass, and what an epoch costs after it.
+
+The first epoch is the pass over all images and its steps, a further one steps
+alone; what compiles is left out of both. Some steps encode their images, too,
+and must have the same loss.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+import time
+import types
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+
+from zsad_jax import features, files, hosts, optim, predictor, setting
+from zsad_jax.benchmark import data
+from zsad_jax.benchmark.methods import (
+    define_size_flags,
+    make_method,
+    random_backbone,
+)
+from zsad_jax.datasets import index, pipeline
+
+# Those that have no prompts in the vision tower.
+METHODS = ("anomalyclip", "faprompt", "adaptclip")
+ADAM = {"learning_rate": 0.001, "b1": 0.5, "b2": 0.999, "eps": 1e-8}
+BATCH, EPOCHS = 8, 2
+
+
+def define_flags():
+  """The command's flags; defined only when it is run."""
+  define_size_flags()
+  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
+  flags.DEFINE_integer("images", 32, "Images of an epoch.", BATCH)
+  flags.DEFINE_integer("references", 4, "Normal images beside them.", 1)
+  flags.DEFINE_integer("encoding", 1, "Steps that encode their images.", 0)
+
+
+class Trainer:
+  """A method on its way, from one batch to the next."""
+
+  def __init__(self, method, backbone, mesh):
+    self._mesh = mesh
+    params, stats = jax.jit(method.init)(jax.random.key(0), backbone)
+    tx = optim.make("adam", ADAM, method.trained(params))
+    self._state = params, stats, tx.init(params)
+    self._frozen = backbone, method.prepare(backbone, ["x"])
+    self._program = None
+
+    @jax.jit
+    def update(state, frozen, batch):
+      params, stats, opt = state
+      encoded = predictor.encode(method, frozen[0], batch)
+      value = jax.value_and_grad(method.loss, has_aux=True)
+      (loss, (_, stats)), grads = value(
+          params, stats, *frozen, encoded, batch, jax.random.key(0)
+      )
+      updates, opt = tx.update(grads, opt, params)
+      return (optax.apply_updates(params, updates), stats, opt), loss
+
+    self._update = update
+
+  def step(self, batch) -> tuple[float, float]:
+    """Takes a step; returns its loss and its seconds without compilation."""
+    start = time.perf_counter()
+    batch = {k: v for k, v in batch.items() if k != "index"}
+    batch = predictor.put_batch(batch, self._mesh)
+    if self._program is None:
+      begin = time.perf_counter()
+      lowered = self._update.lower(self._state, self._frozen, batch)
+      self._program = lowered.compile()
+      start += time.perf_counter() - begin
+    self._state, loss = self._program(self._state, self._frozen, batch)
+    return float(loss), time.perf_counter() - start
+
+
+def measure(name, backbone, dataset, options) -> dict[str, object]:
+  """Seconds of the pass, of the steps and of those that encode; losses."""
+  method = make_method(name, backbone.vision_layers)
+  mesh = hosts.make_mesh()
+  config = types.SimpleNamespace(
+      features=types.SimpleNamespace(place="auto", dtype="float32", folder=""),
+      image_size=options.image_size, batch_size=BATCH, eval_batch_size=1,
+      seed=0, skip_corrupt=False, decoded_cache="",
+  )  # fmt: skip
+  some = lambda samples: dataclasses.replace(dataset, test=samples)
+  # One image first: it compiles, and the compiler's cache has the rest.
+  opened = lambda samples: features.Features(
+      config, method, backbone, mesh, [some(samples)]
+  )
+  opened(dataset.test[:1]).compute([])
+  frozen = opened(dataset.test)
+  start = time.perf_counter()
+  frozen.compute([])
+  passed = time.perf_counter() - start
+  per_epoch = pipeline.steps_per_epoch(len(dataset.test), BATCH)
+  cached = Trainer(method, backbone, mesh)
+  losses, seconds = _take(cached, _timed(frozen, per_epoch * EPOCHS))
+  encoding = pipeline.train_batches(
+      [dataset], image_size=options.image_size, batch_size=BATCH, seed=0,
+      num_references=method.num_references,
+  )  # fmt: skip
+  batches = ((next(encoding), 0.0) for _ in range(options.encoding))
+  anew, spent = _take(Trainer(method, backbone, mesh), batches)
+  first, last = sum(seconds[:per_epoch]), sum(seconds[-per_epoch:])
+  return {
+      "pass": passed,
+      "first_epoch": passed + first,
+      "last_epoch": last,
+      "ratio": last / (passed + first),
+      "steps": seconds,
+      "encoding_steps": spent,
+      "losses": losses,
+      "difference": _difference(losses, anew),
+  }
+
+
+def _timed(frozen, number):
+  """Batches of stored features, and how long each took to be read."""
+  batches = frozen.batches(start_step=0)
+  for _ in range(number):
+    start = time.perf_counter()
+    batch = next(batches)
+    yield batch, time.perf_counter() - start
+
+
+def _take(trainer, batches):
+  """Losses and seconds of all steps."""
+  taken = []
+  for batch, before in batches:
+    loss, seconds = trainer.step(batch)
+    taken.append((loss, before + seconds))
+  return [loss for loss, _ in taken], [seconds for _, seconds in taken]
+
+
+def _difference(losses, anew) -> float | None:
+  """The largest between what both ways say of the same step."""
+  pairs = zip(losses, anew, strict=False)
+  return max((abs(a - b) for a, b in pairs), default=None)
+
+
+def main(options):
+  backbone = random_backbone(options)
+  rows = {}
+  with tempfile.TemporaryDirectory() as folder:
+    number = options.images + 2 * options.references  # Every second is normal.
+    samples = data.write(pathlib.Path(folder), number)
+    normal = [s for s in samples[options.images :] if not s.label]
+    dataset = index.make_dataset(
+        "photographs", folder, train=normal, test=samples[: options.images]
+    )
+    for name in options.methods:
+      rows[name] = row = measure(name, backbone, dataset, options)
+      print(_line(name, row), flush=True)
+  if options.json:
+    document = dict(
+        model=options.model, dtype=options.dtype, image_size=options.image_size,
+        images=options.images, references=options.references, batch=BATCH,
+        rows=rows, **setting.setting(),
+    )  # fmt: skip
+    files.write_text(options.json, json.dumps(document, indent=1) + "\n")
+
+
+def _line(name, row):
+  """A row of the table."""
+  parts = [
+      f"{name:12} pass {row['pass']:8.2f} s",
+      f"steps {np.median(row['steps']):7.3f} s each",
+      f"further epoch {100 * row['ratio']:.1f} % of the first",
+  ]
+  if row["encoding_steps"]:
+    spent = np.median(row["encoding_steps"])
+    parts.append(f"a step that encodes {spent:8.2f} s")
+    parts.append(f"losses differ by {row['difference']:.1e}")
+  return "  ".join(parts)

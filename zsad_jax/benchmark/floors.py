@@ -1,0 +1,61 @@
+"""What a program cannot do without, counted in what JAX traces of it."""
+
+import math
+
+import jax
+
+
+def flops(function, *arguments) -> int:
+  """FLOPs of the matrix products and convolutions of a function.
+
+  A multiplication and an addition are two. Of branches the dearest counts, of
+  a loop every round; a loop of unknown length counts once.
+  """
+  return _count(jax.make_jaxpr(function)(*arguments).jaxpr, _flops)
+
+
+def moved(function, *arguments) -> int:
+  """Bytes of all that these products read and write, loops as in `flops`."""
+  return _count(jax.make_jaxpr(function)(*arguments).jaxpr, _bytes)
+
+
+def _count(jaxpr, measure) -> int:
+  return sum(_of_equation(equation, measure) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation, measure) -> int:
+  name, params = equation.primitive.name, equation.params
+  if name in ("dot_general", "conv_general_dilated"):
+    return measure(equation)
+  inner = [_count(jaxpr, measure) for jaxpr in _programs(params.values())]
+  if name == "cond":
+    return max(inner)
+  return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _programs(values):
+  """The programs among an equation's parameters."""
+  for value in values:
+    if isinstance(value, tuple):
+      yield from _programs(value)
+    elif hasattr(value, "eqns"):
+      yield value
+    elif hasattr(value, "jaxpr"):
+      yield value.jaxpr
+
+
+def _flops(equation) -> int:
+  """Two for each number that is multiplied for each number of the result."""
+  left, right = (x.aval for x in equation.invars)
+  dimensions = equation.params["dimension_numbers"]
+  if equation.primitive.name == "dot_general":
+    (summed, _), _ = dimensions
+    number = math.prod(left.shape[i] for i in summed)
+  else:
+    number = right.size // right.shape[dimensions.rhs_spec[0]]
+  return 2 * equation.outvars[0].aval.size * number
+
+
+def _bytes(equation) -> int:
+  arrays = (x.aval for x in (*equation.invars, *equation.outvars))
+  return sum(x.size * x.dtype.itemsize for x in arrays)
