@@ -75,6 +75,18 @@ def test_a_convolution_of_what_was_enlarged(side, bias, stride, monkeypatch):
     close(found, expected, atol=1e-4)
 
 
+def test_its_gradient_does_not_depend_on_the_device(monkeypatch):
+  up = {"kernel": normal(2, 2, 2, 3), "bias": normal(3)}
+  params = {"kernel": normal(3, 3, 3, 4), "bias": normal(4)}
+  x = normal(2, 3, 4, 2)
+  found = []
+  for alone in (True, False):
+    monkeypatch.setattr(conv.device, "one_cpu", lambda alone=alone: alone)
+    loss = lambda *a: (conv.apply_after_transposed(*a) ** 2).sum()
+    found.append(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(up, params, x))
+  jax.tree.map(functools.partial(close, rtol=1e-4, atol=1e-3), *found)
+
+
 def test_no_product_with_a_kernel_s_zeros():
   """Of 3 x 3 places each of the 2 x 2 pixels of a block is near four."""
   kernel = normal(3, 3, 3, 2, 2, 4)

@@ -4,6 +4,12 @@ import math
 
 import jax
 
+# Products of cuDNN's fused attention; backward has the weights to compute anew.
+FUSED = {
+    "dot_product_attention_fwd_wrapper": 2,
+    "dot_product_attention_bwd_wrapper": 5,
+}
+
 
 def flops(function, *arguments) -> int:
   """FLOPs of the matrix products and convolutions of a function.
@@ -25,7 +31,7 @@ def _count(jaxpr, measure) -> int:
 
 def _of_equation(equation, measure) -> int:
   name, params = equation.primitive.name, equation.params
-  if name in ("dot_general", "conv_general_dilated"):
+  if name in ("dot_general", "conv_general_dilated", *FUSED):
     return measure(equation)
   inner = [_count(jaxpr, measure) for jaxpr in _programs(params.values())]
   if name == "cond":
@@ -46,9 +52,12 @@ def _programs(values):
 
 def _flops(equation) -> int:
   """Two for each number that is multiplied for each number of the result."""
-  left, right = (x.aval for x in equation.invars)
+  name = equation.primitive.name
+  left, right = (x.aval for x in equation.invars[:2])
+  if name in FUSED:  # (b t h d) and (b s h d).
+    return 2 * FUSED[name] * left.size * right.shape[1]
   dimensions = equation.params["dimension_numbers"]
-  if equation.primitive.name == "dot_general":
+  if name == "dot_general":
     (summed, _), _ = dimensions
     number = math.prod(left.shape[i] for i in summed)
   else:

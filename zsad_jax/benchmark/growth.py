@@ -90,8 +90,9 @@ def main(options):
       document["rows"].append(dict(
           method=name, batch=batch, image_size=size, devices=devices,
           seconds=value, gflop=work[point]))  # fmt: skip
-    document["differences"][name] = found = difference(scores)
-    print(f"{name:12} scores of several devices differ by {found:.1e} at most")
+    if jax.device_count() > 1:
+      document["differences"][name] = found = difference(scores)
+      print(f"{name:12} scores of several devices differ by {found:.1e} at most")
   if options.json:
     text = json.dumps({**document, **setting.setting()}, indent=1) + "\n"
     files.write_text(options.json, text)
