@@ -92,7 +92,7 @@ def main(options):
           seconds=value, gflop=work[point]))  # fmt: skip
     if jax.device_count() > 1:
       document["differences"][name] = found = difference(scores)
-      print(f"{name:12} scores of several devices differ by {found:.1e} at most")
+      print(f"{name:12} with more devices scores differ by {found:.1e} at most")
   if options.json:
     text = json.dumps({**document, **setting.setting()}, indent=1) + "\n"
     files.write_text(options.json, text)
