@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -84,14 +85,17 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
     time.sleep(0.02)
   processes[1].send_signal(signal.SIGKILL)
   status, out, errors = finish(processes)
-  assert status == [1, -signal.SIGKILL]
-  assert "another process of this run has ended" in errors[0]
-  assert "Start all of them again" in errors[0]
+  # Our message, or JAX's where its own thread hears of it first.
+  messages = {
+      1: "another process of this run has ended",
+      -signal.SIGABRT: "another task died",
+  }
+  assert status[1] == -signal.SIGKILL and messages[status[0]] in errors[0]
   assert "8 x cpu" in out[0]
   assert "loss" not in out[1]  # The first one speaks for all.
   found = losses(workdir)
   assert len(found) >= 3
-  np.testing.assert_allclose(found, losses(one)[: len(found)], rtol=1e-5)
+  assert found == losses(one)[: len(found)]
   # On another number of devices.
   status, _, errors = finish(launch(data, workdir, processes=1, devices=2))
   assert status == [0], errors
@@ -168,12 +172,53 @@ def test_what_two_processes_saw_is_joined_to_what_one_sees(
 @pytest.mark.parametrize("environ, wanted", [
     ({}, None),
     ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
     ({"SLURM_STEP_NUM_TASKS": "16"}, {}),
     ({hosts.COORDINATOR: "a:1", hosts.NUMBER: "3", hosts.MINE: "2"},
      dict(coordinator_address="a:1", num_processes=3, process_id=2)),
 ])  # fmt: skip
 def test_where_several_were_started_they_find_one_another(environ, wanted):
   assert hosts._options(environ) == wanted
+
+
+def test_simulated_devices_of_one_process_add_up_as_those_of_several():
+  flags = "--xla_a=1 --xla_force_host_platform_device_count=4 --xla_b=2"
+  options = hosts._options({"XLA_FLAGS": flags})
+  assert re.fullmatch(r"localhost:\d+", options["coordinator_address"])
+  assert options == dict(
+      coordinator_address=options["coordinator_address"],
+      coordinator_bind_address=options["coordinator_address"],
+      num_processes=1,
+      process_id=0,
+  )
+
+
+def test_simulated_devices_have_the_same_threads_in_any_number_of_processes(
+    monkeypatch,
+):
+  started = []
+  record = lambda **options: started.append(options)
+  monkeypatch.setattr(hosts.jax.distributed, "initialize", record)
+  monkeypatch.setattr(os, "cpu_count", lambda: 6)
+  flag = "--xla_force_host_platform_device_count="
+  two = {hosts.COORDINATOR: "a:1", hosts.NUMBER: "2", hosts.MINE: "0"}
+  for environ, threads in (
+      ({"XLA_FLAGS": flag + "8"}, "8"),
+      ({"XLA_FLAGS": flag + "4", **two}, "8"),
+      ({"XLA_FLAGS": flag + "2", **two}, "6"),
+      ({"XLA_FLAGS": flag + "2", **two, "PJRT_NPROC": "3"}, "3"),
+      (two, None),
+  ):
+    hosts.start(environ)
+    assert environ.get("PJRT_NPROC") == threads
+  assert [options["num_processes"] for options in started] == [1, 2, 2, 2, 2]
+
+
+def test_a_machine_that_does_not_know_its_name_is_told_so(monkeypatch):
+  monkeypatch.setattr(socket, "gethostname", lambda: "nowhere.invalid")
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+  with pytest.raises(OSError, match="'nowhere.invalid'.*add '127.0.0.1 nowh"):
+    hosts.start(flags)
 
 
 def test_a_missing_variable_is_named():

@@ -11,8 +11,10 @@ import importlib.util
 import os
 import pathlib
 import pickle
+import re
+import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax
@@ -28,20 +30,32 @@ NUMBER, MINE = "ZSAD_JAX_NUM_PROCESSES", "ZSAD_JAX_PROCESS_ID"
 _HEARTBEAT = 30  # Seconds without a sign of life, then a process is lost.
 
 
-def start(environ: Mapping[str, str] = os.environ) -> None:
+def start(environ: MutableMapping[str, str] = os.environ) -> None:
   """Joins the other processes, if this is one of several.
+
+  A CPU that pretends to be several devices gives the same numbers to the last
+  bit whatever processes these belong to: a single one joins itself, so that
+  one library adds up in one order, and each has threads for all devices.
 
   Args:
     environ: JAX_COORDINATOR_ADDRESS (host:port of the first process),
       ZSAD_JAX_NUM_PROCESSES and ZSAD_JAX_PROCESS_ID (from 0). Without them, a
-      Slurm step of several tasks and a TPU VM are recognised.
+      Slurm step of several tasks, a TPU VM and a CPU that pretends to be
+      several devices (XLA_FLAGS) are recognised.
 
   Raises:
     ValueError: a variable is missing or no number.
+    OSError: the machine does not know its own name.
   """
   options = _options(environ)
   if options is None:
     return
+  _check_own_name()
+  devices = _simulated(environ)
+  if devices > 1:
+    # XLA splits some sums by its threads: as many as cores, or as devices.
+    threads = max(devices * options.get("num_processes", 1), os.cpu_count())
+    environ.setdefault("PJRT_NPROC", str(threads))
   jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT)
   if jax.process_index():
     files.keep_quiet()
@@ -53,7 +67,8 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
 def together() -> Iterator[None]:
   """Ends this process with a message when another one was lost inside.
 
-  At once: what else would have to be closed waits for the others.
+  At once: what else would have to be closed waits for the others. Where JAX's
+  own thread hears of it first, it ends the process with a message of its own.
   """
   try:
     yield
@@ -91,7 +106,42 @@ def _options(environ):
     raise ValueError(
         f"SLURM_STEP_NUM_TASKS must be a whole number, found {tasks!r}."
     )
-  return {} if int(tasks) > 1 or _on_tpu() else None
+  if int(tasks) > 1 or _on_tpu():
+    return {}
+  if _simulated(environ) > 1:
+    here = f"localhost:{_free_port()}"
+    return dict(
+        coordinator_address=here,
+        coordinator_bind_address=here,  # Not open to other machines.
+        num_processes=1,
+        process_id=0,
+    )
+  return None
+
+
+def _simulated(environ):
+  """Devices that this process's CPU pretends to be; 1 where it is itself."""
+  flag = r"--xla_force_host_platform_device_count=(\d+)"
+  found = re.search(flag, environ.get("XLA_FLAGS", ""))
+  return int(found[1]) if found else 1
+
+
+def _free_port():
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    return s.getsockname()[1]
+
+
+def _check_own_name():
+  """A CPU's sums go to the address of this name; XLA ends without saying so."""
+  name = socket.gethostname()
+  try:
+    socket.getaddrinfo(name, None)
+  except OSError as error:
+    raise OSError(
+        f"This machine's own name, {name!r}, has no address; several devices "
+        f"need it to exchange sums: add '127.0.0.1 {name}' to /etc/hosts."
+    ) from error
 
 
 def _on_tpu():
