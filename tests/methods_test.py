@@ -1,7 +1,6 @@
 """One contract for every method in methods/, present and future."""
 
 import functools
-import importlib
 import pathlib
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 
 import zsad_jax
 from tests import small
-from zsad_jax import checkpoint, fewshot, optim, predictor
+from zsad_jax import checkpoint, fewshot, methods, optim, predictor, runs
 
 FOLDER = pathlib.Path(zsad_jax.__file__).parent / "methods"
 METHODS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
@@ -21,7 +20,7 @@ CLASSES = ["hex nut", "wood-grain"]
 @pytest.fixture(scope="module", params=METHODS)
 def setup(request, small_clip):
   """The method, its parameters, and a batch of four images."""
-  module = importlib.import_module(f"zsad_jax.methods.{request.param}")
+  module = methods.module(request.param)
   method = module.Method(**small.METHODS.get(request.param, {}))
   params, stats = jax.jit(method.init)(jax.random.key(0), small_clip)
   aux = method.prepare(small_clip, CLASSES)
@@ -208,3 +207,11 @@ def test_checkpoint_round_trip(learner, small_clip, tmp_path):
   with pytest.raises(ValueError, match="does not fit this configuration"):
     again.restore(model=wrong)
   again.close()
+
+
+def test_a_method_or_field_that_is_not_there_is_named():
+  with pytest.raises(ValueError, match="method_name: There is no.*a_clip.py"):
+    runs.make_method("ada_clip", {})
+  with pytest.raises(ValueError, match="method.tap: adaclip has no such"):
+    runs.make_method("adaclip", {"tap": 3})
+  assert methods.names() == METHODS

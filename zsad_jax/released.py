@@ -20,7 +20,6 @@ import io
 import math
 import os
 import pathlib
-import pkgutil
 import re
 import shutil
 from collections.abc import Mapping
@@ -270,8 +269,8 @@ def _form(shape, dtype):
 def _recognise(found, method, backbone) -> str | None:
   """Name of the other method whose file has such names, numbers aside."""
   kinds = lambda given: {re.sub(r"\d+", "0", name) for name in given}
-  for _, name, _ in pkgutil.iter_modules(methods.__path__):
-    module = importlib.import_module(f"zsad_jax.methods.{name}")
+  for name in methods.names():
+    module = methods.module(name)
     if hasattr(module, "CHECKPOINT") and name != name_of(method):
       if kinds(entries(module.Method(), backbone)) == kinds(found):
         return name

@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-import importlib
 import json
 import math
 import pathlib
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from zsad_jax import api, checkpoint, files, hosts
+from zsad_jax import api, checkpoint, files, hosts, methods
 from zsad_jax.clip import backbone as clip
 from zsad_jax.clip import embedded, weights
 from zsad_jax.clip.config import MODELS, ClipConfig
@@ -114,13 +113,9 @@ def make_method(name: str, settings: Mapping[str, Any]) -> api.Method:
     ValueError: there is no such file, or a setting is not a field.
   """
   try:
-    module = importlib.import_module(f"zsad_jax.methods.{name}")
-  except ModuleNotFoundError as error:
-    if error.name != f"zsad_jax.methods.{name}":
-      raise
-    raise ValueError(
-        f"config.method_name: there is no zsad_jax/methods/{name}.py."
-    ) from error
+    module = methods.module(name)
+  except ValueError as error:
+    raise ValueError(f"config.method_name: {error}") from error
   known = {f.name for f in dataclasses.fields(module.Method)}
   if unknown := sorted(set(settings) - known):
     raise ValueError(

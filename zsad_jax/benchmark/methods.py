@@ -7,7 +7,6 @@ Needs neither TensorFlow nor ml_collections.
 """
 
 import dataclasses
-import importlib
 import json
 import resource
 import statistics
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from zsad_jax import files, predictor, setting
+from zsad_jax import files, methods, predictor, setting
 from zsad_jax.benchmark import floors
 from zsad_jax.clip import backbone as clip
 from zsad_jax.clip.config import MODELS, ClipConfig
@@ -117,7 +116,7 @@ def make_method(name: str, layers: int, **fields):
   share of a smaller tower, and its second stream begins right behind the first
   quarter, as in AdaptCLIP's configuration for 12.
   """
-  method = importlib.import_module(f"zsad_jax.methods.{name}").Method()
+  method = methods.module(name).Method()
   share = lambda tap: tap * layers // 24
   fit = {
       "tap": share,
