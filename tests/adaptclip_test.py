@@ -313,6 +313,11 @@ def test_flags_reach_the_prompt_query_adapter(model, features, official):
     assert (np.abs(ours["maps"] - theirs["maps"]).max() > 1e-3) == maps
 
 
+def test_fewer_patches_than_are_pooled_are_refused(model, features):
+  with pytest.raises(ValueError, match="pool_topk is 99, .* has 16 patches"):
+    compare(changed(pool_topk=99), *model, features, None)
+
+
 def test_loss_by_hand(model, small_clip, aux, features, batch, official):
   """Every term has weight 1, every level counts; the third has no mask."""
   batch = {**batch, "has_mask": jnp.array([True, True, False])}

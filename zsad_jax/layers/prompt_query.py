@@ -151,7 +151,16 @@ def local_head(
 def global_head(
     params, stats, x: Float[Array, "b l d"], norm, *, topk: int, weight
 ) -> tuple[Float[Array, "b 2"], dict]:
-  """Logits of the states from pooled patches (Eq. 8); see `local_head`."""
+  """Logits of the states from pooled patches (Eq. 8); see `local_head`.
+
+  Raises:
+    ValueError: there are fewer patches than `topk`.
+  """
+  if topk > x.shape[1]:
+    raise ValueError(
+        f"config.method.pool_topk is {topk}, but an image has {x.shape[1]} "
+        "patches: config.image_size has to be larger, or pool_topk smaller."
+    )
   # Scale and bias last: then nothing that is learned stands in all patches.
   sign = jnp.where(norm["scale"] < 0, -1.0, 1.0)
   largest, _ = jax.lax.top_k(jnp.swapaxes(sign * x, 1, 2), topk)
