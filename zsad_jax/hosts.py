@@ -6,6 +6,7 @@ its share of a batch and measures its own maps; what they found is exchanged, so
 that all know the same; the first one writes and prints.
 """
 
+import atexit
 import contextlib
 import importlib.util
 import os
@@ -13,6 +14,7 @@ import pathlib
 import pickle
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
@@ -27,6 +29,11 @@ from zsad_jax import files
 
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 NUMBER, MINE = "ZSAD_JAX_NUM_PROCESSES", "ZSAD_JAX_PROCESS_ID"
+_LAST_WORDS = (
+    "error: another process of this run, or this one, has ended before its "
+    "time. Start all of them again: the same command goes on from the last "
+    "checkpoint."
+)
 _HEARTBEAT = 30  # Seconds without a sign of life, then a process is lost.
 
 
@@ -56,6 +63,8 @@ def start(environ: MutableMapping[str, str] = os.environ) -> None:
     # XLA splits some sums by its threads: as many as cores, or as devices.
     threads = max(devices * options.get("num_processes", 1), os.cpu_count())
     environ.setdefault("PJRT_NPROC", str(threads))
+  if options.get("num_processes") != 1:
+    _leave_last_words()
   jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT)
   if jax.process_index():
     files.keep_quiet()
@@ -65,10 +74,10 @@ def start(environ: MutableMapping[str, str] = os.environ) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """Ends this process with a message when another one was lost inside.
+  """Ends this process with the reason when another one was lost inside.
 
   At once: what else would have to be closed waits for the others. Where JAX's
-  own thread hears of it first, it ends the process with a message of its own.
+  own thread hears of it first, that one ends the process, with a long dump.
   """
   try:
     yield
@@ -76,14 +85,23 @@ def together() -> Iterator[None]:
     if jax.process_count() == 1:
       raise
     reason = " ".join(str(error).split())
-    print(
-        f"error: another process of this run has ended ({reason[:200]}). "
-        "Start all of them again: the same command goes on from the last "
-        "checkpoint.",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"error: {reason[:300]}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _leave_last_words():
+  """Starts a shell that outlives this process and says what to do.
+
+  Unless Python comes to its end: JAX aborts where it loses the others, and
+  nothing that runs inside could speak after that.
+  """
+  watcher = subprocess.Popen(
+      ["sh", "-c", 'read -r ended || echo "$0" >&2', _LAST_WORDS],
+      stdin=subprocess.PIPE,
+      start_new_session=True,  # Ctrl-C is for this process.
+  )
+  # Registered before JAX's own, so that it comes after that.
+  atexit.register(watcher.communicate, b"ended\n")
 
 
 def _options(environ):
