@@ -157,8 +157,9 @@ def _check_own_name():
     socket.getaddrinfo(name, None)
   except OSError as error:
     raise OSError(
-        f"This machine's own name, {name!r}, has no address; several devices "
-        f"need it to exchange sums: add '127.0.0.1 {name}' to /etc/hosts."
+        f"This machine's own name, {name!r}, has no address, which its devices "
+        "need to exchange sums: add it to /etc/hosts, with the address that "
+        "the other machines know or, where there are none, with 127.0.0.1."
     ) from error
 
 
