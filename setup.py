@@ -45,7 +45,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["zsad_jax", "zsad_jax.*"]),
-    package_data={"zsad_jax.clip": ["*.gz", "*.md", "*.safetensors"]},
+    package_data={"zsad_jax.backbones.clip": ["*.gz", "*.md", "*.safetensors"]},
     install_requires=CORE,
     extras_require={
         "cuda12": [JAX.format("[cuda12]")],

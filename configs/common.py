@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
   Fields:
     seed: of initialisation, order of the data and everything drawn.
-    backbone: name in zsad_jax.clip.config.MODELS, its converted weights, and
+    backbone: name in zsad_jax.backbones.clip.config.MODELS, its converted weights, and
       the type of its matrix products: "float32", or "bfloat16" (faster on
       accelerators; norms, softmax, logits and losses stay in float32).
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
       instead of the files; "" for none.
     features: frozen features for training: place ("auto", "device", "host",
       "disk", or "none" to encode at each step), dtype and folder, see
-      zsad_jax/features.py.
+      zsad_jax/training/feature_cache.py.
     skip_corrupt: leave out and count images that cannot be read.
     memory: layers that references are compared with, and the first one of the
       value-value stream (None: plain CLIP), for methods that know none.

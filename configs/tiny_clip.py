@@ -3,7 +3,7 @@ r"""The embedded small CLIP: contrastive pretraining on drawn pictures.
 python -m zsad_jax.pretrain --config=configs/tiny_clip.py
 
 An hour or two on two cores. The weights that the package ships were made by
-it: see zsad_jax/clip/TINY_CLIP.md.
+it: see zsad_jax/backbones/clip/TINY_CLIP.md.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
 
   Fields:
     seed: of weights, pictures, order and captions.
-    model: sizes, see zsad_jax.clip.config.ClipConfig.
+    model: sizes, see zsad_jax.backbones.clip.config.ClipConfig.
     pairs, held_out: pairs of pictures (sound, damaged) to learn from and to
       measure with.
     batch_size: pictures per step, both of a pair in the same step.

@@ -12,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zsad_jax.backbones.clip import model as clip_model
+from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.benchmark import (
-    data,
-    epochs,
-    floors,
-    growth,
-    methods,
-    metrics,
-    parts,
-    scale,
-    steps,
+  breakdown,
+  data,
+  epochs,
+  methods,
+  metrics,
+  roofline,
+  scale,
+  scaling,
+  steps,
 )
-from zsad_jax.clip import backbone
-from zsad_jax.clip.config import ClipConfig
 from zsad_jax.datasets import preprocess
-from zsad_jax.evaluation import variants
+from zsad_jax.metrics import variants
 
 
 def test_all_parts_measure_the_same():
@@ -96,13 +96,13 @@ DEEP = ClipConfig(  # As many layers as the methods' defaults name.
 
 def test_flops_are_those_that_xla_counts():
   config = dataclasses.replace(DEEP, vision_layers=3, vision_width=256)
-  model = backbone.random_clip(config, 0)
+  model = clip_model.random_clip(config, 0)
   image = jnp.zeros((1, 140, 140, 3))
   tower = jax.jit(lambda m, x: m.image(x)[0])
   # Few keys: attention is no loop, of which XLA counts one round.
   compiled = tower.lower(model, image).compile()
   np.testing.assert_allclose(
-      floors.flops(tower, model, image),
+      roofline.flops(tower, model, image),
       compiled.cost_analysis()["flops"],
       rtol=0.05,
   )
@@ -112,24 +112,24 @@ def test_flops_of_loops_branches_and_convolutions():
   a, b = jnp.ones((3, 4)), jnp.ones((4, 4))
   product = 2 * 3 * 4 * 4
   repeated = lambda a: jax.lax.fori_loop(0, 5, lambda i, a: a @ b, a)
-  assert floors.flops(repeated, a) == 5 * product
+  assert roofline.flops(repeated, a) == 5 * product
   either = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a)
-  assert floors.flops(either, a) == product
+  assert roofline.flops(either, a) == product
   again = jax.checkpoint(lambda a: jnp.sin(a @ b).sum())
-  assert floors.flops(jax.grad(again), a) == 3 * product
+  assert roofline.flops(jax.grad(again), a) == 3 * product
   image, kernel = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 5))
   convolve = lambda x: jax.lax.conv_general_dilated(
       x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
-  assert floors.flops(convolve, image) == 2 * 2 * 6 * 6 * 5 * 3 * 3 * 3
+  assert roofline.flops(convolve, image) == 2 * 2 * 6 * 6 * 5 * 3 * 3 * 3
 
 
 def test_bytes_are_those_of_operands_and_results():
   a, b = jnp.ones((3, 4)), jnp.ones((4, 5), jnp.bfloat16)
   product = lambda a, b: jnp.matmul(a.astype(jnp.bfloat16), b)
-  assert floors.moved(product, a, b) == 2 * (3 * 4 + 4 * 5 + 3 * 5)
+  assert roofline.moved(product, a, b) == 2 * (3 * 4 + 4 * 5 + 3 * 5)
   repeated = lambda a: jax.lax.fori_loop(0, 5, lambda i, a: a @ a.T @ a, a)
-  assert floors.moved(repeated, a) == 5 * 4 * (2 * 12 + 9 + 9 + 2 * 12)
+  assert roofline.moved(repeated, a) == 5 * 4 * (2 * 12 + 9 + 9 + 2 * 12)
 
 
 def test_flops_of_fused_attention(monkeypatch):
@@ -144,11 +144,11 @@ def test_flops_of_fused_attention(monkeypatch):
       ).sum()
       for name in ("cudnn", "xla")
   )
-  assert floors.flops(fused, q, k) == floors.flops(plain, q, k)
+  assert roofline.flops(fused, q, k) == roofline.flops(plain, q, k)
   # XLA keeps the weights; cuDNN computes them anew, a fifth product.
-  backward = floors.flops(jax.grad(plain, (0, 1)), q, k) / 6 * 7
-  assert floors.flops(jax.grad(fused, (0, 1)), q, k) == backward
-  assert floors.moved(fused, q, k) < floors.moved(plain, q, k)
+  backward = roofline.flops(jax.grad(plain, (0, 1)), q, k) / 6 * 7
+  assert roofline.flops(jax.grad(fused, (0, 1)), q, k) == backward
+  assert roofline.moved(fused, q, k) < roofline.moved(plain, q, k)
 
 
 @pytest.mark.parametrize("layers, taps, first", [
@@ -211,25 +211,25 @@ def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
 def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
-  parts.main(types.SimpleNamespace(
+  breakdown.main(types.SimpleNamespace(
       model="deep", dtype="float32", image_size=56, batch=2, rounds=1,
       methods=["anomalyclip"], json=str(path),
   ))  # fmt: skip
   (row,) = json.loads(path.read_text())["rows"].values()
-  assert set(row) == {*parts.PARTS, "gflop"} and row["decode"] > 0
+  assert set(row) == {*breakdown.PARTS, "gflop"} and row["decode"] > 0
   assert min(row["gflop"].values()) > 0
   assert "anomalyclip" in capsys.readouterr().out
 
 
 def test_a_tower_that_is_left_out_returns_the_same_shapes():
-  model = backbone.random_clip(DEEP, 0)
+  model = clip_model.random_clip(DEEP, 0)
   image, (ids, end) = jnp.ones((2, 28, 28, 3)), model.tokenize(["a", "b c"])
   calls = {
       "image": lambda clip: clip.image(image, vv_from=3),
       "text": lambda clip: clip.text(clip.embed_tokens(ids), end),
   }
   for tower, call in calls.items():
-    less = parts.Without(model.params, DEEP, towers=(tower,))
+    less = breakdown.Without(model.params, DEEP, towers=(tower,))
     shapes = [
         jax.tree.map(lambda x: (x.shape, x.dtype), call(clip))
         for clip in (model, less)
@@ -243,13 +243,13 @@ def test_a_tower_that_is_left_out_returns_the_same_shapes():
 
 
 def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
-  chosen = growth.points([28, 56], [1, 4], devices=4)
+  chosen = scaling.points([28, 56], [1, 4], devices=4)
   assert set(chosen) == {
       (1, 28, 1), (4, 28, 1), (1, 56, 1), (4, 28, 2), (4, 28, 4),
   }  # fmt: skip
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
-  growth.main(types.SimpleNamespace(
+  scaling.main(types.SimpleNamespace(
       model="deep", dtype="float32", sizes=["28"], batches=["1", "2"], rounds=1,
       methods=["clip"], json=str(path),
   ))  # fmt: skip
@@ -257,7 +257,7 @@ def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
   assert [row["batch"] for row in found["rows"]][:2] == [1, 2]
   assert found["differences"] == {}  # There is one device.
   scores = {(2, 28, 1): np.ones(2), (2, 28, 2): np.array([1, 1.25])}
-  assert growth.difference(scores) == 0.25
+  assert scaling.difference(scores) == 0.25
   assert "batch   2" in capsys.readouterr().out
 
 
@@ -293,7 +293,7 @@ def test_many_images_go_all_the_way(tmp_path, capsys):
 def test_the_benchmark_needs_no_tensorflow():
   code = (
       "import sys;"
-      "from zsad_jax.benchmark import growth, methods, parts, steps;"
+      "from zsad_jax.benchmark import breakdown, methods, scaling, steps;"
       "import zsad_jax.benchmark.__main__;"
       "bad = {'tensorflow', 'ml_collections'} & {*sys.modules}; assert not bad"
   )

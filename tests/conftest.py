@@ -59,7 +59,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def small_clip():
   """A CLIP with random weights that compiles fast: 4 x 4 patches, 3 blocks."""
-  from zsad_jax.clip import backbone, config
+  from zsad_jax.backbones.clip import config, model
 
   sizes = config.ClipConfig(
       embed_dim=32,
@@ -70,4 +70,4 @@ def small_clip():
       text_width=64,
       text_layers=3,
   )
-  return backbone.random_clip(sizes, 0)
+  return model.random_clip(sizes, 0)

@@ -23,10 +23,13 @@ import tempfile
 import filelock
 import pytest
 
-from zsad_jax import evaluator, hosts, runs, train
+from zsad_jax import train
 from zsad_jax.datasets import registry
-from zsad_jax.datasets.drawn import benchmark
-from zsad_jax.evaluation import table
+from zsad_jax.datasets.synthetic import benchmark
+from zsad_jax.evaluation import evaluator
+from zsad_jax.reporting import tables
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import distributed
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORDED = ROOT / "tests" / "goldens" / "learning.json"
@@ -56,13 +59,13 @@ def learn(name, data, workdir):
   config.train_data = (str(data / "auxiliary"),)
   config.checkpoint_steps = 10_000
   assert train.train(config.lock(), workdir)
-  run = runs.load(workdir)
+  run = run_lib.load(workdir)
   dataset = registry.open_dataset(str(data / "benchmark"))
   compare = evaluator.make(
-      run.config, run.method, run.backbone, hosts.make_mesh()
+      run.config, run.method, run.backbone, distributed.make_mesh()
   )
   (rows,), _ = evaluator.evaluate(compare, run.params, run.stats, dataset)
-  return table.mean_row(rows)[0]["image_auroc"]
+  return tables.mean_row(rows)[0]["image_auroc"]
 
 
 @pytest.fixture(scope="module")

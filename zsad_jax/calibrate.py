@@ -21,14 +21,17 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from zsad_jax import calibration, cli, fewshot, predictor, runs, scoring
-from zsad_jax import threshold as threshold_lib
 from zsad_jax.datasets import references
-from zsad_jax.evaluation import metrics, streaming
+from zsad_jax.evaluation import calibration
+from zsad_jax.inference import few_shot, predictor, scoring
+from zsad_jax.metrics import exact, streaming
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import cli
 
 
 def calibrate(
-    run: runs.Run,
+    run: run_lib.Run,
     normal: Sequence[str],
     *,
     rate: float,
@@ -51,7 +54,7 @@ def calibrate(
     ValueError, FileNotFoundError: a path or the rate is not as it has to be.
   """
   beside = references.find(reference_paths) if reference_paths else ()
-  if not beside and fewshot.needs_references(run.method):
+  if not beside and few_shot.needs_references(run.method):
     raise ValueError(f"{run.config.name} needs --references.")
   measure = lambda paths: _measure(
       run, paths, beside, class_name, skip_corrupt
@@ -60,7 +63,7 @@ def calibrate(
   if anomalous:
     others, _ = measure(anomalous)
     label = np.repeat([0, 1], [len(scores), len(others)])
-    _, value = metrics.f1_max(label, np.concatenate([scores, others]))
+    _, value = exact.f1_max(label, np.concatenate([scores, others]))
     source = f"best F1 on {len(scores)} normal and {len(others)} anomalous"
   else:
     value, warning = calibration.normal_threshold(scores, rate)
@@ -120,7 +123,7 @@ def main(options):
   if not options.arguments:
     raise ValueError("No normal image given: name images or folders.")
   calibrate(
-      runs.load(pathlib.Path(options.workdir)),
+      run_lib.load(pathlib.Path(options.workdir)),
       options.arguments,
       rate=options.rate,
       anomalous=options.anomalous,

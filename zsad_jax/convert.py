@@ -34,9 +34,11 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from zsad_jax import cli, released
-from zsad_jax.clip import config as clip_config
-from zsad_jax.clip import names, sources, weights
+from zsad_jax.backbones.clip import config as clip_config
+from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import sources, weights
+from zsad_jax.runs import authors_checkpoint
+from zsad_jax.runtime import cli
 
 
 def define_flags():
@@ -46,7 +48,7 @@ def define_flags():
   flags.DEFINE_enum(
       "act",
       None,
-      sorted(names.ACTS.values()),
+      sorted(clip_convert.ACTS.values()),
       "Activation of an open_clip file: `quick` if its model is called "
       "-quickgelu, else `gelu_erf`. Other sources say it themselves.",
   )
@@ -107,7 +109,7 @@ def check_model(
 
 
 def _summary(source, output, clip):
-  arrays = names.flatten(clip.params).values()
+  arrays = clip_convert.flatten(clip.params).values()
   sizes = dataclasses.asdict(clip.config)
   return "\n".join([
       f"read    {source}",
@@ -169,14 +171,14 @@ def main(options):
         options.source, options.output, act=options.act, model=options.model
     )
   elif "export" in use:
-    released.export(options.workdir, options.export)
+    authors_checkpoint.export(options.workdir, options.export)
   else:
     config = options.config or paper_config(options.method)
     if config.method_name != options.method:
       raise ValueError(
           f"--config is of {config.method_name}, --method is {options.method}."
       )
-    released.convert(options.checkpoint, options.workdir, config)
+    authors_checkpoint.convert(options.checkpoint, options.workdir, config)
 
 
 if __name__ == "__main__":

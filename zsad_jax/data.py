@@ -31,10 +31,12 @@ from typing import NamedTuple
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
-from zsad_jax import cli, files, scoring
-from zsad_jax.api import ANOMALOUS, NORMAL
-from zsad_jax.datasets import index, preprocess, registry, synthesis
-from zsad_jax.evaluation import figures
+from zsad_jax.datasets import index, preprocess, registry
+from zsad_jax.datasets.synthetic import synthesis
+from zsad_jax.inference import scoring
+from zsad_jax.reporting import figures
+from zsad_jax.runtime import cli, files
+from zsad_jax.types import ANOMALOUS, NORMAL
 
 _SHOWN = 10  # Bad files that are named.
 _PAPERS_SIZE = 518  # Pixels.

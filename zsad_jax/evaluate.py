@@ -32,8 +32,11 @@ import pathlib
 
 from absl import flags
 
-from zsad_jax import cli, protocol, published, report, runs
 from zsad_jax.datasets import references
+from zsad_jax.evaluation import paper_results, protocol
+from zsad_jax.reporting import report
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import cli
 
 
 def chooser(shots, seeds, path):
@@ -77,13 +80,13 @@ def define_flags():
 def main(options):
   cells = _cells(options)
   if options.list_tables:
-    print(published.list_tables(cells))
+    print(paper_results.list_tables(cells))
     return 0
   if not options.workdir:
     raise ValueError("Give --workdir=RUN[,RUN...] or --list_tables.")
-  tables, results = published.Tables(cells), []
+  tables, results = paper_results.Tables(cells), []
   for workdir in options.workdir:
-    results += _evaluate(runs.load(workdir), options)
+    results += _evaluate(run_lib.load(workdir), options)
   beside = pathlib.Path(options.workdir[0])
   beside = beside if len(options.workdir) == 1 else beside.parent
   output = pathlib.Path(options.output or beside / "evaluation")
@@ -98,10 +101,10 @@ def _cells(options):
 
   They belong to the source, not to an installed package.
   """
-  folder = pathlib.Path(options.paper_results or published.FOLDER)
+  folder = pathlib.Path(options.paper_results or paper_results.FOLDER)
   asked = options.paper_results or options.list_tables
   if folder.is_dir() or asked or options.check is not None:
-    return published.read(folder)
+    return paper_results.read(folder)
   print(f"note: {folder} is not there: no papers' numbers stand beside.")
   return ()
 
@@ -138,7 +141,7 @@ def _evaluate(run, options):
 
 def _check(means, tables, tolerance):
   """Prints the comparisons; returns the exit status."""
-  compared = published.compare(tables, means)
+  compared = paper_results.compare(tables, means)
   if not compared:
     raise ValueError(
         "--check: no paper has a number for these methods, data sets and "

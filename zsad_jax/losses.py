@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from zsad_jax import api
+from zsad_jax import types
 
 GAMMA = 2.0  # Focusing exponent; all official trainers.
 SMOOTH = 1e-5  # Label smoothing of the focal loss; FocalLoss(smooth=1e-5).
@@ -44,7 +44,7 @@ def focal(
     Lin et al., ICCV 2017 (Eq. 4); `FocalLoss` of AdaCLIP, AnomalyCLIP,
     FAPrompt, AdaptCLIP and APRIL-GAN.
   """
-  normal, anomalous = prob[..., api.NORMAL], prob[..., api.ANOMALOUS]
+  normal, anomalous = prob[..., types.NORMAL], prob[..., types.ANOMALOUS]
   positive = target > 0
   # Written out, for XLA on CPU (jax 0.10.2) compiles a sum over the two states
   # of a vmapped one-hot product wrongly.
@@ -98,7 +98,7 @@ def cross_entropy(
   log_prob = jax.nn.log_softmax(logits)
   # Not a one-hot sum, for the reason given in `focal`.
   return -jnp.where(
-      target > 0, log_prob[..., api.ANOMALOUS], log_prob[..., api.NORMAL]
+      target > 0, log_prob[..., types.ANOMALOUS], log_prob[..., types.NORMAL]
   )
 
 
@@ -151,7 +151,7 @@ def segmentation(
   # Two axes: over the last of three a CPU sums twenty times as long.
   items = (b * h, w) if dice_over == "rows" else (b, h * w)
   target = mask.astype(prob.dtype).reshape(items)
-  normal, anomalous = prob[..., api.NORMAL], prob[..., api.ANOMALOUS]
+  normal, anomalous = prob[..., types.NORMAL], prob[..., types.ANOMALOUS]
   values = [
       focal(prob, mask),
       dice(anomalous.reshape(items), target),

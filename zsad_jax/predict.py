@@ -30,9 +30,13 @@ from absl import flags
 from PIL import Image
 from scipy import ndimage
 
-from zsad_jax import cli, fewshot, files, predictor, runs, scoring, threshold
+from zsad_jax import backbones
 from zsad_jax.datasets import preprocess, references
-from zsad_jax.evaluation import figures
+from zsad_jax.inference import few_shot, predictor, scoring
+from zsad_jax.reporting import figures
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import cli, files
 
 
 def output_names(images: Sequence[str]) -> list[str]:
@@ -50,7 +54,7 @@ def output_names(images: Sequence[str]) -> list[str]:
 
 
 def overlay(
-    path: str, anomaly_map: np.ndarray, limits: threshold.Threshold
+    path: str, anomaly_map: np.ndarray, limits: threshold_lib.Threshold
 ) -> Image.Image:
   """The image in its own size with the map over it."""
   image = np.asarray(preprocess.open_image(path))
@@ -64,7 +68,7 @@ def overlay(
 
 
 def predict(
-    run: runs.Run,
+    run: run_lib.Run,
     paths: Sequence[str],
     output: pathlib.Path,
     *,
@@ -91,7 +95,7 @@ def predict(
   """
   images = scoring.find_images(paths)
   normal = references.find(reference_paths) if reference_paths else ()
-  if not normal and fewshot.needs_references(run.method):
+  if not normal and few_shot.needs_references(run.method):
     raise ValueError(f"{run.config.name} needs --references.")
   stored = _threshold(run, bool(normal), limit)
   batch_size = predictor.round_up(min(batch_size, len(images)))
@@ -137,11 +141,11 @@ def predict(
 def _threshold(run, few_shot, limit):
   """The run's threshold, or its map range with a given one."""
   try:
-    stored = threshold.read(run.workdir, few_shot=few_shot)
+    stored = threshold_lib.read(run.workdir, few_shot=few_shot)
   except FileNotFoundError:
     if limit is None:
       raise
-    stored = threshold.read(run.workdir)
+    stored = threshold_lib.read(run.workdir)
   if limit is None:
     return stored
   return dataclasses.replace(stored, image_score=limit, source="given")
@@ -175,8 +179,8 @@ def define_flags():
 def main(options):
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
-  run = runs.load(options.workdir)
-  if note := runs.BACKBONE_NOTES.get(run.config.backbone.name):
+  run = run_lib.load(options.workdir)
+  if note := backbones.note(run.config.backbone.name):
     print(note)
   predict(
       run,

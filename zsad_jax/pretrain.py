@@ -20,12 +20,13 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 from optax import contrib
 
-from zsad_jax import checkpoint, cli, hosts, runs, writer
-from zsad_jax.clip import embedded
-from zsad_jax.clip.config import ClipConfig
-from zsad_jax.datasets import registry
+from zsad_jax.backbones.clip import tiny
+from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.pretraining import batches, captions, measure, pictures
 from zsad_jax.pretraining.objective import Objective, assemble, init
+from zsad_jax.runs import checkpoint, logger
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import cli, distributed, environment
 
 
 def optimizer(config) -> optax.GradientTransformation:
@@ -73,12 +74,12 @@ def pretrain(config, workdir: pathlib.Path) -> bool:
 
 def _pretrain(config, workdir, stack):
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-  mesh = hosts.make_mesh()
+  mesh = distributed.make_mesh()
   replicated = NamedSharding(mesh, P())
   sizes = ClipConfig(**config.model)
   objective = Objective(**config.objective)
   drawn = functools.partial(
-      pictures.ensure, registry.default_cache_dir(), size=sizes.image_size
+      pictures.ensure, environment.default_cache_dir(), size=sizes.image_size
   )
   pairs = drawn(config.pairs, seed=config.seed)
   held_out = drawn(config.held_out, seed=config.seed + 1)
@@ -86,7 +87,7 @@ def _pretrain(config, workdir, stack):
   trainable, table = init(sizes, vocabulary, config.seed)
   table = jax.device_put(table, replicated)
   tx = optimizer(config)
-  runs.save_config(workdir, config)
+  run_lib.save_config(workdir, config)
   state = {"params": trainable, "opt": tx.init(trainable), "step": np.int32(0)}
   state = jax.device_put(state, replicated)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
@@ -116,14 +117,14 @@ def _pretrain(config, workdir, stack):
     state = {"params": params, "opt": opt, "step": state["step"] + 1}
     return state, {"loss": value, **norms, **parts}
 
-  log = writer.Writer(workdir, first_step=step, total_steps=config.steps)
+  log = logger.Writer(workdir, first_step=step, total_steps=config.steps)
   stop, pending = cli.StopSignal(), {}
 
   def look():
     if not pending:
       return
     fetched = jax.device_get(pending)
-    writer.check_finite(fetched)
+    logger.check_finite(fetched)
     means = {
         key: float(np.mean([m[key] for m in fetched.values()]))
         for key in fetched[max(fetched)]
@@ -166,7 +167,7 @@ def _pretrain(config, workdir, stack):
   model, found = measured()
   log.write(step, found)
   path = workdir / "weights.safetensors"
-  digest = embedded.save(
+  digest = tiny.save(
       path,
       model,
       vocabulary=vocabulary,

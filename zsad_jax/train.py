@@ -21,23 +21,15 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from zsad_jax import (
-    about,
-    calibration,
-    checkpoint,
-    cli,
-    evaluator,
-    features,
-    hosts,
-    optim,
-    predictor,
-    protocol,
-    report,
-    runs,
-    selection,
-    writer,
-)
+from zsad_jax import backbones
 from zsad_jax.datasets import cache, pipeline
+from zsad_jax.evaluation import calibration, evaluator, protocol
+from zsad_jax.inference import predictor
+from zsad_jax.reporting import report
+from zsad_jax.runs import checkpoint, logger
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import cli, distributed
+from zsad_jax.training import feature_cache, optimizer, selection, summary
 
 
 def train(config, workdir: pathlib.Path) -> bool:
@@ -54,7 +46,7 @@ def train(config, workdir: pathlib.Path) -> bool:
     ValueError: a setting, a file or the loss is not as it has to be.
   """
   # Checkpoints have threads of their own, to be ended whatever happens.
-  with contextlib.ExitStack() as stack, hosts.together():
+  with contextlib.ExitStack() as stack, distributed.together():
     return _train(config, workdir, stack)
 
 
@@ -64,7 +56,7 @@ def _train(config, workdir, stack):
 
   # ---- Mesh: images are split over "data", everything else is replicated.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-  mesh = hosts.make_mesh()
+  mesh = distributed.make_mesh()
   if config.batch_size % jax.device_count():
     raise ValueError(
         f"config.batch_size is {config.batch_size}, but must be a multiple "
@@ -73,7 +65,7 @@ def _train(config, workdir, stack):
 
   # ---- Data: the test parts of the auxiliary sets, whose anomalies have masks.
   datasets = [
-      runs.open_dataset(config, name)
+      run_lib.open_dataset(config, name)
       for name in config.train_data
   ]
   if config.mosaic_prob is not None:
@@ -88,22 +80,22 @@ def _train(config, workdir, stack):
   total_steps = per_epoch * config.epochs
 
   # ---- Frozen backbone, method, trainable parameters.
-  backbone = runs.load_backbone(**config.backbone)
-  method = runs.make_method(config.method_name, config.method.to_dict())
+  backbone = backbones.load(**config.backbone)
+  method = run_lib.make_method(config.method_name, config.method.to_dict())
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)
   trained = method.trained(params)
-  aux = hosts.replicate(method.prepare(backbone, names), mesh)
-  backbone = hosts.replicate(backbone, mesh)
+  aux = distributed.replicate(method.prepare(backbone, names), mesh)
+  backbone = distributed.replicate(backbone, mesh)
 
   # ---- Optimiser; a checkpoint in workdir wins over the fresh state.
-  runs.save_config(workdir, config)
-  tx = optim.make(config.optax_name, config.optax.to_dict(), trained)
+  run_lib.save_config(workdir, config)
+  tx = optimizer.make(config.optax_name, config.optax.to_dict(), trained)
   state = {
       "model": {"params": params, "stats": stats},
       "training": {"opt": tx.init(params), "step": np.int32(0)},
   }
-  state = hosts.replicate(state, mesh)
+  state = distributed.replicate(state, mesh)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
   seconds, begin = 0.0, time.perf_counter()  # Spent before, and from now on.
@@ -111,7 +103,7 @@ def _train(config, workdir, stack):
     state, meta = saved.restore(**state)
     seconds = meta.get("seconds", 0.0)
   step = int(state["training"]["step"])
-  about.start(config, datasets, method, backbone, params)
+  summary.start(config, datasets, method, backbone, params)
 
   # ---- Update step.
   @functools.partial(jax.jit, donate_argnums=0)
@@ -137,7 +129,7 @@ def _train(config, workdir, stack):
     return state, {"loss": loss, **norms, **parts}
 
   # ---- What happens between steps.
-  log = writer.Writer(
+  log = logger.Writer(
       workdir,
       first_step=step,
       total_steps=total_steps,
@@ -153,7 +145,7 @@ def _train(config, workdir, stack):
     if not pending:
       return
     fetched = jax.device_get(pending)
-    writer.check_finite(fetched)
+    logger.check_finite(fetched)
     mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
     means = {key: mean(key) for key in fetched[max(fetched)]}
     speed = log.progress(max(fetched), means["loss"], config.batch_size)
@@ -167,7 +159,7 @@ def _train(config, workdir, stack):
     saved.save(step, meta, **state)
 
   # ---- Loop.
-  frozen = step < total_steps and features.make(
+  frozen = step < total_steps and feature_cache.make(
       config, method, backbone, mesh, datasets, skipped
   )
   if frozen:
@@ -182,11 +174,11 @@ def _train(config, workdir, stack):
         mosaic_label=config.mosaic_label,
         num_references=method.num_references,
         skip_corrupt=config.skip_corrupt,
-        **hosts.shard(),
+        **distributed.shard(),
         cache=cache.open_cache(config.decoded_cache),
     )
     skipped = batches.skipped
-  while step < total_steps and not hosts.any_of(stop.requested):
+  while step < total_steps and not distributed.any_of(stop.requested):
     batch = next(batches)
     batch.pop("index", None)
     batch = predictor.put_batch(batch, mesh)
@@ -221,7 +213,7 @@ def main(options):
     print(f"Stopped. The same command goes on; the run is kept in {workdir}.")
     return 128 + signal.SIGTERM
   print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
-  run = runs.load(workdir)
+  run = run_lib.load(workdir)
   calibration.store(run)
   how = protocol.Protocol.of(config, allow_trained=config.allow_trained)
   for data in config.test_data:

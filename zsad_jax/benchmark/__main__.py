@@ -43,7 +43,7 @@ import sys
 
 from absl import flags
 
-from zsad_jax import cli
+from zsad_jax.runtime import cli
 
 PARTS = (
     "metrics", "data", "methods", "steps", "epochs", "parts", "growth", "scale"

@@ -12,9 +12,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from zsad_jax import files, setting
 from zsad_jax.datasets import index, pipeline
 from zsad_jax.datasets.cache import DecodedCache
+from zsad_jax.runtime import environment, files
 
 SIDE, SIZE, BATCH = 900, 518, 8  # Of files, of what is read, images.
 _ROUNDS = 3
@@ -94,7 +94,7 @@ def main(options):
   with tempfile.TemporaryDirectory() as folder:
     document = _measure(pathlib.Path(folder), options.files, options.many)
   if options.json:
-    text = json.dumps({**document, **setting.setting()}, indent=1) + "\n"
+    text = json.dumps({**document, **environment.setting()}, indent=1) + "\n"
     files.write_text(options.json, text)
 
 

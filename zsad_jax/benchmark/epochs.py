@@ -17,14 +17,16 @@ import numpy as np
 import optax
 from absl import flags
 
-from zsad_jax import features, files, hosts, optim, predictor, setting
 from zsad_jax.benchmark import data
 from zsad_jax.benchmark.methods import (
-    define_size_flags,
-    make_method,
-    random_backbone,
+  define_size_flags,
+  make_method,
+  random_backbone,
 )
 from zsad_jax.datasets import index, pipeline
+from zsad_jax.inference import predictor
+from zsad_jax.runtime import distributed, environment, files
+from zsad_jax.training import feature_cache, optimizer
 
 # Those that have no prompts in the vision tower.
 METHODS = ("anomalyclip", "faprompt", "adaptclip")
@@ -47,7 +49,7 @@ class Trainer:
   def __init__(self, method, backbone, mesh):
     self._mesh = mesh
     params, stats = jax.jit(method.init)(jax.random.key(0), backbone)
-    tx = optim.make("adam", ADAM, method.trained(params))
+    tx = optimizer.make("adam", ADAM, method.trained(params))
     self._state = params, stats, tx.init(params)
     self._frozen = backbone, method.prepare(backbone, ["x"])
     self._program = None
@@ -82,7 +84,7 @@ class Trainer:
 def measure(name, backbone, dataset, options) -> dict[str, object]:
   """Seconds of the pass, of the steps and of those that encode; losses."""
   method = make_method(name, backbone.vision_layers)
-  mesh = hosts.make_mesh()
+  mesh = distributed.make_mesh()
   config = types.SimpleNamespace(
       features=types.SimpleNamespace(place="auto", dtype="float32", folder=""),
       image_size=options.image_size, batch_size=BATCH, eval_batch_size=1,
@@ -90,7 +92,7 @@ def measure(name, backbone, dataset, options) -> dict[str, object]:
   )  # fmt: skip
   some = lambda samples: dataclasses.replace(dataset, test=samples)
   # One image first: it compiles, and the compiler's cache has the rest.
-  opened = lambda samples: features.Features(
+  opened = lambda samples: feature_cache.Features(
       config, method, backbone, mesh, [some(samples)]
   )
   opened(dataset.test[:1]).compute([])
@@ -161,7 +163,7 @@ def main(options):
     document = dict(
         model=options.model, dtype=options.dtype, image_size=options.image_size,
         images=options.images, references=options.references, batch=BATCH,
-        rows=rows, **setting.setting(),
+        rows=rows, **environment.setting(),
     )  # fmt: skip
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")
 

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from zsad_jax import files, methods, predictor, setting
-from zsad_jax.benchmark import floors
-from zsad_jax.clip import backbone as clip
-from zsad_jax.clip.config import MODELS, ClipConfig
+from zsad_jax import methods
+from zsad_jax.backbones.clip import model as clip
+from zsad_jax.backbones.clip.config import MODELS, ClipConfig
+from zsad_jax.benchmark import roofline
 from zsad_jax.datasets import preprocess
+from zsad_jax.inference import predictor
+from zsad_jax.runtime import environment, files
 
 COPIED, COPIES = 2**28, 8  # Bytes, times.
 METHODS = ("clip", "anomalyclip", "faprompt", "adaptclip", "adaclip")
@@ -291,8 +293,8 @@ def examine(function, *arguments) -> dict:
       "compile_seconds": time.perf_counter() - start,
       # Beside its arguments.
       "gib": program.memory_analysis().temp_size_in_bytes / 2**30,
-      "flops": floors.flops(function, *arguments),
-      "bytes": floors.moved(function, *arguments),
+      "flops": roofline.flops(function, *arguments),
+      "bytes": roofline.moved(function, *arguments),
   }
 
 
@@ -332,7 +334,7 @@ def report(options, clock, facts):
         model=options.model, image_size=options.image_size, batch=options.batch,
         dtype=options.dtype, matrix_gflops=rate / 1e9,
         copy_gbytes=bandwidth / 1e9, rows=rows, ratios=ratios,
-        peak_gib=peak_gib(), **setting.setting(),
+        peak_gib=peak_gib(), **environment.setting(),
     )  # fmt: skip
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")
 

@@ -17,12 +17,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from zsad_jax import evaluator, features, files, hosts, setting
+from zsad_jax.backbones.clip import model as clip
+from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.benchmark.data import resident
-from zsad_jax.clip import backbone as clip
-from zsad_jax.clip.config import ClipConfig
 from zsad_jax.datasets import index
+from zsad_jax.evaluation import evaluator
 from zsad_jax.methods import anomalyclip
+from zsad_jax.runtime import distributed, environment, files
+from zsad_jax.training import feature_cache
 
 FILES, CLASSES, SIDE = 60, 30, 28
 TINY = ClipConfig(
@@ -102,7 +104,7 @@ def main(options):
   with tempfile.TemporaryDirectory() as folder:
     rows = measure(pathlib.Path(folder), options.images)
   if options.json:
-    document = {"images": options.images, "rows": rows, **setting.setting()}
+    document = {"images": options.images, "rows": rows, **environment.setting()}
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")
 
 
@@ -111,7 +113,7 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
   (folder / "data").mkdir()
   write(folder / "data", images)
   backbone, watch = clip.random_clip(TINY, 0), Watch()
-  mesh = hosts.make_mesh()
+  mesh = distributed.make_mesh()
   dataset = watch.run("index", lambda: index.read_meta(folder / "data"))
   config = types.SimpleNamespace(
       features=types.SimpleNamespace(
@@ -124,10 +126,10 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
       skip_corrupt=False,
       decoded_cache="",
   )
-  frozen = features.Features(config, METHOD, backbone, mesh, [dataset])
+  frozen = feature_cache.Features(config, METHOD, backbone, mesh, [dataset])
   watch.run("features", lambda: frozen.compute([]))
   watch.run("epoch", lambda: _epoch(frozen, images // config.batch_size))
-  again = features.Features(config, METHOD, backbone, mesh, [dataset])
+  again = feature_cache.Features(config, METHOD, backbone, mesh, [dataset])
   watch.run("found again", lambda: again.compute([]))
   compare = evaluator.Evaluator(
       method=METHOD, backbone=backbone, mesh=mesh, image_size=SIDE,

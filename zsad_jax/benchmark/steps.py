@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from zsad_jax import files, hosts, setting
 from zsad_jax.benchmark.methods import (
-    Case,
-    Clock,
-    define_rounds,
-    define_size_flags,
-    examine,
-    plain,
-    random_backbone,
+  Case,
+  Clock,
+  define_rounds,
+  define_size_flags,
+  examine,
+  plain,
+  random_backbone,
 )
+from zsad_jax.runtime import distributed, environment, files
 
 RESERVE = 2 * 2**30  # Bytes that stay free beside a program's memory.
 
@@ -38,7 +38,7 @@ def free_bytes() -> int:
   """Memory of the device, or of a CPU's host, that is not in use."""
   stats = jax.local_devices()[0].memory_stats()
   if stats is None:
-    return hosts.free_memory()
+    return distributed.free_memory()
   return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
@@ -95,5 +95,5 @@ def main(options):
   if options.json:
     document = dict(model=options.model, dtype=options.dtype,
                     image_size=options.image_size, rows=found,
-                    **setting.setting())  # fmt: skip
+                    **environment.setting())  # fmt: skip
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")

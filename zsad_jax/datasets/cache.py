@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zsad_jax import files
 from zsad_jax.datasets import index, preprocess
+from zsad_jax.runtime import files
 
 VERSION = 2  # Raise it when decoding or resizing changes.
 _CHECK = 4  # Bytes of the checksum at the end.

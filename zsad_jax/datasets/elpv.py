@@ -14,8 +14,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from zsad_jax.api import ANOMALOUS, NORMAL
 from zsad_jax.datasets import index, readers
+from zsad_jax.types import ANOMALOUS, NORMAL
 
 LABELS = "labels.csv"
 PACKAGE = "elpv_dataset"

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zsad_jax.api import ANOMALOUS, NORMAL
+from zsad_jax.types import ANOMALOUS, NORMAL
 
 META = "meta.json"
 BUILT = "tfds://"  # Begins the path of a record; see tfds_builders.py.

@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zsad_jax.api import ANOMALOUS, NORMAL
 from zsad_jax.datasets import index
+from zsad_jax.types import ANOMALOUS, NORMAL
 
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))

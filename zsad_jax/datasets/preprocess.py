@@ -200,9 +200,9 @@ def _file(name: str):
   if not name.startswith(index.BUILT):
     return name
   # Not at the top: most sets are files, and TensorFlow is slow to import.
-  from zsad_jax.datasets import tfds_builders
+  from zsad_jax.datasets import tfds_records
 
-  return io.BytesIO(tfds_builders.read(name))
+  return io.BytesIO(tfds_records.read(name))
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zsad_jax.api import ANOMALOUS, NORMAL
 from zsad_jax.datasets import layouts
 from zsad_jax.datasets.index import Sample, part
 from zsad_jax.datasets.layouts import folders_in, images_in
+from zsad_jax.types import ANOMALOUS, NORMAL
 
 Parts = tuple[list[Sample], list[Sample]]  # Train, test.
 Reader = Callable[[Path], Parts]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zsad_jax.datasets import index, industrial, layouts, medical
 from zsad_jax.datasets.entry import Entry
+from zsad_jax.runtime import environment
 
 TFDS = "tfds:"  # Before the name of a set that was built as records.
 # Size and seed of the drawn sets: numbers quoted for them depend on both.
@@ -30,15 +31,6 @@ ENTRIES: Mapping[str, Entry] = {
 }
 
 
-def default_cache_dir() -> str:
-  """Returns the folder for what the package makes itself; not created."""
-  chosen = os.environ.get("ZSAD_JAX_CACHE")
-  if chosen:
-    return os.path.abspath(chosen)
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return os.path.join(os.path.abspath(base), "zsad_jax")
-
-
 def open_dataset(
     spec: str,
     *,
@@ -53,7 +45,7 @@ def open_dataset(
       built as records (tfds_builders.py); or a folder ("./mvtec" for a folder
       that is called like a key).
     data_root: the folder that holds the registered data sets.
-    cache_dir: where the embedded sets are drawn; `default_cache_dir()` if
+    cache_dir: where the embedded sets are drawn; `environment.default_cache_dir()` if
       None.
     masks: "compat", as the papers' code reads them: whatever is not 0 is
       anomalous; or "robust": in masks of several values that stand for one
@@ -85,13 +77,13 @@ def open_dataset(
 def _open(spec, data_root, cache_dir):
   """The data set as it is read by default."""
   if spec in ("embedded", "embedded_auxiliary"):
-    return _read_embedded(spec, cache_dir or default_cache_dir())
+    return _read_embedded(spec, cache_dir or environment.default_cache_dir())
   if spec.removeprefix(TFDS) in ENTRIES and spec.startswith(TFDS):
     # Not at the top: this imports TensorFlow.
-    from zsad_jax.datasets import tfds_builders
+    from zsad_jax.datasets import tfds_records
 
     name = spec.removeprefix(TFDS)
-    return _check(tfds_builders.open_built(name, data_root), ENTRIES[name])
+    return _check(tfds_records.open_built(name, data_root), ENTRIES[name])
   if spec in ENTRIES:
     return _check(_read_registered(spec, data_root), ENTRIES[spec])
   if not os.path.isdir(spec):
@@ -141,7 +133,7 @@ def _read_embedded(
     name: str, cache_dir: str | os.PathLike[str]
 ) -> index.Dataset:
   # Not at the top: drawing needs modules that reading does not.
-  from zsad_jax.datasets.drawn import benchmark
+  from zsad_jax.datasets.synthetic import benchmark
   root = benchmark.ensure(cache_dir, size=_EMBEDDED_SIZE, seed=_EMBEDDED_SEED)
   part = "auxiliary" if name == "embedded_auxiliary" else "benchmark"
   dataset = index.read_meta(os.path.join(root, part), name=name)

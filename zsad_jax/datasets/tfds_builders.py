@@ -8,20 +8,14 @@ shards/. Files are stored as they are, so that decoding is the same to the last
 bit; what is a part of a file is stored as PNG.
 """
 
-import functools
 import io
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from zsad_jax.datasets import index, preprocess, registry
-
-PREFIX = "zsad_"
-_INDEX = "samples"  # In the builder's metadata.
+from zsad_jax.datasets import index, preprocess, registry, tfds_records
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -47,7 +41,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     dataset = registry.read_entry(self.entry_name, str(dl_manager.manual_dir))
     parts = {"train": dataset.train, "test": dataset.test}
-    self.info.metadata[_INDEX] = {
+    self.info.metadata[tfds_records.INDEX] = {
         part: [_facts(s) for s in samples] for part, samples in parts.items()
     }
     return {part: self._generate_examples(samples)
@@ -88,7 +82,7 @@ BUILDERS = {
         f"Zsad{name.title().replace('_', '')}",
         (Builder,),
         {
-            "name": PREFIX + name,
+            "name": tfds_records.PREFIX + name,
             "entry_name": name,
             "__doc__": entry.title,
             "__module__": __name__,
@@ -101,50 +95,3 @@ BUILDERS = {
     for name, entry in registry.ENTRIES.items()
     if entry.folders
 }
-
-
-def open_built(name: str, data_root: str | os.PathLike[str]) -> index.Dataset:
-  """Opens what was built of a registered data set.
-
-  Args:
-    name: a key of `registry.ENTRIES`.
-    data_root: `--data_dir` of the build.
-
-  Raises:
-    FileNotFoundError: it was not built there.
-  """
-  folder = Path(data_root).absolute() / (PREFIX + name)
-  versions = sorted(folder.glob("*/metadata.json"))
-  if not versions:
-    raise FileNotFoundError(
-        f"{folder} holds no built data set: run tfds build {PREFIX}{name} "
-        f"--imports={__name__} --manual_dir=DIR --file_format=array_record "
-        f"--data_dir={data_root}"
-    )
-  built = versions[-1].parent
-  facts = json.loads(versions[-1].read_text(encoding="utf-8"))[_INDEX]
-  parts = {
-      part: [_sample(built, part, i, row) for i, row in enumerate(rows)]
-      for part, rows in facts.items()
-  }
-  return index.make_dataset(name, built, **parts)
-
-
-def _sample(built, part, number, row):
-  class_name, specie, label, masked, view, group = row
-  path = f"{index.BUILT}{built}/{part}/{number}"
-  mask = f"{path}/mask" if masked else ""
-  return index.Sample(
-      f"{path}/image", mask, class_name, specie, label, view, group
-  )
-
-
-def read(path: str) -> bytes:
-  """The bytes of a path that begins with `index.BUILT`."""
-  built, part, number, feature = path.removeprefix(index.BUILT).rsplit("/", 3)
-  return _source(built, part)[int(number)][feature]
-
-
-@functools.cache
-def _source(built: str, part: str) -> Sequence:
-  return tfds.builder_from_directory(built).as_data_source(split=part)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from zsad_jax.layers import device
+from zsad_jax.layers import kernels
 
 LONG = 256  # Keys from which a CPU is faster head by head; measured.
 
@@ -32,7 +32,7 @@ def attend(
   """
   if seen is not None:
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-  if device.one_cpu() and not causal and k.shape[1] >= LONG:
+  if kernels.one_cpu() and not causal and k.shape[1] >= LONG:
     return _by_head(q, k, v)
   half = q.dtype in (jnp.bfloat16, jnp.float16)
   # cuDNN's backward pass takes even lengths only.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from zsad_jax.layers import device
+from zsad_jax.layers import kernels
 
 
 def init(rng, c_in: int, c_out: int, side: int, *, bias: bool):
@@ -58,7 +58,7 @@ def apply_after_transposed(
       "pamr,qbns,rsce,abeo->mncpqo",
       falls, falls, up["kernel"], params["kernel"],
   )  # fmt: skip
-  if device.one_cpu():
+  if kernels.one_cpu():
     blocks = _convolve_by_products(x, kernel, falls.any((1, 3)).T)
   else:
     blocks = _convolve(x, kernel.reshape(*kernel.shape[:3], -1))
@@ -95,7 +95,7 @@ def _constant_images(kernel, value: Float[Array, " c"], b: int, size):
 
 
 def _convolve(x, kernel):
-  if device.one_cpu():
+  if kernels.one_cpu():
     side, _, *features = kernel.shape
     kernel = kernel.reshape(side, side, features[0], 1, 1, features[1])
     blocks = _convolve_by_products(x, kernel, np.ones((side, 1), bool))

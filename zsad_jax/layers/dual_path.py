@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from zsad_jax.api import Backbone
+from zsad_jax.types import Backbone
 
 
 def encode(

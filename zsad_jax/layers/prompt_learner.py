@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.api import Backbone
-from zsad_jax.layers import sentence_tree, tokens
-from zsad_jax.layers.torch_names import Checkpoint, Rule, Table
+from zsad_jax.layers import prompt_trie, tokens
+from zsad_jax.torch_io.rules import Checkpoint, Rule, Table
+from zsad_jax.types import Backbone
 
 STD = 0.02  # Of all learned vectors (authors' code).
 CONTEXT = 77  # Tokens of a sentence in the authors' checkpoints.
@@ -59,15 +59,15 @@ def deep_prompts(deep: Mapping[str, jax.Array]) -> dict[int, jax.Array]:
   return {int(k) + 1: vectors[None] for k, vectors in deep.items()}
 
 
-def branches(k: int, length: int, shared: int) -> sentence_tree.Tree:
+def branches(k: int, length: int, shared: int) -> prompt_trie.Tree:
   """k sentences of `length` tokens, which begin with `shared` equal ones."""
   ids = np.arange(k * length).reshape(k, length)
   ids[:, :shared] = ids[0, :shared]
-  return sentence_tree.grow(ids, np.full(k, length - 1))
+  return prompt_trie.grow(ids, np.full(k, length - 1))
 
 
 def nodes(
-    tree: sentence_tree.Tree, embeds: Float[Array, "b k t c"]
+    tree: prompt_trie.Tree, embeds: Float[Array, "b k t c"]
 ) -> tuple[Float[Array, "b n c"], Int[Array, "b k"], dict[str, Array]]:
   """The sentences of b images, all joined alike, as the text tower takes them.
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zsad_jax.api import ANOMALOUS
-from zsad_jax.layers import batch_norm, conv, linear, memory, resample
-from zsad_jax.layers.torch_names import Rule, batch_norm_stats
-from zsad_jax.layers.torch_names import norm as norm_rules
+from zsad_jax.layers import batch_norm, conv, linear, memory_bank, resample
+from zsad_jax.torch_io.rules import Rule, batch_norm_stats
+from zsad_jax.torch_io.rules import norm as norm_rules
+from zsad_jax.types import ANOMALOUS
 
 # The heads' layers by their number in the authors' modules.
 _CONVS = {"0": "conv1", "3": "up1", "4": "conv2", "7": "up2", "8": "out"}
@@ -110,8 +110,8 @@ def align(query, bank):
 
   By cosine; for unit vectors the nearest one is the same as by Euclid.
   """
-  distance, index = memory.nearest(query, bank)
-  return memory.take(bank, index), distance
+  distance, index = memory_bank.nearest(query, bank)
+  return memory_bank.take(bank, index), distance
 
 
 def joint(query, aligned, *, context: bool):

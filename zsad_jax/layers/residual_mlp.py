@@ -3,7 +3,7 @@
 import jax
 
 from zsad_jax.layers import batch_norm, linear
-from zsad_jax.layers.torch_names import Rule, Table, batch_norm_stats, norm
+from zsad_jax.torch_io.rules import Rule, Table, batch_norm_stats, norm
 
 
 def init(rng, d: int, hidden: int):

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from zsad_jax.api import ANOMALOUS
 from zsad_jax.layers import kmeans, similarity
+from zsad_jax.types import ANOMALOUS
 
 
 def suspicion(patch_logits):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zsad_jax.api import Backbone, Features
 from zsad_jax.layers import resample
+from zsad_jax.types import Backbone, Features
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

@@ -30,16 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import losses
-from zsad_jax.api import ANOMALOUS
 from zsad_jax.layers import (
-    linear,
-    prompts,
-    semantic_fusion,
-    sentence_tree,
-    similarity,
+  linear,
+  prompt_trie,
+  prompts,
+  semantic_fusion,
+  similarity,
 )
-from zsad_jax.layers.torch_names import Checkpoint, Rule, prefixed
-from zsad_jax.layers.torch_names import linear as linear_rules
+from zsad_jax.torch_io.rules import Checkpoint, Rule, prefixed
+from zsad_jax.torch_io.rules import linear as linear_rules
+from zsad_jax.types import ANOMALOUS
 
 PROMPT_STD = 0.02  # Authors' code, static prompts.
 
@@ -155,7 +155,7 @@ class Method:
         backbone.tokenize(sum(prompts.adaclip(name), []))
         for name in class_names
     ]
-    tree = sentence_tree.stack([sentence_tree.grow(*pair) for pair in found])
+    tree = prompt_trie.stack([prompt_trie.grow(*pair) for pair in found])
     ids = [pair[0].ravel()[at] for pair, at in zip(found, tree.source)]
     parts = {"ids": np.stack(ids), "row": tree.row, "seen": tree.seen}
     return jax.tree.map(jnp.asarray, parts | {"end": tree.end})

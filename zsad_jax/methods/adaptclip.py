@@ -32,18 +32,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import api, losses
-from zsad_jax.api import ANOMALOUS
+from zsad_jax import losses, types
 from zsad_jax.layers import (
-    dual_path,
-    prompt_learner,
-    prompt_query,
-    prompts,
-    residual_mlp,
-    similarity,
-    smoothing,
+  dual_path,
+  prompt_learner,
+  prompt_query,
+  prompts,
+  residual_mlp,
+  similarity,
+  smoothing,
 )
-from zsad_jax.layers.torch_names import Rule
+from zsad_jax.torch_io.rules import Rule
+from zsad_jax.types import ANOMALOUS
 
 # Names in the authors' checkpoint, "adater" being theirs.
 _LOCAL = r"visual_learner\.local_adater", "visual/local"
@@ -119,7 +119,7 @@ class Method:
   cls_ln_post: bool = False
 
   def __post_init__(self):
-    api.check_choices(self, fusion=("official", "paper"))
+    types.check_choices(self, fusion=("official", "paper"))
     if self.joint and not (self.visual and self.textual):
       raise ValueError("config.method.joint needs visual and textual.")
 

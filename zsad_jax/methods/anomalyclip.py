@@ -26,10 +26,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import api, losses
-from zsad_jax.api import ANOMALOUS
+from zsad_jax import losses, types
 from zsad_jax.layers import dual_path, prompt_learner, similarity
-from zsad_jax.layers.torch_names import Rule
+from zsad_jax.torch_io.rules import Rule
+from zsad_jax.types import ANOMALOUS
 
 # Names in the authors' checkpoint.
 TORCH_NAMES = (
@@ -78,7 +78,7 @@ class Method:
   round_fp16: bool = True
 
   def __post_init__(self):
-    api.check_choices(self, deep_mode=("overwrite", "insert"))
+    types.check_choices(self, deep_mode=("overwrite", "insert"))
 
   def init(self, rng, backbone):
     """All learned vectors are normal with deviation 0.02."""

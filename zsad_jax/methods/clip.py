@@ -16,9 +16,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import api
-from zsad_jax.api import ANOMALOUS
+from zsad_jax import types
 from zsad_jax.layers import dual_path, prompts, similarity
+from zsad_jax.types import ANOMALOUS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Method:
   pos_resize: str = "bicubic_antialias"
 
   def __post_init__(self):
-    api.check_choices(self, prompts=("states", "pair"))
+    types.check_choices(self, prompts=("states", "pair"))
 
   def init(self, rng, backbone):
     """There is nothing to learn."""

@@ -34,11 +34,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from zsad_jax import api, losses
-from zsad_jax.api import ANOMALOUS, NORMAL
+from zsad_jax import losses, types
 from zsad_jax.layers import dual_path, linear, prompt_learner, similarity
-from zsad_jax.layers.torch_names import Rule
-from zsad_jax.layers.torch_names import linear as linear_rules
+from zsad_jax.torch_io.rules import Rule
+from zsad_jax.torch_io.rules import linear as linear_rules
+from zsad_jax.types import ANOMALOUS, NORMAL
 
 PRIOR_REDUCTION = 16  # Of the prior network's hidden layer (authors' code).
 
@@ -107,7 +107,7 @@ class Method:
   round_fp16: bool = True
 
   def __post_init__(self):
-    api.check_choices(
+    types.check_choices(
         self,
         prior_select=("first", "topk"),
         prior_reduce=("mean", "sum"),

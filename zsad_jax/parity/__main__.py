@@ -20,8 +20,8 @@ import pathlib
 import jax
 from absl import flags
 
-from zsad_jax import cli, files
 from zsad_jax.parity import golden as golden_lib
+from zsad_jax.runtime import cli, files
 
 _INPUTS = ("clip weights",)  # Methods of files that hold nothing expected.
 

@@ -8,7 +8,8 @@ import re
 import jax
 import jax.numpy as jnp
 
-from zsad_jax.clip import names, tokenizer
+from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import tokenizer
 from zsad_jax.layers import prompt_learner, prompt_query, prompts, similarity
 from zsad_jax.methods import adaptclip
 from zsad_jax.parity import golden as golden_lib
@@ -75,7 +76,7 @@ def _stats(method, backbone, entry):
   _, shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   stored = golden_lib.tree(entry, adaptclip.TORCH_STATS, "bn0/", _authors_name)
-  return names.unflatten({**names.flatten(zeros), **names.flatten(stored)})
+  return clip_convert.unflatten({**clip_convert.flatten(zeros), **clip_convert.flatten(stored)})
 
 
 def _text(backbone, method, params, aux, entry):

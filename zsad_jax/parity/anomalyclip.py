@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from zsad_jax.clip import tokenizer
+from zsad_jax.backbones.clip import tokenizer
 from zsad_jax.layers import similarity
 from zsad_jax.methods import anomalyclip
 from zsad_jax.parity import golden as golden_lib

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax.clip import backbone as clip
-from zsad_jax.clip import names, sources, tokenizer, torch_file
+from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import model as clip
+from zsad_jax.backbones.clip import sources, tokenizer
 from zsad_jax.layers import resample
+from zsad_jax.torch_io import file as torch_file
 
 _ACTS = {"quick": "quick", "gelu": "gelu_erf"}  # Stored name -> ours.
 _DEFAULT_RESIZE = "bicubic"  # Of views that name none.
@@ -88,7 +90,7 @@ def _torch_files(golden, entry):
   groups = {n.removesuffix("/token_ids") for n in entry if "/token_ids" in n}
   for path in golden.other_files(".pt"):
     state = torch_file.read(path)
-    backbone = clip.from_params(*names.from_openai(state))
+    backbone = clip.from_params(*clip_convert.from_openai(state))
     for group in sorted(g for g in groups if g in path.name):
       ids = entry[f"{group}/token_ids"]
       text, _ = backbone.text(backbone.embed_tokens(ids), ids.argmax(axis=-1))

@@ -13,10 +13,12 @@ import numpy as np
 import optax
 from scipy import ndimage
 
-from zsad_jax import optim
-from zsad_jax.clip import backbone, names
+from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import model as clip_model
 from zsad_jax.datasets import preprocess
-from zsad_jax.layers import dual_path, torch_names
+from zsad_jax.layers import dual_path
+from zsad_jax.torch_io import rules
+from zsad_jax.training import optimizer
 
 
 class Entry:
@@ -61,7 +63,7 @@ class Entry:
 
 def tree(
     entry: Entry,
-    table: torch_names.Table,
+    table: rules.Table,
     group: str = "param/",
     authors_name: Callable[[str], str] = lambda name: name,
 ) -> dict[str, Any]:
@@ -74,8 +76,8 @@ def tree(
     authors_name: from the rest of a stored name to that in the checkpoint.
   """
   stored = {authors_name(n): x for n, x in entry.under(group).items()}
-  flat = torch_names.rename(stored, table)
-  return names.unflatten(
+  flat = rules.rename(stored, table)
+  return clip_convert.unflatten(
       {path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}
   )
 
@@ -83,14 +85,14 @@ def tree(
 def named(
     values,
     entry: Entry,
-    table: torch_names.Table,
+    table: rules.Table,
     group: str = "param/",
     authors_name: Callable[[str], str] = lambda name: name,
 ) -> dict[str, Any]:
   """A tree like that of `tree`, flat, under the stored names."""
   stored = {authors_name(n): n for n in entry.under(group)}
-  back = jax.jit(lambda flat: torch_names.to_torch(flat, table, stored))
-  found = back(names.flatten(values))  # One program, not one per array.
+  back = jax.jit(lambda flat: rules.to_torch(flat, table, stored))
+  found = back(clip_convert.flatten(values))  # One program, not one per array.
   return {stored[name]: x for name, x in found.items()}
 
 
@@ -211,7 +213,7 @@ def trajectory(entry: Entry, loss_and_grads, params, trained, state=None):
   settings["learning_rate"] = settings.pop("lr")
   if not settings["weight_decay"]:
     settings.pop("weight_decay")  # Adam has none.
-  tx = optim.make(name, settings, trained)
+  tx = optimizer.make(name, settings, trained)
 
   @jax.jit
   def advance(grads, opt, params):
@@ -255,12 +257,12 @@ class Golden:
   def entry(self, file: str) -> Entry:
     return Entry(self.folder, file, self.manifest["files"][file])
 
-  def backbone(self) -> backbone.Clip:
+  def backbone(self) -> clip_model.Clip:
     """The CLIP all methods share: the file of method "clip weights"."""
     file = next(f for f, m in self.methods.items() if m == "clip weights")
     entry = self.entry(file)
     state = {n.removeprefix("w/"): entry[n] for n in entry}
-    return backbone.from_params(*names.from_openai(state))
+    return clip_model.from_params(*clip_convert.from_openai(state))
 
   def other_files(self, suffix: str) -> list[pathlib.Path]:
     """Files that are no `.npz` and end in `suffix`."""

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from zsad_jax.clip import tokenizer
+from zsad_jax.backbones.clip import tokenizer
 from zsad_jax.datasets import preprocess
 from zsad_jax.pretraining import captions
 from zsad_jax.pretraining.pictures import Pairs

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zsad_jax.clip import tokenizer
-from zsad_jax.datasets.drawn import (
+from zsad_jax.backbones.clip import tokenizer
+from zsad_jax.datasets.synthetic import (
     invented,
     invented_objects,
     invented_textures,

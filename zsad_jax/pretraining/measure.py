@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from zsad_jax.datasets import preprocess
-from zsad_jax.evaluation import metrics
 from zsad_jax.layers import prompts, similarity
+from zsad_jax.metrics import exact
 from zsad_jax.pretraining import batches, captions
 from zsad_jax.pretraining.pictures import Pairs
 
@@ -34,7 +34,7 @@ def measure(model, pairs: Pairs, *, seed: int) -> dict[str, float]:
   direction = _direction(model)
   damage = batches.patch_shares(pairs.masks, model.patch_size)
   damage = np.concatenate([np.zeros_like(damage), damage])
-  auroc = lambda label, score: 100 * metrics.auroc(
+  auroc = lambda label, score: 100 * exact.auroc(
       label.ravel().astype(bool), score.ravel()
   )
   damaged = np.repeat([False, True], len(pairs.images))

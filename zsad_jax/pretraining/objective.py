@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zsad_jax.clip import backbone as clip
-from zsad_jax.clip import names
-from zsad_jax.clip.config import ClipConfig
+from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import model as clip
+from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.layers import similarity
 
 ROWS = "rows"  # The trained rows of the token table.
@@ -24,7 +24,7 @@ ROWS = "rows"  # The trained rows of the token table.
 
 def init(config: ClipConfig, vocabulary: np.ndarray, seed: int):
   """Returns trainable parameters and the frozen token table (v, c)."""
-  params = names.flatten(clip.random_clip(config, seed).params)
+  params = clip_convert.flatten(clip.random_clip(config, seed).params)
   table = params.pop("text/token_embedding")
   trainable = {
       "clip": params,
@@ -38,7 +38,7 @@ def assemble(trainable, table, vocabulary, config: ClipConfig) -> clip.Clip:
   """The CLIP of these parameters."""
   flat = dict(trainable["clip"])
   flat["text/token_embedding"] = table.at[vocabulary].set(trainable[ROWS])
-  return clip.Clip(names.unflatten(flat), config)
+  return clip.Clip(clip_convert.unflatten(flat), config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zsad_jax import files
-from zsad_jax.datasets.drawn import (
-    invented,
-    invented_objects,
-    invented_textures,
-    twins,
+from zsad_jax.datasets.synthetic import (
+  invented,
+  invented_objects,
+  invented_textures,
+  twins,
 )
 from zsad_jax.pretraining.captions import Facts
+from zsad_jax.runtime import files
 
 VERSION = 1  # Raise it when a change to the drawing code changes pictures.
 PART = 256  # Pairs per file.

@@ -1,0 +1,246 @@
+"""Several processes train and evaluate as one does."""
+
+import json
+import os
+import pathlib
+import pickle
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.helpers import small_run
+from zsad_jax.datasets import index, references
+from zsad_jax.evaluation import evaluator, examples
+from zsad_jax.metrics import accumulators
+from zsad_jax.runtime import distributed
+
+ROOT = pathlib.Path(__file__).parents[2]
+FLAGS = ("--config.batch_size=8", "--config.eval_batch_size=8",
+         "--config.epochs=5")  # fmt: skip
+
+
+def launch(data, workdir, *, processes, devices):
+  """Starts `processes` times the same command, of `devices` devices each."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  command = [
+      sys.executable, "-m", "tests.helpers.small_run", f"--workdir={workdir}",
+      f"--config=tests/helpers/small_run.py:anomalyclip,{data}", *FLAGS,
+  ]  # fmt: skip
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags += " --xla_backend_optimization_level=0"
+  started = []
+  for i in range(processes):
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    if processes > 1:
+      env[distributed.COORDINATOR] = f"localhost:{port}"
+      env |= {distributed.NUMBER: str(processes), distributed.MINE: str(i)}
+    started.append(subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ))  # fmt: skip
+  return started
+
+
+def finish(processes):
+  """Waits for all: exit statuses, what they printed, their errors."""
+  said = [p.communicate(timeout=300) for p in processes]
+  return [p.returncode for p in processes], *zip(*said)
+
+
+def losses(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data") / "mvtec"
+  small_run.write_mvtec(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one")
+  status, _, errors = finish(launch(data, workdir, processes=1, devices=8))
+  assert status == [0], errors
+  return workdir
+
+
+def test_two_processes_train_as_one_and_go_on_without_each_other(
+    data, one, tmp_path
+):
+  workdir = tmp_path / "run"
+  processes = launch(data, workdir, processes=2, devices=4)
+  while not list(workdir.glob("checkpoints/[4-9]")):
+    assert all(p.poll() is None for p in processes), finish(processes)
+    time.sleep(0.02)
+  processes[1].send_signal(signal.SIGKILL)
+  status, out, errors = finish(processes)
+  # JAX aborts where its own thread hears of it first.
+  assert status[1] == -signal.SIGKILL and status[0] in (1, -signal.SIGABRT)
+  assert errors[0].splitlines()[-1].startswith("error: another process of")
+  assert "Start all of them again" in errors[0]
+  assert "8 x cpu" in out[0]
+  assert "loss" not in out[1]  # The first one speaks for all.
+  found = losses(workdir)
+  assert len(found) >= 3
+  assert found == losses(one)[: len(found)]
+  # On another number of devices.
+  for number in (1, 2):
+    again = tmp_path / str(number)
+    shutil.copytree(workdir, again)
+    status, _, errors = finish(launch(data, again, processes=1, devices=number))
+    assert status == [0], errors
+    np.testing.assert_allclose(losses(again), losses(one), rtol=1e-5)
+
+
+def test_two_processes_measure_what_one_does(data, one, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(one, workdir)
+  shutil.rmtree(workdir / "evaluation")
+  (workdir / "threshold.json").unlink()
+  status, out, errors = finish(launch(data, workdir, processes=2, devices=4))
+  assert status == [0, 0], errors
+  assert "image_auroc" in out[0] and "image_auroc" not in out[1]
+  name = "evaluation/mvtec/results.json"
+  rows = [json.loads((w / name).read_text())["rows"] for w in (one, workdir)]
+  assert rows[0] == rows[1] and set(rows[0]) == {"bolt", "nut"}
+  thresholds = [(w / "threshold.json").read_text() for w in (one, workdir)]
+  assert thresholds[0] == thresholds[1]
+
+
+@pytest.mark.parametrize("end, explained", [
+    ("", False),
+    ("raise ValueError", False),  # Its own error says what to do.
+    ("os.abort()", True),
+    ("os.kill(os.getpid(), 9)", True),
+])  # fmt: skip
+def test_what_ends_without_a_word_has_last_ones(end, explained):
+  code = "import os\nfrom zsad_jax.runtime import distributed\n"
+  code += "distributed._leave_last_words()\n"
+  command = [sys.executable, "-c", code + end]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode == 0) == (not end)
+  assert explained == ("Start all of them again" in done.stderr)
+
+
+def seen_by(variant, samples, halves, batches):
+  """A category's measure and gallery of these halves of each batch."""
+  none = references.NONE
+  shown = examples.Gallery(each=2, threshold=0.5, always=[3])
+  category = evaluator.Category(
+      "bolt", none, samples, [], np.zeros(0), accumulators.make(variant), shown, []
+  )
+  seen, scores = [], []
+  for batch in batches:
+    part = np.concatenate([np.array_split(batch, 2)[half] for half in halves])
+    maps = [np.random.default_rng(i).random((6, 6)) for i in part]
+    maps = np.reshape(maps, (-1, 6, 6)).astype(np.float32)
+    seen.append(part)
+    scores.append(maps.mean(axis=(1, 2)))
+    truth = {
+        "index": seen[-1],
+        "mask": (maps > 0.8) & (seen[-1] % 3 > 0)[:, None, None],
+        "has_mask": np.ones(len(part), bool),
+    }
+    evaluator._look(category, samples, truth, maps, scores[-1])
+  return category, seen, scores, [f"broken by {halves[0]}"]
+
+
+@pytest.mark.parametrize("variant", ["streamed", "exact", "adaptclip"])
+def test_what_two_processes_saw_is_joined_to_what_one_sees(
+    variant, monkeypatch
+):
+  samples = [
+      index.Sample(f"{i}.png", "", "bolt", "", int(i % 3 > 0))
+      for i in range(11)
+  ]
+  batches = np.split(np.arange(11), [4, 8])
+  alone, mine, other = (
+      seen_by(variant, samples, part, batches) for part in ((0, 1), (0,), (1,))
+  )
+  sent = []
+  record = lambda value: [sent.append(pickle.dumps(value)) or value]
+  monkeypatch.setattr(distributed, "exchange", record)
+  evaluator._joined(*other)
+  alone = evaluator._joined(*alone)
+  given = iter(sent)
+  both = lambda value: [value, pickle.loads(next(given))]
+  monkeypatch.setattr(distributed, "exchange", both)
+  joined = evaluator._joined(*mine)
+  assert joined.metrics() == alone.metrics()
+  assert joined.samples == alone.samples == samples
+  numbers = lambda examples: [e.number for e in examples]
+  kinds = lambda c: {k: numbers(v) for k, v in c.gallery.kinds().items()}
+  assert kinds(joined) == kinds(alone) and {*joined.gallery.kept} == {3}
+  assert joined.skipped == ["broken by 0", "broken by 1"]
+
+
+@pytest.mark.parametrize("environ, wanted", [
+    ({}, None),
+    ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
+    ({"SLURM_STEP_NUM_TASKS": "16"}, {}),
+    ({distributed.COORDINATOR: "a:1", distributed.NUMBER: "3", distributed.MINE: "2"},
+     dict(coordinator_address="a:1", num_processes=3, process_id=2)),
+])  # fmt: skip
+def test_where_several_were_started_they_find_one_another(environ, wanted):
+  assert distributed._options(environ) == wanted
+
+
+def test_simulated_devices_of_one_process_add_up_as_those_of_several():
+  flags = "--xla_a=1 --xla_force_host_platform_device_count=4 --xla_b=2"
+  options = distributed._options({"XLA_FLAGS": flags})
+  assert re.fullmatch(r"localhost:\d+", options["coordinator_address"])
+  assert options == dict(
+      coordinator_address=options["coordinator_address"],
+      coordinator_bind_address=options["coordinator_address"],
+      num_processes=1,
+      process_id=0,
+  )
+
+
+def test_simulated_devices_have_the_same_threads_in_any_number_of_processes(
+    monkeypatch,
+):
+  started = []
+  record = lambda **options: started.append(options)
+  monkeypatch.setattr(distributed.jax.distributed, "initialize", record)
+  monkeypatch.setattr(distributed, "_leave_last_words", lambda: None)
+  monkeypatch.setattr(os, "cpu_count", lambda: 6)
+  flag = "--xla_force_host_platform_device_count="
+  two = {distributed.COORDINATOR: "a:1", distributed.NUMBER: "2", distributed.MINE: "0"}
+  for environ, threads in (
+      ({"XLA_FLAGS": flag + "8"}, "8"),
+      ({"XLA_FLAGS": flag + "4", **two}, "8"),
+      ({"XLA_FLAGS": flag + "2", **two}, "6"),
+      ({"XLA_FLAGS": flag + "2", **two, "PJRT_NPROC": "3"}, "3"),
+      (two, None),
+  ):
+    distributed.start(environ)
+    assert environ.get("PJRT_NPROC") == threads
+  assert [options["num_processes"] for options in started] == [1, 2, 2, 2, 2]
+
+
+def test_a_machine_that_does_not_know_its_name_is_told_so(monkeypatch):
+  monkeypatch.setattr(socket, "gethostname", lambda: "nowhere.invalid")
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+  with pytest.raises(OSError, match="'nowhere.invalid'.*add it to /etc/hosts"):
+    distributed.start(flags)
+
+
+def test_a_missing_variable_is_named():
+  with pytest.raises(ValueError, match="ZSAD_JAX_PROCESS_ID must be whole"):
+    distributed._options({distributed.COORDINATOR: "a:1", distributed.NUMBER: "3"})
+  with pytest.raises(ValueError, match="SLURM_STEP_NUM_TASKS.*'four'"):
+    distributed._options({"SLURM_STEP_NUM_TASKS": "four"})

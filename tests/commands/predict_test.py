@@ -1,0 +1,142 @@
+"""The predict command: what it finds, writes and refuses."""
+
+import csv
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import small_run
+from zsad_jax import predict, train
+from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.evaluation import calibration
+from zsad_jax.inference import scoring
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import cli
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A trained run with its threshold."""
+  folder = tmp_path_factory.mktemp("run")
+  small_run.write_images(folder / "parts")
+
+  class Never:
+    requested = False
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+    patch.setattr(cli, "StopSignal", Never)
+    config = small_run.get_config(str(folder / "parts"))
+    train.train(config.lock(), folder)
+    loaded = run_lib.load(folder)
+  with pytest.raises(FileNotFoundError, match="training was not finished"):
+    threshold_lib.read(folder)
+  calibration.store(loaded)
+  return loaded
+
+
+def read(output):
+  with (output / "scores.csv").open(newline="", encoding="utf-8") as file:
+    return list(csv.DictReader(file))
+
+
+def test_a_folder_gives_scores_maps_and_overlays(run, tmp_path, capsys):
+  images = run.workdir / "parts"
+  predict.predict(run, [str(images / "normal")], tmp_path)
+  rows = read(tmp_path)
+  assert [r["image"] for r in rows] == [
+      str(images / "normal" / f"{i}.png") for i in range(4)
+  ]
+  stored = threshold_lib.read(run.workdir)
+  for i, row in enumerate(rows):
+    flagged = float(row["score"]) >= stored.image_score
+    assert row["label"] == ("anomalous" if flagged else "normal")
+    raw = np.load(tmp_path / f"{i}_map.npy")
+    assert raw.shape == (32, 32) and raw.dtype == np.float32
+    assert 0 <= raw.min() and raw.max() <= 1
+    assert Image.open(tmp_path / f"{i}_overlay.png").size == (40, 40)
+  out = capsys.readouterr().out
+  assert "4 images" in out and "best F1 on the auxiliary images" in out
+
+
+def test_batch_size_changes_nothing(run, tmp_path):
+  paths = [str(run.workdir / "parts" / "*" / "?.png")]
+  for size in (1, 3):
+    predict.predict(run, paths, tmp_path / str(size), batch_size=size)
+  for a, b in zip(read(tmp_path / "1"), read(tmp_path / "3")):
+    assert a["image"] == b["image"]
+    np.testing.assert_allclose(float(a["score"]), float(b["score"]), atol=1e-5)
+
+
+def test_a_given_threshold_decides(run, tmp_path):
+  path = [str(run.workdir / "parts/normal/0.png")]
+  predict.predict(run, path, tmp_path, limit=0.0)
+  assert read(tmp_path)[0]["label"] == "anomalous"
+  predict.predict(run, path, tmp_path, limit=1.1)
+  assert read(tmp_path)[0]["label"] == "normal"
+
+
+def test_names_of_results_do_not_collide(tmp_path):
+  for name in ("a/x.png", "b/x.png", "b/y.png", "b/y.jpg"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+  images = scoring.find_images([str(tmp_path)])
+  assert len(images) == 4
+  assert sorted(predict.output_names(images)) == [
+      "a_x", "b_x", "b_y.jpg", "b_y.png"
+  ]  # fmt: skip
+  again = scoring.find_images([str(tmp_path), str(tmp_path / "*/x.png")])
+  assert again == images  # Each once.
+
+
+def test_bad_files_are_named_or_counted(run, tmp_path, capsys):
+  (tmp_path / "broken.png").write_bytes(b"no image")
+  Image.new("RGB", (9, 7)).save(tmp_path / "fine.png")
+  with pytest.raises(ValueError, match="broken.png"):
+    predict.predict(run, [str(tmp_path)], tmp_path / "out")
+  assert not (tmp_path / "out" / "scores.csv").exists()
+  predict.predict(run, [str(tmp_path)], tmp_path / "out", skip_corrupt=True)
+  assert len(read(tmp_path / "out")) == 1
+  assert "Skipped 1 images" in capsys.readouterr().out
+
+
+def test_missing_and_empty_paths(tmp_path):
+  with pytest.raises(FileNotFoundError, match="nowhere"):
+    scoring.find_images([str(tmp_path / "nowhere*.png")])
+  with pytest.raises(ValueError, match="no image"):
+    scoring.find_images([str(tmp_path)])
+  with pytest.raises(FileNotFoundError, match="config.json"):
+    run_lib.load(tmp_path)
+
+
+def test_predict_needs_neither_tensorflow_nor_torch():
+  code = (
+      "import sys\n"
+      "sys.modules['tensorflow'] = sys.modules['torch'] = None\n"
+      "import zsad_jax, zsad_jax.predict, zsad_jax.methods.adaclip\n"
+      "import zsad_jax.convert, zsad_jax.runs.run\n"
+      "print('imported')\n"
+  )
+  done = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.stdout == "imported\n", done.stderr
+
+
+def test_maps_are_enlarged_to_the_image(tmp_path):
+  path = tmp_path / "wide.png"
+  Image.new("RGB", (60, 20), (100, 100, 100)).save(path)
+  hot = np.zeros((32, 32), np.float32)
+  hot[:, 24:] = 1.0
+  limits = threshold_lib.Threshold(0.5, 0.0, 1.0, "")
+  picture = np.asarray(predict.overlay(str(path), hot, limits), int)
+  assert picture.shape == (20, 60, 3)
+  change = np.abs(picture - 100).sum(axis=(0, 2))
+  assert change[50:].min() > 3 * max(1, change[:30].max())

@@ -1,0 +1,340 @@
+"""Pretraining of the small CLIP: pictures, captions, loss, command."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny_clip
+from zsad_jax import backbones, pretrain
+from zsad_jax.backbones.clip import model, tokenizer
+from zsad_jax.backbones.clip.config import ClipConfig
+from zsad_jax.datasets.synthetic import (
+  benchmark,
+  defects,
+  invented,
+  invented_objects,
+  invented_textures,
+)
+from zsad_jax.datasets.synthetic.canvas import Flaw
+from zsad_jax.pretraining import batches, captions, objective, pictures
+from zsad_jax.runs import checkpoint
+
+SIZES = ClipConfig(
+    embed_dim=32,
+    image_size=64,
+    patch_size=8,
+    vision_width=64,
+    vision_layers=2,
+    text_width=64,
+    text_layers=1,
+)
+PAIRS, HELD_OUT = 48, 16
+FACTS = captions.Facts("disc", "metal", "red", True, "scratch")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def pairs(cache):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pictures, "PART", 16)
+    return pictures.ensure(cache, PAIRS, size=64, seed=0)
+
+
+# ---- Families.
+
+
+def test_families_for_pretraining_training_and_testing_are_disjoint():
+  pretraining = set(captions.NOUNS)
+  train, test = benchmark.TRAIN_CATEGORIES, benchmark.TEST_CATEGORIES
+  assert len(pretraining) == 22
+  assert not pretraining & {*train, *test} and not set(train) & set(test)
+  drawn = {
+      getattr(family.draw, "func", family.draw)
+      for family in benchmark.FAMILIES.values()
+  }
+  others = {
+      *invented_textures.FAMILIES.values(), *invented_objects.FAMILIES.values()
+  }  # fmt: skip
+  assert not drawn & {getattr(f.draw, "func", f.draw) for f in others}
+
+
+def test_every_defect_that_is_drawn_has_words():
+  drawn = {
+      defect
+      for families in (invented_objects.FAMILIES, invented_textures.FAMILIES)
+      for family in families.values()
+      for defect in family.defects
+  }
+  assert drawn == set(captions.DEFECTS)
+  assert set(defects.OVERLAYS) <= drawn
+
+
+@pytest.mark.parametrize("noun", captions.NOUNS)
+def test_designs_differ_and_are_reproducible(noun):
+  source = invented_objects.FAMILIES | invented_textures.FAMILIES
+  kinds = {noun: source[noun]}
+  design = lambda seed: invented.invent(np.random.default_rng(seed), kinds)
+  draw = lambda d: d.family.draw(
+      np.random.default_rng(5), 48, Flaw(None, np.random.default_rng(6))
+  ).image
+  first = draw(design(0))
+  assert np.array_equal(first, draw(design(0)))
+  assert np.abs(first - draw(design(1))).mean() > 0.02
+  assert np.isfinite(first).all() and first.shape == (48, 48, 3)
+
+
+# ---- Pairs.
+
+
+def test_pairs_are_twins_and_the_mask_is_where_they_differ(pairs):
+  sound, damaged = np.moveaxis(pairs.images.astype(int), 1, 0)
+  differs = np.abs(sound - damaged).max(-1) > 0
+  assert not (differs & ~pairs.masks).any()
+  assert pairs.masks.any((1, 2)).all()
+  assert {f.defect for f in pairs.facts} <= set(captions.DEFECTS)
+
+
+def test_pairs_are_drawn_once_and_in_parts(cache, pairs, monkeypatch):
+  monkeypatch.setattr(pictures, "PART", 16)
+  monkeypatch.setattr(pictures, "draw", None)
+  again = pictures.ensure(cache, 20, size=64, seed=0)
+  np.testing.assert_array_equal(again.images, pairs.images[:20])
+  np.testing.assert_array_equal(again.masks, pairs.masks[:20])
+  assert again.facts == pairs.facts[:20]
+
+
+def test_a_pair_depends_on_its_number_alone(pairs):
+  images, mask, facts = pictures.draw(17, size=64, seed=0)
+  np.testing.assert_array_equal(images, pairs.images[17])
+  np.testing.assert_array_equal(mask, pairs.masks[17])
+  assert facts == pairs.facts[17]
+
+
+# ---- Captions.
+
+
+def test_captions_are_true_and_say_something():
+  rng = np.random.default_rng(0)
+  told = [captions.describe(rng, FACTS) for _ in range(200)]
+  sound = batches.of_sound_twin(FACTS)
+  for caption in told:
+    said = {k: v for k, v in dataclasses.asdict(caption.says).items() if v}
+    assert said and FACTS.told_by(caption.says)
+    for fact in ("noun", "color", "material"):
+      assert (getattr(FACTS, fact) in caption.text) == (fact in said)
+    stated = caption.says.anomalous is not None
+    assert sound.told_by(caption.says) != stated
+  assert any(caption.says.noun is None for caption in told)
+
+
+def test_captions_of_other_facts_are_not_true():
+  rng = np.random.default_rng(0)
+  other = captions.Facts("plate", "wooden", "blue", False, "none")
+  told = [captions.describe(rng, other) for _ in range(50)]
+  truth = batches.truth([FACTS, other], told)
+  assert not truth[0].any() and truth[1].all()
+
+
+def test_unknown_words_are_one_untrained_token():
+  known = set(captions.vocabulary().tolist())
+  words = captions._unknown_words()
+  ids = tokenizer.encode(words[::500])
+  assert len(words) > 10_000
+  assert (tokenizer.end_positions(ids) == 2).all()
+  assert not known & set(ids[:, 1].tolist())
+
+
+def test_the_vocabulary_covers_every_word_but_the_unknown():
+  rng = np.random.default_rng(1)
+  known = set(captions.vocabulary().tolist())
+  unknown = set(captions._unknown_words())
+  for _ in range(100):
+    text = captions.describe(rng, FACTS).text
+    words = [w for w in text.rstrip(".").split() if w not in unknown]
+    assert set(tokenizer.encode([" ".join(words)]).ravel().tolist()) <= known
+
+
+# ---- Batches.
+
+
+def make(pairs, step, keep=None):
+  return batches.make(
+      pairs, step, batch_size=8, patch_size=8, keep=keep, states=2, seed=3
+  )
+
+
+def test_a_batch_depends_on_its_step_alone(pairs):
+  first, again, other = (make(pairs, step) for step in (4, 4, 5))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert np.abs(first["image"] - other["image"]).mean() > 0.1
+
+
+def test_an_epoch_has_every_pair_once(pairs):
+  steps = batches.steps_per_epoch(pairs, 8)
+  assert steps == PAIRS // 4
+  found = [make(pairs, step)["damage"][4:].sum(1) for step in range(steps)]
+  shares = batches.patch_shares(pairs.masks, 8).sum(1)
+  np.testing.assert_allclose(
+      np.sort(np.concatenate(found)), np.sort(shares), rtol=1e-5
+  )
+
+
+def test_patch_shares_are_counts():
+  mask = np.zeros((1, 4, 4), bool)
+  mask[0, 0, 0] = mask[0, 2:, 2:] = True
+  np.testing.assert_array_equal(
+      batches.patch_shares(mask, 2), [[0.25, 0, 0, 1]]
+  )
+
+
+def test_damage_moves_with_the_picture(pairs):
+  batch = make(pairs, 0)
+  changed = np.abs(batch["image"][:4] - batch["image"][4:]).max(-1) > 1e-6
+  shares = batches.patch_shares(changed, 8)
+  assert (batch["damage"][:4] == 0).all()
+  assert (batch["damage"][4:] >= shares - 1e-6).all()
+  assert (shares.sum(1) > 0).all()
+
+
+def test_kept_patches_are_the_same_in_both_twins(pairs):
+  batch = make(pairs, 0, keep=30)
+  keep = batch["keep"]
+  assert keep.shape == (8, 30) and keep.max() < 64
+  np.testing.assert_array_equal(keep[:4], keep[4:])
+  assert all(len(set(row)) == 30 for row in keep)
+
+
+# ---- The hook and the loss.
+
+
+def test_keeping_every_patch_changes_nothing(pairs):
+  clip = model.random_clip(SIZES, 0)
+  image = jnp.asarray(make(pairs, 0)["image"])
+  run = jax.jit(lambda keep: clip.image(image, keep=keep, vv_from=2))
+  everything = jnp.tile(jnp.arange(64), (8, 1))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+      run(everything),
+      jax.jit(lambda: clip.image(image, vv_from=2))(),
+  )
+  kept = jnp.tile(jnp.arange(0, 64, 2), (8, 1))
+  first = jax.jit(lambda keep: clip.image(image, keep=keep)[1])(kept)
+  assert first["block01"].shape == (8, 33, 64)
+
+
+def test_the_loss_is_what_its_parts_say(pairs):
+  settings = tiny_clip.get_config().objective.to_dict()
+  settings.update(taps=("block02",), vv_from=None)
+  goal = objective.Objective(**settings)
+  vocabulary = captions.vocabulary()
+  trainable, table = objective.init(SIZES, vocabulary, 0)
+  batch = jax.tree.map(jnp.asarray, make(pairs, 0))
+  loss, parts = jax.jit(
+      lambda p: goal.loss(p, table, vocabulary, SIZES, batch)
+  )(trainable)
+  np.testing.assert_allclose(loss, sum(parts.values()), rtol=1e-6)
+  clip = objective.assemble(trainable, table, vocabulary, SIZES)
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  image, taps = jax.jit(clip.image)(batch["image"])
+  read = jax.jit(lambda ids, end: clip.text(clip.embed_tokens(ids), end)[0])
+  said = unit(np.asarray(read(batch["captions"], batch["end"])))
+  z = np.exp(clip.params["logit_scale"]) * unit(image) @ said.T - 2.0
+  z = np.asarray(z, np.float64)
+  sign = 2 * batch["truth"] - 1
+  captions_loss = 0.1 * np.log1p(np.exp(-sign * z)).sum(1).mean()
+  np.testing.assert_allclose(parts["captions"], captions_loss, rtol=1e-4)
+  normal, anomalous = (
+      unit(np.asarray(read(batch["states"][i], batch["states_end"][i])))
+      for i in (0, 1)
+  )
+  direction = (anomalous - normal).T / 0.07
+  patches = unit(np.asarray(clip.project(taps["block02"][:, 1:], ln_post=True)))
+  total = weights = 0.0
+  for i in range(8):
+    for j in range(64):
+      share = batch["damage"][i, j]
+      if 0 < share < 0.05:
+        continue
+      logits = patches[i, j] @ direction
+      label = share >= 0.05
+      weight = 3.0 if label else 1.0
+      error = np.log1p(np.exp(-(2 * label - 1) * logits)).mean()
+      total, weights = total + weight * error, weights + weight
+  expected = goal.patches * total / weights
+  np.testing.assert_allclose(parts["patches"], expected, rtol=1e-4)
+
+
+# ---- The command.
+
+
+@pytest.fixture
+def config(cache, pairs, monkeypatch):
+  """A run of half a minute."""
+  monkeypatch.setattr(pictures, "PART", 16)
+  monkeypatch.setattr(pictures, "ensure", ensure_small(cache, pairs))
+  config = tiny_clip.get_config()
+  config.model = {
+      k: v for k, v in dataclasses.asdict(SIZES).items() if "heads" not in k
+  }
+  config.update(
+      pairs=PAIRS, held_out=HELD_OUT, batch_size=16, keep=32, whole_steps=10,
+      steps=60, warmup=5, log_steps=10, measure_steps=60, checkpoint_steps=20,
+  )  # fmt: skip
+  config.objective.update(taps=("block02",), vv_from=2)
+  return config
+
+
+def ensure_small(cache, pairs):
+  draw = pictures.ensure
+
+  def ensure(cache_dir, count, *, size, seed):
+    del cache_dir
+    return pairs if seed == 0 else draw(cache, count, size=size, seed=seed)
+
+  return ensure
+
+
+def metrics(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  assert pretrain.pretrain(config.lock(), whole)
+  lines = metrics(whole)
+  losses = [line["loss"] for line in lines if "loss" in line]
+  assert losses[-1] < 0.9 * losses[0]
+  found = lines[-1]
+  assert found["retrieval_auroc"] > 55  # Of pictures and captions held out.
+
+  class Stop:
+    """Asks to stop after 35 steps, once."""
+
+    steps = 0
+
+    @property
+    def requested(self):
+      Stop.steps += 1
+      return Stop.steps == 36
+
+  monkeypatch.setattr(pretrain.cli, "StopSignal", Stop)
+  assert not pretrain.pretrain(config, parts)
+  saved = checkpoint.Checkpoints(parts / "checkpoints")
+  assert saved.latest_step == 35
+  saved.close()
+  assert pretrain.pretrain(config, parts)
+  first, again = (
+      (folder / "weights.safetensors").read_bytes() for folder in (whole, parts)
+  )
+  assert first == again
+  clip = backbones.load("embedded", str(whole / "weights.safetensors"))
+  assert clip.config == SIZES

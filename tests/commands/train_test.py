@@ -1,0 +1,361 @@
+"""Training: resuming, stopping, devices, and what goes wrong."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import small_run
+from zsad_jax import train
+from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.evaluation import protocol
+from zsad_jax.reporting import report
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import cli
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data") / "parts"
+  small_run.write_images(folder)
+  return str(folder)
+
+
+@pytest.fixture
+def config(data, monkeypatch):
+  monkeypatch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+  return small_run.get_config(data)
+
+
+class StopAfter:
+  """Asks to stop after some steps, as a signal would."""
+
+  def __init__(self, steps=10**9):
+    self._left = steps
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+
+def lines(workdir):
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def losses(workdir):
+  return {line["step"]: line["loss"] for line in lines(workdir)}
+
+
+def equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+  """The workdir of eight steps without interruption."""
+  workdir = tmp_path_factory.mktemp("whole")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+    patch.setattr(cli, "StopSignal", StopAfter)
+    assert train.train(small_run.get_config(data).lock(), workdir)
+  return workdir
+
+
+def how(run):
+  return protocol.Protocol.of(run.config, allow_trained=True)
+
+
+def load(workdir):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+    return run_lib.load(workdir)
+
+
+def test_a_run_records_every_step_and_lowers_the_loss(whole):
+  values = losses(whole)
+  assert list(values) == list(range(1, 9))
+  assert values[8] < values[1]
+  run = load(whole)
+  assert run.step == 8
+  params, _ = run.method.init(jax.random.key(0), run.backbone)
+  untouched = run.params["static_text_prompts"]["0"]
+  assert np.abs(np.asarray(untouched)).max() < 0.2  # N(0, 0.02), no decay.
+  assert jax.tree.structure(params) == jax.tree.structure(run.params)
+
+
+def test_stopped_and_resumed_is_the_same_run(config, whole, tmp_path,
+                                             monkeypatch):  # fmt: skip
+  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  assert not train.train(config.lock(), tmp_path)
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  assert train.train(config, tmp_path)
+  equal(load(tmp_path).params, load(whole).params)
+  assert losses(tmp_path) == losses(whole)
+  # Again, when there is nothing left to do.
+  assert train.train(config, tmp_path)
+  assert losses(tmp_path) == losses(whole)
+
+
+def test_lines_beyond_the_checkpoint_are_dropped(config, whole, tmp_path,
+                                                 monkeypatch):  # fmt: skip
+  config.checkpoint_steps = 100
+  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  train.train(config.lock(), tmp_path)
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 4, "loss": 0.0}\n')  # Logged, then killed.
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  train.train(config, tmp_path)
+  assert losses(tmp_path) == losses(whole)
+
+
+def start(data, workdir, *flags, **env):
+  return subprocess.Popen(
+      [sys.executable, "-m", "tests.helpers.small_run", f"--config=tests/helpers/small_run.py:{data}",
+       f"--workdir={workdir}", *flags],
+      cwd=ROOT,
+      env={**os.environ, **env},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+  )  # fmt: skip
+
+
+def test_sigkill_while_a_checkpoint_is_written(data, whole, tmp_path):
+  process = start(data, tmp_path)
+  folder = tmp_path / "checkpoints"
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and process.poll() is None:
+    if list(folder.glob("*tmp*")) and len(list(folder.glob("[0-9]"))) > 1:
+      break
+    time.sleep(0.001)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  # What a kill can leave: a folder that was not renamed yet.
+  (folder / "8.orbax-checkpoint-tmp-0").mkdir()
+  process = start(data, tmp_path)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, out + err
+  equal(load(tmp_path).params, load(whole).params)
+  assert losses(tmp_path) == losses(whole)
+  # The command went on to the threshold, the table and the figures.
+  assert (tmp_path / "threshold.json").exists()
+  assert list((tmp_path / "evaluation").rglob("*.png"))
+
+
+def test_sigterm_stops_after_a_step_and_says_how_to_go_on(data, tmp_path):
+  process = start(data, tmp_path, "--config.epochs=10000")
+  for line in process.stdout:
+    if line.startswith("step"):
+      process.send_signal(signal.SIGTERM)
+      break
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 128 + signal.SIGTERM, err
+  assert "The same command goes on" in out
+  assert load(tmp_path).step >= 1
+
+
+# Neither calibrates nor evaluates, which would have to be compiled, too.
+_TRAIN_ALONE = """
+import pathlib, sys
+from tests.helpers import small_run
+from zsad_jax import train
+from zsad_jax.backbones.clip import load as clip_load
+clip_load.RANDOM_CONFIG = small_run.BACKBONE
+config = small_run.get_anomalyclip_config(sys.argv[1])
+config.batch_size = 4
+config.epochs = 1
+train.train(config.lock(), pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_four_devices_give_the_losses_of_one(data, tmp_path):
+  values = []
+  for devices in (1, 4):
+    workdir = tmp_path / str(devices)
+    count = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAIN_ALONE, data, workdir],
+        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Devices: {devices} x" in done.stdout
+    values.append(losses(workdir))
+  assert values[0].keys() == values[1].keys()
+  np.testing.assert_allclose(
+      list(values[0].values()), list(values[1].values()), rtol=1e-5
+  )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  config.optax.learning_rate = 1e30
+  config.log_steps, config.checkpoint_steps = 4, 100
+  with pytest.raises(ValueError, match=r"not finite in steps 1 to 4"):
+    train.train(config.lock(), tmp_path)
+  # Nothing of it is kept, nor when a checkpoint is due at once.
+  with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
+    load(tmp_path)
+
+
+def test_another_configuration_is_refused(config, whole, monkeypatch):
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  config.seed = 5
+  with pytest.raises(ValueError, match=r"different: seed"):
+    train.train(config.lock(), whole)
+
+
+MISTAKES = {
+    "--config.optax.learning_rat=1": "learning_rat",
+    "--config.epochs=many": "epochs",
+    "--config=configs/adaklip.py": "adaklip.py",
+    "--config=configs/adaclip.py:papers": "papers",
+    "--config.method.dice=columns": "dice_over",
+    "--config.train_data=('nowhere',)": "nowhere",
+    "--config.batch_size=3 --workdir=/dev/null/run": "run",
+    "--config.backbone.name=ViT-B-32": "zsad_jax.convert",
+    "--config.selection=best": "best",
+    "surplus": "surplus",
+}
+
+
+@pytest.fixture(scope="module")
+def mistakes(data, tmp_path_factory):
+  """What each of `MISTAKES` ends with: exit status and stderr."""
+  folder = tmp_path_factory.mktemp("mistakes")
+  lines = [
+      [f"--config=tests/helpers/small_run.py:{data}", f"--workdir={folder}/{i}",
+       *flags.split()]
+      for i, flags in enumerate(MISTAKES)
+  ]  # fmt: skip
+  code = "from tests.helpers import small_run; "
+  code += f"small_run.commands({str(folder)!r}, {lines!r})"
+  done = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+      timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return {
+      flags: (int(status), (folder / f"{i}.err").read_text())
+      for i, (flags, status) in enumerate(zip(MISTAKES, done.stdout.split()))
+  }
+
+
+@pytest.mark.parametrize("flags, message", MISTAKES.items())
+def test_a_mistake_is_one_line(mistakes, flags, message):
+  status, err = mistakes[flags]
+  assert status == 1, err
+  last = err.strip().splitlines()[-1]
+  assert last.startswith("error:") and message in last
+  assert "Traceback" not in err
+
+
+def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  config.selection, config.selection_data = "official", config.train_data
+  config.epochs = 3
+  train.train(config.lock(), tmp_path)
+  key = "selection/pixel_f1_max"
+  values = {li["step"]: li[key] for li in lines(tmp_path) if key in li}
+  assert list(values) == [4, 8, 12]
+  run = run_lib.load(tmp_path)
+  assert values[run.step] == max(values.values())
+
+
+def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
+  run = load(whole)
+  (result,) = report.evaluate(run, data, tmp_path, how(run))
+  assert result.rows["parts"]["pixel_auroc"] > 0.5
+  written = json.loads((tmp_path / "parts/results.json").read_text())
+  assert written["rows"]["parts"]["num_anomalous"] == 4
+  assert written["step"] == 8 and written["versions"]["jax"] == jax.__version__
+  out = capsys.readouterr().out
+  assert "was trained on" in out and "random weights" in out
+
+
+def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
+  small_run.write_images(tmp_path / "plain", masks=False)
+  folder = str(tmp_path / "plain")
+  run = load(whole)
+  rows = report.evaluate(run, folder, tmp_path, how(run))[0].rows
+  assert np.isnan(rows["plain"]["pixel_auroc"])
+  assert 0 <= rows["plain"]["image_auroc"] <= 1
+  assert "n/a" in capsys.readouterr().out
+  written = json.loads((tmp_path / "plain/results.json").read_text())
+  assert written["rows"]["plain"]["pixel_auroc"] is None
+
+
+def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
+  small_run.write_images(tmp_path / "some")
+  run = load(whole)
+  bad = tmp_path / "some/normal/1.png"
+  bad.write_bytes(bad.read_bytes()[:300])
+  with pytest.raises(ValueError, match=r"normal/1\.png"):
+    report.evaluate(run, str(tmp_path / "some"), tmp_path, how(run))
+  (result,) = report.evaluate(
+      run, str(tmp_path / "some"), tmp_path, how(run), skip_corrupt=True
+  )
+  assert result.rows["some"]["num_normal"] == 3
+  assert "Skipped 1 images" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_for_this_machine(monkeypatch, tmp_path):
+  asked = {}
+  monkeypatch.setenv("ZSAD_JAX_CACHE", str(tmp_path))
+  monkeypatch.setattr(cli.jax.config, "update", asked.__setitem__)
+  cli._keep_compiled()
+  assert not asked  # JAX_COMPILATION_CACHE_DIR says where, in all tests.
+  monkeypatch.setattr(
+      type(cli.jax.config), "jax_compilation_cache_dir", None, raising=False
+  )
+  cli._keep_compiled()
+  (folder,) = asked.values()
+  assert pathlib.Path(folder).parent == tmp_path / "compiled"
+
+
+RECOMPUTE = """
+import jax
+import jax.numpy as jnp
+from zsad_jax.runtime import cli
+from zsad_jax.backbones.clip import config, model
+cli._save_memory()
+sizes = config.ClipConfig(
+    embed_dim=32, image_size=28, patch_size=7, vision_width=64,
+    vision_layers=8, text_width=64, text_layers=1)
+clip, image = model.random_clip(sizes, 0), jnp.ones((8, 56, 56, 3))
+def needed(remat):
+  loss = lambda p: clip.image(image, prompts=p, remat=remat)[0].sum()
+  program = jax.jit(jax.grad(loss)).lower(jnp.ones((8, 1, 2, 64))).compile()
+  return program.memory_analysis().temp_size_in_bytes
+share = needed(True) / needed(False)
+assert share < 0.8, share
+"""
+
+
+def test_what_is_recomputed_is_not_kept():
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  command = [sys.executable, "-c", RECOMPUTE]
+  subprocess.run(command, env=env, check=True)
+
+
+def test_flags_of_xla_that_were_given_stay(monkeypatch):
+  name = "--xla_cpu_enable_concurrency_optimized_scheduler"
+  monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+  for _ in range(2):
+    cli._save_memory()
+    assert os.environ["XLA_FLAGS"] == f"--xla_a=1 {name}=false"
+  monkeypatch.setenv("XLA_FLAGS", f"{name}=true")
+  cli._save_memory()
+  assert os.environ["XLA_FLAGS"] == f"{name}=true"

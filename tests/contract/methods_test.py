@@ -1,0 +1,221 @@
+"""One contract for every method in methods/, present and future."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zsad_jax
+from tests.helpers import small_run
+from zsad_jax import methods
+from zsad_jax.inference import few_shot, predictor
+from zsad_jax.runs import checkpoint
+from zsad_jax.runs import run as run_lib
+from zsad_jax.training import optimizer
+
+FOLDER = pathlib.Path(zsad_jax.__file__).parent / "methods"
+METHODS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
+CLASSES = ["hex nut", "wood-grain"]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def setup(request, small_clip):
+  """The method, its parameters, and a batch of four images."""
+  module = methods.module(request.param)
+  method = module.Method(**small_run.METHODS.get(request.param, {}))
+  params, stats = jax.jit(method.init)(jax.random.key(0), small_clip)
+  aux = method.prepare(small_clip, CLASSES)
+  rng = np.random.default_rng(0)
+  mask = np.zeros((4, 32, 32), np.uint8)
+  mask[1, 8:20, 4:28] = mask[3, :6, :9] = 1
+  pixels = lambda *shape: rng.integers(0, 256, (*shape, 32, 32, 3), np.uint8)
+  batch = {
+      "image": pixels(4),
+      "mask": mask,
+      "has_mask": np.ones(4, bool),
+      "label": np.array([0, 1, 0, 1], np.int32),
+      "class_id": np.array([0, 1, 1, 0], np.int32),
+      "weight": np.ones(4, np.float32),
+  }
+  if method.num_references:
+    batch["references"] = pixels(4, method.num_references)
+  return method, params, stats, aux, jax.tree.map(jnp.asarray, batch)
+
+
+@pytest.fixture(scope="module")
+def learner(setup):
+  """The same, of a method that learns."""
+  if not jax.tree.leaves(setup[1]):
+    pytest.skip("It has no parameters.")
+  return setup
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(method, params, stats, backbone, aux, batch, memory=None):
+  """Zero-shot, or beside a memory that all images share."""
+  batch = {k: x for k, x in batch.items() if k != "references"}
+  features = predictor.encode(method, backbone, batch)
+  if memory is not None:
+    features["memory"] = memory
+  return method.predict(params, stats, backbone, aux, features)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def remember(method, backbone, images):
+  """The memory of references (k, 32, 32, 3) of class 0."""
+  batch = {"image": images, "class_id": jnp.zeros(len(images), jnp.int32)}
+  features = predictor.encode(method, backbone, batch)
+  return method.remember(jax.tree.map(lambda x: x[None], features))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_grads(method, params, stats, backbone, aux, batch):
+  features = predictor.encode(method, backbone, batch)
+  return jax.value_and_grad(method.loss, has_aux=True)(
+      params, stats, backbone, aux, features, batch, jax.random.key(0)
+  )
+
+
+def take(batch, rows):
+  return jax.tree.map(lambda x: x[rows], batch)
+
+
+def close(a, b, atol, rtol=1e-7):
+  check = functools.partial(np.testing.assert_allclose, atol=atol, rtol=rtol)
+  jax.tree.map(check, a, b)
+
+
+def test_predictions_have_the_promised_form(setup, small_clip):
+  method, params, stats, aux, batch = setup
+  out = predict(method, params, stats, small_clip, aux, batch)
+  assert out["anomaly_map"].shape == (4, 32, 32)
+  assert out["pred_score"].shape == (4,)
+  for value in out.values():
+    assert value.dtype == jnp.float32
+    assert (value >= 0).all() and (value <= 1).all()
+
+
+def check_alone(run, batch):
+  """The same images in another order, and beside padding, score the same."""
+  whole = run(batch)
+  order = jnp.array([3, 0, 2, 1])
+  close(run(take(batch, order)), take(whole, order), 1e-5)
+  padded = jax.tree.map(lambda x: x.at[2:].set(x.dtype.type(0)), batch)
+  close(take(run(padded), slice(2)), take(whole, slice(2)), 1e-5)
+  return whole
+
+
+def test_images_are_scored_alone(setup, small_clip):
+  """Batch 1, batch 4 in another order, and a padded last batch agree."""
+  method, params, stats, aux, batch = setup
+  run = functools.partial(predict, method, params, stats, small_clip, aux)
+  whole = check_alone(run, batch)
+  for i in range(4):
+    close(run(take(batch, slice(i, i + 1))), take(whole, slice(i, i + 1)), 1e-5)
+
+
+def test_images_are_scored_alone_beside_references(setup, small_clip):
+  """Every method has a few-shot form; the order of references is no matter."""
+  method, params, stats, aux, batch = setup
+  few = few_shot.with_memory(method, taps=(2, 3), vv_from=2)
+  assert (few is method) == bool(method.num_references)
+  references = jnp.flip(batch["image"][:3], axis=2)
+  given = few, params, stats, small_clip, aux
+  memory = remember(few, small_clip, references)
+  whole = check_alone(lambda b: predict(*given, b, memory), batch)
+  other = remember(few, small_clip, references[::-1])
+  close(predict(*given, batch, other), whole, 1e-5)
+  alone = predict(*given, batch)
+  close(alone, predict(method, *given[1:], batch), 1e-6)
+  assert np.abs(whole["pred_score"] - alone["pred_score"]).min() > 1e-4
+
+
+def test_an_image_is_nearest_to_itself(setup, small_clip):
+  """The image that is its own reference is the least anomalous of all."""
+  method, params, stats, aux, batch = setup
+  few = few_shot.with_memory(method, taps=(2, 3), vv_from=2)
+  if few is method:
+    pytest.skip("What a learned comparison says of it is its own affair.")
+  given = few, params, stats, small_clip, aux
+  memory = remember(few, small_clip, jnp.repeat(batch["image"][:1], 3, 0))
+  alone, beside = predict(*given, batch), predict(*given, batch, memory)
+  # Nothing but half of the method's own map is left of the first image.
+  close(beside["anomaly_map"][0], 0.5 * alone["anomaly_map"][0], 1e-5)
+  close(beside["pred_score"][0], 0.5 * alone["pred_score"][0], 1e-5)
+  more = beside["pred_score"] - 0.5 * alone["pred_score"]
+  assert (more[1:] > 1e-3).all()
+
+
+def test_padding_does_not_enter_the_loss(learner, small_clip):
+  method, params, stats, aux, batch = learner
+  given = method, params, stats, small_clip, aux
+  run = functools.partial(loss_and_grads, *given)
+  twice = run(take(batch, jnp.array([0, 1, 0, 1])))
+  half = {"weight": jnp.array([1.0, 1.0, 0.0, 0.0])}
+  padded, other = (
+      run({**take(batch, jnp.array([0, 1, *rest])), **half})
+      for rest in ((2, 3), (1, 0))
+  )
+  # What stands in the padding is no matter, for gradients and statistics too.
+  close(padded, other, 1e-6, rtol=1e-5)
+  # Two images weigh as much as the same two twice, unless they are summed.
+  (_, (parts, _)), (_, (doubled, _)) = padded[0], twice[0]
+  for name, value in parts.items():
+    factor = 2 if name == "prior" else 1
+    np.testing.assert_allclose(doubled[name], factor * value, rtol=1e-4)
+  assert abs(padded[0][0] - run(batch)[0][0]) > 1e-4
+
+
+def test_gradients_are_finite_and_where_the_method_says(learner, small_clip):
+  method, params, stats, aux, batch = learner
+  (loss, (parts, _)), grads = loss_and_grads(
+      method, params, stats, small_clip, aux, batch
+  )
+  np.testing.assert_allclose(loss, sum(parts.values()), rtol=1e-6)
+  trained = method.trained(params)
+  assert jax.tree.structure(trained) == jax.tree.structure(params)
+  for grad, used in zip(jax.tree.leaves(grads), jax.tree.leaves(trained)):
+    assert np.isfinite(grad).all()
+    assert bool(np.any(grad != 0)) == used
+
+
+def test_two_steps_lower_the_loss(learner, small_clip):
+  method, params, stats, aux, batch = learner
+  tx = optimizer.make("adamw", {"learning_rate": 1e-3}, method.trained(params))
+  opt, values = tx.init(params), []
+  for _ in range(3):
+    (loss, (_, stats)), grads = loss_and_grads(
+        method, params, stats, small_clip, aux, batch
+    )
+    values.append(float(loss))
+    updates, opt = tx.update(grads, opt, params)
+    params = jax.tree.map(jnp.add, params, updates)
+  assert values[2] < values[1] < values[0]
+
+
+def test_checkpoint_round_trip(learner, small_clip, tmp_path):
+  method, params, stats, *_ = learner
+  saved = checkpoint.Checkpoints(tmp_path / "checkpoints")
+  model = {"params": params, "stats": stats}
+  saved.save(7, {"epoch": 1}, model=model)
+  saved.close()
+  again = checkpoint.Checkpoints(tmp_path / "checkpoints")
+  other = jax.tree.map(jnp.zeros_like, model)
+  found, meta = again.restore(model=other)
+  assert again.latest_step == 7 and meta == {"epoch": 1}
+  jax.tree.map(np.testing.assert_array_equal, found["model"], model)
+  wrong = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), model)
+  with pytest.raises(ValueError, match="does not fit this configuration"):
+    again.restore(model=wrong)
+  again.close()
+
+
+def test_a_method_or_field_that_is_not_there_is_named():
+  with pytest.raises(ValueError, match="method_name: There is no.*a_clip.py"):
+    run_lib.make_method("ada_clip", {})
+  with pytest.raises(ValueError, match="method.tap: adaclip has no such"):
+    run_lib.make_method("adaclip", {"tap": 3})
+  assert methods.names() == METHODS

@@ -1,0 +1,162 @@
+"""Rules about the code's own form: imports, tables, lengths, configs."""
+
+import ast
+import importlib
+import operator
+import pathlib
+import re
+import shutil
+
+import pytest
+
+import zsad_jax
+from configs import common
+from tests.helpers import imports
+from zsad_jax import backbones
+from zsad_jax.runs import run as run_lib
+
+ROOT = pathlib.Path(zsad_jax.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+METHODS = sorted(p.stem for p in (ROOT / "methods").glob("[a-z]*.py"))
+
+LONG = {"train.py": 150, "pretrain.py": 120}  # The loops are one function.
+
+
+def test_imports_go_to_lower_levels_and_in_no_circle():
+  assert imports.violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "line", "message"),
+    [
+        ("layers", "from zsad_jax.methods import adaclip", "no lower level"),
+        ("losses", "import zsad_jax.metrics.exact", "no lower level"),
+        ("metrics", "from zsad_jax.datasets import index", "no lower level"),
+        ("datasets", "def f():\n  from zsad_jax import train", "no lower level"),
+        ("metrics", "from zsad_jax.metrics import planted", "one another"),
+    ],
+)
+def test_a_planted_violation_is_found(folder, line, message, tmp_path):
+  root = tmp_path / "zsad_jax"
+  shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns("*.safetensors"))
+  if folder == "losses":
+    (root / "losses.py").write_text(line + "\n")
+  else:
+    (root / folder / "planted.py").write_text(line + "\n")
+  if message == "one another":
+    (root / folder / "planted.py").write_text(
+        f"from zsad_jax.{folder} import other\n"
+    )
+    (root / folder / "other.py").write_text(line + "\n")
+  found = imports.violations(root)
+  assert found and all(message in sentence for sentence in found)
+
+
+def test_the_root_holds_commands_and_two_modules():
+  modules = {path.stem for path in ROOT.glob("*.py")}
+  assert len(modules) <= 10, sorted(modules)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+  text = path.read_text(encoding="utf-8")
+  limit = 350 if path.parent.name == "methods" else 400
+  assert text.count("\n") <= limit
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.FunctionDef):
+      documented = isinstance(node.body[0], ast.Expr) and len(node.body) > 1
+      first = node.body[1 if documented else 0].lineno
+      lines = node.end_lineno - first + 1
+      assert lines <= LONG.get(path.name, 45), f"{node.name}: {lines} lines"
+
+
+ROW = re.compile(r"^  ((?:Eq|Sec|App|Fig)\. [\d.]+|Code) +(\w[\w.]*)$", re.M)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equation_table_is_true(name):
+  module = importlib.import_module(f"zsad_jax.methods.{name}")
+  rows = ROW.findall(module.__doc__)
+  assert rows, f"methods/{name}.py needs an equation table in its docstring."
+  for paper, target in rows:
+    thing = operator.attrgetter(target)(module)
+    assert f"({paper}" in thing.__doc__, f"{target} does not cite {paper}."
+
+
+def test_no_library_module_chooses_the_platform():
+  for path in FILES:
+    assert "JAX_PLATFORMS" not in path.read_text(encoding="utf-8")
+
+
+CONFIGS = {name: importlib.import_module(f"configs.{name}") for name in METHODS}
+
+
+def variants(name):
+  """Every variant of a configuration, and every ablation of the protocol."""
+  module = CONFIGS[name]
+  # A backbone of other sizes is a variant of the protocol alone.
+  alone = [a for a in module.ABLATIONS if not a.startswith("b16")]
+  return [*common.BASES, *alone, *(f"paper,{a}" for a in module.ABLATIONS)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_configs_build_a_method_and_are_locked(name):
+  workdirs = set()
+  for variant in variants(name):
+    config = CONFIGS[name].get_config(variant).lock()
+    method = run_lib.make_method(config.method_name, config.method.to_dict())
+    assert config.method_name == name
+    workdirs.add(config.name)
+    for field, value in config.method.items():
+      assert getattr(method, field) == value
+    with pytest.raises(AttributeError):
+      config.learning_rate = 1.0
+  assert len(workdirs) == len(variants(name))  # No run overwrites another.
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_paper_config_is_the_authors_recipe(name):
+  config = CONFIGS[name].get_config("paper")
+  # train.py and README of the official code.
+  recipe = dict(learning_rate=0.001, b1=0.5, b2=0.999, eps=1e-8)
+  batch, epochs, seed, sigma = {
+      "adaclip": (1, 5, 111, 4.0),
+      "anomalyclip": (8, 15, 111, 4.0),
+      "faprompt": (8, 7, 111, 10.0),
+      "adaptclip": (8, 15, 10, 4.0),
+      "clip": (8, 0, 111, 4.0),
+  }[name]
+  data = {"paper": ("mvtec",), "paper_mvtec": ("visa",)}
+  if name == "adaclip":
+    recipe |= dict(learning_rate=0.01, weight_decay=0.01)
+    data = {"paper": ("mvtec", "colondb"), "paper_mvtec": ("visa", "clinicdb")}
+  assert (config.batch_size, config.epochs) == (batch, epochs)
+  assert (config.seed, config.smooth_sigma) == (seed, sigma)
+  assert config.optax.to_dict() == recipe
+  assert config.optax_name == ("adamw" if name == "adaclip" else "adam")
+  assert config.selection == ("official" if name == "adaclip" else "last")
+  assert config.image_size == 518
+  for variant, train_data in data.items():
+    other = CONFIGS[name].get_config(variant)
+    assert other.train_data == train_data
+    assert not set(other.train_data) & set(other.test_data)
+  # Everything else of the method is its default, the authors' values.
+  method = run_lib.make_method(name, config.method.to_dict())
+  assert method == type(method)()
+
+
+def test_unknown_names_are_errors_that_list_what_there_is():
+  with pytest.raises(ValueError, match="embedded.*paper_mvtec"):
+    CONFIGS["adaclip"].get_config("papers")
+  with pytest.raises(ValueError, match="exclude one another"):
+    CONFIGS["faprompt"].get_config("paper,paper_mvtec")
+  with pytest.raises(ValueError, match="methods/adaklip.py"):
+    run_lib.make_method("adaklip", {})
+  with pytest.raises(ValueError, match="config.method.tap.*taps"):
+    run_lib.make_method("adaclip", {"tap": 1})
+  with pytest.raises(ValueError, match="ViT-L-14-336"):
+    backbones.load("ViT-L-14-335", "")
+  with pytest.raises(FileNotFoundError, match="zsad_jax.convert"):
+    backbones.load("ViT-L-14-336", "nowhere.safetensors")
+  with pytest.raises(ValueError, match="config.backbone.dtype is one of float"):
+    backbones.load("embedded", "", "float16")

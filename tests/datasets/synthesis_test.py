@@ -1,0 +1,93 @@
+"""Defects made to order: where they are, what is refused, what is written."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zsad_jax import data
+from zsad_jax.datasets import preprocess, registry
+from zsad_jax.datasets.synthetic import benchmark, defects, synthesis
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """Six normal pictures of two sizes: a texture and an object."""
+  folder = tmp_path_factory.mktemp("good")
+  for i in range(3):
+    for name, size in (("marble", 112), ("gear", 130)):
+      pixels, _ = benchmark.draw(name, index=i, size=size)
+      Image.fromarray(pixels).save(folder / f"{name}{i}.png")
+  return sorted(map(str, folder.iterdir()))
+
+
+def load(path):
+  return np.asarray(Image.open(path), np.float32) / 255
+
+
+@pytest.mark.parametrize("kind", synthesis.KINDS)
+def test_masks_hold_what_changed_and_nothing_else(kind, photos):
+  image, other = load(photos[0]), load(photos[-1])
+  region = synthesis.foreground(image)
+  ranges = synthesis.Ranges((kind,), number=(1, 1))
+  make = lambda seed: synthesis.damage(
+      image, region, other, kind, ranges, np.random.default_rng(seed)
+  )
+  damaged, mask = make(3)
+  assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
+  np.testing.assert_array_equal(damaged[mask == 0], image[mask == 0])
+  differs = np.abs(damaged - image).max(-1) > 0.8 * defects.VISIBLE
+  assert differs[mask == 1].mean() > 0.5
+  again, same = make(3)
+  np.testing.assert_array_equal(damaged, again)
+  np.testing.assert_array_equal(mask, same)
+  assert (make(4)[0] != damaged).any()
+
+
+def test_the_object_is_found_and_a_texture_is_everywhere(photos):
+  gear, marble = load(photos[0]), load(photos[-1])
+  inside = synthesis.foreground(gear)
+  assert 0.1 < inside.mean() < 0.8
+  assert inside[:4].max() < 0.1 and inside[40:90, 40:90].mean() > 0.8
+  assert synthesis.foreground(marble).min() == 1
+
+
+def test_a_set_is_written_and_read_back(photos, tmp_path):
+  ranges = synthesis.Ranges(("scratch", "cut_paste", "hole"))
+  make = lambda folder: synthesis.synthesize(
+      photos, folder, class_name="part", per_image=2, ranges=ranges, seed=1
+  )
+  written = make(tmp_path / "a")
+  assert len(written) == 12
+  found = registry.read_folder(tmp_path / "a")
+  assert found.counts == (6, 6, 12) and found.class_names == ("part",)
+  assert {s.specie_name for s in found.test} == {"good", *ranges.kinds}
+  for sample in found.test:
+    image, mask = preprocess.open_pair(sample)
+    assert image.size in ((112, 112), (130, 130))
+    assert bool(mask.getbbox()) == bool(sample.label)
+  assert data.preview(written).size == (960, 3 * 184)
+  again = make(tmp_path / "b")
+  for (_, *one), (_, *other) in zip(written, again):
+    for a, b in zip(one, other):
+      assert open(a, "rb").read() == open(b, "rb").read()
+  with pytest.raises(FileExistsError, match="not empty"):
+    make(tmp_path / "a")
+
+
+def test_ranges_out_of_range_are_named():
+  with pytest.raises(ValueError, match="no kind of defect 'dust'"):
+    synthesis.Ranges(("dust",))
+  for wrong in (dict(number=(2, 1)), dict(size=(0.0, 1.0)),
+                dict(strength=(0.5, 2.0))):  # fmt: skip
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+      synthesis.Ranges(("hole",), **wrong)
+
+
+def test_what_cannot_be_seen_is_said(photos):
+  image = load(photos[0])
+  ranges = synthesis.Ranges(("stain",), strength=(0.05, 0.05))
+  with pytest.raises(ValueError, match="No visible stain"):
+    synthesis.damage(
+        image, np.ones(image.shape[:2], np.float32), image, "stain", ranges,
+        np.random.default_rng(0),
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""A run small enough for tests: backbone, data, configuration, command.
+
+python -m tests.helpers.small_run --config=tests/helpers/small_run.py:DATA --workdir=DIR
+"""
+
+import os
+import pathlib
+import sys
+
+import numpy as np
+from PIL import Image
+
+from configs import adaclip, adaptclip, anomalyclip
+from zsad_jax import train
+from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.backbones.clip.config import ClipConfig
+from zsad_jax.runtime import cli
+
+BACKBONE = ClipConfig(
+    embed_dim=32,
+    image_size=32,
+    patch_size=8,
+    vision_width=64,
+    vision_layers=2,
+    text_width=64,
+    text_layers=2,
+)
+
+# Settings that fit `conftest.small_clip`; a method that is not here is tried
+# as it is.
+METHODS = {
+    "adaclip": dict(
+        taps=(1, 3),
+        prompt_length=2,
+        prompt_depth=2,
+        num_clusters=3,
+        hsf_top_factor=2,
+    ),
+    "anomalyclip": dict(
+        taps=(2, 3),
+        vv_from=2,
+        context_length=3,
+        deep_length=2,
+        deep_depth=3,
+        round_fp16=False,
+    ),
+    "faprompt": dict(
+        tap=3,
+        vv_from=2,
+        num_prompts=3,
+        num_patches=4,
+        deep_length=2,
+        deep_depth=3,
+        round_fp16=False,
+    ),
+    "adaptclip": dict(
+        taps=(2, 3),
+        vv_from=2,
+        context_length=3,
+        head_widths=(8, 4),
+        pool_topk=3,
+        sigma=1.0,
+    ),
+}
+
+
+def get_config(data):
+  """AdaCLIP, small, on a folder of `write_images`.
+
+  "anomalyclip,FOLDER" stands for `get_anomalyclip_config(FOLDER)`.
+  """
+  if data.startswith("anomalyclip,"):
+    return get_anomalyclip_config(data.removeprefix("anomalyclip,"))
+  config = adaclip.get_config()
+  config.method.taps = (1, 2)
+  config.method.prompt_length = 2
+  config.method.prompt_depth = 2
+  config.method.num_clusters = 2
+  config.method.hsf_top_factor = 2
+  return _shrink(config, data)
+
+
+def get_anomalyclip_config(data):
+  """AnomalyCLIP, small, on a folder of `write_mvtec`."""
+  config = anomalyclip.get_config()
+  config.method.update(
+      taps=(2,), context_length=2, deep_length=2, deep_depth=2
+  )
+  return _shrink(config, data)
+
+
+def get_adaptclip_config(data):
+  """AdaptCLIP, small, on a folder of `write_mvtec`."""
+  config = adaptclip.get_config()
+  config.method.update(
+      taps=(1, 2),
+      context_length=2,
+      head_widths=(8, 4),
+      pool_topk=2,
+      sigma=1.0,
+  )
+  return _shrink(config, data)
+
+
+def _shrink(config, data):
+  config.backbone.name = clip_load.RANDOM
+  config.image_size = 32
+  config.memory.taps = (1, 2)
+  config.train_data = config.test_data = (data,)
+  config.allow_trained = True
+  config.epochs = 2
+  config.batch_size = 2
+  config.eval_batch_size = 4
+  config.smooth_sigma = 1.0
+  config.log_steps = 1
+  config.checkpoint_steps = 1
+  return config
+
+
+def write_mvtec(folder: pathlib.Path, *, classes=("bolt", "nut")):
+  """The same images in MVTec AD's layout, with normal ones to train on."""
+  for name in classes:
+    write_images(folder / "draft")
+    for old, new in (
+        ("normal", "test/good"),
+        ("anomalous", "test/bright"),
+        ("masks", "ground_truth/bright"),
+    ):
+      (folder / name / new).parent.mkdir(parents=True, exist_ok=True)
+      (folder / "draft" / old).rename(folder / name / new)
+    (folder / "draft").rmdir()
+    rng = np.random.default_rng(len(name))
+    (folder / name / "train/good").mkdir(parents=True)
+    for i in range(5):
+      image = rng.integers(90, 110, (40, 40, 3)).astype(np.uint8)
+      Image.fromarray(image).save(folder / name / f"train/good/{i}.png")
+
+
+def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
+  """Grey images; the anomalous ones have a bright square."""
+  rng = np.random.default_rng(0)
+  parts = ["normal", "anomalous"] + ["masks"] * masks
+  for part in parts:
+    (folder / part).mkdir(parents=True)
+  for i in range(number):
+    image = rng.integers(90, 110, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(image).save(folder / "normal" / f"{i}.png")
+    mask = np.zeros((40, 40), np.uint8)
+    top, left = rng.integers(0, 28, 2)
+    mask[top : top + 12, left : left + 12] = 255
+    image[mask > 0] = (250, 240, 20)
+    Image.fromarray(image).save(folder / "anomalous" / f"{i}.png")
+    if masks:
+      Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+
+
+def command():
+  """`python -m zsad_jax.train`, with this backbone."""
+  clip_load.RANDOM_CONFIG = BACKBONE
+  cli.run(train.main, train.define_flags)
+
+
+def commands(folder, lines):
+  """Runs several such commands, each in a fork of this process.
+
+  What the command of `lines[i]` prints goes to `folder/i.out` and `i.err`;
+  prints its exit status.
+  """
+  for i, line in enumerate(lines):
+    if child := os.fork():
+      _, status = os.waitpid(child, 0)
+      print(os.waitstatus_to_exitcode(status), flush=True)
+      continue
+    for stream, name in ((1, "out"), (2, "err")):
+      os.dup2(os.open(f"{folder}/{i}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+    sys.argv = ["train", *line]
+    command()
+
+
+if __name__ == "__main__":
+  command()

@@ -1,0 +1,191 @@
+"""Frozen features: the losses of a run are those without them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers import small_run
+from zsad_jax import backbones, train
+from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import distributed
+from zsad_jax.training import feature_cache
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data") / "mvtec"
+  small_run.write_mvtec(folder)
+  return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def backbone(monkeypatch):
+  monkeypatch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+
+
+CONFIGS = {
+    "anomalyclip": small_run.get_anomalyclip_config,
+    "adaptclip": small_run.get_adaptclip_config,  # Learns from references.
+    "adaclip": small_run.get_config,
+}
+
+
+def losses(config, workdir):
+  assert train.train(config, workdir)
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line)["loss"] for line in text.splitlines()]
+
+
+def prepared(name, data, place, folder="", dtype="float32"):
+  config = CONFIGS[name](data)
+  config.batch_size = 3  # Does not divide the images.
+  config.mosaic_prob = 0.0
+  config.features = dict(place=place, dtype=dtype, folder=str(folder))
+  return config
+
+
+@pytest.fixture(scope="module")
+def uncached(data, tmp_path_factory):
+  found = {}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+    for name in CONFIGS:
+      folder = tmp_path_factory.mktemp("run")
+      found[name] = losses(prepared(name, data, "none"), folder)
+  return found
+
+
+@pytest.mark.parametrize("place", ["device", "host", "disk"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_are_those_of_encoding_each_step(
+    name, place, data, uncached, tmp_path, capsys
+):
+  config = prepared(name, data, place, tmp_path / "features")
+  found = losses(config, tmp_path / "run")
+  # Terms near 1 are rounded, also where their sum has been trained to 0.1.
+  np.testing.assert_allclose(found, uncached[name], rtol=1e-5, atol=3e-6)
+  assert "Features of 16 images" in capsys.readouterr().out
+
+
+def test_bfloat16_takes_half_and_is_near(data, uncached, tmp_path):
+  config = prepared("adaptclip", data, "host", dtype="bfloat16")
+  found = losses(config, tmp_path / "run")
+  assert found != uncached["adaptclip"]
+  np.testing.assert_allclose(found, uncached["adaptclip"], rtol=0.02)
+
+
+def test_a_second_run_reads_the_disk(data, tmp_path, monkeypatch):
+  config = prepared("adaptclip", data, "disk", tmp_path / "features")
+  first = losses(config, tmp_path / "first")
+  monkeypatch.setattr(feature_cache.pipeline, "eval_batches", never)
+  second = losses(config, tmp_path / "second")
+  assert first == second
+
+
+def never(*args, **kwargs):
+  raise AssertionError("Encoded again.")
+
+
+def test_other_weights_have_other_features(data, tmp_path, monkeypatch):
+  config = prepared("anomalyclip", data, "disk", tmp_path / "features")
+  losses(config, tmp_path / "first")
+  monkeypatch.setattr(clip_load, "RANDOM_SEED", 1)
+  losses(config, tmp_path / "second")
+  assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+def test_unreadable_images_count_nothing(data, tmp_path, capsys):
+  small_run.write_mvtec(tmp_path / "data")
+  (tmp_path / "data/bolt/test/good/0.png").write_bytes(b"no image")
+  (tmp_path / "data/nut/train/good/1.png").write_bytes(b"no image")
+  found = {}
+  for place in ("none", "host"):
+    config = prepared("adaptclip", str(tmp_path / "data"), place)
+    config.skip_corrupt = True
+    found[place] = losses(config, tmp_path / place)
+  np.testing.assert_allclose(found["host"], found["none"], rtol=1e-5)
+  assert "bolt/test/good/0.png" in capsys.readouterr().out
+
+
+def test_an_unreadable_image_is_named_by_every_run(data, tmp_path, capsys):
+  small_run.write_mvtec(tmp_path / "data")
+  bad = tmp_path / "data/bolt/test/good/0.png"
+  bad.write_bytes(b"no image")
+  config = prepared(
+      "anomalyclip", str(tmp_path / "data"), "disk", tmp_path / "features"
+  )
+  config.skip_corrupt = True
+  found = []
+  for name in ("first", "second"):
+    found.append(losses(config, tmp_path / name))
+    assert str(bad) in capsys.readouterr().out
+  assert found[0] == found[1]
+  config.skip_corrupt = False
+  with pytest.raises(ValueError, match="bolt/test/good/0.png"):
+    losses(config, tmp_path / "third")
+
+
+def test_processes_cannot_share_what_one_of_them_holds(
+    data, tmp_path, monkeypatch
+):
+  config = prepared("anomalyclip", data, "host")
+  method = run_lib.make_method(config.method_name, config.method.to_dict())
+  backbone = backbones.load(**config.backbone)
+  made = feature_cache.Features(
+      config, method, backbone, distributed.make_mesh(),
+      [run_lib.open_dataset(config, data)],
+  )  # fmt: skip
+  monkeypatch.setattr(feature_cache.jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match='"host", but processes do not share'):
+    made.compute([])
+
+
+def test_images_are_kept_as_bytes(data):
+  config = prepared("adaclip", data, "host")
+  method = run_lib.make_method(config.method_name, config.method.to_dict())
+  backbone = backbones.load(**config.backbone)
+  frozen = feature_cache.make(
+      config, method, backbone, distributed.make_mesh(),
+      [run_lib.open_dataset(config, data)], [],
+  )  # fmt: skip
+  batch = next(frozen.batches(start_step=0))
+  assert batch["features"]["pixels"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(place="gpu"), "config.features.place is one of auto, device"),
+        (dict(dtype="int8"), "config.features.dtype is one of float32"),
+        (dict(place="host"), "mosaics show images differently"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message, data, tmp_path):
+  config = prepared("anomalyclip", data, "auto")
+  config.features.update(settings)
+  config.mosaic_prob = 0.2
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path)
+
+
+def test_mosaics_are_encoded_at_each_step(data, tmp_path, capsys):
+  config = prepared("anomalyclip", data, "auto")
+  config.mosaic_prob = 0.5
+  losses(config, tmp_path)
+  assert "Features of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "room, free, place",
+    [(10, 100, "device"), (60, 100, "host"), (600, 100, "disk")],
+)
+def test_the_nearest_place_with_room_is_taken(room, free, place, monkeypatch):
+  class Device:
+    def memory_stats(self):
+      return {"bytes_limit": free + 7, "bytes_in_use": 7}
+
+  monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
+  monkeypatch.setattr(feature_cache.distributed, "free_memory", lambda: 1000)
+  assert feature_cache._place(room) == place

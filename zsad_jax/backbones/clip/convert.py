@@ -1,0 +1,352 @@
+"""From the parameter names of published CLIP files to ours.
+
+One table per source: a regular expression for the whole name, the path of the
+parameter in our tree, and what is done to the array. Our tree is a nested
+dict; flat, its names are joined by "/". `param_shapes` lists them all.
+
+  OPENAI        OpenAI's archives and open_clip's checkpoints
+  HUGGING_FACE  transformers' CLIPModel
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from zsad_jax import types
+from zsad_jax.backbones.clip import config as clip_config
+from zsad_jax.torch_io.rules import Rule, linear, norm, rename
+
+# Names of Hugging Face's config for the activations that we have.
+ACTS = {"quick_gelu": "quick", "gelu": "gelu_erf"}
+LAYER_NORM_EPS = 1e-5  # Built into our towers.
+MAX_LISTED = 8  # Names of each side in an error message.
+
+
+def openai_blocks(pattern, path):
+  attn, ours = rf"{pattern}\.attn", f"{path}/attn"
+  return (
+      *norm(rf"{pattern}\.(ln_[12])", rf"{path}/\2"),
+      Rule(rf"{attn}\.in_proj_weight", f"{ours}/in_proj/kernel", "linear"),
+      Rule(rf"{attn}\.in_proj_bias", f"{ours}/in_proj/bias"),
+      *linear(rf"{attn}\.out_proj", f"{ours}/out_proj"),
+      *linear(rf"{pattern}\.mlp\.(c_fc|c_proj)", rf"{path}/mlp/\2"),
+  )
+
+
+def hugging_face_blocks(pattern, path):
+  """`_fuse_qkv` then makes in_proj of the three projections."""
+  attn, ours = rf"{pattern}\.self_attn", f"{path}/attn"
+  return (
+      *norm(rf"{pattern}\.layer_norm([12])", rf"{path}/ln_\2"),
+      *linear(rf"{attn}\.([qkv]_proj)", rf"{ours}/\2"),
+      *linear(rf"{attn}\.out_proj", f"{ours}/out_proj"),
+      *linear(rf"{pattern}\.mlp\.fc1", f"{path}/mlp/c_fc"),
+      *linear(rf"{pattern}\.mlp\.fc2", f"{path}/mlp/c_proj"),
+  )
+
+
+OPENAI = (
+    Rule(r"visual\.conv1\.weight", "visual/conv1/kernel", "conv"),
+    Rule(r"visual\.class_embedding", "visual/class_embedding"),
+    Rule(r"visual\.positional_embedding", "visual/positional_embedding"),
+    *norm(r"visual\.(ln_pre|ln_post)", r"visual/\1"),
+    *openai_blocks(
+        r"visual\.transformer\.resblocks\.(\d+)", r"visual/resblocks_\1"
+    ),
+    Rule(r"visual\.proj", "visual/proj"),  # Used as x @ proj: not transposed.
+    Rule(r"token_embedding\.weight", "text/token_embedding"),
+    Rule(r"positional_embedding", "text/positional_embedding"),
+    *openai_blocks(r"transformer\.resblocks\.(\d+)", r"text/resblocks_\1"),
+    *norm(r"ln_final", "text/ln_final"),
+    Rule(r"text_projection", "text/text_projection"),
+    Rule(r"logit_scale", "logit_scale"),
+)
+# Sizes written beside OpenAI's weights; the causal mask.
+OPENAI_UNUSED = r"input_resolution|context_length|vocab_size|attn_mask"
+
+V, T = "vision_model", "text_model"
+HUGGING_FACE = (
+    Rule(
+        rf"{V}\.embeddings\.patch_embedding\.weight",
+        "visual/conv1/kernel",
+        "conv",
+    ),
+    Rule(rf"{V}\.embeddings\.class_embedding", "visual/class_embedding"),
+    Rule(
+        rf"{V}\.embeddings\.position_embedding\.weight",
+        "visual/positional_embedding",
+    ),
+    *norm(rf"{V}\.pre_layrnorm", "visual/ln_pre"),  # Their spelling.
+    *hugging_face_blocks(
+        rf"{V}\.encoder\.layers\.(\d+)", r"visual/resblocks_\1"
+    ),
+    *norm(rf"{V}\.post_layernorm", "visual/ln_post"),
+    Rule(r"visual_projection\.weight", "visual/proj", "linear"),
+    Rule(rf"{T}\.embeddings\.token_embedding\.weight", "text/token_embedding"),
+    Rule(
+        rf"{T}\.embeddings\.position_embedding\.weight",
+        "text/positional_embedding",
+    ),
+    *hugging_face_blocks(
+        rf"{T}\.encoder\.layers\.(\d+)", r"text/resblocks_\1"
+    ),
+    *norm(rf"{T}\.final_layer_norm", "text/ln_final"),
+    Rule(r"text_projection\.weight", "text/text_projection", "linear"),
+    Rule(r"logit_scale", "logit_scale"),
+)
+# Counters 0, 1, 2, ... that older versions of transformers stored.
+HUGGING_FACE_UNUSED = rf"({V}|{T})\.embeddings\.position_ids"
+
+
+def from_openai(
+    state: Mapping[str, np.ndarray],
+    *,
+    act: str = "quick",
+    source: str = "the state dict",
+) -> tuple[types.Params, clip_config.ClipConfig]:
+  """Converts the state dict of OpenAI's CLIP or of open_clip.
+
+  Args:
+    state: arrays by torch name. The sizes of the model are read off them; the
+      heads are those of known models of the same width, else one per 64
+      channels.
+    act: activation the weights were trained with; the file does not say.
+    source: what messages call the state dict.
+
+  Returns:
+    The parameters, nested, in the dtypes of `state`, and the sizes.
+
+  Raises:
+    ValueError: names or shapes are not those of a CLIP with a ViT.
+  """
+  flat = rename(_without(state, OPENAI_UNUSED), OPENAI)
+  config = _infer_config(flat, act, source)
+  check(flat, config, source)
+  return unflatten(flat), config
+
+
+def from_hugging_face(
+    state: Mapping[str, np.ndarray],
+    hf_config: Any,
+    *,
+    source: str = "the state dict",
+) -> tuple[types.Params, clip_config.ClipConfig]:
+  """Converts the state dict of transformers' CLIPModel; see `from_openai`.
+
+  Args:
+    state: arrays by name.
+    hf_config: the `transformers.CLIPConfig` of the model.
+    source: what messages call the state dict.
+
+  Raises:
+    ValueError: names or shapes are not those that `hf_config` implies, or it
+      asks for something our towers do not have.
+  """
+  config = _translate_config(hf_config, source)
+  used = _without(state, HUGGING_FACE_UNUSED)
+  flat = _fuse_qkv(rename(used, HUGGING_FACE))
+  check(flat, config, source)
+  return unflatten(flat), config
+
+
+def param_shapes(config: clip_config.ClipConfig) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every parameter by its flat name."""
+  c, d, p = config.vision_width, config.embed_dim, config.patch_size
+  c_text = config.text_width
+  return {
+      "visual/conv1/kernel": (p, p, 3, c),
+      "visual/class_embedding": (c,),
+      "visual/positional_embedding": (1 + config.grid**2, c),
+      **_norm_shapes("visual/ln_pre", c),
+      **_block_shapes("visual", config.vision_layers, c),
+      **_norm_shapes("visual/ln_post", c),
+      "visual/proj": (c, d),
+      "text/token_embedding": (config.vocab_size, c_text),
+      "text/positional_embedding": (config.context_length, c_text),
+      **_block_shapes("text", config.text_layers, c_text),
+      **_norm_shapes("text/ln_final", c_text),
+      "text/text_projection": (c_text, d),
+      "logit_scale": (),
+  }
+
+
+def check(params: types.Params, config: clip_config.ClipConfig, source: str):
+  """Raises ValueError unless `params` has the names and shapes of `config`.
+
+  The message lists what is missing, what is unknown and what has another
+  shape, under our names; a name from the file that no rule knows stays as the
+  file has it.
+  """
+  found = {name: np.shape(x) for name, x in flatten(params).items()}
+  if problem := differences(param_shapes(config), found):
+    raise ValueError(f"{source} does not fit {config}: {problem}")
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+  """Says which names or shapes differ, both sides listed; "" if none does."""
+  misshapen = [
+      f"{name}: expected {shape}, found {found[name]}"
+      for name, shape in expected.items()
+      if name in found and found[name] != shape
+  ]
+  missing = [name for name in expected if name not in found]
+  unknown = [name for name in found if name not in expected]
+  if not (misshapen or missing or unknown):
+    return ""
+  return _sides(missing=missing, unknown=unknown, misshapen=misshapen)
+
+
+def flatten(params: types.Params) -> dict[str, Any]:
+  """Returns `{"a/b": x}` for a tree `{"a": {"b": x}}`."""
+  return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `flatten`."""
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _without(state, unused):
+  return {n: x for n, x in state.items() if not re.fullmatch(unused, n)}
+
+
+def _fuse_qkv(flat):
+  """Joins q_proj, k_proj, v_proj of each block; leaves what does not fit."""
+  flat = dict(flat)
+  for name in [name for name in flat if "/q_proj/" in name]:
+    parts = [name.replace("q_proj", f"{x}_proj") for x in "qkv"]
+    if len({np.shape(flat.get(part)) for part in parts}) == 1:
+      fused = name.replace("q_proj", "in_proj")
+      # Kernels are (in, out): the outputs are joined.
+      flat[fused] = np.concatenate([flat.pop(x) for x in parts], axis=-1)
+  return flat
+
+
+def _infer_config(flat, act, source):
+  """Reads the sizes of a model off its weights."""
+  axes = {
+      "visual/conv1/kernel": 4,
+      "visual/positional_embedding": 2,
+      "visual/proj": 2,
+      "text/token_embedding": 2,
+      "text/positional_embedding": 2,
+  }
+  shapes = {name: np.shape(flat[name]) for name in axes if name in flat}
+  missing = [name for name in axes if name not in shapes]
+  misshapen = [
+      f"{name}: expected {axes[name]} axes, found {shape}"
+      for name, shape in shapes.items()
+      if len(shape) != axes[name]
+  ]
+  if missing or misshapen:
+    unknown = [name for name in flat if "." in name]  # Ours have no dots.
+    raise ValueError(
+        f"{source} is not a CLIP with a ViT image tower: "
+        + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
+    )
+  kernel, positions, proj, tokens, text_positions = map(shapes.get, axes)
+  patch_size, vision_width = kernel[0], kernel[-1]
+  return clip_config.ClipConfig(
+      embed_dim=proj[1],
+      image_size=math.isqrt(positions[0] - 1) * patch_size,
+      patch_size=patch_size,
+      vision_width=vision_width,
+      vision_layers=_count_blocks(flat, "visual"),
+      text_width=tokens[1],
+      text_layers=_count_blocks(flat, "text"),
+      vocab_size=tokens[0],
+      context_length=text_positions[0],
+      vision_heads=_count_heads("vision", vision_width, source),
+      text_heads=_count_heads("text", tokens[1], source),
+      act=act,
+  )
+
+
+def _count_blocks(flat, tower):
+  """Returns the last block's number plus one, so that a gap is missed."""
+  found = [re.match(rf"{tower}/resblocks_(\d+)/", name) for name in flat]
+  return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _count_heads(tower, width, source):
+  """Returns the heads of the known model of this width, or one per 64.
+
+  Weights do not tell the number of heads; open_clip's ViT-H has fewer.
+  """
+  for model in clip_config.MODELS.values():
+    if getattr(model, f"{tower}_width") == width:
+      return getattr(model, f"{tower}_heads")
+  if width % clip_config.HEAD_WIDTH:
+    raise ValueError(
+        f"{source} has a {tower} tower of width {width}, expected a multiple "
+        f"of {clip_config.HEAD_WIDTH}, the width of a head."
+    )
+  return width // clip_config.HEAD_WIDTH
+
+
+def _translate_config(hf_config, source):
+  """Returns our sizes for a `transformers.CLIPConfig`."""
+  vision, text = hf_config.vision_config, hf_config.text_config
+  acts = {vision.hidden_act, text.hidden_act}
+  if len(acts) > 1 or not acts <= set(ACTS):
+    raise ValueError(
+        f"{source}: hidden_act is {vision.hidden_act!r} in the vision tower "
+        f"and {text.hidden_act!r} in the text tower; expected one of "
+        f"{sorted(ACTS)} in both."
+    )
+  if {vision.layer_norm_eps, text.layer_norm_eps} != {LAYER_NORM_EPS}:
+    raise ValueError(
+        f"{source}: layer_norm_eps is {vision.layer_norm_eps} and "
+        f"{text.layer_norm_eps}; our towers have {LAYER_NORM_EPS}."
+    )
+  return clip_config.ClipConfig(
+      embed_dim=hf_config.projection_dim,
+      image_size=vision.image_size,
+      patch_size=vision.patch_size,
+      vision_width=vision.hidden_size,
+      vision_layers=vision.num_hidden_layers,
+      text_width=text.hidden_size,
+      text_layers=text.num_hidden_layers,
+      vocab_size=text.vocab_size,
+      context_length=text.max_position_embeddings,
+      vision_heads=vision.num_attention_heads,
+      text_heads=text.num_attention_heads,
+      act=ACTS[vision.hidden_act],
+  )
+
+
+def _norm_shapes(path, width):
+  return {f"{path}/scale": (width,), f"{path}/bias": (width,)}
+
+
+def _linear_shapes(path, width_in, width_out):
+  return {f"{path}/kernel": (width_in, width_out), f"{path}/bias": (width_out,)}
+
+
+def _block_shapes(tower, layers, c):
+  shapes = {}
+  for i in range(layers):
+    path = f"{tower}/resblocks_{i}"
+    shapes |= {
+        **_norm_shapes(f"{path}/ln_1", c),
+        **_linear_shapes(f"{path}/attn/in_proj", c, 3 * c),
+        **_linear_shapes(f"{path}/attn/out_proj", c, c),
+        **_norm_shapes(f"{path}/ln_2", c),
+        **_linear_shapes(f"{path}/mlp/c_fc", c, 4 * c),
+        **_linear_shapes(f"{path}/mlp/c_proj", 4 * c, c),
+    }
+  return shapes
+
+
+def _sides(**lists):
+  """Returns e.g. "2 missing: a, b; 0 unknown; ...", long lists cut."""
+  parts = []
+  for what, names in lists.items():
+    shown = names[:MAX_LISTED] + ["..."] * (len(names) > MAX_LISTED)
+    listing = ": " + ", ".join(shown) if shown else ""
+    parts.append(f"{len(names)} {what}{listing}")
+  return "; ".join(parts) + "."

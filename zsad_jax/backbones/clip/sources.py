@@ -1,0 +1,222 @@
+"""Reads published CLIP weights from files, directories or the hub.
+
+Nothing in a file is run, and no torch is needed; see `torch_file`.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from zsad_jax import types
+from zsad_jax.backbones.clip import config as clip_config
+from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import weights
+from zsad_jax.torch_io import file as torch_file
+
+# OpenAI publishes each file under a URL that contains its SHA-256
+# (openaipublic.azureedge.net/clip/models/<SHA-256>/<file>).
+OPENAI_SHA256 = {
+    "ViT-B-32.pt": (
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+    ),
+    "ViT-B-16.pt": (
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
+    ),
+    "ViT-L-14.pt": (
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+    ),
+    "ViT-L-14-336px.pt": (
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
+    ),
+}
+# open_clip's releases end in the first digits of their SHA-256.
+OPEN_CLIP_RELEASE = re.compile(r".+-([0-9a-f]{8})\.pt")
+FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+# Files of a transformers model, best first.
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+TORCH = "pytorch_model.bin"
+
+
+class Weights(NamedTuple):
+  """Weights as read: a tree of parameters, sizes, SHA-256 by file name."""
+
+  params: types.Params
+  config: clip_config.ClipConfig
+  sha256: dict[str, str]
+
+
+def read(source: str, act: str | None = None) -> Weights:
+  """Reads weights from a file, a directory or the hub."""
+  path = pathlib.Path(source)
+  if path.is_file():
+    return _read_file(path, act)
+  looks_like_hub = HUB_NAME.fullmatch(source) and not path.is_absolute()
+  if not path.is_dir() and path.suffix not in FILE_SUFFIXES and looks_like_hub:
+    path = _download(source)
+  if not path.is_dir():
+    raise FileNotFoundError(
+        f"{source} is no file, no directory and no name on the hub, such as "
+        "openai/clip-vit-large-patch14-336."
+    )
+  if act:
+    raise ValueError(
+        f"--act is for open_clip files; the activation of {source} is in its "
+        "config.json."
+    )
+  return _read_directory(path)
+
+
+def check_sha256(path: pathlib.Path, digest: str) -> None:
+  """Raises ValueError if a file with a published name has another digest."""
+  release = OPEN_CLIP_RELEASE.fullmatch(path.name)
+  expected = OPENAI_SHA256.get(path.name) or (release and release[1])
+  if expected and not digest.startswith(expected):
+    raise ValueError(
+        f"{path} is not the file published under this name: its SHA-256 is "
+        f"{digest}, expected {expected}{'...' if release else ''}. Download "
+        "it again, or rename it if it is another file."
+    )
+
+
+def _read_file(path, act):
+  """Reads a state dict in the layout of OpenAI and open_clip."""
+  digest = _sha256(path)
+  check_sha256(path, digest)
+  if path.suffix == ".safetensors":
+    state, _ = weights.read_safetensors(path)
+  else:
+    state = torch_file.read(path)
+  if any(name.startswith("vision_model.") for name in state):
+    raise ValueError(
+        f"{path} is a transformers model: pass the directory that holds it "
+        "and its config.json."
+    )
+  if not act and not _is_from_openai(state):
+    raise ValueError(
+        f"{path} does not say its activation. Pass --act=quick for a model "
+        "of OpenAI or one called -quickgelu, --act=gelu_erf for others."
+    )
+  act = act or "quick"
+  params, config = clip_convert.from_openai(state, act=act, source=str(path))
+  return Weights(params, config, {path.name: digest})
+
+
+def _is_from_openai(state):
+  """Whether matrices are in half precision and the rest is not.
+
+  Only OpenAI's files mix the two (`convert_weights` in their model.py).
+  """
+  dtypes = [
+      getattr(state.get(name), "dtype", None)
+      for name in ("visual.conv1.weight", "visual.class_embedding")
+  ]
+  return dtypes == [np.float16, np.float32]
+
+
+def _read_directory(directory):
+  """Reads a transformers CLIPModel: config.json and its weights."""
+  import transformers  # Slow to import, and needed here only.
+
+  config_file = directory / "config.json"
+  if not config_file.is_file():
+    raise FileNotFoundError(
+        f"{directory} has no config.json, so it is not a transformers model. "
+        "Pass an open_clip file itself, not its directory."
+    )
+  fields = _read_json(config_file)
+  if fields.get("model_type") != "clip":
+    raise ValueError(
+        f"{config_file}: model_type is {fields.get('model_type')!r}, "
+        "expected 'clip'."
+    )
+  # Fills in the defaults that config.json leaves out.
+  hf_config = transformers.CLIPConfig.from_dict(fields)
+  state, files = _read_weights(directory)
+  params, config = clip_convert.from_hugging_face(
+      state, hf_config, source=str(directory)
+  )
+  return Weights(params, config, {file.name: _sha256(file) for file in files})
+
+
+def _read_weights(directory):
+  """Returns the arrays of a transformers model and the files they are in."""
+  single, index, torch = (
+      directory / name for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH)
+  )
+  if single.is_file():
+    return weights.read_safetensors(single)[0], [single]
+  if index.is_file():
+    return _read_shards(index)
+  if torch.is_file():
+    return torch_file.read(torch), [torch]
+  raise FileNotFoundError(
+      f"{directory} has no weights; expected {SAFETENSORS}, "
+      f"{SAFETENSORS_INDEX} or {TORCH}."
+  )
+
+
+def _read_shards(index):
+  """Reads the files an index lists; each array must be where it says."""
+  shard_of = _read_json(index).get("weight_map")
+  if not shard_of:
+    raise ValueError(f"{index} has no weight_map: file by array name.")
+  files = [index.with_name(name) for name in sorted(set(shard_of.values()))]
+  missing = [file.name for file in files if not file.is_file()]
+  if missing:
+    raise FileNotFoundError(
+        f"{index} lists {len(files)} files, of which {len(missing)} are "
+        f"missing: {', '.join(missing)}. Download them, too."
+    )
+  state = {}
+  for file in files:
+    shard, _ = weights.read_safetensors(file)
+    listed = {name for name, home in shard_of.items() if home == file.name}
+    if listed != set(shard):
+      raise ValueError(
+          f"{file} and {index.name} disagree: not in the file "
+          f"{sorted(listed - set(shard))}, not listed for it "
+          f"{sorted(set(shard) - listed)}."
+      )
+    state |= shard
+  return state, files
+
+
+def _read_json(path):
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON: {error}.") from error
+
+
+def _download(name):
+  """Returns the local copy of a model on the hub, downloaded if needed."""
+  import huggingface_hub  # Slow to import, and needed here only.
+
+  def fetch(*patterns):
+    folder = huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+    return pathlib.Path(folder)
+
+  try:
+    path = fetch("config.json", "model*.safetensors", SAFETENSORS_INDEX)
+    if not any(path.glob("model*.safetensors")):
+      path = fetch("config.json", TORCH)
+  except Exception as error:  # The hub's, its HTTP library's and OS errors.
+    raise FileNotFoundError(
+        f"{name} is no local file or directory and could not be fetched from "
+        f"the Hugging Face hub ({type(error).__name__}: {error}). Offline, "
+        "download its config.json and model.safetensors elsewhere and pass "
+        "--source=DIRECTORY."
+    ) from error
+  return path
+
+
+def _sha256(path):
+  with path.open("rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,117 @@
+"""The small CLIP that the package ships, trained by `zsad_jax.pretrain`.
+
+Its file is one of `weights.py` in float16, but for the token table: only the
+rows of words in captions were trained and are stored, with their ids; others
+are those of `random_clip` with the seed in the metadata. See TINY_CLIP.md.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import model, weights
+from zsad_jax.backbones.clip.config import ClipConfig
+from zsad_jax.runtime import files
+
+FILE = pathlib.Path(__file__).with_name("tiny_clip.safetensors")
+SHA256 = (
+    "4a46c81832427b0f79c727b837c74f9ea1ad59bd2af88165aee80729fb8e3bbb"
+)
+TABLE, ROWS, IDS = "text/token_embedding", "text/token_rows", "text/token_ids"
+
+
+def load(path: str | pathlib.Path = "") -> model.Clip:
+  """Reads a file that `save` wrote.
+
+  Args:
+    path: the file; by default the one of the package, whose digest is checked.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged or not one of ours.
+  """
+  shipped, path = not path, pathlib.Path(path or FILE)
+  mend = "Install zsad_jax again." if shipped else (
+      "Make one with `python -m zsad_jax.pretrain "
+      "--config=configs/tiny_clip.py`."
+  )  # fmt: skip
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} is not a file. {mend}")
+  if shipped:
+    _check_digest(path, mend)
+  tensors, metadata = weights.read_safetensors(path)
+  try:
+    about = json.loads(metadata[weights.METADATA_KEY])
+    config, seed = ClipConfig(**about["config"]), about["seed"]
+    rows, ids = tensors.pop(ROWS), tensors.pop(IDS)
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+        f"{path} holds no embedded CLIP: {error} is missing or unknown. {mend}"
+    ) from error
+  table = random_table(config, seed)
+  table[ids] = rows
+  tensors[TABLE] = table
+  clip_convert.check(tensors, config, str(path))
+  return model.from_params(clip_convert.unflatten(tensors), config)
+
+
+def save(
+    path: str | pathlib.Path,
+    clip: model.Clip,
+    *,
+    vocabulary: np.ndarray,
+    seed: int,
+    about: Mapping[str, Any],
+) -> str:
+  """Writes a CLIP in float16; the file appears complete or not at all.
+
+  Args:
+    path: where to write.
+    clip: the model; rows of its token table outside of the vocabulary are
+      those of `random_table`.
+    vocabulary: ids of the rows to store.
+    seed: of `random_table`.
+    about: how the weights were made, of JSON types.
+
+  Returns:
+    The file's SHA-256.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  flat = clip_convert.flatten(clip.params)
+  tensors = {name: np.asarray(x, np.float16) for name, x in flat.items()}
+  tensors[ROWS] = tensors.pop(TABLE)[vocabulary]
+  tensors[IDS] = np.asarray(vocabulary, np.int32)
+  metadata = {
+      "format": weights.FORMAT,
+      "config": dataclasses.asdict(clip.config),
+      "seed": seed,
+      **about,
+  }
+  data = safetensors.numpy.save(
+      tensors, {weights.METADATA_KEY: json.dumps(metadata)}
+  )
+  files.write_bytes(path, data)
+  return hashlib.sha256(data).hexdigest()
+
+
+def random_table(config: ClipConfig, seed: int) -> np.ndarray:
+  """The token table before training: float32 (v, c)."""
+  random = model.random_clip(config, seed).params
+  return np.array(random["text"]["token_embedding"])
+
+
+def _check_digest(path, mend):
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  if digest != SHA256:
+    raise ValueError(
+        f"{path} is damaged: its SHA-256 is {digest}, expected {SHA256}. {mend}"
+    )

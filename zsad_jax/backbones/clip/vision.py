@@ -1,0 +1,115 @@
+"""CLIP's vision tower (ViT) with the hooks of every method."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zsad_jax.backbones.clip import blocks
+from zsad_jax.backbones.clip.config import ClipConfig
+from zsad_jax.layers import resample
+
+
+class VisionTower(nn.Module):
+  """Image to tokens. With every hook off it is plain CLIP.
+
+  Taps count from 1, as the papers' layers do: `out["block06"]` holds the
+  tokens after layer 6, class token first, prompts cut off.
+  """
+
+  config: ClipConfig
+  act: str
+  pos_resize: str
+  dtype: str = "float32"
+  remat: bool = False
+
+  def setup(self):
+    cfg, c = self.config, self.config.vision_width
+    normal = nn.initializers.normal(c**-0.5)
+    self.conv1 = nn.Conv(
+        c,
+        kernel_size=(cfg.patch_size, cfg.patch_size),
+        strides=(cfg.patch_size, cfg.patch_size),
+        padding="VALID",
+        use_bias=False,
+        dtype=self.dtype,
+    )
+    self.class_embedding = self.param("class_embedding", normal, (c,))
+    self.positional_embedding = self.param(
+        "positional_embedding", normal, (1 + cfg.grid**2, c)
+    )
+    self.ln_pre, self.ln_post = blocks.LayerNorm(), blocks.LayerNorm()
+    block = blocks.block_type(self.remat)
+    self.resblocks = [
+        block(cfg.vision_heads, self.act, self.dtype)
+        for _ in range(cfg.vision_layers)
+    ]
+    self.proj = self.param("proj", normal, (c, cfg.embed_dim))
+
+  def __call__(
+      self,
+      image: Float[Array, "b h w 3"],
+      *,
+      prompts: Float[Array, "b n m c"] | None = None,
+      vv_from: int | None = None,
+      last_patches: bool = True,
+      keep: Int[Array, "b k"] | None = None,
+  ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
+    """Runs the tower.
+
+    Args:
+      image: normalised image, sides divisible by the patch size.
+      prompts: m tokens for each of the first n blocks: appended after the
+        patches at block 1, set anew at the input of blocks 2 ... n, carried
+        along from there to the last block (AdaCLIP).
+      vv_from: first layer (1-based) of the value-value stream, which starts
+        as the input of that layer (AnomalyCLIP's DPAM).
+      last_patches: whether the last layer's patches are wanted; without them
+        it computes the class token alone (its value-value stream is whole).
+      keep: patches (0-based) that the tower sees, in this order; the others
+        are dropped to save time in pretraining (Li et al., CVPR 2023, FLIP).
+
+    Returns:
+      The class embedding ln_post(class token) @ proj, not normalised, and the
+      taps: "blockNN" and, from `vv_from` on, "vv/blockNN", each
+      (b, 1 + l, c), and "class" (b, c), the final class token as it is.
+    """
+    if prompts is not None and prompts.shape[1] > len(self.resblocks):
+      raise ValueError(
+          f"Prompts for {prompts.shape[1]} vision blocks, but the tower has "
+          f"{len(self.resblocks)}: reduce the depth of the prompts."
+      )
+    x = self.embed(image)
+    if keep is not None:
+      seen = jnp.pad(keep + 1, ((0, 0), (1, 0)))  # The class token is first.
+      x = jnp.take_along_axis(x, seen[..., None], axis=1)
+    x = self.ln_pre(x)
+    tokens, vv, out = x.shape[1], None, {}
+    for i, block in enumerate(self.resblocks):
+      if prompts is not None and i < prompts.shape[1]:
+        x = jnp.concatenate([x[:, :tokens], prompts[:, i]], axis=1)
+      if i + 1 == vv_from:
+        vv = x
+      last = i + 1 == len(self.resblocks)
+      x, vv = block(x, vv, 1 if last and not last_patches else None)
+      out[f"block{i + 1:02d}"] = x[:, :tokens]
+      if vv is not None:
+        out[f"vv/block{i + 1:02d}"] = vv[:, :tokens]
+    out["class"] = x[:, 0]
+    return self.project(out["class"], ln_post=True), out
+
+  def embed(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b t c"]:
+    """Patches with the class token in front and positions added."""
+    patches = self.conv1(image)
+    b, *grid, c = patches.shape
+    class_token = jnp.broadcast_to(self.class_embedding, (b, 1, c))
+    table = resample.resize_position_table(
+        self.positional_embedding, tuple(grid), method=self.pos_resize
+    )
+    x = jnp.concatenate([class_token, patches.reshape(b, -1, c)], axis=1)
+    return x + table[None]
+
+  def project(
+      self, x: Float[Array, "*b c"], *, ln_post: bool
+  ) -> Float[Array, "*b d"]:
+    """Tokens into the joint embedding, through ln_post or not."""
+    return (self.ln_post(x) if ln_post else x) @ self.proj

@@ -1,0 +1,127 @@
+"""Our file of CLIP weights: one safetensors file that `convert` writes.
+
+Arrays have the flat names of `names.param_shapes` and the dtype of their
+source. The metadata entry `zsad_jax` is a JSON object:
+
+  format   version of this layout
+  config   fields of `ClipConfig`
+  source   what the weights were converted from
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from zsad_jax import types
+from zsad_jax.backbones.clip import config as clip_config
+from zsad_jax.backbones.clip import convert as clip_convert
+
+FORMAT = 1
+METADATA_KEY = "zsad_jax"
+HOW_TO_MAKE = "python -m zsad_jax.convert --source=SOURCE --output={path}"
+
+
+def load(
+    path: str | pathlib.Path,
+) -> tuple[types.Params, clip_config.ClipConfig]:
+  """Reads a file that `save` wrote.
+
+  Returns:
+    The parameters, nested, all in float32, and the sizes of the model.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged or not one of ours.
+  """
+  path = pathlib.Path(path)
+  make = f"Make it with `{HOW_TO_MAKE.format(path=path)}`."
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} is not a file. {make}")
+  try:
+    tensors, metadata = read_safetensors(path)
+    config = _read_config(metadata, path)
+    clip_convert.check(tensors, config, str(path))
+  except ValueError as error:
+    raise ValueError(f"{error} {make}") from error
+  floats = {name: x.astype(np.float32) for name, x in tensors.items()}
+  return clip_convert.unflatten(floats), config
+
+
+def save(
+    path: str | pathlib.Path,
+    params: types.Params,
+    config: clip_config.ClipConfig,
+    source: Mapping[str, Any],
+) -> None:
+  """Writes parameters in their dtypes; the file appears complete or not at all.
+
+  Args:
+    path: where to write; folders are made, a file there is replaced.
+    params: nested or flat arrays.
+    config: sizes of the model, to which `params` must fit.
+    source: what the weights come from, of JSON types: file names, digests.
+
+  Raises:
+    ValueError: `params` do not fit `config`.
+    OSError: the file cannot be written.
+  """
+  path = pathlib.Path(path)
+  clip_convert.check(params, config, f"What is to be saved as {path}")
+  about = {
+      "format": FORMAT,
+      "config": dataclasses.asdict(config),
+      "source": source,
+  }
+  # safetensors writes the memory of an array as it lies: no transposed views.
+  tensors = {
+      name: np.asarray(x, order="C")
+      for name, x in clip_convert.flatten(params).items()
+  }
+  metadata = {METADATA_KEY: json.dumps(about)}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_safetensors(
+    path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Returns the arrays and the metadata of any safetensors file.
+
+  Raises:
+    ValueError: the file is damaged or of another kind.
+  """
+  try:
+    with safetensors.safe_open(path, framework="np") as f:
+      return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+        f"{path} is cut short or no safetensors file "
+        f"({path.stat().st_size:,} bytes; {error})."
+    ) from error
+
+
+def _read_config(metadata, path):
+  """Returns the sizes in the metadata of one of our files."""
+  if METADATA_KEY not in metadata:
+    raise ValueError(
+        f"{path} was not made by zsad_jax.convert: its metadata has no "
+        f"`{METADATA_KEY}`."
+    )
+  about = json.loads(metadata[METADATA_KEY])
+  if about["format"] != FORMAT:
+    raise ValueError(
+        f"{path} has format {about['format']}, expected {FORMAT}."
+    )
+  return clip_config.ClipConfig(**about["config"])

@@ -1,0 +1,118 @@
+"""Families invented at random, for pretraining: no two pictures of one design.
+
+A design has a noun, a material, a colour and the `Family` that draws it: one of
+the textures of `invented_textures.py` or the objects of `invented_objects.py`,
+with proportions drawn at random. None of them is a family of the benchmark.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from zsad_jax.datasets.synthetic.canvas import Family, tinted
+
+COLORS = {
+    "white": (0.85, 0.84, 0.81), "gray": (0.5, 0.5, 0.5),
+    "black": (0.13, 0.13, 0.14), "red": (0.64, 0.17, 0.14),
+    "orange": (0.8, 0.45, 0.16), "yellow": (0.82, 0.7, 0.27),
+    "green": (0.26, 0.47, 0.26), "blue": (0.2, 0.34, 0.6),
+    "purple": (0.42, 0.26, 0.5), "brown": (0.42, 0.28, 0.18),
+    "beige": (0.78, 0.69, 0.54), "pink": (0.8, 0.52, 0.54),
+}
+NEUTRAL = ("white", "gray", "black", "beige")
+PLAIN = 0.6  # Share of designs on a neutral ground.
+SPREAD = 0.06  # Of the tints of one colour name.
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What a design fixes before anything is drawn.
+
+  Attributes:
+    colors: three different names of `COLORS`: body, second colour, and the
+      ground of an object or the odd colour of a texture.
+    material: a key of `MATERIALS`.
+    shape: numbers in [0, 1) that a family turns into its proportions.
+  """
+
+  colors: tuple[str, str, str]
+  material: str
+  shape: tuple[float, ...]
+
+  def tint(self, rng, which):
+    """Returns a tint (3, 1, 1) of the body (0), second (1) or ground (2)."""
+    return tinted(rng, COLORS[self.colors[which]], SPREAD)
+
+  def between(self, which, low, high):
+    """Returns proportion number `which`, scaled to [low, high)."""
+    return low + (high - low) * self.shape[which]
+
+  def one_of(self, which, options):
+    """Returns one of the options, by proportion number `which`."""
+    return options[int(self.shape[which] * len(options))]
+
+  def surface(self, stage, rng, color):
+    """Returns the albedo (3, n, n) and the gloss of the material."""
+    tone, gloss = MATERIALS[self.material](stage, rng)
+    return color * tone, gloss
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """A family of one's own, with the words that are true of it."""
+
+  noun: str
+  material: str
+  color: str
+  family: Family
+
+
+def _metal(stage, rng):
+  streaks, clouds = stage.noise(rng, 3, 60), stage.clouds(rng, 2)
+  return 1 + 0.07 * streaks + 0.13 * clouds, 0.4
+
+
+def _plastic(stage, rng):
+  return 1 + 0.04 * stage.clouds(rng, 2), 0.35
+
+
+def _wooden(stage, rng):
+  grain = stage.noise(rng, 40, 2) + 0.5 * stage.noise(rng, 8, 1)
+  return 1 + 0.13 * grain, 0.05
+
+
+def _rubber(stage, rng):
+  return 1 + 0.07 * stage.noise(rng, 50), 0.1
+
+
+def _ceramic(stage, rng):
+  return 1 + 0.05 * stage.clouds(rng, 4), 0.6
+
+
+def _paper(stage, rng):
+  return 1 + 0.07 * stage.clouds(rng, 8) + 0.05 * stage.noise(rng, 60), 0.0
+
+
+MATERIALS = {"metal": _metal, "plastic": _plastic, "wooden": _wooden,
+             "rubber": _rubber, "ceramic": _ceramic, "paper": _paper}
+
+
+def invent(rng: np.random.Generator, kinds) -> Design:
+  """Returns a design of one of `kinds`, as the two files of families list them.
+
+  Args:
+    rng: random numbers; the same give the same design.
+    kinds: `{noun: Family}` whose `draw` takes `(look, rng, size, flaw)`.
+  """
+  noun = str(rng.choice(sorted(kinds)))
+  body, second = rng.choice(sorted(COLORS), 2, replace=False)
+  grounds = NEUTRAL if rng.random() < PLAIN else sorted(COLORS)
+  ground = rng.choice([c for c in grounds if c not in (body, second)])
+  colors = tuple(map(str, (body, second, ground)))
+  look = Look(colors, str(rng.choice(sorted(MATERIALS))),
+              tuple(rng.random(12).tolist()))
+  family = kinds[noun]
+  drawn = dataclasses.replace(
+      family, draw=functools.partial(family.draw, look))
+  return Design(noun, look.material, colors[0], drawn)

@@ -1,0 +1,284 @@
+"""Defects made to order: normal photographs become an auxiliary data set.
+
+Every defect is drawn on a random square part of the picture, so that its size
+relative to the picture varies, and mixed in with a random strength. Masks hold
+exactly the pixels that visibly changed; all others are left as they were.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from zsad_jax.datasets import index, preprocess
+from zsad_jax.datasets.synthetic import defects
+from zsad_jax.runtime import files
+
+Photo = np.ndarray  # Float32 (h, w, 3) in [0, 1].
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+  """What is drawn at random for every picture.
+
+  Attributes:
+    kinds: of defects, keys of `KINDS`.
+    number: of defects in a picture, least and most.
+    size: side of the part that a defect is drawn on, as shares of the
+      picture's shorter side.
+    strength: of a defect, 1 being as drawn.
+  """
+
+  kinds: tuple[str, ...]
+  number: tuple[int, int] = (1, 2)
+  size: tuple[float, float] = (0.4, 1.0)
+  strength: tuple[float, float] = (0.6, 1.0)
+
+  def __post_init__(self):
+    if unknown := sorted(set(self.kinds) - KINDS.keys()):
+      raise ValueError(
+          f"There is no kind of defect {unknown[0]!r}; there are "
+          f"{', '.join(KINDS)}."
+      )
+    for name, least, most in (
+        ("number", 1, 20), ("size", 0.05, 1), ("strength", 0.05, 1),
+    ):  # fmt: skip
+      low, high = getattr(self, name)
+      if not least <= low <= high <= most:
+        raise ValueError(
+            f"{name} must be two numbers from {least} to {most}, the smaller "
+            f"one first; got {low}, {high}."
+        )
+
+
+def _blended(image, color, share):
+  return image + (color - image) * share[..., None]
+
+
+def _patch(sheet, rng, low, high):
+  """Coverage of an irregular patch, `low` to `high` units in radius."""
+  return sheet.cover(sheet.blob(rng.uniform(low, high), 0.35), 2)
+
+
+def perlin(image: Photo, region, rng, other: Photo) -> Photo:
+  """Another texture, where noise of several octaves is high (DRAEM)."""
+  sheet = defects.Sheet(image, region, rng)
+  noise = sum(sheet.noise(24 / 2**i) / 2**i for i in range(4))
+  near = np.exp(-((np.hypot(sheet.x, sheet.y) / 30) ** 2))
+  share = np.clip((noise * near - 0.25) * 6, 0, 1) * rng.uniform(0.5, 1)
+  return _blended(image, _texture(other, image.shape[:2], rng), share)
+
+
+def cut_paste(image: Photo, region, rng, other: Photo) -> Photo:
+  """A turned rectangle from elsewhere, in slightly other colours (CutPaste)."""
+  sheet = defects.Sheet(image, region, rng)
+  angle = rng.uniform(0, np.pi)
+  x = sheet.x * np.cos(angle) + sheet.y * np.sin(angle)
+  y = sheet.y * np.cos(angle) - sheet.x * np.sin(angle)
+  wide, tall = rng.uniform(4, 16), rng.uniform(3, 10)
+  share = sheet.cover(np.maximum(np.abs(x) - wide, np.abs(y) - tall), 0.5)
+  patch = _texture(other, image.shape[:2], rng)
+  return _blended(image, patch * np.float32(rng.uniform(0.8, 1.2)), share)
+
+
+def missing_part(image: Photo, region, rng, other: Photo) -> Photo:
+  """A patch is filled with the colours along its border, smoothly."""
+  del other
+  sheet = defects.Sheet(image, region, rng)
+  share = _patch(sheet, rng, 5, 13)
+  outside = (share < 0.05).astype(np.float32)
+  sigma = 5 * sheet.unit
+  blur = lambda v: ndimage.gaussian_filter(v, (sigma, sigma, 0), truncate=8)
+  fill = blur(image * outside[..., None]) / (blur(outside[..., None]) + 1e-6)
+  shade = np.float32(rng.uniform(0.55, 0.9))
+  return _blended(image, fill * shade, share)
+
+
+def misplaced_part(image: Photo, region, rng, other: Photo) -> Photo:
+  """A patch of the picture, put a little beside where it belongs."""
+  del other
+  sheet = defects.Sheet(image, region, rng)
+  share = _patch(sheet, rng, 7, 15)
+  angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(6, 14) * sheet.unit
+  rows, cols = (int(far * f(angle)) for f in (np.sin, np.cos))
+  moved = np.roll(image, (rows, cols), axis=(0, 1))
+  return _blended(image, moved, share)
+
+
+def _texture(other, shape, rng):
+  """A turned, stretched part of another picture, of this shape."""
+  turned = np.rot90(other, int(rng.integers(4)))
+  low = [int(rng.integers(0, max(1, s // 2))) for s in turned.shape[:2]]
+  part = turned[low[0] :, low[1] :]
+  picture = Image.fromarray((255 * part).astype(np.uint8))
+  resized = picture.resize(shape[::-1], Image.Resampling.BICUBIC)
+  return np.asarray(resized, np.float32)[..., rng.permutation(3)] / 255
+
+
+def _overlay(draw):
+  return lambda image, region, rng, other: draw(image, region, rng)
+
+
+KINDS: dict[str, Callable] = {
+    **{name: _overlay(draw) for name, draw in defects.OVERLAYS.items()},
+    **{draw.__name__: draw for draw in (
+        perlin, cut_paste, missing_part, misplaced_part)},
+}  # fmt: skip
+
+
+def damage(
+    image: Photo, region: np.ndarray, other: Photo, kind: str, ranges: Ranges,
+    rng: np.random.Generator,
+) -> tuple[Photo, np.ndarray]:
+  """Puts defects of one kind on a picture.
+
+  Args:
+    image: the picture.
+    region: float32 (h, w) in [0, 1], where defects may lie.
+    other: another picture, from which textures and patches are taken.
+    kind: a key of `KINDS`.
+    ranges: of number, size and strength.
+    rng: random numbers; the same give the same picture.
+
+  Returns:
+    The picture and its mask, uint8 (h, w) in {0, 1}; both agree with the
+    picture given wherever the mask is 0.
+
+  Raises:
+    ValueError: no visible defect fits in `defects.ATTEMPTS` attempts.
+  """
+  mask = np.zeros(image.shape[:2], np.uint8)
+  wanted = int(rng.integers(ranges.number[0], ranges.number[1] + 1))
+  for _ in range(defects.ATTEMPTS):
+    part = _part(image.shape[:2], region, ranges, rng)
+    before, inside = image[part], region[part]
+    drawn = KINDS[kind](before, inside, rng, other)
+    share = inside * np.float32(rng.uniform(*ranges.strength))
+    after = np.clip(_blended(before, drawn, share), 0, 1).astype(np.float32)
+    after = np.round(255 * after) / np.float32(255)
+    found = defects.changed(before, after)
+    if not defects.fits(found):
+      continue
+    image = image.copy()
+    image[part] = np.where(found[..., None] == 1, after, before)
+    mask[part] |= found
+    wanted -= 1
+    if not wanted:
+      break
+  if not mask.any():
+    raise ValueError(
+        f"No visible {kind} in {defects.ATTEMPTS} attempts; try larger "
+        "ranges of size or strength."
+    )
+  return image, mask
+
+
+def _part(shape, region, ranges, rng):
+  """A random square that has something of the region, as slices."""
+  side = max(32, int(min(shape) * rng.uniform(*ranges.size)))
+  side = min(side, *shape)
+  for _ in range(defects.ATTEMPTS):
+    top, left = (int(rng.integers(0, s - side + 1)) for s in shape)
+    part = slice(top, top + side), slice(left, left + side)
+    if (region[part] > 0.5).mean() > 0.05:
+      return part
+  return slice(0, shape[0]), slice(0, shape[1])
+
+
+def foreground(image: Photo) -> np.ndarray:
+  """Where the object is: float32 (h, w) in [0, 1]; everywhere for a texture.
+
+  An object differs from the colour along the borders, which is even.
+  """
+  border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+  if border.std(axis=0).max() > 0.08:
+    return np.ones(image.shape[:2], np.float32)
+  away = np.abs(image - np.median(border, axis=0)).max(axis=-1)
+  sigma = 1.5 * min(away.shape) / 112
+  inside = ndimage.binary_fill_holes(
+      ndimage.gaussian_filter(away, sigma) > 0.06
+  )
+  if not 0.05 < inside.mean() < 0.9:
+    return np.ones(image.shape[:2], np.float32)
+  return ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+
+
+def synthesize(
+    images: Sequence[str],
+    output: Path,
+    *,
+    class_name: str,
+    per_image: int,
+    ranges: Ranges,
+    seed: int,
+) -> list[tuple[str, str, str]]:
+  """Writes an auxiliary data set in MVTec AD's layout, with `meta.json`.
+
+  Args:
+    images: paths of normal images.
+    output: a new folder.
+    class_name: of what they show.
+    per_image: damaged copies of each image.
+    ranges: of what is drawn.
+    seed: of all random numbers.
+
+  Returns:
+    Kind, image and mask of every damaged picture.
+
+  Raises:
+    FileExistsError: `output` is not empty.
+    ValueError: an image cannot be read, or shows no defect.
+  """
+  if output.exists() and any(output.iterdir()):
+    raise FileExistsError(f"{output} is not empty; name a new folder.")
+  photos = [_load(path) for path in images]
+  records = {"train": {class_name: []}, "test": {class_name: []}}
+  written, counts = [], dict.fromkeys(ranges.kinds, 0)
+  for i, photo in enumerate(photos):
+    for phase in ("train", "test"):
+      path = f"{class_name}/{phase}/good/{i:04d}.png"
+      _save(output / path, photo)
+      records[phase][class_name].append(_record(path, "", class_name, "good"))
+    region = foreground(photo)
+    for copy in range(per_image):
+      rng = np.random.default_rng((seed, i, copy))
+      kind = ranges.kinds[(i * per_image + copy) % len(ranges.kinds)]
+      other = photos[int(rng.integers(len(photos)))]
+      damaged, mask = damage(photo, region, other, kind, ranges, rng)
+      name = f"{counts[kind]:04d}"
+      counts[kind] += 1
+      path = f"{class_name}/test/{kind}/{name}.png"
+      mask_path = f"{class_name}/ground_truth/{kind}/{name}_mask.png"
+      _save(output / path, damaged)
+      _save(output / mask_path, mask)
+      records["test"][class_name].append(
+          _record(path, mask_path, class_name, kind)
+      )
+      written.append((kind, str(output / path), str(output / mask_path)))
+  text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
+  files.write_text(output / index.META, text)  # Last: it makes a data set.
+  return written
+
+
+def _record(path, mask_path, class_name, kind):
+  return {
+      "img_path": path, "mask_path": mask_path, "cls_name": class_name,
+      "specie_name": kind, "anomaly": int(bool(mask_path)),
+  }  # fmt: skip
+
+
+def _load(path):
+  return np.asarray(preprocess.open_image(path), np.float32) / 255
+
+
+def _save(path, pixels):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if pixels.dtype == np.uint8:
+    pixels = 255 * pixels
+  else:
+    pixels = np.round(255 * pixels).astype(np.uint8)
+  Image.fromarray(pixels).save(path)

@@ -1,0 +1,255 @@
+"""The papers' own numbers, to stand beside ours.
+
+`data/paper_results/*.csv` hold one printed number a row. Cells that failed a
+check when they were read are shown with a mark and never compared with.
+"""
+
+import collections
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+FOLDER = pathlib.Path(__file__).parents[2] / "data" / "paper_results"
+MEAN = "mean"  # Over the categories of a data set.
+_DOUBTS = ("doubtful:", "lost:", "mismatch:")
+_OTHER = "in the AnomalyCLIP setting"  # AdaCLIP, trained on other sets.
+
+# As the papers call them.
+DATASETS = {
+    "mvtec": "MVTec AD", "visa": "VisA", "mpdd": "MPDD", "btad": "BTAD",
+    "ksdd": "KSDD", "dagm": "DAGM", "dtd": "DTD-Synthetic", "aitex": "AITEX",
+    "elpv": "ELPV", "mvtec3d": "MVTec 3D", "real_iad": "Real-IAD",
+    "headct": "HeadCT", "brainmri": "BrainMRI", "br35h": "Br35H",
+    "covid": "Covid", "lag": "LAG", "isic": "ISIC", "clinicdb": "ClinicDB",
+    "colondb": "ColonDB", "kvasir": "Kvasir", "endo": "Endo", "tn3k": "TN3K",
+}  # fmt: skip
+METHODS = {
+    "adaclip": "AdaCLIP", "anomalyclip": "AnomalyCLIP", "clip": "CLIP",
+    "faprompt": "FAPrompt", "adaptclip": "AdaptCLIP",
+}  # fmt: skip
+# Ablations: how a paper calls a variant of a configuration.
+VARIANTS = {
+    **{("adaclip", f"k{k}"): f"AdaCLIP [HSF K={k}]" for k in (10, 20, 40, 80)},
+    ("adaclip", "hsf_none"): "AdaCLIP [w/o HSF, max value]",
+    ("adaclip", "v"): "AdaCLIP [prompt image encoder only]",
+    ("adaclip", "l"): "AdaCLIP [prompt text encoder only]",
+    ("adaptclip", "clip"): "naive CLIP",
+    ("adaptclip", "ta"): "AdaptCLIP [TA only]",
+    ("adaptclip", "va"): "AdaptCLIP [VA only]",
+    ("adaptclip", "joint"): "AdaptCLIP [TA+VA, joint learning]",
+    ("adaptclip", "zero"): "AdaptCLIP [TA+VA, alternating learning]",
+    ("adaptclip", "pqa_residual"): "AdaptCLIP [PQA only, w/o context]",
+    ("adaptclip", "pqa"): "AdaptCLIP [PQA only, w context]",
+    ("faprompt", "k1"): "FAPrompt [CAP K=1, + DAP]",
+    ("faprompt", "no_dap"): "FAPrompt [AnomalyCLIP + CAP]",
+    ("faprompt", "no_cap"): "FAPrompt [AnomalyCLIP + DAP]",
+}
+# A metric of ours by level and its names in print; the first is preferred.
+METRICS = {
+    "image_auroc": ("image", ("AUROC",)),
+    "image_ap": ("image", ("AP", "AUPR")),
+    "image_f1_max": ("image", ("F1max",)),
+    "pixel_auroc": ("pixel", ("AUROC",)),
+    "pixel_ap": ("pixel", ("AP", "AUPR")),
+    "pixel_f1_max": ("pixel", ("F1max",)),
+    "pixel_aupro": ("pixel", ("PRO",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One printed number.
+
+  Attributes:
+    paper, table, caption: where it stands.
+    method, shots, dataset, category, level, metric: what it is of.
+    value: in [0, 1]; None where it could not be read.
+    doubtful: a check failed when it was read.
+    notes: on the reading.
+  """
+
+  paper: str
+  table: str
+  caption: str
+  method: str
+  shots: str
+  dataset: str
+  category: str
+  level: str
+  metric: str
+  value: float | None
+  doubtful: bool
+  notes: str
+
+
+def read(folder: str | pathlib.Path = FOLDER) -> tuple[Cell, ...]:
+  """Reads all tables of a folder.
+
+  Raises:
+    FileNotFoundError: there are none.
+    ValueError: a file is not one of these.
+  """
+  paths = sorted(pathlib.Path(folder).glob("*.csv"))
+  if not paths:
+    raise FileNotFoundError(
+        f"{folder} has no tables (*.csv). They are in data/paper_results of "
+        "the source; --paper_results=DIR names another folder."
+    )
+  return tuple(cell for path in paths for cell in _read(path))
+
+
+def _read(path):
+  with path.open(newline="", encoding="utf-8") as file:
+    rows = csv.DictReader(file)
+    for number, row in enumerate(rows, start=2):
+      try:
+        yield _cell(path.stem, row)
+      except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}, line {number}: {error}. Expected are the columns that "
+            "README.md beside it lists."
+        ) from error
+
+
+def _cell(paper, row):
+  names = ("table", "caption", "method", "shots", "dataset", "category",
+           "level", "metric", "notes")  # fmt: skip
+  value = float(row["value"]) / 100 if row["value"] else None
+  doubtful = any(doubt in row["notes"] for doubt in _DOUBTS) or value is None
+  return Cell(
+      paper=paper, value=value, doubtful=doubtful, **{n: row[n] for n in names}
+  )
+
+
+def method_name(config_name: str, few_shot: bool) -> str:
+  """What a paper calls a configuration such as "adaclip_paper_k20".
+
+  With references, a method that knows none has a plus in its name.
+  """
+  name, *parts = config_name.split("_")
+  rest = "_".join(p for p in parts if p not in ("paper", "mvtec"))
+  if rest:
+    return VARIANTS.get((name, rest), config_name)
+  plus = "+" if few_shot and name != "adaptclip" else ""
+  return METHODS.get(name, config_name) + plus
+
+
+class Tables:
+  """Printed numbers, found by what they are of.
+
+  Where several tables print one number, the method's own paper and protocol
+  come first.
+  """
+
+  def __init__(self, cells: Iterable[Cell]):
+    self._cells = collections.defaultdict(list)
+    for cell in cells:
+      key = (cell.method, cell.shots, cell.dataset, cell.category, cell.level,
+             cell.metric)  # fmt: skip
+      self._cells[key].append(cell)
+
+  def find(
+      self,
+      config_name: str,
+      *,
+      dataset: str,
+      shots: int,
+      metric: str,
+      category: str = MEAN,
+  ) -> Cell | None:
+    """The printed number of a configuration, or None.
+
+    Args:
+      config_name: `config.name`.
+      dataset: registered name.
+      shots: references per class.
+      metric: a key of `METRICS`.
+      category: of the data set, or `MEAN`.
+    """
+    method = method_name(config_name, few_shot=shots > 0)
+    level, names = METRICS[metric]
+    own = config_name.split("_")[0]
+    found = [
+        cell
+        for name in names
+        for cell in self._cells.get(
+            (method, str(shots), DATASETS.get(dataset, dataset), category,
+             level, name), ()
+        )
+    ]  # fmt: skip
+    rank = lambda c: (c.doubtful, c.paper != own, _OTHER in c.caption)
+    return min(found, key=rank, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """A mean of ours beside the printed one; fractions."""
+
+  method: str
+  dataset: str
+  shots: int
+  metric: str
+  ours: float
+  cell: Cell
+
+  @property
+  def difference(self) -> float:
+    return self.ours - self.cell.value
+
+  def __str__(self):
+    return (
+        f"{self.method}, {self.shots}-shot, {self.dataset}, {self.metric}: "
+        f"{100 * self.ours:.1f}, {self.cell.paper} {self.cell.table} has "
+        f"{100 * self.cell.value:.1f} ({100 * self.difference:+.1f})"
+    )
+
+
+def compare(
+    tables: Tables,
+    means: Mapping[tuple[str, str, int], Mapping[str, float]],
+) -> list[Comparison]:
+  """Every mean that a paper prints, too; doubtful cells are left out.
+
+  Args:
+    tables: the papers'.
+    means: metrics by configuration, data set and shots.
+  """
+  found = []
+  for (name, dataset, shots), row in means.items():
+    for metric in METRICS:
+      cell = tables.find(name, dataset=dataset, shots=shots, metric=metric)
+      ours = row.get(metric)
+      if cell is None or cell.doubtful or ours is None or ours != ours:
+        continue
+      found.append(Comparison(name, dataset, shots, metric, ours, cell))
+  return found
+
+
+def list_tables(cells: Sequence[Cell]) -> str:
+  """A line per table: what it shows, and what reproducing it needs."""
+  groups = collections.defaultdict(list)
+  for cell in cells:
+    groups[cell.paper, cell.table, cell.caption].append(cell)
+  known = {name: key for key, name in DATASETS.items()}
+  configs = {paper: name for name, paper in METHODS.items()}
+  configs |= {paper: f"{name}:paper,{variant}"
+              for (name, variant), paper in VARIANTS.items()}  # fmt: skip
+  lines = []
+  for (paper, table, caption), of_table in groups.items():
+    methods = {c.method for c in of_table}
+    ours = sorted({configs[m] for m in methods if m in configs})
+    plus = sorted({m for m in methods if m.rstrip("+") in configs} - {*configs})
+    data = sorted({known[c.dataset] for c in of_table if c.dataset in known})
+    shots = sorted({c.shots for c in of_table if c.shots.isdecimal()})
+    doubtful = sum(c.doubtful for c in of_table)
+    needs = (
+        f"configurations {', '.join(ours + plus)}; data "
+        f"{', '.join(data) or 'of other tables (averages)'}; shots "
+        f"{', '.join(shots)}"
+    ) if ours or plus else "methods that are not in this package"
+    lines += [
+        f"{paper}, {table}: {caption}",
+        f"  {len(of_table)} numbers, {doubtful} doubtful; needs {needs}",
+    ]
+  return "\n".join(lines)

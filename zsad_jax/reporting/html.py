@@ -1,0 +1,208 @@
+"""One self-contained HTML page of results: no network, no scripts."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from zsad_jax.evaluation import examples as gallery_lib
+from zsad_jax.evaluation import paper_results
+from zsad_jax.reporting import charts, figures
+from zsad_jax.reporting import tables as tables_lib
+
+TILE = 112  # Side of a picture in pixels.
+_MAX_FPR = 0.3  # Of the PRO curve that is drawn.
+_STYLE = """
+:root { --ink: #1c1e26; --faint: #666b78; --paper: #fff; --line: #dfe2e8;
+  --normal: #2f6fb3; --anomalous: #d04054; --panel: #f5f6f9; color-scheme:
+  light dark; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaf0; --faint: #9ba1af;
+  --paper: #15171d; --line: #343945; --normal: #6ca6e6; --anomalous: #f0707f;
+  --panel: #1e2129; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1200px; padding: 1.2rem; color: var(--ink);
+  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { margin: 2rem 0 .5rem; }
+h3 { margin: 1.4rem 0 .2rem; font-size: 1rem; }
+p, li { color: var(--faint); margin: .2rem 0; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 0; font-size: 13px;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line);
+  text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--paper); }
+td small { color: var(--faint); display: block; font-size: 11px; }
+details { border: 1px solid var(--line); border-radius: 8px; margin: .6rem 0;
+  padding: .5rem .8rem; } summary { cursor: pointer; font-weight: 600; }
+.charts { display: grid; gap: .5rem;
+  grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
+.gallery { display: flex; flex-wrap: wrap; gap: .6rem; margin: .4rem 0; }
+figure { margin: 0; } figure img { max-width: 100%; border-radius: 4px;
+  display: block; } figcaption { font-size: 12px; color: var(--faint); }
+svg { width: 100%; background: var(--panel); border-radius: 6px; }
+svg text { font-size: 9px; fill: var(--faint); } svg .title { fill: var(--ink);
+  font-weight: 600; font-size: 10px; }
+svg .box { fill: none; stroke: var(--line); }
+svg .curve { fill: none; stroke: var(--normal); stroke-width: 1.6; }
+"""
+
+
+def picture(
+    image: np.ndarray, example: gallery_lib.Example, low: float, high: float
+) -> bytes:
+  """An image, its mask and its map over it, side by side, as JPEG.
+
+  Args:
+    image: uint8 (s, s, 3).
+    example: of a gallery.
+    low, high: range of the map's colours.
+  """
+  over = figures.overlay(image, example.anomaly_map, low=low, high=high)
+  mask = example.gt_mask
+  shown = np.full_like(image, 128) if mask is None else np.repeat(
+      255 * mask.astype(np.uint8)[..., None], 3, axis=2)  # fmt: skip
+  tiles = [
+      Image.fromarray(x).resize((TILE, TILE)) for x in (image, shown, over)
+  ]
+  strip = Image.new("RGB", (3 * TILE, TILE))
+  for i, tile in enumerate(tiles):
+    strip.paste(tile, (i * TILE, 0))
+  data = io.BytesIO()
+  strip.save(data, "JPEG", quality=82)
+  return data.getvalue()
+
+
+def render(
+    results: Sequence, tables: paper_results.Tables, setting: Mapping[str, object]
+) -> str:
+  """The page.
+
+  Args:
+    results: `report.Result`s of any data sets, runs, seeds and shots.
+    tables: the papers'.
+    setting: versions and the like, shown at the top.
+  """
+  datasets = dict.fromkeys(r.dataset for r in results)
+  body = [
+      "<h1>Anomaly detection results</h1>",
+      f"<p>{_text(', '.join(f'{k} {v}' for k, v in setting.items()))}</p>",
+      "<p>Values in %; mean ± standard deviation over repetitions (seeds). "
+      "Small print: the paper's number and our difference to it; “?” marks "
+      "a doubtful reading.</p>",
+  ]
+  for dataset in datasets:
+    found = [r for r in results if r.dataset == dataset]
+    body += [f"<h2>{_text(dataset)}</h2>", *_dataset(found, tables)]
+  return (
+      '<!doctype html><html lang="en"><head><meta charset="utf-8"/>'
+      '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+      f"<title>Anomaly detection results</title><style>{_STYLE}</style></head>"
+      f"<body>{''.join(body)}</body></html>\n"
+  )
+
+
+def _dataset(results, tables):
+  """Summary, then a section for each method and number of references."""
+  groups = {}
+  for result in results:
+    groups.setdefault(result.group, []).append(result)
+  header = ["method", "repetitions", *tables_lib.METRICS, *tables_lib.COSTS]
+  lines = []
+  for name, found in groups.items():
+    means = [tables_lib.mean_row(r.rows)[0] | r.costs for r in found]
+    cells = _cells(means, found[0], paper_results.MEAN, tables)
+    costs = [tables_lib.cost(tables_lib.spread(means, c)[0]) for c in tables_lib.COSTS]
+    lines.append([_text(name), str(len(found)), *cells, *costs])
+  yield _table(header, lines)
+  notes = dict.fromkeys(note for r in results for note in r.notes)
+  yield "<ul>" + "".join(f"<li>{_text(n)}</li>" for n in notes) + "</ul>"
+  for i, (name, found) in enumerate(groups.items()):
+    yield '<details open="">' if i == 0 else "<details>"
+    yield f"<summary>{_text(name)}, by category</summary>"
+    yield from _group(found, tables)
+    yield "</details>"
+
+
+def _group(found, tables):
+  first = found[0]
+  yield f"<p>{_text(first.protocol)}</p>"
+  lines = []
+  for category in first.rows:
+    rows = [r.rows[category] for r in found]
+    counts = [str(rows[0].get(c, "")) for c in tables_lib.COUNTS]
+    cells = _cells(rows, first, category, tables)
+    lines.append([_text(category), *cells, *counts])
+  means = [tables_lib.mean_row(r.rows)[0] for r in found]
+  values = [tables_lib.with_deviation(means, metric) for metric in tables_lib.METRICS]
+  lines.append([f"<b>{v}</b>" for v in ("mean", *values)] + ["", ""])
+  yield _table(["category", *tables_lib.METRICS, *tables_lib.COUNTS], lines)
+  for category, detail in first.details.items():
+    yield f"<h3>{_text(category)}</h3>"
+    yield f'<div class="charts">{"".join(_charts(detail))}</div>'
+    figures_ = "".join(_figure(*example) for example in detail.pictures)
+    yield f'<div class="gallery">{figures_}</div>'
+
+
+def _charts(detail):
+  image, pixel = detail.image_curves, detail.pixel_curves
+  if image:
+    yield charts.curve(
+        "image ROC", image["roc"], labels=("false positives", "recall")
+    )
+    yield charts.curve(
+        "image precision", image["pr"], labels=("recall", "precision")
+    )
+  if pixel:
+    yield charts.curve(
+        "pixel precision", pixel["pr"], labels=("recall", "precision")
+    )
+    yield charts.curve(
+        "PRO", pixel["pro"], labels=("false positives", "overlap"),
+        x_end=_MAX_FPR,
+    )  # fmt: skip
+  yield charts.histogram("scores", detail.counts, detail.edges)
+
+
+def _figure(caption, jpeg):
+  data = base64.b64encode(jpeg).decode()
+  return (
+      f'<figure><img alt="{_text(caption)}" width="{3 * TILE}" '
+      f'src="data:image/jpeg;base64,{data}"/>'
+      f"<figcaption>{_text(caption)}</figcaption></figure>"
+  )
+
+
+def _cells(rows, result, category, tables):
+  """A cell per metric: ours, and the printed number below it."""
+  for metric in tables_lib.METRICS:
+    ours = tables_lib.with_deviation(rows, metric)
+    cell = result.shots is not None and tables.find(
+        result.method, dataset=result.dataset, shots=result.shots,
+        metric=metric, category=category,
+    )  # fmt: skip
+    if not cell or cell.value is None:
+      yield ours
+      continue
+    difference = tables_lib.spread(rows, metric)[0] - cell.value
+    mark = "?" if cell.doubtful else f" ({100 * difference:+.1f})"
+    where = _text(f"{cell.paper}, {cell.table}. {cell.notes}")
+    yield (
+        f'{ours}<small title="{where}">{100 * cell.value:.1f}{mark}</small>'
+    )
+
+
+def _table(header, lines):
+  row = lambda tag, cells: "<tr>" + "".join(
+      f"<{tag}>{c}</{tag}>" for c in cells
+  ) + "</tr>"
+  body = "".join(row("td", line) for line in lines)
+  head = row("th", [h.replace("_", " ") for h in header])
+  return f'<div class="scroll"><table>{head}{body}</table></div>'
+
+
+def _text(value):
+  return html.escape(str(value))

@@ -1,0 +1,152 @@
+"""What a configuration stands for, and what a run leaves in its workdir.
+
+  config.json      the configuration, with all overrides
+  checkpoints/     parameters, statistics, optimiser, step, position in data
+  best/            parameters of the epoch chosen by config.selection
+  metrics.jsonl    losses and evaluations
+  threshold.json   threshold and map range for `predict`
+  threshold_few_shot.json   the same beside references
+  released.npz     what else an authors' checkpoint held
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from zsad_jax import backbones, methods, types
+from zsad_jax.runs import checkpoint
+from zsad_jax.runtime import files, distributed
+from zsad_jax.datasets import index, registry
+
+def open_dataset(config: ml_collections.ConfigDict, name: str) -> index.Dataset:
+  """Opens a data set as a configuration reads it; see `registry`."""
+  # Runs made before there was a choice of masks have no such field.
+  masks = config.get("masks", "compat")
+  return registry.open_dataset(name, data_root=config.data_root, masks=masks)
+
+
+def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:
+  """Returns `Method(**settings)` of the file methods/<name>.py.
+
+  Raises:
+    ValueError: there is no such file, or a setting is not a field.
+  """
+  try:
+    module = methods.module(name)
+  except ValueError as error:
+    raise ValueError(f"config.method_name: {error}") from error
+  known = {f.name for f in dataclasses.fields(module.Method)}
+  if unknown := sorted(set(settings) - known):
+    raise ValueError(
+        f"config.method.{unknown[0]}: {name} has no such field; it has "
+        f"{', '.join(sorted(known))}."
+    )
+  as_tuple = lambda v: tuple(v) if isinstance(v, list) else v
+  return module.Method(**{k: as_tuple(v) for k, v in settings.items()})
+
+
+def count(params: types.Params) -> int:
+  """Number of parameters in a tree."""
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def count_trained(method: types.Method, params: types.Params) -> int:
+  """Number of parameters that are trained."""
+  used = jax.tree.map(
+      lambda p, t: p.size if t else 0, params, method.trained(params)
+  )
+  return sum(jax.tree.leaves(used))
+
+
+@dataclasses.dataclass
+class Run:
+  """A trained run, ready to predict.
+
+  Attributes:
+    workdir: its folder.
+    config: its configuration, locked.
+    backbone: frozen CLIP.
+    method: hyperparameters and functions.
+    params: trained parameters.
+    stats: running statistics.
+    step: training step of the parameters.
+    seconds: spent in training up to there; nan where it is not known.
+  """
+
+  workdir: pathlib.Path
+  config: ml_collections.ConfigDict
+  backbone: types.Backbone
+  method: types.Method
+  params: types.Params
+  stats: types.Params
+  step: int
+  seconds: float
+
+  @property
+  def num_trained(self) -> int:
+    """Number of parameters that are trained."""
+    return count_trained(self.method, self.params)
+
+
+def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict):
+  """Writes config.json; a run that is there must have the same one.
+
+  Raises:
+    ValueError: the workdir holds a run of another configuration.
+  """
+  text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
+  path = workdir / "config.json"
+  if path.exists() and path.read_text(encoding="utf-8") != text:
+    old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+    changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    raise ValueError(
+        f"{workdir} holds a run of another configuration (different: "
+        f"{', '.join(changed)}); choose another --workdir or remove it."
+    )
+  files.write_text(path, text)
+
+
+def load(workdir: str | pathlib.Path) -> Run:
+  """Reads a run: its best parameters where selected, else its last.
+
+  Sets JAX's default matmul precision to what the run was trained with.
+
+  Raises:
+    FileNotFoundError: no run, no checkpoint or no weights there.
+    ValueError: what is there does not fit together.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(
+        f"{path} does not exist: --workdir names the folder of a run made by "
+        "python -m zsad_jax.train or zsad_jax.convert."
+    )
+  config = ml_collections.ConfigDict(json.loads(path.read_text("utf-8")))
+  jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+  backbone = backbones.load(**config.backbone)
+  method = make_method(config.method_name, config.method.to_dict())
+  initial = jax.jit(method.init)(jax.random.key(0), backbone)
+  params, stats = distributed.replicate(initial, distributed.make_mesh())
+  best = (workdir / "best").is_dir()
+  folder = workdir / ("best" if best else "checkpoints")
+  saved = checkpoint.Checkpoints(folder)
+  try:
+    found, meta = saved.restore(model={"params": params, "stats": stats})
+  finally:
+    saved.close()
+  return Run(
+      workdir=workdir,
+      config=config.lock(),
+      backbone=backbone,
+      method=method,
+      step=meta["step"],
+      seconds=meta.get("seconds", math.nan),
+      **found["model"],
+  )
