@@ -7,51 +7,58 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (HERE / "zsad_jax/__init__.py").read_text()
+  r'__version__ = "(.+)"', (HERE / "zsad_jax/__init__.py").read_text()
 )[1]
 
 # JAX 0.11 and later need Python 3.12; pip picks what fits.
 JAX = "jax{}>=0.10,<0.13"
 CORE = [
-    JAX.format(""),
-    "flax>=0.12",
-    "optax>=0.2.8",
-    "orbax-checkpoint>=0.12,<1",
-    "transformers>=5",
-    "numpy>=2.1",
-    "scipy>=1.14",
-    "scikit-learn>=1.5",
-    "ml_collections>=1.0",
-    "absl-py>=2.1",
-    "pillow>=11",
-    "jaxtyping>=0.3",
-    "safetensors>=0.5",
-    "huggingface_hub>=1",
-    "ftfy>=6",
-    "regex",
-    # Only the data pipelines import TensorFlow; they never use a GPU.
-    "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
-    "tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",  # noqa: E501
-    "tensorflow-datasets>=4.9",
-    "importlib_resources",  # Which TensorFlow Datasets forgets to ask for.
+  JAX.format(""),
+  "flax>=0.12",
+  "optax>=0.2.8",
+  "orbax-checkpoint>=0.12,<1",
+  "transformers>=5",
+  "numpy>=2.1",
+  "scipy>=1.14",
+  "scikit-learn>=1.5",
+  "ml_collections>=1.0",
+  "absl-py>=2.1",
+  "pillow>=11",
+  "jaxtyping>=0.3",
+  "safetensors>=0.5",
+  "huggingface_hub>=1",
+  "ftfy>=6",
+  "regex",
+  # Only the data pipelines import TensorFlow; they never use a GPU.
+  "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
+  "tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",  # noqa: E501
+  "tensorflow-datasets>=4.9",
+  "importlib_resources",  # Which TensorFlow Datasets forgets to ask for.
 ]
 
 setup(
-    name="zsad_jax",
-    version=VERSION,
-    description="CLIP-based zero- and few-shot anomaly detection in JAX/Flax",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.11",
-    packages=find_packages(include=["zsad_jax", "zsad_jax.*"]),
-    package_data={"zsad_jax.backbones.clip": ["*.gz", "*.md", "*.safetensors"]},
-    install_requires=CORE,
-    extras_require={
-        "cuda12": [JAX.format("[cuda12]")],
-        "tpu": [JAX.format("[tpu]")],
-        "elpv": ["elpv-dataset"],
-        "tensorboard": ["tensorboardX"],
-        "test": ["pytest>=8", "pytest-xdist>=3", "filelock", "hypothesis>=6", "beartype>=0.18", "ruff>=0.6"],  # noqa: E501
-    },
+  name="zsad_jax",
+  version=VERSION,
+  description="CLIP-based zero- and few-shot anomaly detection in JAX/Flax",
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["zsad_jax", "zsad_jax.*"]),
+  package_data={"zsad_jax.backbones.clip": ["*.gz", "*.md", "*.safetensors"]},
+  install_requires=CORE,
+  extras_require={
+    "cuda12": [JAX.format("[cuda12]")],
+    "tpu": [JAX.format("[tpu]")],
+    "elpv": ["elpv-dataset"],
+    "tensorboard": ["tensorboardX"],
+    "test": [
+      "pytest>=8",
+      "pytest-xdist>=3",
+      "filelock",
+      "hypothesis>=6",
+      "beartype>=0.18",
+      "ruff>=0.6",
+    ],  # noqa: E501
+  },
 )

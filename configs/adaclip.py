@@ -31,13 +31,13 @@ Expected numbers and run times: see the results in README.md.
 from configs import common
 
 ABLATIONS = {
-    **{f"k{k}": dict(num_clusters=k) for k in (10, 20, 40, 80)},
-    **{f"m{m}": dict(prompt_length=m) for m in (1, 3, 5, 7, 9)},
-    **{f"j{j}": dict(prompt_depth=j) for j in (1, 2, 4, 6, 9)},
-    **{b: dict(prompt_branches=b.upper()) for b in ("v", "l")},
-    **{t: dict(prompt_types=t.upper()) for t in ("s", "d")},
-    "hsf_none": dict(hsf="none"),
-    "hsf_paper": dict(hsf="paper"),
+  **{f"k{k}": dict(num_clusters=k) for k in (10, 20, 40, 80)},
+  **{f"m{m}": dict(prompt_length=m) for m in (1, 3, 5, 7, 9)},
+  **{f"j{j}": dict(prompt_depth=j) for j in (1, 2, 4, 6, 9)},
+  **{b: dict(prompt_branches=b.upper()) for b in ("v", "l")},
+  **{t: dict(prompt_types=t.upper()) for t in ("s", "d")},
+  "hsf_none": dict(hsf="none"),
+  "hsf_paper": dict(hsf="paper"),
 }
 
 
@@ -49,30 +49,30 @@ def get_config(variant="embedded"):
 def _build(base):
   config = common.get_config()
   config.method = dict(
-      taps=(2, 4, 6, 8),
-      prompt_length=5,  # M.
-      prompt_depth=4,  # J.
-      prompt_branches="VL",
-      prompt_types="SD",
-      hsf="official",
-      num_clusters=20,  # K.
-      hsf_top_factor=5,
-      hsf_mix=0.2,
-      hsf_seed=111,
-      act="gelu_erf",
-      text_prompt_first_layer=False,
-      text_prompt_mode="overwrite",
-      dice="rows",
-      train_map="levels",
-      remat=False,
+    taps=(2, 4, 6, 8),
+    prompt_length=5,  # M.
+    prompt_depth=4,  # J.
+    prompt_branches="VL",
+    prompt_types="SD",
+    hsf="official",
+    num_clusters=20,  # K.
+    hsf_top_factor=5,
+    hsf_mix=0.2,
+    hsf_seed=111,
+    act="gelu_erf",
+    text_prompt_first_layer=False,
+    text_prompt_mode="overwrite",
+    dice="rows",
+    train_map="levels",
+    remat=False,
   )
   config.optax_name = "adamw"
   config.optax = dict(
-      learning_rate=0.01,
-      b1=0.5,
-      b2=0.999,
-      eps=1e-8,
-      weight_decay=0.01,  # torch's default, not optax's.
+    learning_rate=0.01,
+    b1=0.5,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.01,  # torch's default, not optax's.
   )
   if base == common.EMBEDDED:
     config.method.act = "quick"  # What the embedded CLIP was trained with.

@@ -26,19 +26,19 @@ from configs import common
 
 _B16 = dict(taps=(3, 6, 9, 12), vv_from=4)
 ABLATIONS = {
-    "clip": dict(visual=False, textual=False, prompt_query=False),
-    "ta": dict(visual=False, prompt_query=False),
-    "va": dict(textual=False, prompt_query=False),
-    "joint": dict(joint=True, prompt_query=False),
-    "zero": dict(prompt_query=False),
-    "pqa_residual": dict(visual=False, textual=False, context=False),
-    "pqa": dict(visual=False, textual=False),
-    "text": dict(fusion="paper", pool_topk=1),
-    "max_pool": dict(pool_topk=1),
-    "no_vv": dict(vv_from=None),
-    "own_heads": dict(share_heads=False),
-    "b16": _B16,
-    "b16_alias": dict(alias_tap=True, **_B16),
+  "clip": dict(visual=False, textual=False, prompt_query=False),
+  "ta": dict(visual=False, prompt_query=False),
+  "va": dict(textual=False, prompt_query=False),
+  "joint": dict(joint=True, prompt_query=False),
+  "zero": dict(prompt_query=False),
+  "pqa_residual": dict(visual=False, textual=False, context=False),
+  "pqa": dict(visual=False, textual=False),
+  "text": dict(fusion="paper", pool_topk=1),
+  "max_pool": dict(pool_topk=1),
+  "no_vv": dict(vv_from=None),
+  "own_heads": dict(share_heads=False),
+  "b16": _B16,
+  "b16_alias": dict(alias_tap=True, **_B16),
 }
 
 
@@ -49,7 +49,7 @@ def get_config(variant="embedded"):
     if "paper" not in variant:
       raise ValueError("configs/adaptclip.py: b16 is a variant of paper.")
     config.backbone.update(
-        name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"
+      name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"
     )
     config.image_size = 512
     config.memory.update(**_B16)
@@ -60,23 +60,23 @@ def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.seed = 10
   config.method = dict(
-      taps=(5, 6, 7, 8),
-      vv_from=common.optional(5),
-      alias_tap=False,
-      visual=True,
-      textual=True,
-      prompt_query=True,
-      joint=False,
-      context=True,
-      context_length=12,  # r.
-      reduction=4,
-      head_widths=(128, 64),
-      pool_topk=10,
-      share_heads=True,
-      train_shots=1,
-      fusion="official",
-      sigma=4.0,
-      cls_ln_post=False,
+    taps=(5, 6, 7, 8),
+    vv_from=common.optional(5),
+    alias_tap=False,
+    visual=True,
+    textual=True,
+    prompt_query=True,
+    joint=False,
+    context=True,
+    context_length=12,  # r.
+    reduction=4,
+    head_widths=(128, 64),
+    pool_topk=10,
+    share_heads=True,
+    train_shots=1,
+    fusion="official",
+    sigma=4.0,
+    cls_ln_post=False,
   )
   if base == common.EMBEDDED:
     config.epochs = 2

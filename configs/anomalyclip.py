@@ -22,13 +22,13 @@ Expected numbers and run times: see the results in README.md.
 from configs import common
 
 ABLATIONS = {
-    **{f"e{e}": dict(context_length=e) for e in (4, 8, 12, 16)},
-    **{f"m{m}": dict(deep_length=m) for m in (1, 2, 4, 8)},
-    **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
-    "multilayer": dict(taps=(6, 12, 18, 24)),
-    "no_vv": dict(vv_from=None),
-    "cls_ln_post": dict(cls_ln_post=True),
-    "insert": dict(deep_mode="insert"),
+  **{f"e{e}": dict(context_length=e) for e in (4, 8, 12, 16)},
+  **{f"m{m}": dict(deep_length=m) for m in (1, 2, 4, 8)},
+  **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
+  "multilayer": dict(taps=(6, 12, 18, 24)),
+  "no_vv": dict(vv_from=None),
+  "cls_ln_post": dict(cls_ln_post=True),
+  "insert": dict(deep_mode="insert"),
 }
 
 
@@ -40,15 +40,15 @@ def get_config(variant="embedded"):
 def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.method = dict(
-      taps=(8,),
-      vv_from=common.optional(5),
-      context_length=12,  # E.
-      deep_length=4,
-      deep_depth=4,
-      map_weight=4.0,  # Lambda.
-      deep_mode="overwrite",
-      cls_ln_post=False,
-      round_fp16=True,
+    taps=(8,),
+    vv_from=common.optional(5),
+    context_length=12,  # E.
+    deep_length=4,
+    deep_depth=4,
+    map_weight=4.0,  # Lambda.
+    deep_mode="overwrite",
+    cls_ln_post=False,
+    round_fp16=True,
   )
   if base == common.EMBEDDED:
     config.epochs = 3

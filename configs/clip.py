@@ -25,9 +25,9 @@ def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.epochs = 0
   config.method = dict(
-      prompts="states",
-      temperature=0.07,
-      pos_resize="bicubic_antialias",
+    prompts="states",
+    temperature=0.07,
+    pos_resize="bicubic_antialias",
   )
   if base == common.EMBEDDED:
     config.image_size = 168  # 1.5 times that of pretraining, as the papers'.

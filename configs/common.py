@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
   Fields:
     seed: of initialisation, order of the data and everything drawn.
-    backbone: name in zsad_jax.backbones.clip.config.MODELS, its converted weights, and
+    backbone: name of a model (`zsad_jax.backbones`), its converted weights, and
       the type of its matrix products: "float32", or "bfloat16" (faster on
       accelerators; norms, softmax, logits and losses stay in float32).
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
 def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
   """The backbone and image size of all three papers, at full precision."""
   config.backbone.update(
-      name="ViT-L-14-336", path="weights/ViT-L-14-336.safetensors"
+    name="ViT-L-14-336", path="weights/ViT-L-14-336.safetensors"
   )
   config.image_size = 518
   config.eval_batch_size = 1
@@ -106,7 +106,7 @@ def on_mvtec_and_visa(config: ConfigDict, base: str) -> ConfigDict:
   """Auxiliary and target sets of these three methods."""
   sets = (("mvtec",), ("visa",))
   config.train_data, config.test_data = (
-      sets if base == "paper" else reversed(sets)
+    sets if base == "paper" else reversed(sets)
   )
   return config
 
@@ -128,13 +128,14 @@ def choose(name: str, variant: str, build, ablations) -> ConfigDict:
   known = (*BASES, *ablations)
   if unknown := [part for part in parts if part not in known]:
     raise ValueError(
-        f"configs/{name}.py has no variant {unknown[0]!r}; it has "
-        f"{', '.join(known)}."
+      f"configs/{name}.py has no variant {unknown[0]!r}; it has "
+      f"{', '.join(known)}."
     )
   bases = [part for part in parts if part in BASES] or [EMBEDDED]
   if len(bases) > 1:
-    raise ValueError(f"configs/{name}.py: {' and '.join(bases)} exclude one "
-                     "another.")  # fmt: skip
+    raise ValueError(
+      f"configs/{name}.py: {' and '.join(bases)} exclude one another."
+    )
   config = build(EMBEDDED if bases[0] == RANDOM else bases[0])
   if bases[0] == RANDOM:
     config.backbone.name = "embedded_random"

@@ -22,24 +22,24 @@ Expected numbers and run times: see the results in README.md.
 from configs import common
 
 ABLATIONS = {
-    **{f"k{k}": dict(num_prompts=k) for k in (1, 5, 10, 15, 20)},
-    **{f"m{m}": dict(num_patches=m) for m in (1, 5, 10, 15, 20)},
-    **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
-    "no_dap": dict(prior=False),
-    "no_cap": dict(num_prompts=1),
-    "no_oc": dict(oc_weight=0.0),
-    "no_prior": dict(prior_weight=0.0),
-    "topk": dict(prior_select="topk"),
-    "text": dict(
-        prior_select="topk",
-        prior_reduce="sum",
-        oc_weight=1.0,
-        oc_ordered=True,
-        map_weights=(1.0, 1.0),
-        image_loss="paper",
-        max_weights=(1.0, 1.0),
-        damaged_word=False,
-    ),
+  **{f"k{k}": dict(num_prompts=k) for k in (1, 5, 10, 15, 20)},
+  **{f"m{m}": dict(num_patches=m) for m in (1, 5, 10, 15, 20)},
+  **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
+  "no_dap": dict(prior=False),
+  "no_cap": dict(num_prompts=1),
+  "no_oc": dict(oc_weight=0.0),
+  "no_prior": dict(prior_weight=0.0),
+  "topk": dict(prior_select="topk"),
+  "text": dict(
+    prior_select="topk",
+    prior_reduce="sum",
+    oc_weight=1.0,
+    oc_ordered=True,
+    map_weights=(1.0, 1.0),
+    image_loss="paper",
+    max_weights=(1.0, 1.0),
+    damaged_word=False,
+  ),
 }
 
 
@@ -51,25 +51,25 @@ def get_config(variant="embedded"):
 def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.method = dict(
-      tap=8,
-      vv_from=common.optional(5),
-      num_prompts=10,  # K.
-      normal_length=5,  # E.
-      abnormal_length=2,  # E'.
-      num_patches=10,  # M.
-      prior=True,
-      deep_length=4,
-      deep_depth=4,
-      prior_weight=1.0,
-      prior_select="first",
-      prior_reduce="mean",
-      oc_weight=0.1,
-      oc_ordered=False,
-      map_weights=(1.0, 0.5),
-      image_loss="official",
-      max_weights=(2.0, 1.0),
-      damaged_word=True,
-      round_fp16=True,
+    tap=8,
+    vv_from=common.optional(5),
+    num_prompts=10,  # K.
+    normal_length=5,  # E.
+    abnormal_length=2,  # E'.
+    num_patches=10,  # M.
+    prior=True,
+    deep_length=4,
+    deep_depth=4,
+    prior_weight=1.0,
+    prior_select="first",
+    prior_reduce="mean",
+    oc_weight=0.1,
+    oc_ordered=False,
+    map_weights=(1.0, 0.5),
+    image_loss="official",
+    max_weights=(2.0, 1.0),
+    damaged_word=True,
+    round_fp16=True,
   )
   config.smooth_sigma = 10.0
   if base == common.EMBEDDED:

@@ -29,15 +29,15 @@ def get_config() -> ConfigDict:
   config.name = "tiny_clip"
   config.seed = 0
   config.model = dict(
-      embed_dim=128,
-      image_size=112,
-      patch_size=8,
-      vision_width=160,
-      vision_layers=8,
-      text_width=160,
-      text_layers=5,
-      vision_heads=5,
-      text_heads=5,
+    embed_dim=128,
+    image_size=112,
+    patch_size=8,
+    vision_width=160,
+    vision_layers=8,
+    text_width=160,
+    text_layers=5,
+    vision_heads=5,
+    text_heads=5,
   )
   config.pairs = 16_384
   config.held_out = 512
@@ -46,14 +46,14 @@ def get_config() -> ConfigDict:
   config.keep = 98
   config.whole_steps = 120
   config.objective = dict(
-      taps=("block05", "block08", "vv/block08"),
-      vv_from=5,
-      temperature=0.07,
-      captions=0.1,  # A sum over the captions of a batch.
-      states=2.0,
-      patches=3.0,
-      visible=0.05,
-      positive=3.0,
+    taps=("block05", "block08", "vv/block08"),
+    vv_from=5,
+    temperature=0.07,
+    captions=0.1,  # A sum over the captions of a batch.
+    states=2.0,
+    patches=3.0,
+    visible=0.05,
+    positive=3.0,
   )
   config.steps = 2_000
   config.warmup = 200

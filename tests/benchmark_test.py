@@ -41,15 +41,20 @@ def test_all_parts_measure_the_same():
   np.testing.assert_allclose(peers["ap"], exact["pixel_ap"])
   masks, maps = (np.concatenate(x) for x in zip(*metrics.images(2)))
   np.testing.assert_allclose(
-      slow["aupro_200"], variants.aupro_200(masks, maps), rtol=1e-6
+    slow["aupro_200"], variants.aupro_200(masks, maps), rtol=1e-6
   )
 
 
 def test_ratios_are_printed_and_kept(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(
-      metrics, "_run", lambda f, n: ({"streamed": 1.0}.get(f.__name__, 5.0),
-                                     {"auroc": 0.5}, 100.0),
-  )  # fmt: skip
+    metrics,
+    "_run",
+    lambda f, n: (
+      {"streamed": 1.0}.get(f.__name__, 5.0),
+      {"auroc": 0.5},
+      100.0,
+    ),
+  )
   path = tmp_path / "numbers.json"
   options = dict(images=3, alone=False, slow=True, json=str(path))
   metrics.main(types.SimpleNamespace(**options))
@@ -84,13 +89,13 @@ def test_all_ways_read_the_same(tmp_path, capsys):
 
 
 DEEP = ClipConfig(  # As many layers as the methods' defaults name.
-    embed_dim=32,
-    image_size=28,
-    patch_size=14,
-    vision_width=64,
-    vision_layers=24,
-    text_width=64,
-    text_layers=12,
+  embed_dim=32,
+  image_size=28,
+  patch_size=14,
+  vision_width=64,
+  vision_layers=24,
+  text_width=64,
+  text_layers=12,
 )
 
 
@@ -102,9 +107,9 @@ def test_flops_are_those_that_xla_counts():
   # Few keys: attention is no loop, of which XLA counts one round.
   compiled = tower.lower(model, image).compile()
   np.testing.assert_allclose(
-      roofline.flops(tower, model, image),
-      compiled.cost_analysis()["flops"],
-      rtol=0.05,
+    roofline.flops(tower, model, image),
+    compiled.cost_analysis()["flops"],
+    rtol=0.05,
   )
 
 
@@ -119,7 +124,7 @@ def test_flops_of_loops_branches_and_convolutions():
   assert roofline.flops(jax.grad(again), a) == 3 * product
   image, kernel = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 5))
   convolve = lambda x: jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
   assert roofline.flops(convolve, image) == 2 * 2 * 6 * 6 * 5 * 3 * 3 * 3
 
@@ -139,10 +144,10 @@ def test_flops_of_fused_attention(monkeypatch):
   monkeypatch.setattr(f"{checks}compute_capability", lambda wanted: True)
   q, k = (jnp.ones((2, t, 3, 8), jnp.bfloat16) for t in (6, 4))
   fused, plain = (
-      lambda q, k, name=name: jax.nn.dot_product_attention(
-          q, k, k, implementation=name
-      ).sum()
-      for name in ("cudnn", "xla")
+    lambda q, k, name=name: jax.nn.dot_product_attention(
+      q, k, k, implementation=name
+    ).sum()
+    for name in ("cudnn", "xla")
   )
   assert roofline.flops(fused, q, k) == roofline.flops(plain, q, k)
   # XLA keeps the weights; cuDNN computes them anew, a fifth product.
@@ -151,9 +156,14 @@ def test_flops_of_fused_attention(monkeypatch):
   assert roofline.moved(fused, q, k) < roofline.moved(plain, q, k)
 
 
-@pytest.mark.parametrize("layers, taps, first", [
-    (24, (6, 12, 18, 24), 6), (12, (3, 6, 9, 12), 4), (32, (8, 16, 24, 32), 9),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "layers, taps, first",
+  [
+    (24, (6, 12, 18, 24), 6),
+    (12, (3, 6, 9, 12), 4),
+    (32, (8, 16, 24, 32), 9),
+  ],
+)
 def test_methods_fit_towers_of_any_depth(layers, taps, first):
   method = methods.make_method("adaptclip", layers)
   assert (method.taps, method.vv_from) == (taps, first)
@@ -167,20 +177,33 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   monkeypatch.setattr(methods, "torch_vision", lambda config, image: None)
   path = tmp_path / "numbers.json"
-  methods.main(types.SimpleNamespace(
-      model="deep", dtype="float32", image_size=56, batch=2, rounds=1,
-      shots=2, training=True, methods=["clip", "anomalyclip"], json=str(path),
-  ))  # fmt: skip
+  methods.main(
+    types.SimpleNamespace(
+      model="deep",
+      dtype="float32",
+      image_size=56,
+      batch=2,
+      rounds=1,
+      shots=2,
+      training=True,
+      methods=["clip", "anomalyclip"],
+      json=str(path),
+    )
+  )
   found = json.loads(path.read_text())
   assert {*found["rows"]} == {
-      "matrix products", "vision tower", "clip", "anomalyclip",
-      "anomalyclip, cached step", "anomalyclip, step",
-  }  # fmt: skip
+    "matrix products",
+    "vision tower",
+    "clip",
+    "anomalyclip",
+    "anomalyclip, cached step",
+    "anomalyclip, step",
+  }
   tower = found["rows"]["vision tower"]
   assert tower["vision_passes"] == 1
   for work, rate, floor in (
-      ("gflop", "matrix_gflops", "flop_seconds"),
-      ("gbyte", "copy_gbytes", "byte_seconds"),
+    ("gflop", "matrix_gflops", "flop_seconds"),
+    ("gbyte", "copy_gbytes", "byte_seconds"),
   ):
     np.testing.assert_allclose(tower[floor], 2 * tower[work] / found[rate])
   assert "vision tower / matrix products, rate" in capsys.readouterr().out
@@ -193,14 +216,21 @@ def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(steps, "Case", functools.partial(methods.Case, **fields))
   path = tmp_path / "numbers.json"
   options = types.SimpleNamespace(
-      model="small", dtype="bfloat16", image_size=28, batches=["2"],
-      rounds=1, json=str(path),
+    model="small",
+    dtype="bfloat16",
+    image_size=28,
+    batches=["2"],
+    rounds=1,
+    json=str(path),
   )
   steps.main(options)
   rows = {row.pop("name"): row for row in json.loads(path.read_text())["rows"]}
   assert list(rows) == [
-      "plain pass", "forward", "gradient, recomputed", "gradient, kept"
-  ]  # fmt: skip
+    "plain pass",
+    "forward",
+    "gradient, recomputed",
+    "gradient, kept",
+  ]
   assert rows["plain pass"]["passes"] == 1
   assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows.values())
   monkeypatch.setattr(steps, "free_bytes", lambda: 0)
@@ -211,10 +241,17 @@ def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
 def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
-  breakdown.main(types.SimpleNamespace(
-      model="deep", dtype="float32", image_size=56, batch=2, rounds=1,
-      methods=["anomalyclip"], json=str(path),
-  ))  # fmt: skip
+  breakdown.main(
+    types.SimpleNamespace(
+      model="deep",
+      dtype="float32",
+      image_size=56,
+      batch=2,
+      rounds=1,
+      methods=["anomalyclip"],
+      json=str(path),
+    )
+  )
   (row,) = json.loads(path.read_text())["rows"].values()
   assert set(row) == {*breakdown.PARTS, "gflop"} and row["decode"] > 0
   assert min(row["gflop"].values()) > 0
@@ -225,19 +262,19 @@ def test_a_tower_that_is_left_out_returns_the_same_shapes():
   model = clip_model.random_clip(DEEP, 0)
   image, (ids, end) = jnp.ones((2, 28, 28, 3)), model.tokenize(["a", "b c"])
   calls = {
-      "image": lambda clip: clip.image(image, vv_from=3),
-      "text": lambda clip: clip.text(clip.embed_tokens(ids), end),
+    "image": lambda clip: clip.image(image, vv_from=3),
+    "text": lambda clip: clip.text(clip.embed_tokens(ids), end),
   }
   for tower, call in calls.items():
     less = breakdown.Without(model.params, DEEP, towers=(tower,))
     shapes = [
-        jax.tree.map(lambda x: (x.shape, x.dtype), call(clip))
-        for clip in (model, less)
+      jax.tree.map(lambda x: (x.shape, x.dtype), call(clip))
+      for clip in (model, less)
     ]
     assert shapes[0] == shapes[1]
     flops = [
-        jax.jit(call).lower(clip).compile().cost_analysis().get("flops", 0)
-        for clip in (model, less)
+      jax.jit(call).lower(clip).compile().cost_analysis().get("flops", 0)
+      for clip in (model, less)
     ]
     assert flops[1] < 0.01 * flops[0]
 
@@ -245,14 +282,25 @@ def test_a_tower_that_is_left_out_returns_the_same_shapes():
 def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
   chosen = scaling.points([28, 56], [1, 4], devices=4)
   assert set(chosen) == {
-      (1, 28, 1), (4, 28, 1), (1, 56, 1), (4, 28, 2), (4, 28, 4),
-  }  # fmt: skip
+    (1, 28, 1),
+    (4, 28, 1),
+    (1, 56, 1),
+    (4, 28, 2),
+    (4, 28, 4),
+  }
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
-  scaling.main(types.SimpleNamespace(
-      model="deep", dtype="float32", sizes=["28"], batches=["1", "2"], rounds=1,
-      methods=["clip"], json=str(path),
-  ))  # fmt: skip
+  scaling.main(
+    types.SimpleNamespace(
+      model="deep",
+      dtype="float32",
+      sizes=["28"],
+      batches=["1", "2"],
+      rounds=1,
+      methods=["clip"],
+      json=str(path),
+    )
+  )
   found = json.loads(path.read_text())
   assert [row["batch"] for row in found["rows"]][:2] == [1, 2]
   assert found["differences"] == {}  # There is one device.
@@ -262,14 +310,22 @@ def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
 
 
 def test_epochs_from_stored_features_have_the_losses_of_encoding(
-    tmp_path, monkeypatch, capsys
+  tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
-  epochs.main(types.SimpleNamespace(
-      model="deep", dtype="float32", image_size=56, methods=["adaptclip"],
-      images=12, references=2, encoding=3, json=str(path),
-  ))  # fmt: skip
+  epochs.main(
+    types.SimpleNamespace(
+      model="deep",
+      dtype="float32",
+      image_size=56,
+      methods=["adaptclip"],
+      images=12,
+      references=2,
+      encoding=3,
+      json=str(path),
+    )
+  )
   (row,) = json.loads(path.read_text())["rows"].values()
   assert len(row["steps"]) == len(row["losses"]) == 2 * epochs.EPOCHS
   assert len(row["encoding_steps"]) == 3 and 0 <= row["difference"] < 1e-4
@@ -283,8 +339,12 @@ def test_epochs_from_stored_features_have_the_losses_of_encoding(
 def test_many_images_go_all_the_way(tmp_path, capsys):
   rows = scale.measure(tmp_path, 120)
   assert list(rows) == [
-      "index", "features", "epoch", "found again", "evaluation"
-  ]  # fmt: skip
+    "index",
+    "features",
+    "epoch",
+    "found again",
+    "evaluation",
+  ]
   assert all(row["most_mib"] >= row["tenth_mib"] > 0 for row in rows.values())
   out = capsys.readouterr().out
   assert out.count("Features of 120 images") == 2 and "evaluation" in out
@@ -292,9 +352,9 @@ def test_many_images_go_all_the_way(tmp_path, capsys):
 
 def test_the_benchmark_needs_no_tensorflow():
   code = (
-      "import sys;"
-      "from zsad_jax.benchmark import breakdown, methods, scaling, steps;"
-      "import zsad_jax.benchmark.__main__;"
-      "bad = {'tensorflow', 'ml_collections'} & {*sys.modules}; assert not bad"
+    "import sys;"
+    "from zsad_jax.benchmark import breakdown, methods, scaling, steps;"
+    "import zsad_jax.benchmark.__main__;"
+    "bad = {'tensorflow', 'ml_collections'} & {*sys.modules}; assert not bad"
   )
   subprocess.run([sys.executable, "-c", code], check=True)

@@ -50,9 +50,9 @@ def tiny():
   """State dict of the tiny CLIP under OpenAI's names, float16."""
   with np.load(GOLDENS / "clip_tiny.npz") as golden:
     return {
-        name.removeprefix("w/"): golden[name]
-        for name in golden.files
-        if name.startswith("w/")
+      name.removeprefix("w/"): golden[name]
+      for name in golden.files
+      if name.startswith("w/")
     }
 
 
@@ -62,12 +62,12 @@ def small_clip():
   from zsad_jax.backbones.clip import config, model
 
   sizes = config.ClipConfig(
-      embed_dim=32,
-      image_size=32,
-      patch_size=8,
-      vision_width=64,
-      vision_layers=3,
-      text_width=64,
-      text_layers=3,
+    embed_dim=32,
+    image_size=32,
+    patch_size=8,
+    vision_width=64,
+    vision_layers=3,
+    text_width=64,
+    text_layers=3,
   )
   return model.random_clip(sizes, 0)

@@ -36,11 +36,13 @@ RECORDED = ROOT / "tests" / "goldens" / "learning.json"
 METHODS = ("adaclip", "adaptclip", "anomalyclip", "clip", "faprompt")
 FALL = 0.03  # Of the mean image AUROC that is too much.
 SMALLER = {
-    "auxiliary": dict(categories=benchmark.TRAIN_CATEGORIES, references=2,
-                      normal=4, anomalous=8),
-    "benchmark": dict(categories=benchmark.TEST_CATEGORIES, references=0,
-                      normal=8, anomalous=8),
-}  # fmt: skip
+  "auxiliary": dict(
+    categories=benchmark.TRAIN_CATEGORIES, references=2, normal=4, anomalous=8
+  ),
+  "benchmark": dict(
+    categories=benchmark.TEST_CATEGORIES, references=0, normal=8, anomalous=8
+  ),
+}
 
 
 def draw(folder):
@@ -62,7 +64,7 @@ def learn(name, data, workdir):
   run = run_lib.load(workdir)
   dataset = registry.open_dataset(str(data / "benchmark"))
   compare = evaluator.make(
-      run.config, run.method, run.backbone, distributed.make_mesh()
+    run.config, run.method, run.backbone, distributed.make_mesh()
   )
   (rows,), _ = evaluator.evaluate(compare, run.params, run.stats, dataset)
   return tables.mean_row(rows)[0]["image_auroc"]
@@ -79,10 +81,12 @@ def drawn(tmp_path_factory):
 def test_no_method_learns_less_than_it_did(name, drawn, tmp_path):
   # In a process of its own: the tests' compiler options make slow programs.
   done = subprocess.run(
-      [sys.executable, "-m", "tests.learning", name, drawn, tmp_path],
-      env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-      capture_output=True, text=True, cwd=ROOT,
-  )  # fmt: skip
+    [sys.executable, "-m", "tests.learning", name, drawn, tmp_path],
+    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   found = float(done.stdout.splitlines()[-1])
   recorded = json.loads(RECORDED.read_text())

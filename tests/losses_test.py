@@ -54,10 +54,10 @@ def test_binary_focal_agrees_with_its_logits_form():
   logits = jnp.asarray(RNG.normal(size=100) * 3, jnp.float32)
   target = jnp.asarray(RNG.integers(0, 2, 100), jnp.float32)
   np.testing.assert_allclose(
-      losses.binary_focal(jax.nn.sigmoid(logits), target),
-      losses.binary_focal_with_logits(logits, target),
-      rtol=2e-4,
-      atol=1e-6,
+    losses.binary_focal(jax.nn.sigmoid(logits), target),
+    losses.binary_focal_with_logits(logits, target),
+    rtol=2e-4,
+    atol=1e-6,
   )
 
 
@@ -80,8 +80,8 @@ def test_dice_over_rows_is_the_mean_of_single_rows():
   mask = jnp.asarray(RNG.random((3, 6, 5)) > 0.7)
   terms = losses.segmentation(prob, mask, dice_over="rows")
   rows = [
-      [losses.dice(p, t) for p, t in zip(image, target)]
-      for image, target in zip(prob[..., 1], mask.astype(prob.dtype))
+    [losses.dice(p, t) for p, t in zip(image, target)]
+    for image, target in zip(prob[..., 1], mask.astype(prob.dtype))
   ]
   np.testing.assert_allclose(terms[:, 1], np.mean(rows, axis=1), rtol=1e-5)
   whole = losses.segmentation(prob, mask, dice_over="image")

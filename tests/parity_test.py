@@ -12,9 +12,13 @@ from zsad_jax.parity import golden as golden_lib
 
 
 @pytest.mark.parametrize(
-    "file", [f for f, m in golden_lib.Golden(GOLDENS).methods.items()
-             if m not in ("clip weights",)]
-)  # fmt: skip
+  "file",
+  [
+    f
+    for f, m in golden_lib.Golden(GOLDENS).methods.items()
+    if m not in ("clip weights",)
+  ],
+)
 def test_every_stored_quantity_holds(file):
   comparisons = parity.compare_file(golden_lib.Golden(GOLDENS), file)
   assert comparisons
@@ -37,9 +41,7 @@ def test_a_wrong_number_fails(losses_only):
   arrays["focal/probs/mixed/loss"] = arrays["focal/probs/mixed/loss"] + 1e-3
   np.savez(losses_only / "losses.npz", **arrays)
   golden = golden_lib.Golden(losses_only)
-  failed = [
-      c for c in parity.compare_file(golden, "losses.npz") if not c.holds
-  ]
+  failed = [c for c in parity.compare_file(golden, "losses.npz") if not c.holds]
   assert [c.name for c in failed] == ["losses.npz: focal/probs/mixed/loss"]
   np.testing.assert_allclose(failed[0].absolute, 1e-3, rtol=1e-2)
 
@@ -54,9 +56,7 @@ def test_a_quantity_that_is_not_produced_fails(losses_only):
     arrays = {**stored, "new_loss/loss": np.float32(0)}
   np.savez(losses_only / "losses.npz", **arrays)
   golden = golden_lib.Golden(losses_only)
-  failed = [
-      c for c in parity.compare_file(golden, "losses.npz") if not c.holds
-  ]
+  failed = [c for c in parity.compare_file(golden, "losses.npz") if not c.holds]
   assert [c.problem for c in failed] == ["not produced"]
 
 

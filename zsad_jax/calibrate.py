@@ -31,14 +31,14 @@ from zsad_jax.runtime import cli
 
 
 def calibrate(
-    run: run_lib.Run,
-    normal: Sequence[str],
-    *,
-    rate: float,
-    anomalous: Sequence[str] = (),
-    reference_paths: Sequence[str] = (),
-    class_name: str = "object",
-    skip_corrupt: bool = False,
+  run: run_lib.Run,
+  normal: Sequence[str],
+  *,
+  rate: float,
+  anomalous: Sequence[str] = (),
+  reference_paths: Sequence[str] = (),
+  class_name: str = "object",
+  skip_corrupt: bool = False,
 ) -> threshold_lib.Threshold:
   """Finds a threshold, stores it in the run and returns it.
 
@@ -56,9 +56,7 @@ def calibrate(
   beside = references.find(reference_paths) if reference_paths else ()
   if not beside and few_shot.needs_references(run.method):
     raise ValueError(f"{run.config.name} needs --references.")
-  measure = lambda paths: _measure(
-      run, paths, beside, class_name, skip_corrupt
-  )
+  measure = lambda paths: _measure(run, paths, beside, class_name, skip_corrupt)
   scores, state = measure(normal)
   if anomalous:
     others, _ = measure(anomalous)
@@ -84,9 +82,11 @@ def _measure(run, paths, beside, class_name, skip_corrupt):
   score = scoring.Scorer(run, class_name, beside, batch_size)
   scores, state = [], streaming.PixelState.init()
   for rows, pixels, bad in scoring.batches(
-      images, image_size=run.config.image_size, batch_size=batch_size,
-      skip=skip_corrupt,
-  ):  # fmt: skip
+    images,
+    image_size=run.config.image_size,
+    batch_size=batch_size,
+    skip=skip_corrupt,
+  ):
     for message in bad:
       print(f"Skipped: {message}")
     result = {k: v[: len(rows)] for k, v in score(pixels)[0].items()}
@@ -123,13 +123,13 @@ def main(options):
   if not options.arguments:
     raise ValueError("No normal image given: name images or folders.")
   calibrate(
-      run_lib.load(pathlib.Path(options.workdir)),
-      options.arguments,
-      rate=options.rate,
-      anomalous=options.anomalous,
-      reference_paths=options.references,
-      class_name=options.class_name,
-      skip_corrupt=options.skip_corrupt,
+    run_lib.load(pathlib.Path(options.workdir)),
+    options.arguments,
+    rate=options.rate,
+    anomalous=options.anomalous,
+    reference_paths=options.references,
+    class_name=options.class_name,
+    skip_corrupt=options.skip_corrupt,
   )
 
 

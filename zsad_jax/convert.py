@@ -46,17 +46,17 @@ def define_flags():
   flags.DEFINE_string("source", None, "File, directory or hub name.")
   flags.DEFINE_string("output", None, "Safetensors file to write.")
   flags.DEFINE_enum(
-      "act",
-      None,
-      sorted(clip_convert.ACTS.values()),
-      "Activation of an open_clip file: `quick` if its model is called "
-      "-quickgelu, else `gelu_erf`. Other sources say it themselves.",
+    "act",
+    None,
+    sorted(clip_convert.ACTS.values()),
+    "Activation of an open_clip file: `quick` if its model is called "
+    "-quickgelu, else `gelu_erf`. Other sources say it themselves.",
   )
   flags.DEFINE_enum(
-      "model",
-      None,
-      sorted(clip_config.MODELS),
-      "Refuse weights that do not have the sizes of this model.",
+    "model",
+    None,
+    sorted(clip_config.MODELS),
+    "Refuse weights that do not have the sizes of this model.",
   )
   flags.DEFINE_string("method", None, "Whose authors made the checkpoint.")
   flags.DEFINE_string("checkpoint", None, "Their file (.pth).")
@@ -66,11 +66,11 @@ def define_flags():
 
 
 def convert(
-    source: str,
-    output: str,
-    *,
-    act: str | None = None,
-    model: str | None = None,
+  source: str,
+  output: str,
+  *,
+  act: str | None = None,
+  model: str | None = None,
 ) -> None:
   """Reads weights from `source`, writes them to `output`, prints a summary.
 
@@ -93,16 +93,16 @@ def convert(
 
 
 def check_model(
-    config: clip_config.ClipConfig, model: str, source: str
+  config: clip_config.ClipConfig, model: str, source: str
 ) -> None:
   """Raises ValueError unless the sizes are those of the named model."""
   expected = dataclasses.asdict(clip_config.MODELS[model])
   found = dataclasses.asdict(config)
   differing = [
-      f"{name}: expected {expected[name]}, found {found[name]}"
-      for name in expected
-      # One architecture was trained with either activation.
-      if name != "act" and expected[name] != found[name]
+    f"{name}: expected {expected[name]}, found {found[name]}"
+    for name in expected
+    # One architecture was trained with either activation.
+    if name != "act" and expected[name] != found[name]
   ]
   if differing:
     raise ValueError(f"{source} is not a {model}: {'; '.join(differing)}.")
@@ -111,14 +111,16 @@ def check_model(
 def _summary(source, output, clip):
   arrays = clip_convert.flatten(clip.params).values()
   sizes = dataclasses.asdict(clip.config)
-  return "\n".join([
+  return "\n".join(
+    [
       f"read    {source}",
       *(f"sha256  {digest}  {name}" for name, digest in clip.sha256.items()),
       f"sizes   {', '.join(f'{name}={x}' for name, x in sizes.items())}",
       f"params  {sum(x.size for x in arrays):,} in "
       f"{' and '.join(sorted({str(x.dtype) for x in arrays}))}",
       f"wrote   {output}",
-  ])
+    ]
+  )
 
 
 def paper_config(method: str):
@@ -131,8 +133,8 @@ def paper_config(method: str):
   path = pathlib.Path("configs", f"{method}.py")
   if not path.is_file():
     raise FileNotFoundError(
-        f"{path} does not exist: name the settings of the checkpoint, "
-        "--config=FILE.py:VARIANT."
+      f"{path} does not exist: name the settings of the checkpoint, "
+      "--config=FILE.py:VARIANT."
     )
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
@@ -142,9 +144,9 @@ def paper_config(method: str):
 
 # Flags that a use of the command needs, and those that it can have.
 USES = (
-    (("source", "output"), ("act", "model")),
-    (("method", "checkpoint", "workdir"), ("config",)),
-    (("workdir", "export"), ()),
+  (("source", "output"), ("act", "model")),
+  (("method", "checkpoint", "workdir"), ("config",)),
+  (("workdir", "export"), ()),
 )
 
 
@@ -168,7 +170,7 @@ def main(options):
   use = chosen_use(options)
   if "source" in use:
     convert(
-        options.source, options.output, act=options.act, model=options.model
+      options.source, options.output, act=options.act, model=options.model
     )
   elif "export" in use:
     authors_checkpoint.export(options.workdir, options.export)
@@ -176,7 +178,7 @@ def main(options):
     config = options.config or paper_config(options.method)
     if config.method_name != options.method:
       raise ValueError(
-          f"--config is of {config.method_name}, --method is {options.method}."
+        f"--config is of {config.method_name}, --method is {options.method}."
       )
     authors_checkpoint.convert(options.checkpoint, options.workdir, config)
 

@@ -50,19 +50,20 @@ def list_datasets(data_root: str) -> str:
     if not entry.folders:
       continue
     root = registry.find(name, data_root)
-    where = str(root) if root else f"not in {data_root}/" + "|".join(
-        entry.folders)  # fmt: skip
+    where = (
+      str(root) if root else f"not in {data_root}/" + "|".join(entry.folders)
+    )
     counts = "/".join("?" if c is None else str(c) for c in entry.counts)
     lines.append((name, entry.title, counts, entry.licence, where))
   widths = [max(map(len, column)) for column in zip(*lines)]
   return "\n".join(
-      "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-      for line in lines
+    "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+    for line in lines
   )
 
 
 def verify(
-    dataset: index.Dataset, entry: registry.Entry | None
+  dataset: index.Dataset, entry: registry.Entry | None
 ) -> tuple[list[str], list[str]]:
   """Opens every file; returns what is wrong and what to know, a line each."""
   problems = list(dataset.notes)
@@ -74,9 +75,10 @@ def verify(
   problems += [f"{p}: listed {n} times." for p, n in paths.items() if n > 1]
   trained = {s.image_path for s in dataset.train}
   problems += [
-      f"{s.image_path}: both to train on and to test on."
-      for s in dataset.test if s.image_path in trained
-  ]  # fmt: skip
+    f"{s.image_path}: both to train on and to test on."
+    for s in dataset.test
+    if s.image_path in trained
+  ]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     looked = list(pool.map(_look, samples))
   problems += [look.problem for look in looked if look.problem]
@@ -117,16 +119,16 @@ def _mask_notes(looked, lossy):
   between = [look.between for look in looked if look.between]
   if lossy and between:
     yield (
-        f"{len(between)} masks have values between black and white "
-        f"({100 * sum(between) / len(between):.2g} % of their pixels on "
-        "average): they are JPEG files. Whatever is not 0 counts as "
-        "anomalous, as in the papers' code; --config.masks=robust counts "
-        "what is above one half."
+      f"{len(between)} masks have values between black and white "
+      f"({100 * sum(between) / len(between):.2g} % of their pixels on "
+      "average): they are JPEG files. Whatever is not 0 counts as "
+      "anomalous, as in the papers' code; --config.masks=robust counts "
+      "what is above one half."
     )
   if vanishing := sum(look.vanishes for look in looked):
     yield (
-        f"{vanishing} masks are empty at {_PAPERS_SIZE} pixels: their defects "
-        "are too small to be left; the images stay anomalous."
+      f"{vanishing} masks are empty at {_PAPERS_SIZE} pixels: their defects "
+      "are too small to be left; the images stay anomalous."
     )
 
 
@@ -161,17 +163,18 @@ def to_meta(dataset: index.Dataset, folder: str) -> str:
     for sample in samples:
       if index.file_and_box(sample.image_path)[1] or sample.more_masks:
         raise ValueError(
-            f"{sample.image_path}: meta.json cannot name parts of files, as "
-            f"which {dataset.name} is used."
+          f"{sample.image_path}: meta.json cannot name parts of files, as "
+          f"which {dataset.name} is used."
         )
-      relative = lambda path: os.path.relpath(path, folder).replace(
-          os.sep, "/") if path else ""  # fmt: skip
+      relative = lambda path: (
+        os.path.relpath(path, folder).replace(os.sep, "/") if path else ""
+      )
       record = {
-          "img_path": relative(sample.image_path),
-          "mask_path": relative(sample.mask_path),
-          "cls_name": sample.class_name,
-          "specie_name": sample.specie_name,
-          "anomaly": sample.label,
+        "img_path": relative(sample.image_path),
+        "mask_path": relative(sample.mask_path),
+        "cls_name": sample.class_name,
+        "specie_name": sample.specie_name,
+        "anomaly": sample.label,
       }
       if sample.view:
         record["view_id"] = sample.view
@@ -188,12 +191,13 @@ def _open(options):
     raise ValueError("Give --dataset=NAME, --root=DIR or both.")
   if name and name not in registry.ENTRIES:
     raise ValueError(
-        f"There is no data set {name!r}; there are "
-        f"{', '.join(registry.ENTRIES)}."
+      f"There is no data set {name!r}; there are {', '.join(registry.ENTRIES)}."
     )
   if not root:
-    return (registry.open_dataset(name, data_root=options.data_root),
-            registry.ENTRIES[name])  # fmt: skip
+    return (
+      registry.open_dataset(name, data_root=options.data_root),
+      registry.ENTRIES[name],
+    )
   if not os.path.isdir(root):
     raise FileNotFoundError(f"--root: {root} is no folder.")
   if name:
@@ -204,8 +208,10 @@ def _open(options):
 def _verify(options):
   dataset, entry = _open(options)
   counts = "/".join(map(str, dataset.counts))
-  print(f"{dataset.name}: {counts} images (train / normal test / anomalous "
-        f"test) of {len(dataset.class_names)} categories in {dataset.root}")
+  print(
+    f"{dataset.name}: {counts} images (train / normal test / anomalous "
+    f"test) of {len(dataset.class_names)} categories in {dataset.root}"
+  )
   problems, notes = verify(dataset, entry)
   for note in notes:
     print(f"  note: {note}")
@@ -222,8 +228,10 @@ def _index(options):
   path = pathlib.Path(options.output or os.path.join(dataset.root, index.META))
   folder = os.path.abspath(path.parent)
   files.write_text(path, to_meta(dataset, folder))
-  print(f"{path}: {'/'.join(map(str, dataset.counts))} images (train / normal "
-        "test / anomalous test).")
+  print(
+    f"{path}: {'/'.join(map(str, dataset.counts))} images (train / normal "
+    "test / anomalous test)."
+  )
   return 0
 
 
@@ -235,20 +243,26 @@ def _synthesize(options):
     raise ValueError("--output: name a new folder.")
   numbers = lambda name, kind: tuple(kind(v) for v in options[name].value)
   ranges = synthesis.Ranges(
-      kinds=tuple(options.kinds) or tuple(synthesis.KINDS),
-      number=numbers("number", int),
-      size=numbers("size", float),
-      strength=numbers("strength", float),
+    kinds=tuple(options.kinds) or tuple(synthesis.KINDS),
+    number=numbers("number", int),
+    size=numbers("size", float),
+    strength=numbers("strength", float),
   )
   output = pathlib.Path(options.output)
   written = synthesis.synthesize(
-      images, output, class_name=options.class_name,
-      per_image=options.per_image, ranges=ranges, seed=options.seed,
-  )  # fmt: skip
+    images,
+    output,
+    class_name=options.class_name,
+    per_image=options.per_image,
+    ranges=ranges,
+    seed=options.seed,
+  )
   figures.save_png(output / "preview.png", preview(written))
-  print(f"{output}: {len(images)} normal and {len(written)} damaged images of "
-        f"{len(ranges.kinds)} kinds; look at {output / 'preview.png'}. Train "
-        f"on it with --config.train_data='(\"{output}\",)'.")
+  print(
+    f"{output}: {len(images)} normal and {len(written)} damaged images of "
+    f"{len(ranges.kinds)} kinds; look at {output / 'preview.png'}. Train "
+    f"on it with --config.train_data='(\"{output}\",)'."
+  )
   return 0
 
 
@@ -259,7 +273,7 @@ def preview(written: Sequence[tuple[str, str, str]]) -> Image.Image:
     if len(chosen[kind]) < _PREVIEWS:
       chosen[kind].append(paths)
   canvas = Image.new(
-      "RGB", (2 * _PREVIEWS * _TILE, len(chosen) * (_TILE + _LINE)), "white"
+    "RGB", (2 * _PREVIEWS * _TILE, len(chosen) * (_TILE + _LINE)), "white"
   )
   draw = ImageDraw.Draw(canvas)
   for row, (kind, pairs) in enumerate(chosen.items()):
@@ -290,10 +304,10 @@ def define_flags():
 
 def main(options):
   actions = {
-      "list": lambda o: print(list_datasets(o.data_root)),
-      "verify": _verify,
-      "index": _index,
-      "synthesize": _synthesize,
+    "list": lambda o: print(list_datasets(o.data_root)),
+    "verify": _verify,
+    "index": _index,
+    "synthesize": _synthesize,
   }
   if len(options.arguments) != 1 or options.arguments[0] not in actions:
     raise ValueError(f"Say what to do: {', '.join(actions)}.")

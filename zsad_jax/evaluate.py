@@ -53,7 +53,7 @@ def chooser(shots, seeds, path):
       chosen.append(references.read(path, dataset))
     for number in sorted(set(shots) - {0}):
       chosen += [
-          references.sample(dataset, shots=number, seed=seed) for seed in seeds
+        references.sample(dataset, shots=number, seed=seed) for seed in seeds
       ]
     return chosen
 
@@ -118,13 +118,13 @@ def _evaluate(run, options):
       run.config.data_root = options.data_root
   data_sets = tuple(options.data or run.config.test_data)
   how = protocol.Protocol.of(
-      run.config,
-      test_data=data_sets,
-      shots=(0, *shots),
-      seeds=tuple(seeds) if shots else (),
-      variant=options.variant,
-      allow_trained=options.allow_trained
-      or run.config.get("allow_trained", False),
+    run.config,
+    test_data=data_sets,
+    shots=(0, *shots),
+    seeds=tuple(seeds) if shots else (),
+    variant=options.variant,
+    allow_trained=options.allow_trained
+    or run.config.get("allow_trained", False),
   )
   output = run.workdir / "evaluation"
   if options.output and len(options.workdir) == 1:
@@ -132,9 +132,13 @@ def _evaluate(run, options):
   results = []
   for data in data_sets:
     results += report.evaluate(
-        run, data, output, how, choose=choose,
-        skip_corrupt=options.skip_corrupt,
-    )  # fmt: skip
+      run,
+      data,
+      output,
+      how,
+      choose=choose,
+      skip_corrupt=options.skip_corrupt,
+    )
   report.decoded_cache(run.config.get("decoded_cache", ""))
   return results
 
@@ -144,13 +148,13 @@ def _check(means, tables, tolerance):
   compared = paper_results.compare(tables, means)
   if not compared:
     raise ValueError(
-        "--check: no paper has a number for these methods, data sets and "
-        "shots; see --list_tables."
+      "--check: no paper has a number for these methods, data sets and "
+      "shots; see --list_tables."
     )
   failed = [c for c in compared if abs(c.difference) > tolerance]
   print(
-      f"{len(compared)} means compared with the papers', {len(failed)} differ "
-      f"by more than {100 * tolerance:g} points."
+    f"{len(compared)} means compared with the papers', {len(failed)} differ "
+    f"by more than {100 * tolerance:g} points."
   )
   for comparison in failed:
     print(f"  {comparison}")

@@ -18,12 +18,12 @@ DICE_SMOOTH = 1.0  # BinaryDiceLoss(smooth=1).
 
 
 def focal(
-    prob: Float[Array, "*b 2"],
-    target: Shaped[Array, "*b"],
-    *,
-    gamma: int | float = GAMMA,
-    smooth: float = SMOOTH,
-    state_weights: Sequence[float] = (1.0, 1.0),
+  prob: Float[Array, "*b 2"],
+  target: Shaped[Array, "*b"],
+  *,
+  gamma: int | float = GAMMA,
+  smooth: float = SMOOTH,
+  state_weights: Sequence[float] = (1.0, 1.0),
 ) -> Float[Array, "*b"]:
   """Focal loss of the probabilities of the two states.
 
@@ -58,10 +58,10 @@ def focal(
 
 
 def binary_focal(
-    prob: Float[Array, "*b"],
-    target: Float[Array, "*b"],
-    *,
-    gamma: int = GAMMA,
+  prob: Float[Array, "*b"],
+  target: Float[Array, "*b"],
+  *,
+  gamma: int = GAMMA,
 ) -> Float[Array, "*b"]:
   """Focal loss of one probability per item; `prob` in [0, 1].
 
@@ -76,10 +76,10 @@ def binary_focal(
 
 
 def binary_focal_with_logits(
-    logits: Float[Array, "*b"],
-    target: Float[Array, "*b"],
-    *,
-    gamma: int = GAMMA,
+  logits: Float[Array, "*b"],
+  target: Float[Array, "*b"],
+  *,
+  gamma: int = GAMMA,
 ) -> Float[Array, "*b"]:
   """Focal loss of one logit per item.
 
@@ -92,26 +92,26 @@ def binary_focal_with_logits(
 
 
 def cross_entropy(
-    logits: Float[Array, "*b s"], target: Shaped[Array, "*b"]
+  logits: Float[Array, "*b s"], target: Shaped[Array, "*b"]
 ) -> Float[Array, "*b"]:
   """Cross-entropy of the states' logits, one value per item."""
   log_prob = jax.nn.log_softmax(logits)
   # Not a one-hot sum, for the reason given in `focal`.
   return -jnp.where(
-      target > 0, log_prob[..., types.ANOMALOUS], log_prob[..., types.NORMAL]
+    target > 0, log_prob[..., types.ANOMALOUS], log_prob[..., types.NORMAL]
   )
 
 
 def weighted_mean(
-    values: Float[Array, " b"], weight: Float[Array, " b"]
+  values: Float[Array, " b"], weight: Float[Array, " b"]
 ) -> Float[Array, ""]:
   """Mean over the items that count; 0 when none does."""
   return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def dice(
-    prob: Float[Array, "*b n"],
-    target: Float[Array, "*b n"],
+  prob: Float[Array, "*b n"],
+  target: Float[Array, "*b n"],
 ) -> Float[Array, "*b"]:
   """Soft Dice loss over the last axis, no squares, smoothing 1.
 
@@ -127,10 +127,10 @@ def dice(
 
 
 def segmentation(
-    prob: Float[Array, "b h w 2"],
-    mask: Shaped[Array, "b h w"],
-    *,
-    dice_over: str,
+  prob: Float[Array, "b h w 2"],
+  mask: Shaped[Array, "b h w"],
+  *,
+  dice_over: str,
 ) -> Float[Array, "b 3"]:
   """Focal + Dice + Dice of one two-channel map, per image.
 
@@ -153,8 +153,8 @@ def segmentation(
   target = mask.astype(prob.dtype).reshape(items)
   normal, anomalous = prob[..., types.NORMAL], prob[..., types.ANOMALOUS]
   values = [
-      focal(prob, mask),
-      dice(anomalous.reshape(items), target),
-      dice(normal.reshape(items), 1.0 - target),
+    focal(prob, mask),
+    dice(anomalous.reshape(items), target),
+    dice(normal.reshape(items), 1.0 - target),
   ]
   return jnp.stack([x.reshape(b, -1).mean(axis=1) for x in values], axis=-1)

@@ -43,8 +43,9 @@ def output_names(images: Sequence[str]) -> list[str]:
   """Names for results: the path below the common folder, "/" as "_"."""
   if len(images) == 1:
     return [pathlib.Path(images[0]).stem]
-  common = os.path.commonpath([os.path.dirname(os.path.abspath(i))
-                               for i in images])  # fmt: skip
+  common = os.path.commonpath(
+    [os.path.dirname(os.path.abspath(i)) for i in images]
+  )
   relative = [os.path.relpath(os.path.abspath(i), common) for i in images]
   stems = [os.path.splitext(r)[0].replace(os.sep, "_") for r in relative]
   # a.png and a.jpg side by side keep their endings.
@@ -54,7 +55,7 @@ def output_names(images: Sequence[str]) -> list[str]:
 
 
 def overlay(
-    path: str, anomaly_map: np.ndarray, limits: threshold_lib.Threshold
+  path: str, anomaly_map: np.ndarray, limits: threshold_lib.Threshold
 ) -> Image.Image:
   """The image in its own size with the map over it."""
   image = np.asarray(preprocess.open_image(path))
@@ -62,21 +63,21 @@ def overlay(
   size = image.shape[1], image.shape[0]
   values = np.asarray(as_image.resize(size, Image.Resampling.BILINEAR))
   picture = figures.overlay(
-      image, values, low=limits.map_low, high=limits.map_high
+    image, values, low=limits.map_low, high=limits.map_high
   )
   return Image.fromarray(picture)
 
 
 def predict(
-    run: run_lib.Run,
-    paths: Sequence[str],
-    output: pathlib.Path,
-    *,
-    class_name: str = "object",
-    reference_paths: Sequence[str] = (),
-    limit: float | None = None,
-    batch_size: int = 8,
-    skip_corrupt: bool = False,
+  run: run_lib.Run,
+  paths: Sequence[str],
+  output: pathlib.Path,
+  *,
+  class_name: str = "object",
+  reference_paths: Sequence[str] = (),
+  limit: float | None = None,
+  batch_size: int = 8,
+  skip_corrupt: bool = False,
 ) -> None:
   """Predicts all images, prints a line for each and writes the results.
 
@@ -102,10 +103,10 @@ def predict(
   score = scoring.Scorer(run, class_name, normal, batch_size)
   names, rows, skipped = output_names(images), [], []
   for positions, pixels, bad in scoring.batches(
-      images,
-      image_size=run.config.image_size,
-      batch_size=batch_size,
-      skip=skip_corrupt,
+    images,
+    image_size=run.config.image_size,
+    batch_size=batch_size,
+    skip=skip_corrupt,
   ):
     skipped += bad
     result, alone = score(pixels)
@@ -129,9 +130,9 @@ def predict(
     files.write_text(output / "references.json", listed)
   anomalous = sum(row[2] == "anomalous" for row in rows)
   print(
-      f"{len(rows)} images, {anomalous} anomalous (threshold "
-      f"{stored.image_score:.4g}: {stored.source}"
-      f"{f'; {len(normal)} references' if normal else ''}). Results: {output}"
+    f"{len(rows)} images, {anomalous} anomalous (threshold "
+    f"{stored.image_score:.4g}: {stored.source}"
+    f"{f'; {len(normal)} references' if normal else ''}). Results: {output}"
   )
   if skipped:
     print(f"Skipped {len(skipped)} images that could not be read:")
@@ -183,14 +184,14 @@ def main(options):
   if note := backbones.note(run.config.backbone.name):
     print(note)
   predict(
-      run,
-      options.arguments,
-      pathlib.Path(options.output),
-      class_name=options.class_name,
-      reference_paths=options.references,
-      limit=options.threshold,
-      batch_size=options.batch_size,
-      skip_corrupt=options.skip_corrupt,
+    run,
+    options.arguments,
+    pathlib.Path(options.output),
+    class_name=options.class_name,
+    reference_paths=options.references,
+    limit=options.threshold,
+    batch_size=options.batch_size,
+    skip_corrupt=options.skip_corrupt,
   )
 
 

@@ -35,26 +35,28 @@ def optimizer(config) -> optax.GradientTransformation:
   Jordan et al., 2024, with the update's size of Liu et al., arXiv:2502.16982.
   """
   schedule = optax.warmup_cosine_decay_schedule(
-      0.0, config.learning_rate, config.warmup, config.steps
+    0.0, config.learning_rate, config.warmup, config.steps
   )
 
   def matrices(params):
     is_matrix = lambda path, x: x.ndim == 2 and "kernel" in str(path[-1])
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: contrib.MuonDimensionNumbers()
-        if is_matrix(path, x) else None, params,
-    )  # fmt: skip
+      lambda path, x: (
+        contrib.MuonDimensionNumbers() if is_matrix(path, x) else None
+      ),
+      params,
+    )
 
   return optax.chain(
-      optax.clip_by_global_norm(1.0),
-      contrib.muon(
-          schedule,
-          weight_decay=config.weight_decay,
-          adam_weight_decay=0.0,
-          adam_b2=0.98,
-          consistent_rms=0.2,
-          muon_weight_dimension_numbers=matrices,
-      ),
+    optax.clip_by_global_norm(1.0),
+    contrib.muon(
+      schedule,
+      weight_decay=config.weight_decay,
+      adam_weight_decay=0.0,
+      adam_b2=0.98,
+      consistent_rms=0.2,
+      muon_weight_dimension_numbers=matrices,
+    ),
   )
 
 
@@ -79,7 +81,7 @@ def _pretrain(config, workdir, stack):
   sizes = ClipConfig(**config.model)
   objective = Objective(**config.objective)
   drawn = functools.partial(
-      pictures.ensure, environment.default_cache_dir(), size=sizes.image_size
+    pictures.ensure, environment.default_cache_dir(), size=sizes.image_size
   )
   pairs = drawn(config.pairs, seed=config.seed)
   held_out = drawn(config.held_out, seed=config.seed + 1)
@@ -98,18 +100,18 @@ def _pretrain(config, workdir, stack):
 
   others = sum(x.size for x in jax.tree.leaves(trainable["clip"]))
   print(
-      f"Pretraining {config.name}: {others:,} parameters and "
-      f"{len(vocabulary)} of {sizes.vocab_size:,} rows of the token table, on "
-      f"{config.pairs:,} pairs of pictures; {len(jax.devices())} x "
-      f"{jax.devices()[0].device_kind}",
-      flush=True,
+    f"Pretraining {config.name}: {others:,} parameters and "
+    f"{len(vocabulary)} of {sizes.vocab_size:,} rows of the token table, on "
+    f"{config.pairs:,} pairs of pictures; {len(jax.devices())} x "
+    f"{jax.devices()[0].device_kind}",
+    flush=True,
   )
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, table, batch):
     loss = lambda p: objective.loss(p, table, vocabulary, sizes, batch)
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(
-        state["params"]
+      state["params"]
     )
     updates, opt = tx.update(grads, state["opt"], state["params"])
     params = optax.apply_updates(state["params"], updates)
@@ -126,8 +128,8 @@ def _pretrain(config, workdir, stack):
     fetched = jax.device_get(pending)
     logger.check_finite(fetched)
     means = {
-        key: float(np.mean([m[key] for m in fetched.values()]))
-        for key in fetched[max(fetched)]
+      key: float(np.mean([m[key] for m in fetched.values()]))
+      for key in fetched[max(fetched)]
     }
     log.progress(max(fetched), means["loss"], config.batch_size)
     log.write(max(fetched), means)
@@ -141,13 +143,13 @@ def _pretrain(config, workdir, stack):
 
   while step < config.steps and not stop.requested:
     batch = batches.make(
-        pairs,
-        step,
-        batch_size=config.batch_size,
-        patch_size=sizes.patch_size,
-        keep=config.keep if step < config.steps - config.whole_steps else None,
-        states=config.states,
-        seed=config.seed,
+      pairs,
+      step,
+      batch_size=config.batch_size,
+      patch_size=sizes.patch_size,
+      keep=config.keep if step < config.steps - config.whole_steps else None,
+      states=config.states,
+      seed=config.seed,
     )
     state, pending[step + 1] = update(state, table, batch)
     # One step ahead of the device: the batch is ready, and a stop is prompt.
@@ -168,11 +170,11 @@ def _pretrain(config, workdir, stack):
   log.write(step, found)
   path = workdir / "weights.safetensors"
   digest = tiny.save(
-      path,
-      model,
-      vocabulary=vocabulary,
-      seed=config.seed,
-      about={"source": {"config": config.name, "steps": step, **found}},
+    path,
+    model,
+    vocabulary=vocabulary,
+    seed=config.seed,
+    about={"source": {"config": config.name, "steps": step, **found}},
   )
   print(f"Weights: {path}, {path.stat().st_size:,} bytes, SHA-256 {digest}")
   return True

@@ -59,21 +59,18 @@ def _train(config, workdir, stack):
   mesh = distributed.make_mesh()
   if config.batch_size % jax.device_count():
     raise ValueError(
-        f"config.batch_size is {config.batch_size}, but must be a multiple "
-        f"of the number of devices, {jax.device_count()}."
+      f"config.batch_size is {config.batch_size}, but must be a multiple "
+      f"of the number of devices, {jax.device_count()}."
     )
 
   # ---- Data: the test parts of the auxiliary sets, whose anomalies have masks.
-  datasets = [
-      run_lib.open_dataset(config, name)
-      for name in config.train_data
-  ]
+  datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
   if config.mosaic_prob is not None:
     datasets = [
-        dataclasses.replace(d, mosaic_prob=config.mosaic_prob) for d in datasets
+      dataclasses.replace(d, mosaic_prob=config.mosaic_prob) for d in datasets
     ]
   names = sum(
-      (evaluator.prompt_names(d, config.prompt_names) for d in datasets), ()
+    (evaluator.prompt_names(d, config.prompt_names) for d in datasets), ()
   )
   images = sum(len(d.test) for d in datasets)
   per_epoch = pipeline.steps_per_epoch(images, config.batch_size)
@@ -92,8 +89,8 @@ def _train(config, workdir, stack):
   run_lib.save_config(workdir, config)
   tx = optimizer.make(config.optax_name, config.optax.to_dict(), trained)
   state = {
-      "model": {"params": params, "stats": stats},
-      "training": {"opt": tx.init(params), "step": np.int32(0)},
+    "model": {"params": params, "stats": stats},
+    "training": {"opt": tx.init(params), "step": np.int32(0)},
   }
   state = distributed.replicate(state, mesh)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
@@ -112,28 +109,31 @@ def _train(config, workdir, stack):
     step = state["training"]["step"]
     encoded = predictor.encode(method, backbone, batch)
     (loss, (parts, stats)), grads = jax.value_and_grad(
-        method.loss, has_aux=True
+      method.loss, has_aux=True
     )(
-        params, stats, backbone, aux, encoded, batch,
-        jax.random.fold_in(rng, step),
-    )  # fmt: skip
+      params,
+      stats,
+      backbone,
+      aux,
+      encoded,
+      batch,
+      jax.random.fold_in(rng, step),
+    )
     updates, opt = tx.update(grads, state["training"]["opt"], params)
     norms = {"l2_grads": grads, "l2_updates": updates}
     norms = {name: optax.tree.norm(tree) for name, tree in norms.items()}
     state = {
-        "model": {
-            "params": optax.apply_updates(params, updates), "stats": stats
-        },
-        "training": {"opt": opt, "step": step + 1},
-    }  # fmt: skip
+      "model": {"params": optax.apply_updates(params, updates), "stats": stats},
+      "training": {"opt": opt, "step": step + 1},
+    }
     return state, {"loss": loss, **norms, **parts}
 
   # ---- What happens between steps.
   log = logger.Writer(
-      workdir,
-      first_step=step,
-      total_steps=total_steps,
-      tensorboard=config.tensorboard,
+    workdir,
+    first_step=step,
+    total_steps=total_steps,
+    tensorboard=config.tensorboard,
   )
   stop = cli.StopSignal()
   select = selection.make(config, workdir, method, backbone, mesh, stack)
@@ -160,22 +160,22 @@ def _train(config, workdir, stack):
 
   # ---- Loop.
   frozen = step < total_steps and feature_cache.make(
-      config, method, backbone, mesh, datasets, skipped
+    config, method, backbone, mesh, datasets, skipped
   )
   if frozen:
     batches = frozen.batches(start_step=step)
   else:
     batches = pipeline.train_batches(
-        datasets,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=step,
-        mosaic_label=config.mosaic_label,
-        num_references=method.num_references,
-        skip_corrupt=config.skip_corrupt,
-        **distributed.shard(),
-        cache=cache.open_cache(config.decoded_cache),
+      datasets,
+      image_size=config.image_size,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      start_step=step,
+      mosaic_label=config.mosaic_label,
+      num_references=method.num_references,
+      skip_corrupt=config.skip_corrupt,
+      **distributed.shard(),
+      cache=cache.open_cache(config.decoded_cache),
     )
     skipped = batches.skipped
   while step < total_steps and not distributed.any_of(stop.requested):
@@ -201,7 +201,7 @@ def define_flags():
   config_flags.DEFINE_config_file("config", None, lock_config=True)
   flags.mark_flag_as_required("config")
   flags.DEFINE_string(
-      "workdir", None, "Folder of the run; default runs/<config.name>."
+    "workdir", None, "Folder of the run; default runs/<config.name>."
   )
 
 

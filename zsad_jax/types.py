@@ -18,8 +18,8 @@ def check_choices(method, **choices: Sequence[str]) -> None:
   for field, known in choices.items():
     if getattr(method, field) not in known:
       raise ValueError(
-          f"config.method.{field} is one of {', '.join(known)}, got "
-          f"{getattr(method, field)!r}."
+        f"config.method.{field} is one of {', '.join(known)}, got "
+        f"{getattr(method, field)!r}."
       )
 
 

@@ -42,8 +42,10 @@ def layer_norm(x, params):
 def test_taps_count_from_one_and_end_in_the_embedding(small_clip):
   embed, out = image(small_clip, normal(2, 32, 32, 3))
   assert {k for k in out if k.startswith("block")} == {
-      "block01", "block02", "block03"
-  }  # fmt: skip
+    "block01",
+    "block02",
+    "block03",
+  }
   np.testing.assert_array_equal(out["class"], out["block03"][:, 0])
   params = small_clip.params["visual"]
   direct = layer_norm(np.asarray(out["class"]), params["ln_post"])
@@ -63,7 +65,7 @@ def test_dual_path_is_a_sum_of_value_attention(small_clip):
     v = (x @ attn["in_proj"]["kernel"] + attn["in_proj"]["bias"])[..., -64:]
     weights = jax.nn.softmax(v @ np.swapaxes(v, 1, 2) / 8.0)
     expected = expected + (
-        weights @ v @ attn["out_proj"]["kernel"] + attn["out_proj"]["bias"]
+      weights @ v @ attn["out_proj"]["kernel"] + attn["out_proj"]["bias"]
     )
     tap = out[f"vv/block{i + 1:02d}"]
     np.testing.assert_allclose(tap, expected, atol=2e-5)
@@ -187,7 +189,9 @@ def test_a_cut_token_table_is_refused(small_clip):
 
 
 def test_names_table_lists_every_parameter(small_clip):
-  found = {k: x.shape for k, x in clip_convert.flatten(small_clip.params).items()}
+  found = {
+    k: x.shape for k, x in clip_convert.flatten(small_clip.params).items()
+  }
   assert found == clip_convert.param_shapes(small_clip.config)
 
 
@@ -207,19 +211,19 @@ def test_named_sizes_build(name):
   tower = VisionTower(sizes, sizes.act, "bilinear")
   shapes = jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
   found = {
-      f"visual/{k}": x.shape for k, x in clip_convert.flatten(shapes).items()
+    f"visual/{k}": x.shape for k, x in clip_convert.flatten(shapes).items()
   }
   assert found == {
-      k: v for k, v in clip_convert.param_shapes(sizes).items() if k in found
+    k: v for k, v in clip_convert.param_shapes(sizes).items() if k in found
   }
 
 
 def test_bfloat16_is_near_and_leaves_float32_behind(small_clip):
   half = small_clip.computing_in("bfloat16")
   kernels = [
-      x.dtype
-      for path, x in jax.tree_util.tree_leaves_with_path(half.params)
-      if path[-1].key == "kernel"
+    x.dtype
+    for path, x in jax.tree_util.tree_leaves_with_path(half.params)
+    if path[-1].key == "kernel"
   ]
   assert set(kernels) == {jnp.dtype("bfloat16")}
   pixels, (ids, end) = normal(2, 32, 32, 3), small_clip.tokenize(["a photo."])

@@ -19,8 +19,10 @@ def saved(tmp_path_factory):
   clip = model.random_clip(SIZES, 4)
   ids = np.array([7, 300, 49407])
   table = clip.params["text"]["token_embedding"].at[ids].set(0.5)
-  params = {**clip.params, "text": {**clip.params["text"],
-            "token_embedding": table}}  # fmt: skip
+  params = {
+    **clip.params,
+    "text": {**clip.params["text"], "token_embedding": table},
+  }
   clip = model.Clip(params, SIZES)
   digest = tiny.save(path, clip, vocabulary=ids, seed=4, about={"steps": 1})
   return clip, path, digest
@@ -32,9 +34,9 @@ def test_file_round_trip(saved):
   again = tiny.load(path)
   assert again.config == clip.config
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
-      again.params,
-      clip.params,
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
+    again.params,
+    clip.params,
   )
   table = again.params["text"]["token_embedding"]
   random = tiny.random_table(SIZES, 4)

@@ -36,7 +36,7 @@ def transformers_tokenizer(tmp_path_factory):
   merges = [" ".join(pair) for pair in ranks]
   (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
   (folder / "merges.txt").write_text(
-      "\n".join(["#version: 0.2", *merges]), encoding="utf-8"
+    "\n".join(["#version: 0.2", *merges]), encoding="utf-8"
   )
   return transformers.CLIPTokenizer.from_pretrained(folder)
 
@@ -53,9 +53,9 @@ def test_ids_of_the_official_tokenizer():
 def test_known_ids():
   ids = tokenizer.encode(["X", "N A", "damaged object."], context_length=8)
   assert ids.tolist() == [
-      [49406, 343, 49407, 0, 0, 0, 0, 0],
-      [49406, 333, 320, 49407, 0, 0, 0, 0],
-      [49406, 13568, 14115, 269, 49407, 0, 0, 0],
+    [49406, 343, 49407, 0, 0, 0, 0, 0],
+    [49406, 333, 320, 49407, 0, 0, 0, 0],
+    [49406, 13568, 14115, 269, 49407, 0, 0, 0],
   ]
   assert tokenizer.end_positions(ids).tolist() == [2, 3, 4]
 
@@ -66,13 +66,13 @@ def test_the_end_is_the_first_one():
 
 
 @pytest.mark.parametrize(
-    ("text", "plain"),
-    [
-        ("  A\t\nPhoto  ", "a photo"),
-        ("<b> &amp;lt; 3", "<b> < 3"),  # Escaped twice.
-        ("Ã©tÃ©", "été"),  # UTF-8 read as Latin-1.
-        ("ﬁn", "fin"),  # A ligature.
-    ],
+  ("text", "plain"),
+  [
+    ("  A\t\nPhoto  ", "a photo"),
+    ("<b> &amp;lt; 3", "<b> < 3"),  # Escaped twice.
+    ("Ã©tÃ©", "été"),  # UTF-8 read as Latin-1.
+    ("ﬁn", "fin"),  # A ligature.
+  ],
 )
 def test_cleaning(text, plain):
   assert tokenizer.clean(text) == plain

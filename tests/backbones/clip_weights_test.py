@@ -34,7 +34,9 @@ def test_round_trip_keeps_values_and_stored_dtypes(tmp_path, tiny):
   assert about["config"]["act"] == "gelu_erf"
   loaded, loaded_config = weights.load(path)
   assert loaded_config == config
-  floats = {k: x.astype(np.float32) for k, x in clip_convert.flatten(params).items()}
+  floats = {
+    k: x.astype(np.float32) for k, x in clip_convert.flatten(params).items()
+  }
   _assert_same(loaded, floats)
 
 
@@ -47,7 +49,7 @@ def test_the_file_has_the_usual_permissions(tmp_path, tiny):
 
 @pytest.mark.parametrize("fails", ["save", "replace"])
 def test_failure_leaves_the_folder_as_it_was(
-    tmp_path, tiny, monkeypatch, fails
+  tmp_path, tiny, monkeypatch, fails
 ):
   path = tmp_path / "a.safetensors"
   path.write_bytes(b"what was there before")

@@ -1,4 +1,4 @@
-"""Tests of `zsad_jax.convert` and of its tables, `zsad_jax.backbones.clip.convert`."""
+"""Tests of `zsad_jax.convert` and of the tables in `backbones.clip.convert`."""
 
 import dataclasses
 import hashlib
@@ -23,17 +23,23 @@ JIT = GOLDENS / "clip_micro_openai_jit.pt"
 STATE_DICT = GOLDENS / "clip_micro_openai_state_dict.pt"
 TINY = clip_config.ClipConfig(64, 56, 14, 128, 8, 64, 4)
 HF_CONFIG = {
-    "model_type": "clip",
-    "projection_dim": 64,
-    "vision_config": dict(
-        hidden_size=128, num_hidden_layers=8, num_attention_heads=2,
-        intermediate_size=512, image_size=56, patch_size=14,
-    ),
-    "text_config": dict(
-        hidden_size=64, num_hidden_layers=4, num_attention_heads=1,
-        intermediate_size=256,
-    ),
-}  # fmt: skip
+  "model_type": "clip",
+  "projection_dim": 64,
+  "vision_config": dict(
+    hidden_size=128,
+    num_hidden_layers=8,
+    num_attention_heads=2,
+    intermediate_size=512,
+    image_size=56,
+    patch_size=14,
+  ),
+  "text_config": dict(
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=1,
+    intermediate_size=256,
+  ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +66,22 @@ def hf_directory(tmp_path, tiny_hf):
 
 
 TO_HUGGING_FACE = [
-    (r"^visual\.conv1", "vision_model.embeddings.patch_embedding"),
-    (r"^visual\.class", "vision_model.embeddings.class"),
-    (r"^visual\.pos\w+", "vision_model.embeddings.position_embedding.weight"),
-    (r"^pos\w+", "text_model.embeddings.position_embedding.weight"),
-    (r"^token_embedding", "text_model.embeddings.token_embedding"),
-    (r"^visual\.transformer\.resblocks", "vision_model.encoder.layers"),
-    (r"^transformer\.resblocks", "text_model.encoder.layers"),
-    (r"^visual\.ln_pre", "vision_model.pre_layrnorm"),
-    (r"^visual\.ln_post", "vision_model.post_layernorm"),
-    (r"^ln_final", "text_model.final_layer_norm"),
-    (r"^visual\.proj", "visual_projection.weight"),
-    (r"^text_projection", "text_projection.weight"),
-    (r"\.ln_([12])", r".layer_norm\1"),
-    (r"\.attn\.", ".self_attn."),
-    (r"\.c_fc", ".fc1"),
-    (r"\.c_proj", ".fc2"),
+  (r"^visual\.conv1", "vision_model.embeddings.patch_embedding"),
+  (r"^visual\.class", "vision_model.embeddings.class"),
+  (r"^visual\.pos\w+", "vision_model.embeddings.position_embedding.weight"),
+  (r"^pos\w+", "text_model.embeddings.position_embedding.weight"),
+  (r"^token_embedding", "text_model.embeddings.token_embedding"),
+  (r"^visual\.transformer\.resblocks", "vision_model.encoder.layers"),
+  (r"^transformer\.resblocks", "text_model.encoder.layers"),
+  (r"^visual\.ln_pre", "vision_model.pre_layrnorm"),
+  (r"^visual\.ln_post", "vision_model.post_layernorm"),
+  (r"^ln_final", "text_model.final_layer_norm"),
+  (r"^visual\.proj", "visual_projection.weight"),
+  (r"^text_projection", "text_projection.weight"),
+  (r"\.ln_([12])", r".layer_norm\1"),
+  (r"\.attn\.", ".self_attn."),
+  (r"\.c_fc", ".fc1"),
+  (r"\.c_proj", ".fc2"),
 ]
 
 
@@ -114,31 +120,31 @@ def test_layout_of_our_tree(tiny):
   block = "visual.transformer.resblocks.5"
   ours = params["visual"]["resblocks_5"]
   np.testing.assert_array_equal(
-      ours["attn"]["in_proj"]["kernel"],
-      tiny[f"{block}.attn.in_proj_weight"].T,
+    ours["attn"]["in_proj"]["kernel"],
+    tiny[f"{block}.attn.in_proj_weight"].T,
   )
   np.testing.assert_array_equal(
-      ours["mlp"]["c_fc"]["kernel"][3], tiny[f"{block}.mlp.c_fc.weight"][:, 3]
+    ours["mlp"]["c_fc"]["kernel"][3], tiny[f"{block}.mlp.c_fc.weight"][:, 3]
   )
   np.testing.assert_array_equal(
-      params["visual"]["conv1"]["kernel"][:, :, 2, 7],
-      tiny["visual.conv1.weight"][7, 2],
+    params["visual"]["conv1"]["kernel"][:, :, 2, 7],
+    tiny["visual.conv1.weight"][7, 2],
   )
   np.testing.assert_array_equal(
-      params["text"]["text_projection"], tiny["text_projection"]
+    params["text"]["text_projection"], tiny["text_projection"]
   )
   assert params["logit_scale"].shape == ()
 
 
 @pytest.mark.parametrize(
-    ("model", "count"),
-    [
-        ("ViT-B-32", 151_277_313),
-        ("ViT-B-16", 149_620_737),
-        ("ViT-L-14", 427_616_513),
-        ("ViT-L-14-336", 427_944_193),
-        ("ViT-H-14", 986_109_441),
-    ],
+  ("model", "count"),
+  [
+    ("ViT-B-32", 151_277_313),
+    ("ViT-B-16", 149_620_737),
+    ("ViT-L-14", 427_616_513),
+    ("ViT-L-14-336", 427_944_193),
+    ("ViT-H-14", 986_109_441),
+  ],
 )
 def test_published_parameter_counts(model, count):
   shapes = clip_convert.param_shapes(clip_config.MODELS[model])
@@ -150,8 +156,8 @@ def test_sizes_are_read_off_the_weights(model):
   expected = clip_config.MODELS[model]
   # Arrays of the full shapes that take no memory, under our own names.
   flat = {
-      name: np.broadcast_to(np.float16(0), shape)
-      for name, shape in clip_convert.param_shapes(expected).items()
+    name: np.broadcast_to(np.float16(0), shape)
+    for name, shape in clip_convert.param_shapes(expected).items()
   }
   assert clip_convert._infer_config(flat, expected.act, "test") == expected
 
@@ -166,7 +172,8 @@ def test_unusual_width_is_refused(tiny):
 def test_unused_entries_are_dropped(tiny, tiny_hf):
   unused = {"input_resolution": np.array(56), "attn_mask": np.zeros((77, 77))}
   _assert_same(
-      clip_convert.from_openai(tiny | unused)[0], clip_convert.from_openai(tiny)[0]
+    clip_convert.from_openai(tiny | unused)[0],
+    clip_convert.from_openai(tiny)[0],
   )
   positions = {"vision_model.embeddings.position_ids": np.arange(17)}
   params, _ = clip_convert.from_hugging_face(tiny_hf | positions, _hf_config())
@@ -179,9 +186,9 @@ def test_both_sides_are_listed(tiny):
   state["visual.transformer.resblocks.3.attn.extra"] = np.zeros(3)
   state["ln_final.weight"] = np.zeros(65)
   message = re.escape(
-      "1 missing: visual/ln_post/bias; "
-      "1 unknown: visual.transformer.resblocks.3.attn.extra; "
-      "1 misshapen: text/ln_final/scale: expected (64,), found (65,)."
+    "1 missing: visual/ln_post/bias; "
+    "1 unknown: visual.transformer.resblocks.3.attn.extra; "
+    "1 misshapen: text/ln_final/scale: expected (64,), found (65,)."
   )
   with pytest.raises(ValueError, match=f"mine.pt does not fit .*{message}"):
     clip_convert.from_openai(state, source="mine.pt")
@@ -200,9 +207,9 @@ def test_a_missing_block_is_noticed_and_long_lists_are_cut(tiny):
 
 def test_not_a_vit(tiny):
   resnet = {
-      "visual.conv1.weight": np.zeros((32, 3, 3, 3)),
-      "visual.layer1.0.conv1.weight": np.zeros((64, 64, 1, 1)),
-      "visual.attnpool.k_proj.bias": np.zeros(2048),
+    "visual.conv1.weight": np.zeros((32, 3, 3, 3)),
+    "visual.layer1.0.conv1.weight": np.zeros((64, 64, 1, 1)),
+    "visual.attnpool.k_proj.bias": np.zeros(2048),
   }
   state = {n: x for n, x in tiny.items() if "visual" not in n} | resnet
   message = r"2 missing: .*visual/proj; 2 unknown: visual.layer1.0"
@@ -228,10 +235,10 @@ def test_hugging_face_equals_openai(tiny, tiny_hf):
 
 def test_hugging_face_configs_we_cannot_run(tiny_hf):
   for fields, message in [
-      ({"hidden_act": "relu"}, "hidden_act is 'relu' in the vision tower"),
-      ({"hidden_act": "gelu"}, "expected one of .* in both"),
-      ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06"),
-      ({"num_hidden_layers": 9}, r"12 missing: visual/resblocks_8/ln_1/scale"),
+    ({"hidden_act": "relu"}, "hidden_act is 'relu' in the vision tower"),
+    ({"hidden_act": "gelu"}, "expected one of .* in both"),
+    ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06"),
+    ({"num_hidden_layers": 9}, r"12 missing: visual/resblocks_8/ln_1/scale"),
   ]:
     with pytest.raises(ValueError, match=message):
       clip_convert.from_hugging_face(tiny_hf, _hf_config(**fields))
@@ -241,8 +248,8 @@ def test_incomplete_projections_are_not_fused(tiny_hf):
   state = dict(tiny_hf)
   del state["text_model.encoder.layers.1.self_attn.k_proj.bias"]
   message = (
-      "1 missing: text/resblocks_1/attn/in_proj/bias; 2 unknown: "
-      "text/resblocks_1/attn/q_proj/bias, text/resblocks_1/attn/v_proj/bias"
+    "1 missing: text/resblocks_1/attn/in_proj/bias; 2 unknown: "
+    "text/resblocks_1/attn/q_proj/bias, text/resblocks_1/attn/v_proj/bias"
   )
   with pytest.raises(ValueError, match=message):
     clip_convert.from_hugging_face(state, _hf_config())
@@ -259,8 +266,14 @@ def test_torch_formats_convert_to_the_same(tmp_path, capsys):
     loaded.append(weights.load(output))
     report = capsys.readouterr().out
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    for words in (str(source), digest, "vision_layers=2", "act=quick",
-                  "608,321 in float16 and float32", str(output)):  # fmt: skip
+    for words in (
+      str(source),
+      digest,
+      "vision_layers=2",
+      "act=quick",
+      "608,321 in float16 and float32",
+      str(output),
+    ):
       assert words in report
   assert loaded[0][1] == loaded[1][1]
   _assert_same(loaded[0][0], loaded[1][0])
@@ -272,7 +285,7 @@ def test_sharded_directory(tmp_path, hf_directory, tiny, capsys):
   params, config = weights.load(output)
   assert config == TINY  # Heads, act, 77 and 49408 by transformers' defaults.
   expected, _ = clip_convert.from_openai(
-      {name: x.astype(np.float32) for name, x in tiny.items()}
+    {name: x.astype(np.float32) for name, x in tiny.items()}
   )
   _assert_same(params, expected)
   assert capsys.readouterr().out.count("sha256") == 2
@@ -349,8 +362,8 @@ def test_published_names_have_published_digests(tmp_path):
   digest = hashlib.sha256(JIT.read_bytes()).hexdigest()
   release = "vit_b_16_plus_240-laion400m_e31-8fb26589.pt"
   for name, expected in [
-      ("ViT-L-14-336px.pt", "3035c92b350959924f9f0021"),
-      (release, "8fb26589"),
+    ("ViT-L-14-336px.pt", "3035c92b350959924f9f0021"),
+    (release, "8fb26589"),
   ]:
     path = tmp_path / name
     path.write_bytes(JIT.read_bytes())
@@ -363,8 +376,8 @@ def test_published_names_have_published_digests(tmp_path):
 def test_model_of_other_sizes(tmp_path):
   output = tmp_path / "out.safetensors"
   message = (
-      "is not a ViT-B-32: embed_dim: expected 512, found 64; .*"
-      "vision_layers: expected 12, found 2; "
+    "is not a ViT-B-32: embed_dim: expected 512, found 64; .*"
+    "vision_layers: expected 12, found 2; "
   )
   with pytest.raises(ValueError, match=message):
     convert.convert(str(JIT), str(output), model="ViT-B-32")
@@ -377,10 +390,17 @@ def test_command_line(tmp_path):
   def run(source):
     output = tmp_path / "out.safetensors"
     return subprocess.run(
-        [sys.executable, "-m", "zsad_jax.convert",
-         f"--source={source}", f"--output={output}"],
-        capture_output=True, text=True, cwd=GOLDENS.parents[1],
-    )  # fmt: skip
+      [
+        sys.executable,
+        "-m",
+        "zsad_jax.convert",
+        f"--source={source}",
+        f"--output={output}",
+      ],
+      capture_output=True,
+      text=True,
+      cwd=GOLDENS.parents[1],
+    )
 
   good = run(JIT)
   assert good.returncode == 0 and "wrote" in good.stdout, good.stderr

@@ -22,8 +22,11 @@ from zsad_jax.metrics import accumulators
 from zsad_jax.runtime import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
-FLAGS = ("--config.batch_size=8", "--config.eval_batch_size=8",
-         "--config.epochs=5")  # fmt: skip
+FLAGS = (
+  "--config.batch_size=8",
+  "--config.eval_batch_size=8",
+  "--config.epochs=5",
+)
 
 
 def launch(data, workdir, *, processes, devices):
@@ -32,9 +35,13 @@ def launch(data, workdir, *, processes, devices):
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
   command = [
-      sys.executable, "-m", "tests.helpers.small_run", f"--workdir={workdir}",
-      f"--config=tests/helpers/small_run.py:anomalyclip,{data}", *FLAGS,
-  ]  # fmt: skip
+    sys.executable,
+    "-m",
+    "tests.helpers.small_run",
+    f"--workdir={workdir}",
+    f"--config=tests/helpers/small_run.py:anomalyclip,{data}",
+    *FLAGS,
+  ]
   flags = f"--xla_force_host_platform_device_count={devices}"
   flags += " --xla_backend_optimization_level=0"
   started = []
@@ -43,10 +50,16 @@ def launch(data, workdir, *, processes, devices):
     if processes > 1:
       env[distributed.COORDINATOR] = f"localhost:{port}"
       env |= {distributed.NUMBER: str(processes), distributed.MINE: str(i)}
-    started.append(subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    ))  # fmt: skip
+    started.append(
+      subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
   return started
 
 
@@ -77,7 +90,7 @@ def one(data, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_and_go_on_without_each_other(
-    data, one, tmp_path
+  data, one, tmp_path
 ):
   workdir = tmp_path / "run"
   processes = launch(data, workdir, processes=2, devices=4)
@@ -119,12 +132,15 @@ def test_two_processes_measure_what_one_does(data, one, tmp_path):
   assert thresholds[0] == thresholds[1]
 
 
-@pytest.mark.parametrize("end, explained", [
+@pytest.mark.parametrize(
+  "end, explained",
+  [
     ("", False),
     ("raise ValueError", False),  # Its own error says what to do.
     ("os.abort()", True),
     ("os.kill(os.getpid(), 9)", True),
-])  # fmt: skip
+  ],
+)
 def test_what_ends_without_a_word_has_last_ones(end, explained):
   code = "import os\nfrom zsad_jax.runtime import distributed\n"
   code += "distributed._leave_last_words()\n"
@@ -139,7 +155,14 @@ def seen_by(variant, samples, halves, batches):
   none = references.NONE
   shown = examples.Gallery(each=2, threshold=0.5, always=[3])
   category = evaluator.Category(
-      "bolt", none, samples, [], np.zeros(0), accumulators.make(variant), shown, []
+    "bolt",
+    none,
+    samples,
+    [],
+    np.zeros(0),
+    accumulators.make(variant),
+    shown,
+    [],
   )
   seen, scores = [], []
   for batch in batches:
@@ -149,9 +172,9 @@ def seen_by(variant, samples, halves, batches):
     seen.append(part)
     scores.append(maps.mean(axis=(1, 2)))
     truth = {
-        "index": seen[-1],
-        "mask": (maps > 0.8) & (seen[-1] % 3 > 0)[:, None, None],
-        "has_mask": np.ones(len(part), bool),
+      "index": seen[-1],
+      "mask": (maps > 0.8) & (seen[-1] % 3 > 0)[:, None, None],
+      "has_mask": np.ones(len(part), bool),
     }
     evaluator._look(category, samples, truth, maps, scores[-1])
   return category, seen, scores, [f"broken by {halves[0]}"]
@@ -159,15 +182,14 @@ def seen_by(variant, samples, halves, batches):
 
 @pytest.mark.parametrize("variant", ["streamed", "exact", "adaptclip"])
 def test_what_two_processes_saw_is_joined_to_what_one_sees(
-    variant, monkeypatch
+  variant, monkeypatch
 ):
   samples = [
-      index.Sample(f"{i}.png", "", "bolt", "", int(i % 3 > 0))
-      for i in range(11)
+    index.Sample(f"{i}.png", "", "bolt", "", int(i % 3 > 0)) for i in range(11)
   ]
   batches = np.split(np.arange(11), [4, 8])
   alone, mine, other = (
-      seen_by(variant, samples, part, batches) for part in ((0, 1), (0,), (1,))
+    seen_by(variant, samples, part, batches) for part in ((0, 1), (0,), (1,))
   )
   sent = []
   record = lambda value: [sent.append(pickle.dumps(value)) or value]
@@ -186,14 +208,23 @@ def test_what_two_processes_saw_is_joined_to_what_one_sees(
   assert joined.skipped == ["broken by 0", "broken by 1"]
 
 
-@pytest.mark.parametrize("environ, wanted", [
+@pytest.mark.parametrize(
+  "environ, wanted",
+  [
     ({}, None),
     ({"SLURM_STEP_NUM_TASKS": "1"}, None),
     ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
     ({"SLURM_STEP_NUM_TASKS": "16"}, {}),
-    ({distributed.COORDINATOR: "a:1", distributed.NUMBER: "3", distributed.MINE: "2"},
-     dict(coordinator_address="a:1", num_processes=3, process_id=2)),
-])  # fmt: skip
+    (
+      {
+        distributed.COORDINATOR: "a:1",
+        distributed.NUMBER: "3",
+        distributed.MINE: "2",
+      },
+      dict(coordinator_address="a:1", num_processes=3, process_id=2),
+    ),
+  ],
+)
 def test_where_several_were_started_they_find_one_another(environ, wanted):
   assert distributed._options(environ) == wanted
 
@@ -203,15 +234,15 @@ def test_simulated_devices_of_one_process_add_up_as_those_of_several():
   options = distributed._options({"XLA_FLAGS": flags})
   assert re.fullmatch(r"localhost:\d+", options["coordinator_address"])
   assert options == dict(
-      coordinator_address=options["coordinator_address"],
-      coordinator_bind_address=options["coordinator_address"],
-      num_processes=1,
-      process_id=0,
+    coordinator_address=options["coordinator_address"],
+    coordinator_bind_address=options["coordinator_address"],
+    num_processes=1,
+    process_id=0,
   )
 
 
 def test_simulated_devices_have_the_same_threads_in_any_number_of_processes(
-    monkeypatch,
+  monkeypatch,
 ):
   started = []
   record = lambda **options: started.append(options)
@@ -219,13 +250,17 @@ def test_simulated_devices_have_the_same_threads_in_any_number_of_processes(
   monkeypatch.setattr(distributed, "_leave_last_words", lambda: None)
   monkeypatch.setattr(os, "cpu_count", lambda: 6)
   flag = "--xla_force_host_platform_device_count="
-  two = {distributed.COORDINATOR: "a:1", distributed.NUMBER: "2", distributed.MINE: "0"}
+  two = {
+    distributed.COORDINATOR: "a:1",
+    distributed.NUMBER: "2",
+    distributed.MINE: "0",
+  }
   for environ, threads in (
-      ({"XLA_FLAGS": flag + "8"}, "8"),
-      ({"XLA_FLAGS": flag + "4", **two}, "8"),
-      ({"XLA_FLAGS": flag + "2", **two}, "6"),
-      ({"XLA_FLAGS": flag + "2", **two, "PJRT_NPROC": "3"}, "3"),
-      (two, None),
+    ({"XLA_FLAGS": flag + "8"}, "8"),
+    ({"XLA_FLAGS": flag + "4", **two}, "8"),
+    ({"XLA_FLAGS": flag + "2", **two}, "6"),
+    ({"XLA_FLAGS": flag + "2", **two, "PJRT_NPROC": "3"}, "3"),
+    (two, None),
   ):
     distributed.start(environ)
     assert environ.get("PJRT_NPROC") == threads
@@ -241,6 +276,8 @@ def test_a_machine_that_does_not_know_its_name_is_told_so(monkeypatch):
 
 def test_a_missing_variable_is_named():
   with pytest.raises(ValueError, match="ZSAD_JAX_PROCESS_ID must be whole"):
-    distributed._options({distributed.COORDINATOR: "a:1", distributed.NUMBER: "3"})
+    distributed._options(
+      {distributed.COORDINATOR: "a:1", distributed.NUMBER: "3"}
+    )
   with pytest.raises(ValueError, match="SLURM_STEP_NUM_TASKS.*'four'"):
     distributed._options({"SLURM_STEP_NUM_TASKS": "four"})

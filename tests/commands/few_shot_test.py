@@ -74,12 +74,10 @@ def rows(path):
 
 def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
   choose = evaluate.chooser([2, 1], [10, 20], None)
-  results = report.evaluate(
-      run, str(folder), tmp_path, how(run), choose=choose
-  )
+  results = report.evaluate(run, str(folder), tmp_path, how(run), choose=choose)
   labels = [r.references.label for r in results]
   assert labels == ["0-shot"] + [
-      f"{k}-shot_seed{seed}" for k in (1, 2) for seed in (10, 20)
+    f"{k}-shot_seed{seed}" for k in (1, 2) for seed in (10, 20)
   ]
   kept = json.loads((tmp_path / "parts/2-shot_seed20/results.json").read_text())
   assert kept["references"]["seed"] == 20
@@ -99,7 +97,7 @@ def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
   means = [tables.mean_row(r.rows)[0]["image_auroc"] for r in results[3:]]
   np.testing.assert_allclose(float(lines[2]["image_auroc"]), np.mean(means))
   np.testing.assert_allclose(
-      float(lines[2]["image_auroc_std"]), np.std(means, ddof=1)
+    float(lines[2]["image_auroc_std"]), np.std(means, ddof=1)
   )
 
 
@@ -112,7 +110,7 @@ def test_prediction_beside_references(run, folder, tmp_path, capsys):
   zero, both = rows(tmp_path / "zero/scores.csv"), rows(few / "scores.csv")
   for a, b in zip(zero, both):
     np.testing.assert_allclose(
-        float(a["score"]), float(b["zero_shot_score"]), atol=1e-5
+      float(a["score"]), float(b["zero_shot_score"]), atol=1e-5
     )
     assert a["score"] != b["score"]
   listed = json.loads((few / "references.json").read_text())
@@ -156,10 +154,19 @@ def test_training_images_are_needed_to_learn_a_comparison(tmp_path):
 
 def test_a_mistake_is_one_line(plus, folder, tmp_path):
   done = subprocess.run(
-      [sys.executable, "-c", _COMMAND, f"--workdir={plus.workdir}",
-       f"--data={folder}", f"--output={tmp_path}", "--shots=9"],
-      capture_output=True, text=True, cwd=ROOT,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-c",
+      _COMMAND,
+      f"--workdir={plus.workdir}",
+      f"--data={folder}",
+      f"--output={tmp_path}",
+      "--shots=9",
+    ],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
   assert done.returncode == 1
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("error:") and "9 references of 'bolt'" in last
@@ -171,9 +178,7 @@ def test_mistakes_are_named(plus, folder, tmp_path):
     evaluate.chooser([1], [10], "x")
   choose = evaluate.chooser([], [10], "nowhere")
   with pytest.raises(FileNotFoundError, match="nowhere is neither"):
-    report.evaluate(
-        plus, str(folder), tmp_path, how(plus), choose=choose
-    )
+    report.evaluate(plus, str(folder), tmp_path, how(plus), choose=choose)
   assert not list(tmp_path.iterdir())
 
 
@@ -204,10 +209,16 @@ def command(options, plus, folder, monkeypatch, output):
   known = flags.FlagValues()
   monkeypatch.setattr(evaluate, "flags", Definer(known))
   evaluate.define_flags()
-  known([
-      "evaluate", f"--workdir={plus.workdir}", f"--data={folder}",
-      "--allow_trained", f"--output={output}", *options,
-  ])  # fmt: skip
+  known(
+    [
+      "evaluate",
+      f"--workdir={plus.workdir}",
+      f"--data={folder}",
+      "--allow_trained",
+      f"--output={output}",
+      *options,
+    ]
+  )
   return evaluate.main(known)
 
 
@@ -225,9 +236,9 @@ def planted(folder, value):
   """A paper that prints this image AUROC for the run."""
   folder.mkdir()
   (folder / "paper.csv").write_text(
-      "table,caption,method,shots,train_protocol,dataset,category,level,"
-      "metric,value,std,notes\n"
-      f"Table 1,x,AnomalyCLIP,0,,parts,mean,image,AUROC,{value},,\n"
+    "table,caption,method,shots,train_protocol,dataset,category,level,"
+    "metric,value,std,notes\n"
+    f"Table 1,x,AnomalyCLIP,0,,parts,mean,image,AUROC,{value},,\n"
   )
   return f"--paper_results={folder}"
 
@@ -235,7 +246,7 @@ def planted(folder, value):
 def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
   paper = planted(tmp_path / "wrong", 12.5)
   check = lambda *options: command(
-      options, plus, folder, monkeypatch, tmp_path / "out"
+    options, plus, folder, monkeypatch, tmp_path / "out"
   )
   assert check(paper, "--check=2") == 1
   out = capsys.readouterr().out
@@ -266,9 +277,14 @@ def test_the_page_needs_nothing_else(plus, folder, tmp_path, monkeypatch):
   ElementTree.fromstring(text.removeprefix("<!doctype html>"))
   assert "http" not in text and "<script" not in text
   for part in (
-      "anomalyclip, 0-shot", "anomalyclip, 1-shot", "bolt", "nut", "<svg",
-      "data:image/jpeg;base64,", "was trained on",
-  ):  # fmt: skip
+    "anomalyclip, 0-shot",
+    "anomalyclip, 1-shot",
+    "bolt",
+    "nut",
+    "<svg",
+    "data:image/jpeg;base64,",
+    "was trained on",
+  ):
     assert part in text
   exact = command(["--variant=exact"], plus, folder, monkeypatch, tmp_path)
   assert exact == 0
@@ -287,9 +303,12 @@ def test_a_threshold_from_normal_images(plus, folder, tmp_path, capsys):
   calibrate.calibrate(run, normal, rate=0.01)
   assert "Give at least 99" in capsys.readouterr().out
   both = calibrate.calibrate(
-      run, normal, rate=0.1, anomalous=[str(folder / "nut/test/bright")],
-      reference_paths=[str(folder / "nut/test/good")],
-  )  # fmt: skip
+    run,
+    normal,
+    rate=0.1,
+    anomalous=[str(folder / "nut/test/bright")],
+    reference_paths=[str(folder / "nut/test/good")],
+  )
   assert "best F1 on 10 normal and 4 anomalous" in both.source
   assert both == threshold_lib.read(tmp_path, few_shot=True)
 

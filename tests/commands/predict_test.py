@@ -52,7 +52,7 @@ def test_a_folder_gives_scores_maps_and_overlays(run, tmp_path, capsys):
   predict.predict(run, [str(images / "normal")], tmp_path)
   rows = read(tmp_path)
   assert [r["image"] for r in rows] == [
-      str(images / "normal" / f"{i}.png") for i in range(4)
+    str(images / "normal" / f"{i}.png") for i in range(4)
   ]
   stored = threshold_lib.read(run.workdir)
   for i, row in enumerate(rows):
@@ -90,8 +90,11 @@ def test_names_of_results_do_not_collide(tmp_path):
   images = scoring.find_images([str(tmp_path)])
   assert len(images) == 4
   assert sorted(predict.output_names(images)) == [
-      "a_x", "b_x", "b_y.jpg", "b_y.png"
-  ]  # fmt: skip
+    "a_x",
+    "b_x",
+    "b_y.jpg",
+    "b_y.png",
+  ]
   again = scoring.find_images([str(tmp_path), str(tmp_path / "*/x.png")])
   assert again == images  # Each once.
 
@@ -118,14 +121,14 @@ def test_missing_and_empty_paths(tmp_path):
 
 def test_predict_needs_neither_tensorflow_nor_torch():
   code = (
-      "import sys\n"
-      "sys.modules['tensorflow'] = sys.modules['torch'] = None\n"
-      "import zsad_jax, zsad_jax.predict, zsad_jax.methods.adaclip\n"
-      "import zsad_jax.convert, zsad_jax.runs.run\n"
-      "print('imported')\n"
+    "import sys\n"
+    "sys.modules['tensorflow'] = sys.modules['torch'] = None\n"
+    "import zsad_jax, zsad_jax.predict, zsad_jax.methods.adaclip\n"
+    "import zsad_jax.convert, zsad_jax.runs.run\n"
+    "print('imported')\n"
   )
   done = subprocess.run(
-      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
   )
   assert done.stdout == "imported\n", done.stderr
 

@@ -24,13 +24,13 @@ from zsad_jax.pretraining import batches, captions, objective, pictures
 from zsad_jax.runs import checkpoint
 
 SIZES = ClipConfig(
-    embed_dim=32,
-    image_size=64,
-    patch_size=8,
-    vision_width=64,
-    vision_layers=2,
-    text_width=64,
-    text_layers=1,
+  embed_dim=32,
+  image_size=64,
+  patch_size=8,
+  vision_width=64,
+  vision_layers=2,
+  text_width=64,
+  text_layers=1,
 )
 PAIRS, HELD_OUT = 48, 16
 FACTS = captions.Facts("disc", "metal", "red", True, "scratch")
@@ -57,21 +57,22 @@ def test_families_for_pretraining_training_and_testing_are_disjoint():
   assert len(pretraining) == 22
   assert not pretraining & {*train, *test} and not set(train) & set(test)
   drawn = {
-      getattr(family.draw, "func", family.draw)
-      for family in benchmark.FAMILIES.values()
+    getattr(family.draw, "func", family.draw)
+    for family in benchmark.FAMILIES.values()
   }
   others = {
-      *invented_textures.FAMILIES.values(), *invented_objects.FAMILIES.values()
-  }  # fmt: skip
+    *invented_textures.FAMILIES.values(),
+    *invented_objects.FAMILIES.values(),
+  }
   assert not drawn & {getattr(f.draw, "func", f.draw) for f in others}
 
 
 def test_every_defect_that_is_drawn_has_words():
   drawn = {
-      defect
-      for families in (invented_objects.FAMILIES, invented_textures.FAMILIES)
-      for family in families.values()
-      for defect in family.defects
+    defect
+    for families in (invented_objects.FAMILIES, invented_textures.FAMILIES)
+    for family in families.values()
+    for defect in family.defects
   }
   assert drawn == set(captions.DEFECTS)
   assert set(defects.OVERLAYS) <= drawn
@@ -82,9 +83,11 @@ def test_designs_differ_and_are_reproducible(noun):
   source = invented_objects.FAMILIES | invented_textures.FAMILIES
   kinds = {noun: source[noun]}
   design = lambda seed: invented.invent(np.random.default_rng(seed), kinds)
-  draw = lambda d: d.family.draw(
+  draw = lambda d: (
+    d.family.draw(
       np.random.default_rng(5), 48, Flaw(None, np.random.default_rng(6))
-  ).image
+    ).image
+  )
   first = draw(design(0))
   assert np.array_equal(first, draw(design(0)))
   assert np.abs(first - draw(design(1))).mean() > 0.02
@@ -167,7 +170,7 @@ def test_the_vocabulary_covers_every_word_but_the_unknown():
 
 def make(pairs, step, keep=None):
   return batches.make(
-      pairs, step, batch_size=8, patch_size=8, keep=keep, states=2, seed=3
+    pairs, step, batch_size=8, patch_size=8, keep=keep, states=2, seed=3
   )
 
 
@@ -183,7 +186,7 @@ def test_an_epoch_has_every_pair_once(pairs):
   found = [make(pairs, step)["damage"][4:].sum(1) for step in range(steps)]
   shares = batches.patch_shares(pairs.masks, 8).sum(1)
   np.testing.assert_allclose(
-      np.sort(np.concatenate(found)), np.sort(shares), rtol=1e-5
+    np.sort(np.concatenate(found)), np.sort(shares), rtol=1e-5
   )
 
 
@@ -191,7 +194,7 @@ def test_patch_shares_are_counts():
   mask = np.zeros((1, 4, 4), bool)
   mask[0, 0, 0] = mask[0, 2:, 2:] = True
   np.testing.assert_array_equal(
-      batches.patch_shares(mask, 2), [[0.25, 0, 0, 1]]
+    batches.patch_shares(mask, 2), [[0.25, 0, 0, 1]]
   )
 
 
@@ -221,9 +224,9 @@ def test_keeping_every_patch_changes_nothing(pairs):
   run = jax.jit(lambda keep: clip.image(image, keep=keep, vv_from=2))
   everything = jnp.tile(jnp.arange(64), (8, 1))
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-      run(everything),
-      jax.jit(lambda: clip.image(image, vv_from=2))(),
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    run(everything),
+    jax.jit(lambda: clip.image(image, vv_from=2))(),
   )
   kept = jnp.tile(jnp.arange(0, 64, 2), (8, 1))
   first = jax.jit(lambda keep: clip.image(image, keep=keep)[1])(kept)
@@ -238,7 +241,7 @@ def test_the_loss_is_what_its_parts_say(pairs):
   trainable, table = objective.init(SIZES, vocabulary, 0)
   batch = jax.tree.map(jnp.asarray, make(pairs, 0))
   loss, parts = jax.jit(
-      lambda p: goal.loss(p, table, vocabulary, SIZES, batch)
+    lambda p: goal.loss(p, table, vocabulary, SIZES, batch)
   )(trainable)
   np.testing.assert_allclose(loss, sum(parts.values()), rtol=1e-6)
   clip = objective.assemble(trainable, table, vocabulary, SIZES)
@@ -252,8 +255,8 @@ def test_the_loss_is_what_its_parts_say(pairs):
   captions_loss = 0.1 * np.log1p(np.exp(-sign * z)).sum(1).mean()
   np.testing.assert_allclose(parts["captions"], captions_loss, rtol=1e-4)
   normal, anomalous = (
-      unit(np.asarray(read(batch["states"][i], batch["states_end"][i])))
-      for i in (0, 1)
+    unit(np.asarray(read(batch["states"][i], batch["states_end"][i])))
+    for i in (0, 1)
   )
   direction = (anomalous - normal).T / 0.07
   patches = unit(np.asarray(clip.project(taps["block02"][:, 1:], ln_post=True)))
@@ -282,12 +285,20 @@ def config(cache, pairs, monkeypatch):
   monkeypatch.setattr(pictures, "ensure", ensure_small(cache, pairs))
   config = tiny_clip.get_config()
   config.model = {
-      k: v for k, v in dataclasses.asdict(SIZES).items() if "heads" not in k
+    k: v for k, v in dataclasses.asdict(SIZES).items() if "heads" not in k
   }
   config.update(
-      pairs=PAIRS, held_out=HELD_OUT, batch_size=16, keep=32, whole_steps=10,
-      steps=60, warmup=5, log_steps=10, measure_steps=60, checkpoint_steps=20,
-  )  # fmt: skip
+    pairs=PAIRS,
+    held_out=HELD_OUT,
+    batch_size=16,
+    keep=32,
+    whole_steps=10,
+    steps=60,
+    warmup=5,
+    log_steps=10,
+    measure_steps=60,
+    checkpoint_steps=20,
+  )
   config.objective.update(taps=("block02",), vv_from=2)
   return config
 
@@ -333,7 +344,7 @@ def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   saved.close()
   assert pretrain.pretrain(config, parts)
   first, again = (
-      (folder / "weights.safetensors").read_bytes() for folder in (whole, parts)
+    (folder / "weights.safetensors").read_bytes() for folder in (whole, parts)
   )
   assert first == again
   clip = backbones.load("embedded", str(whole / "weights.safetensors"))

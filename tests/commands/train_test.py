@@ -94,8 +94,9 @@ def test_a_run_records_every_step_and_lowers_the_loss(whole):
   assert jax.tree.structure(params) == jax.tree.structure(run.params)
 
 
-def test_stopped_and_resumed_is_the_same_run(config, whole, tmp_path,
-                                             monkeypatch):  # fmt: skip
+def test_stopped_and_resumed_is_the_same_run(
+  config, whole, tmp_path, monkeypatch
+):
   monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
   assert not train.train(config.lock(), tmp_path)
   monkeypatch.setattr(cli, "StopSignal", StopAfter)
@@ -107,8 +108,9 @@ def test_stopped_and_resumed_is_the_same_run(config, whole, tmp_path,
   assert losses(tmp_path) == losses(whole)
 
 
-def test_lines_beyond_the_checkpoint_are_dropped(config, whole, tmp_path,
-                                                 monkeypatch):  # fmt: skip
+def test_lines_beyond_the_checkpoint_are_dropped(
+  config, whole, tmp_path, monkeypatch
+):
   config.checkpoint_steps = 100
   monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
   train.train(config.lock(), tmp_path)
@@ -121,14 +123,20 @@ def test_lines_beyond_the_checkpoint_are_dropped(config, whole, tmp_path,
 
 def start(data, workdir, *flags, **env):
   return subprocess.Popen(
-      [sys.executable, "-m", "tests.helpers.small_run", f"--config=tests/helpers/small_run.py:{data}",
-       f"--workdir={workdir}", *flags],
-      cwd=ROOT,
-      env={**os.environ, **env},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-m",
+      "tests.helpers.small_run",
+      f"--config=tests/helpers/small_run.py:{data}",
+      f"--workdir={workdir}",
+      *flags,
+    ],
+    cwd=ROOT,
+    env={**os.environ, **env},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def test_sigkill_while_a_checkpoint_is_written(data, whole, tmp_path):
@@ -186,16 +194,19 @@ def test_four_devices_give_the_losses_of_one(data, tmp_path):
     workdir = tmp_path / str(devices)
     count = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
-        [sys.executable, "-c", _TRAIN_ALONE, data, workdir],
-        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
+      [sys.executable, "-c", _TRAIN_ALONE, data, workdir],
+      env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+      timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Devices: {devices} x" in done.stdout
     values.append(losses(workdir))
   assert values[0].keys() == values[1].keys()
   np.testing.assert_allclose(
-      list(values[0].values()), list(values[1].values()), rtol=1e-5
+    list(values[0].values()), list(values[1].values()), rtol=1e-5
   )
 
 
@@ -218,16 +229,16 @@ def test_another_configuration_is_refused(config, whole, monkeypatch):
 
 
 MISTAKES = {
-    "--config.optax.learning_rat=1": "learning_rat",
-    "--config.epochs=many": "epochs",
-    "--config=configs/adaklip.py": "adaklip.py",
-    "--config=configs/adaclip.py:papers": "papers",
-    "--config.method.dice=columns": "dice_over",
-    "--config.train_data=('nowhere',)": "nowhere",
-    "--config.batch_size=3 --workdir=/dev/null/run": "run",
-    "--config.backbone.name=ViT-B-32": "zsad_jax.convert",
-    "--config.selection=best": "best",
-    "surplus": "surplus",
+  "--config.optax.learning_rat=1": "learning_rat",
+  "--config.epochs=many": "epochs",
+  "--config=configs/adaklip.py": "adaklip.py",
+  "--config=configs/adaclip.py:papers": "papers",
+  "--config.method.dice=columns": "dice_over",
+  "--config.train_data=('nowhere',)": "nowhere",
+  "--config.batch_size=3 --workdir=/dev/null/run": "run",
+  "--config.backbone.name=ViT-B-32": "zsad_jax.convert",
+  "--config.selection=best": "best",
+  "surplus": "surplus",
 }
 
 
@@ -236,20 +247,26 @@ def mistakes(data, tmp_path_factory):
   """What each of `MISTAKES` ends with: exit status and stderr."""
   folder = tmp_path_factory.mktemp("mistakes")
   lines = [
-      [f"--config=tests/helpers/small_run.py:{data}", f"--workdir={folder}/{i}",
-       *flags.split()]
-      for i, flags in enumerate(MISTAKES)
-  ]  # fmt: skip
+    [
+      f"--config=tests/helpers/small_run.py:{data}",
+      f"--workdir={folder}/{i}",
+      *flags.split(),
+    ]
+    for i, flags in enumerate(MISTAKES)
+  ]
   code = "from tests.helpers import small_run; "
   code += f"small_run.commands({str(folder)!r}, {lines!r})"
   done = subprocess.run(
-      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-      timeout=300,
-  )  # fmt: skip
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stderr
   return {
-      flags: (int(status), (folder / f"{i}.err").read_text())
-      for i, (flags, status) in enumerate(zip(MISTAKES, done.stdout.split()))
+    flags: (int(status), (folder / f"{i}.err").read_text())
+    for i, (flags, status) in enumerate(zip(MISTAKES, done.stdout.split()))
   }
 
 
@@ -305,7 +322,7 @@ def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
   with pytest.raises(ValueError, match=r"normal/1\.png"):
     report.evaluate(run, str(tmp_path / "some"), tmp_path, how(run))
   (result,) = report.evaluate(
-      run, str(tmp_path / "some"), tmp_path, how(run), skip_corrupt=True
+    run, str(tmp_path / "some"), tmp_path, how(run), skip_corrupt=True
   )
   assert result.rows["some"]["num_normal"] == 3
   assert "Skipped 1 images" in capsys.readouterr().out
@@ -318,7 +335,7 @@ def test_compiled_programs_are_kept_for_this_machine(monkeypatch, tmp_path):
   cli._keep_compiled()
   assert not asked  # JAX_COMPILATION_CACHE_DIR says where, in all tests.
   monkeypatch.setattr(
-      type(cli.jax.config), "jax_compilation_cache_dir", None, raising=False
+    type(cli.jax.config), "jax_compilation_cache_dir", None, raising=False
   )
   cli._keep_compiled()
   (folder,) = asked.values()

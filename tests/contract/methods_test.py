@@ -33,12 +33,12 @@ def setup(request, small_clip):
   mask[1, 8:20, 4:28] = mask[3, :6, :9] = 1
   pixels = lambda *shape: rng.integers(0, 256, (*shape, 32, 32, 3), np.uint8)
   batch = {
-      "image": pixels(4),
-      "mask": mask,
-      "has_mask": np.ones(4, bool),
-      "label": np.array([0, 1, 0, 1], np.int32),
-      "class_id": np.array([0, 1, 1, 0], np.int32),
-      "weight": np.ones(4, np.float32),
+    "image": pixels(4),
+    "mask": mask,
+    "has_mask": np.ones(4, bool),
+    "label": np.array([0, 1, 0, 1], np.int32),
+    "class_id": np.array([0, 1, 1, 0], np.int32),
+    "weight": np.ones(4, np.float32),
   }
   if method.num_references:
     batch["references"] = pixels(4, method.num_references)
@@ -75,7 +75,7 @@ def remember(method, backbone, images):
 def loss_and_grads(method, params, stats, backbone, aux, batch):
   features = predictor.encode(method, backbone, batch)
   return jax.value_and_grad(method.loss, has_aux=True)(
-      params, stats, backbone, aux, features, batch, jax.random.key(0)
+    params, stats, backbone, aux, features, batch, jax.random.key(0)
   )
 
 
@@ -156,8 +156,8 @@ def test_padding_does_not_enter_the_loss(learner, small_clip):
   twice = run(take(batch, jnp.array([0, 1, 0, 1])))
   half = {"weight": jnp.array([1.0, 1.0, 0.0, 0.0])}
   padded, other = (
-      run({**take(batch, jnp.array([0, 1, *rest])), **half})
-      for rest in ((2, 3), (1, 0))
+    run({**take(batch, jnp.array([0, 1, *rest])), **half})
+    for rest in ((2, 3), (1, 0))
   )
   # What stands in the padding is no matter, for gradients and statistics too.
   close(padded, other, 1e-6, rtol=1e-5)
@@ -172,7 +172,7 @@ def test_padding_does_not_enter_the_loss(learner, small_clip):
 def test_gradients_are_finite_and_where_the_method_says(learner, small_clip):
   method, params, stats, aux, batch = learner
   (loss, (parts, _)), grads = loss_and_grads(
-      method, params, stats, small_clip, aux, batch
+    method, params, stats, small_clip, aux, batch
   )
   np.testing.assert_allclose(loss, sum(parts.values()), rtol=1e-6)
   trained = method.trained(params)
@@ -188,7 +188,7 @@ def test_two_steps_lower_the_loss(learner, small_clip):
   opt, values = tx.init(params), []
   for _ in range(3):
     (loss, (_, stats)), grads = loss_and_grads(
-        method, params, stats, small_clip, aux, batch
+      method, params, stats, small_clip, aux, batch
     )
     values.append(float(loss))
     updates, opt = tx.update(grads, opt, params)

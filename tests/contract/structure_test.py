@@ -27,14 +27,14 @@ def test_imports_go_to_lower_levels_and_in_no_circle():
 
 
 @pytest.mark.parametrize(
-    ("folder", "line", "message"),
-    [
-        ("layers", "from zsad_jax.methods import adaclip", "no lower level"),
-        ("losses", "import zsad_jax.metrics.exact", "no lower level"),
-        ("metrics", "from zsad_jax.datasets import index", "no lower level"),
-        ("datasets", "def f():\n  from zsad_jax import train", "no lower level"),
-        ("metrics", "from zsad_jax.metrics import planted", "one another"),
-    ],
+  ("folder", "line", "message"),
+  [
+    ("layers", "from zsad_jax.methods import adaclip", "no lower level"),
+    ("losses", "import zsad_jax.metrics.exact", "no lower level"),
+    ("metrics", "from zsad_jax.datasets import index", "no lower level"),
+    ("datasets", "def f():\n  from zsad_jax import train", "no lower level"),
+    ("metrics", "from zsad_jax.metrics import planted", "one another"),
+  ],
 )
 def test_a_planted_violation_is_found(folder, line, message, tmp_path):
   root = tmp_path / "zsad_jax"
@@ -45,7 +45,7 @@ def test_a_planted_violation_is_found(folder, line, message, tmp_path):
     (root / folder / "planted.py").write_text(line + "\n")
   if message == "one another":
     (root / folder / "planted.py").write_text(
-        f"from zsad_jax.{folder} import other\n"
+      f"from zsad_jax.{folder} import other\n"
     )
     (root / folder / "other.py").write_text(line + "\n")
   found = imports.violations(root)
@@ -120,11 +120,11 @@ def test_the_paper_config_is_the_authors_recipe(name):
   # train.py and README of the official code.
   recipe = dict(learning_rate=0.001, b1=0.5, b2=0.999, eps=1e-8)
   batch, epochs, seed, sigma = {
-      "adaclip": (1, 5, 111, 4.0),
-      "anomalyclip": (8, 15, 111, 4.0),
-      "faprompt": (8, 7, 111, 10.0),
-      "adaptclip": (8, 15, 10, 4.0),
-      "clip": (8, 0, 111, 4.0),
+    "adaclip": (1, 5, 111, 4.0),
+    "anomalyclip": (8, 15, 111, 4.0),
+    "faprompt": (8, 7, 111, 10.0),
+    "adaptclip": (8, 15, 10, 4.0),
+    "clip": (8, 0, 111, 4.0),
   }[name]
   data = {"paper": ("mvtec",), "paper_mvtec": ("visa",)}
   if name == "adaclip":

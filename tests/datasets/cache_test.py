@@ -55,11 +55,14 @@ def test_a_changed_image_is_decoded_anew(dataset, tmp_path):
   assert (before != after).any()
 
 
-@pytest.mark.parametrize("harm", [
+@pytest.mark.parametrize(
+  "harm",
+  [
     lambda p: p.write_bytes(p.read_bytes()[:-20]),
     lambda p: p.write_bytes(p.read_bytes()[:50] + b"x" + p.read_bytes()[51:]),
     lambda p: p.write_bytes(b""),
-])
+  ],
+)
 def test_a_damaged_file_is_made_again(harm, dataset, tmp_path):
   decoded = cache.DecodedCache(tmp_path / "cache")
   sample = dataset.test[-1]
@@ -80,8 +83,8 @@ def fill(folder, root):
 def test_two_processes_build_one_cache(dataset, tmp_path):
   context = multiprocessing.get_context("spawn")
   workers = [
-      context.Process(target=fill, args=(tmp_path / "cache", dataset.root))
-      for _ in range(2)
+    context.Process(target=fill, args=(tmp_path / "cache", dataset.root))
+    for _ in range(2)
   ]
   for worker in workers:
     worker.start()
@@ -114,7 +117,7 @@ def test_what_cannot_be_read_is_named_and_not_kept(dataset, tmp_path):
     decoded.load(gone, 20)
   mask(tmp_path / "small.png", size=(5, 5), box=(1, 1, 2, 2))
   sample = index.Sample(
-      dataset.test[0].image_path, str(tmp_path / "small.png"), "x", "", 1
+    dataset.test[0].image_path, str(tmp_path / "small.png"), "x", "", 1
   )
   with pytest.raises(ValueError, match="expected equal sizes"):
     decoded.load(sample, 20)
@@ -122,7 +125,7 @@ def test_what_cannot_be_read_is_named_and_not_kept(dataset, tmp_path):
 
 
 def test_a_full_disk_is_said_once_and_stops_nothing(
-    dataset, tmp_path, monkeypatch, capsys
+  dataset, tmp_path, monkeypatch, capsys
 ):
   def full(path, data, cache):
     raise OSError(errno.ENOSPC, "Cannot write the file: No space left", path)
@@ -131,7 +134,7 @@ def test_a_full_disk_is_said_once_and_stops_nothing(
   kept = cache.DecodedCache(tmp_path / "cache")
   for sample in dataset.test:
     for found, wanted in zip(
-        kept.load(sample, 16), preprocess.load_pair(sample, 16)
+      kept.load(sample, 16), preprocess.load_pair(sample, 16)
     ):
       np.testing.assert_array_equal(found, wanted)
   out = capsys.readouterr().out
@@ -142,9 +145,13 @@ def test_a_file_that_vanishes_during_a_run_is_named(tmp_path):
   small_run.write_images(tmp_path / "set", number=30)
   found = registry.read_folder(tmp_path / "set")
   batches = pipeline.eval_batches(
-      found.test, class_names=found.class_names, image_size=16, batch_size=1,
-      cache=cache.DecodedCache(tmp_path / "cache"), workers=1,
-  )  # fmt: skip
+    found.test,
+    class_names=found.class_names,
+    image_size=16,
+    batch_size=1,
+    cache=cache.DecodedCache(tmp_path / "cache"),
+    workers=1,
+  )
   next(batches)
   gone = found.test[-1].image_path
   os.unlink(gone)

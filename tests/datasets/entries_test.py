@@ -32,8 +32,16 @@ def mask(path, size=(12, 10), box=(2, 2, 6, 6), value=255):
   Image.fromarray(pixels).save(path)
 
 
-def mvtec_layout(root, classes, *, good="good", suffix="_mask", ending="png",
-                 defect="broken", masks=True):  # fmt: skip
+def mvtec_layout(
+  root,
+  classes,
+  *,
+  good="good",
+  suffix="_mask",
+  ending="png",
+  defect="broken",
+  masks=True,
+):
   """Two training, one normal and two anomalous images of each class."""
   for name in classes:
     for i in range(2):
@@ -49,13 +57,20 @@ def visa(root):
   for i in range(2):
     image(root / f"candle/Data/Images/Normal/{i:04d}.JPG")
     split = "train" if i else "test"
-    rows.append(("candle", split, "normal",
-                 f"candle/Data/Images/Normal/{i:04d}.JPG", ""))  # fmt: skip
+    rows.append(
+      ("candle", split, "normal", f"candle/Data/Images/Normal/{i:04d}.JPG", "")
+    )
   image(root / "candle/Data/Images/Anomaly/000.JPG")
   mask(root / "candle/Data/Masks/Anomaly/000.png", value=3)
-  rows.append(("candle", "test", "anomaly",
-               "candle/Data/Images/Anomaly/000.JPG",
-               "candle/Data/Masks/Anomaly/000.png"))  # fmt: skip
+  rows.append(
+    (
+      "candle",
+      "test",
+      "anomaly",
+      "candle/Data/Images/Anomaly/000.JPG",
+      "candle/Data/Masks/Anomaly/000.png",
+    )
+  )
   path = root / "split_csv/1cls.csv"
   path.parent.mkdir(parents=True)
   with path.open("w", newline="") as file:
@@ -82,8 +97,9 @@ def dagm(root):
 
 def aitex(root):
   size = (1024, 256)
-  image(root / "NODefect_images/2306881-210020u/0001_000_05.png", (4096, 256),
-        "L")  # fmt: skip
+  image(
+    root / "NODefect_images/2306881-210020u/0001_000_05.png", (4096, 256), "L"
+  )
   for stem in ("0044_019_04", "0003_002_00", "0100_025_08"):
     image(root / f"Defect_images/{stem}.png", size, "L")
   mask(root / "Mask_images/0003_002_00_mask.png", size, (300, 5, 310, 9))
@@ -100,8 +116,12 @@ def elpv(root):
 
 
 def mvtec_3d(root):
-  for part, defect in (("train", "good"), ("validation", "good"),
-                       ("test", "good"), ("test", "combined")):  # fmt: skip
+  for part, defect in (
+    ("train", "good"),
+    ("validation", "good"),
+    ("test", "good"),
+    ("test", "combined"),
+  ):
     image(root / f"bagel/{part}/{defect}/rgb/000.png")
     (root / f"bagel/{part}/{defect}/xyz").mkdir()
     (root / f"bagel/{part}/{defect}/xyz/000.tiff").write_bytes(b"")
@@ -113,19 +133,24 @@ def mvtec_3d(root):
 def real_iad(root):
   base, rows = root / "realiad_1024/usb", {"train": [], "test": []}
   for part, code, sample, view, masked in (
-      ("train", "OK", "S0001", "C1", False),
-      ("test", "OK", "S0002", "C1", False),
-      ("test", "AK", "S0003", "C1", True),
-      ("test", "OK", "S0003", "C2", False),  # The defect is not seen.
-  ):  # fmt: skip
+    ("train", "OK", "S0001", "C1", False),
+    ("test", "OK", "S0002", "C1", False),
+    ("test", "AK", "S0003", "C1", True),
+    ("test", "OK", "S0003", "C2", False),  # The defect is not seen.
+  ):
     folder = "OK" if sample != "S0003" else "NG/AK"
     stem = f"{folder}/{sample}/usb_{sample[1:]}_{folder[:2]}_{view}_2023"
     image(base / f"{stem}.jpg")
     if masked:
       mask(base / f"{stem}.png")
-    rows[part].append({
-        "category": "usb", "anomaly_class": code, "image_path": f"{stem}.jpg",
-        "mask_path": f"{stem}.png" if masked else None})  # fmt: skip
+    rows[part].append(
+      {
+        "category": "usb",
+        "anomaly_class": code,
+        "image_path": f"{stem}.jpg",
+        "mask_path": f"{stem}.png" if masked else None,
+      }
+    )
   path = root / "realiad_jsons/usb.json"
   path.parent.mkdir(parents=True)
   meta = {"prefix": "usb/", "normal_class": "OK", "pre_transform": None}
@@ -143,6 +168,7 @@ def states(normal, anomalous, *more, endings=("png", "JPG")):
     for folder in (normal, anomalous, *more):
       for i, ending in enumerate(endings):
         image(root / folder / f"{i}.{ending}")
+
   return write
 
 
@@ -151,6 +177,7 @@ def pairs(images, masks, suffix="", image_ending="png", mask_ending="png"):
     for i in range(2):
       image(root / images / f"a{i}.{image_ending}")
       mask(root / masks / f"a{i}{suffix}.{mask_ending}")
+
   return write
 
 
@@ -160,53 +187,115 @@ def mvtec(*classes, **options):
 
 # Data set, how it is laid out, and what is found: categories and counts.
 LAYOUTS = {
-    "mvtec": ("mvtec", mvtec("carpet", "metal_nut"),
-              ("carpet", "metal_nut"), (4, 2, 4)),
-    "visa": ("visa", visa, ("candle",), (1, 1, 1)),
-    "visa 1cls": ("visa", mvtec("candle", ending="JPG", suffix="",
-                                defect="bad"), ("candle",), (2, 1, 2)),
-    "mpdd": ("mpdd", mvtec("tubes"), ("tubes",), (2, 1, 2)),
-    "btad": ("btad", mvtec("01", good="ok", suffix="", ending="bmp",
-                           defect="ko"), ("01",), (2, 1, 2)),
-    "ksdd": ("ksdd", kolektor, ("ksdd",), (7, 3, 2)),
-    "ksdd crops": ("ksdd", mvtec("SDD"), ("SDD",), (2, 1, 2)),
-    "dagm": ("dagm", dagm, ("Class1",), (2, 2, 1)),
-    "dagm balanced": ("dagm", mvtec("Class1", "Class2"),
-                      ("Class1", "Class2"), (4, 2, 4)),
-    "dtd": ("dtd", mvtec("Woven_001"), ("Woven_001",), (2, 1, 2)),
-    "aitex": ("aitex", aitex, ("AITEX",), (12, 4, 3)),
-    "aitex tiles": ("aitex", mvtec("AITEX"), ("AITEX",), (2, 1, 2)),
-    "elpv": ("elpv", elpv, ("elpv",), (3, 1, 1)),
-    "mvtec3d": ("mvtec3d", mvtec_3d, ("bagel",), (1, 1, 1)),
-    "real_iad": ("real_iad", real_iad, ("usb",), (1, 2, 1)),
-    "headct": ("headct", head_ct, ("headct",), (0, 2, 1)),
-    "headct test": ("headct", mvtec("headct", defect="defect", masks=False),
-                    ("headct",), (2, 1, 2)),
-    "brainmri": ("brainmri", states("no", "yes", "brain_tumor_dataset/no"),
-                 ("brain_mri",), (0, 2, 2)),
-    "br35h": ("br35h", states("no", "yes", "pred"), ("br35h",), (0, 2, 2)),
-    "covid": ("covid", states("NORMAL", "COVID-19", "Viral Pneumonia"),
-              ("chest",), (0, 2, 2)),
-    "covid later": ("covid", states("Normal/images", "COVID/images",
-                                    "COVID/masks"), ("chest",), (0, 2, 2)),
-    "lag": ("lag", states("non_glaucoma/image", "suspicious_glaucoma/image",
-                          "non_glaucoma/attention_map",
-                          endings=("jpg",) * 1 + ("png", "bmp", "JPG")),
-            ("LAG",), (3, 1, 4)),
-    "isic": ("isic", pairs("ISBI2016_ISIC_Part1_Test_Data",
-                           "ISBI2016_ISIC_Part1_Test_GroundTruth",
-                           "_Segmentation", "jpg"), ("isic",), (0, 0, 2)),
-    "clinicdb": ("clinicdb", pairs("images", "masks", image_ending="tif",
-                                   mask_ending="tif"),
-                 ("ClinicDB",), (0, 0, 2)),
-    "colondb": ("colondb", pairs("images", "masks"), ("ColonDB",), (0, 0, 2)),
-    "kvasir": ("kvasir", pairs("images", "masks", image_ending="jpg",
-                               mask_ending="jpg"), ("Kvasir",), (0, 0, 2)),
-    "endo": ("endo", pairs("images", "masks", image_ending="jpg",
-                           mask_ending="png"), ("endo",), (0, 0, 2)),
-    "tn3k": ("tn3k", pairs("test-image", "test-mask", image_ending="jpg",
-                           mask_ending="jpg"), ("tn3k",), (0, 0, 2)),
-}  # fmt: skip
+  "mvtec": (
+    "mvtec",
+    mvtec("carpet", "metal_nut"),
+    ("carpet", "metal_nut"),
+    (4, 2, 4),
+  ),
+  "visa": ("visa", visa, ("candle",), (1, 1, 1)),
+  "visa 1cls": (
+    "visa",
+    mvtec("candle", ending="JPG", suffix="", defect="bad"),
+    ("candle",),
+    (2, 1, 2),
+  ),
+  "mpdd": ("mpdd", mvtec("tubes"), ("tubes",), (2, 1, 2)),
+  "btad": (
+    "btad",
+    mvtec("01", good="ok", suffix="", ending="bmp", defect="ko"),
+    ("01",),
+    (2, 1, 2),
+  ),
+  "ksdd": ("ksdd", kolektor, ("ksdd",), (7, 3, 2)),
+  "ksdd crops": ("ksdd", mvtec("SDD"), ("SDD",), (2, 1, 2)),
+  "dagm": ("dagm", dagm, ("Class1",), (2, 2, 1)),
+  "dagm balanced": (
+    "dagm",
+    mvtec("Class1", "Class2"),
+    ("Class1", "Class2"),
+    (4, 2, 4),
+  ),
+  "dtd": ("dtd", mvtec("Woven_001"), ("Woven_001",), (2, 1, 2)),
+  "aitex": ("aitex", aitex, ("AITEX",), (12, 4, 3)),
+  "aitex tiles": ("aitex", mvtec("AITEX"), ("AITEX",), (2, 1, 2)),
+  "elpv": ("elpv", elpv, ("elpv",), (3, 1, 1)),
+  "mvtec3d": ("mvtec3d", mvtec_3d, ("bagel",), (1, 1, 1)),
+  "real_iad": ("real_iad", real_iad, ("usb",), (1, 2, 1)),
+  "headct": ("headct", head_ct, ("headct",), (0, 2, 1)),
+  "headct test": (
+    "headct",
+    mvtec("headct", defect="defect", masks=False),
+    ("headct",),
+    (2, 1, 2),
+  ),
+  "brainmri": (
+    "brainmri",
+    states("no", "yes", "brain_tumor_dataset/no"),
+    ("brain_mri",),
+    (0, 2, 2),
+  ),
+  "br35h": ("br35h", states("no", "yes", "pred"), ("br35h",), (0, 2, 2)),
+  "covid": (
+    "covid",
+    states("NORMAL", "COVID-19", "Viral Pneumonia"),
+    ("chest",),
+    (0, 2, 2),
+  ),
+  "covid later": (
+    "covid",
+    states("Normal/images", "COVID/images", "COVID/masks"),
+    ("chest",),
+    (0, 2, 2),
+  ),
+  "lag": (
+    "lag",
+    states(
+      "non_glaucoma/image",
+      "suspicious_glaucoma/image",
+      "non_glaucoma/attention_map",
+      endings=("jpg",) * 1 + ("png", "bmp", "JPG"),
+    ),
+    ("LAG",),
+    (3, 1, 4),
+  ),
+  "isic": (
+    "isic",
+    pairs(
+      "ISBI2016_ISIC_Part1_Test_Data",
+      "ISBI2016_ISIC_Part1_Test_GroundTruth",
+      "_Segmentation",
+      "jpg",
+    ),
+    ("isic",),
+    (0, 0, 2),
+  ),
+  "clinicdb": (
+    "clinicdb",
+    pairs("images", "masks", image_ending="tif", mask_ending="tif"),
+    ("ClinicDB",),
+    (0, 0, 2),
+  ),
+  "colondb": ("colondb", pairs("images", "masks"), ("ColonDB",), (0, 0, 2)),
+  "kvasir": (
+    "kvasir",
+    pairs("images", "masks", image_ending="jpg", mask_ending="jpg"),
+    ("Kvasir",),
+    (0, 0, 2),
+  ),
+  "endo": (
+    "endo",
+    pairs("images", "masks", image_ending="jpg", mask_ending="png"),
+    ("endo",),
+    (0, 0, 2),
+  ),
+  "tn3k": (
+    "tn3k",
+    pairs("test-image", "test-mask", image_ending="jpg", mask_ending="jpg"),
+    ("tn3k",),
+    (0, 0, 2),
+  ),
+}
 
 
 def read(name, folder):
@@ -260,8 +349,10 @@ def test_strips_and_tiles_are_the_ones_of_the_preparation(tmp_path):
   aitex(tmp_path / "aitex")
   tiles = [s for s in read("aitex", tmp_path / "aitex").test if s.label]
   assert [(s.specie_name, box(s)[0]) for s in tiles] == [
-      ("Broken_end", 256), ("Fuzzyball", 0), ("Fuzzyball", 768)
-  ]  # fmt: skip
+    ("Broken_end", 256),
+    ("Fuzzyball", 0),
+    ("Fuzzyball", 768),
+  ]
   picture, truth = preprocess.open_pair(tiles[-1])
   assert picture.size == truth.size == (256, 256)
   assert truth.getbbox() == (232, 5, 242, 9)
@@ -280,25 +371,43 @@ def test_views_of_a_sample_share_its_group(tmp_path):
 
 
 BREAKS = {
-    "visa": (lambda r: (r / "candle/Data/Masks/Anomaly/000.png").unlink(),
-             r"1cls\.csv, line 4: .*000\.png does not exist"),
-    "ksdd": (lambda r: (r / "kos02/Part0_label.bmp").unlink(),
-             r"Part0\.jpg: its label Part0_label\.bmp does not exist"),
-    "mvtec3d": (lambda r: (r / "bagel/test/combined/gt/000.png").unlink(),
-                r"000\.png: anomalous, but .*gt/000\.png does not exist"),
-    "real_iad": (lambda r: next(r.rglob("usb_0002*.jpg")).unlink(),
-                 r"usb\.json: test\[0\]: .* does not exist"),
-    "headct": (lambda r: (r / "head_ct/head_ct/001.png").unlink(),
-               r"labels\.csv, line 3: expected the number of an image"),
-    "elpv": (lambda r: (r / "images/cell0002.png").unlink(),
-             r"labels\.csv: line 2: .*cell0002\.png does not exist"),
-    "br35h": (lambda r: [p.unlink() for p in (r / "yes").iterdir()],
-              r"no images in a folder yes"),
-    "kvasir": (lambda r: (r / "masks/a1.jpg").unlink(),
-               r"a1\.jpg: anomalous, but no mask has its name"),
-    "mvtec": (lambda r: next(r.rglob("001_mask.png")).unlink(),
-              r"001\.png: anomalous, but no mask has its name"),
-}  # fmt: skip
+  "visa": (
+    lambda r: (r / "candle/Data/Masks/Anomaly/000.png").unlink(),
+    r"1cls\.csv, line 4: .*000\.png does not exist",
+  ),
+  "ksdd": (
+    lambda r: (r / "kos02/Part0_label.bmp").unlink(),
+    r"Part0\.jpg: its label Part0_label\.bmp does not exist",
+  ),
+  "mvtec3d": (
+    lambda r: (r / "bagel/test/combined/gt/000.png").unlink(),
+    r"000\.png: anomalous, but .*gt/000\.png does not exist",
+  ),
+  "real_iad": (
+    lambda r: next(r.rglob("usb_0002*.jpg")).unlink(),
+    r"usb\.json: test\[0\]: .* does not exist",
+  ),
+  "headct": (
+    lambda r: (r / "head_ct/head_ct/001.png").unlink(),
+    r"labels\.csv, line 3: expected the number of an image",
+  ),
+  "elpv": (
+    lambda r: (r / "images/cell0002.png").unlink(),
+    r"labels\.csv: line 2: .*cell0002\.png does not exist",
+  ),
+  "br35h": (
+    lambda r: [p.unlink() for p in (r / "yes").iterdir()],
+    r"no images in a folder yes",
+  ),
+  "kvasir": (
+    lambda r: (r / "masks/a1.jpg").unlink(),
+    r"a1\.jpg: anomalous, but no mask has its name",
+  ),
+  "mvtec": (
+    lambda r: next(r.rglob("001_mask.png")).unlink(),
+    r"001\.png: anomalous, but no mask has its name",
+  ),
+}
 
 
 @pytest.mark.parametrize("layout", BREAKS)
@@ -342,8 +451,9 @@ def test_the_command_says_what_it_found(tmp_path):
   problems, _ = data.verify(found, registry.ENTRIES["mvtec"])
   assert any("categories that are not there: bottle" in p for p in problems)
   assert not any(p.startswith("bottle:") for p in problems)
-  assert any("carpet: 2/1/2 images, published are 280/28/89" in p
-             for p in problems)  # fmt: skip
+  assert any(
+    "carpet: 2/1/2 images, published are 280/28/89" in p for p in problems
+  )
   broken = tmp_path / "mvtec/carpet/test/broken/000.png"
   broken.write_bytes(broken.read_bytes()[:60])
   mask(tmp_path / "mvtec/carpet/ground_truth/broken/001_mask.png", box=(0,) * 4)
@@ -360,9 +470,15 @@ def test_verify_measures_masks_and_finds_what_is_used_twice(tmp_path):
   mask(tmp_path / "masks/a.jpg", (1600, 1600), (100, 103, 300, 297))
   mask(tmp_path / "masks/b.png", (1600, 1600), (0, 0, 1, 1))
   samples = [
-      index.Sample(str(tmp_path / f"images/{x[0]}.jpg"),
-                   str(tmp_path / f"masks/{x}"), "Kvasir", "", 1)
-      for x in ("a.jpg", "b.png")]  # fmt: skip
+    index.Sample(
+      str(tmp_path / f"images/{x[0]}.jpg"),
+      str(tmp_path / f"masks/{x}"),
+      "Kvasir",
+      "",
+      1,
+    )
+    for x in ("a.jpg", "b.png")
+  ]
   found = index.make_dataset("kvasir", tmp_path, test=samples)
   _, notes = data.verify(found, entry)
   assert any("1 masks have values between" in note for note in notes)
@@ -373,12 +489,17 @@ def test_verify_measures_masks_and_finds_what_is_used_twice(tmp_path):
   assert not any("between black and white" in note for note in notes)
 
 
-@pytest.mark.parametrize("name, spelling, wanted", [
+@pytest.mark.parametrize(
+  "name, spelling, wanted",
+  [
     ("ksdd", "electrical_commutators", "electrical commutator"),
     ("ksdd", "SDD", "electrical commutator"),
-    ("headct", "headct2", "brain"), ("clinicdb", "colon", "colon"),
-    ("mvtec", "metal_nut", "metal nut"), ("btad", "02", "textured surface"),
-])  # fmt: skip
+    ("headct", "headct2", "brain"),
+    ("clinicdb", "colon", "colon"),
+    ("mvtec", "metal_nut", "metal nut"),
+    ("btad", "02", "textured surface"),
+  ],
+)
 def test_sentences_know_all_spellings(name, spelling, wanted):
   samples = [index.Sample("x", "", spelling, "", 0)]
   found = index.make_dataset(name, "/x", test=samples)

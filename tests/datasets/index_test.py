@@ -20,15 +20,17 @@ ELPV_SHA256 = "f5100c8625db1ce585c6402ba0d1658aecd578e5f84df61ce8f6b383178d8280"
 
 
 def mvtec(root, *, good="good"):
-  touch(root / "nut" / "train" / good / "000.png",
-        root / "nut" / "test" / good / "001.png",
-        root / "nut" / "test" / good / "000.BMP",
-        root / "nut" / "test" / good / "._000.png",
-        root / "nut" / "test" / "cut" / "9.png",
-        root / "nut" / "test" / "cut" / "10.png",
-        root / "nut" / "ground_truth" / good / "000.png",
-        root / "nut" / "ground_truth" / "cut" / "9_mask.png",
-        root / "nut" / "ground_truth" / "cut" / "10_mask.bmp")
+  touch(
+    root / "nut" / "train" / good / "000.png",
+    root / "nut" / "test" / good / "001.png",
+    root / "nut" / "test" / good / "000.BMP",
+    root / "nut" / "test" / good / "._000.png",
+    root / "nut" / "test" / "cut" / "9.png",
+    root / "nut" / "test" / "cut" / "10.png",
+    root / "nut" / "ground_truth" / good / "000.png",
+    root / "nut" / "ground_truth" / "cut" / "9_mask.png",
+    root / "nut" / "ground_truth" / "cut" / "10_mask.bmp",
+  )
 
 
 @pytest.mark.parametrize("good", ["good", "ok"])
@@ -37,7 +39,11 @@ def test_mvtec_layout(tmp_path, good):
   data = registry.open_dataset(str(tmp_path))
   assert names(data.test) == ["10.png", "9.png", "000.BMP", "001.png"]
   assert [os.path.basename(s.mask_path) for s in data.test] == [
-      "10_mask.bmp", "9_mask.png", "", ""]
+    "10_mask.bmp",
+    "9_mask.png",
+    "",
+    "",
+  ]
   assert [s.specie_name for s in data.test] == ["cut", "cut", good, good]
   assert [s.label for s in data.test] == [1, 1, 0, 0]
   assert data.class_names == ("nut",) and data.counts == (1, 2, 2)
@@ -49,19 +55,23 @@ def test_listings_are_sorted(tmp_path):
   order = [f"{i:02d}.png" for i in np.random.default_rng(0).permutation(20)]
   touch(*(tmp_path / "normal" / name for name in order))
   assert names(layouts.read_plain(tmp_path).test) == sorted(order)
-  assert [os.path.basename(path) for path in layouts.image_files(
-      tmp_path)] == sorted(order)
+  assert [
+    os.path.basename(path) for path in layouts.image_files(tmp_path)
+  ] == sorted(order)
 
 
 @pytest.mark.parametrize(
-    "ending", ["", "_mask", "_label", "_Segmentation", "_GT"])
+  "ending", ["", "_mask", "_label", "_Segmentation", "_GT"]
+)
 def test_masks_are_paired_by_name(tmp_path, ending):
-  touch(tmp_path / "normal" / "a.png", tmp_path / "anomalous" / "b_1.JPG",
-        tmp_path / "masks" / f"b_1{ending}.png")
+  touch(
+    tmp_path / "normal" / "a.png",
+    tmp_path / "anomalous" / "b_1.JPG",
+    tmp_path / "masks" / f"b_1{ending}.png",
+  )
   data = registry.open_dataset(str(tmp_path))
   assert data.counts == (0, 1, 1) and data.class_names == (tmp_path.name,)
-  assert data.test[1].mask_path == str(
-      tmp_path / "masks" / f"b_1{ending}.png")
+  assert data.test[1].mask_path == str(tmp_path / "masks" / f"b_1{ending}.png")
 
 
 def test_an_unpaired_anomaly_is_refused(tmp_path):
@@ -102,7 +112,9 @@ def test_unknown_layouts(tmp_path):
 def test_image_files(tmp_path):
   touch(tmp_path / "b.JPG", tmp_path / "a" / "c.png", tmp_path / "note.txt")
   assert layouts.image_files(tmp_path) == (
-      str(tmp_path / "a" / "c.png"), str(tmp_path / "b.JPG"))
+    str(tmp_path / "a" / "c.png"),
+    str(tmp_path / "b.JPG"),
+  )
   assert layouts.image_files(tmp_path / "b.JPG") == (str(tmp_path / "b.JPG"),)
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match="no image found"):
@@ -116,8 +128,12 @@ def test_registered_sets(tmp_path):
   data = registry.open_dataset("mvtec", data_root=tmp_path)
   assert data.name == "mvtec" and data.mosaic_prob == 0.2
   assert any("1/2/2" in n and "3629/467/1258" in n for n in data.notes)
-  touch(*(tmp_path / "CVC-ColonDB" / folder / "1.png"
-          for folder in ("images", "masks")))
+  touch(
+    *(
+      tmp_path / "CVC-ColonDB" / folder / "1.png"
+      for folder in ("images", "masks")
+    )
+  )
   data = registry.open_dataset("colondb", data_root=tmp_path)
   assert data.counts == (0, 0, 1) and data.mosaic_prob == 0
   assert registry.prompt_names(data) == ("colon",)
@@ -148,16 +164,27 @@ def test_default_cache_dir(monkeypatch):
 def test_held_out_rows_are_those_of_scikit_learn():
   for count in (8, 9, 1508):
     _, test = train_test_split(
-        np.arange(count), test_size=0.25, random_state=42)
+      np.arange(count), test_size=0.25, random_state=42
+    )
     assert set(readers.held_out(range(count))[1]) == set(test.tolist())
 
 
 def test_elpv_from_a_checkout(tmp_path):
   root = tmp_path / "elpv"
   touch(*(root / "images" / f"{i}.png" for i in range(6)))
-  lines = [f"images/{i}.png  {p}  {kind}" for i, (p, kind) in enumerate([
-      ("0.0", "mono"), ("1.0", "poly"), ("0.3333333333333333", "mono"),
-      ("0.0", "poly"), ("0.0", "mono"), ("0.0", "mono")])]
+  lines = [
+    f"images/{i}.png  {p}  {kind}"
+    for i, (p, kind) in enumerate(
+      [
+        ("0.0", "mono"),
+        ("1.0", "poly"),
+        ("0.3333333333333333", "mono"),
+        ("0.0", "poly"),
+        ("0.0", "mono"),
+        ("0.0", "mono"),
+      ]
+    )
+  ]
   (root / "labels.csv").write_text("\n".join(lines) + "\n")
   data = registry.open_dataset("elpv", data_root=tmp_path)
   assert data.counts == (3, 1, 1) and not data.has_masks
@@ -180,14 +207,18 @@ def test_elpv_without_the_package(monkeypatch, tmp_path):
 def test_elpv_has_the_published_split():
   data = registry.open_dataset("elpv")
   assert data.counts == (1131, 377, 715) and not data.notes
-  paths = sorted(f"images/{os.path.basename(sample.image_path)}"
-                 for sample in data.test if sample.label == NORMAL)
+  paths = sorted(
+    f"images/{os.path.basename(sample.image_path)}"
+    for sample in data.test
+    if sample.label == NORMAL
+  )
   digest = hashlib.sha256("\n".join(paths).encode()).hexdigest()
   assert digest == ELPV_SHA256
 
 
-@pytest.mark.parametrize("name, part", [
-    ("embedded", "benchmark"), ("embedded_auxiliary", "auxiliary")])
+@pytest.mark.parametrize(
+  "name, part", [("embedded", "benchmark"), ("embedded_auxiliary", "auxiliary")]
+)
 def test_embedded_sets_open(tmp_path, monkeypatch, name, part):
   def ensure(cache_dir, *, size, seed):  # Drawing takes a minute.
     assert (cache_dir, size, seed) == (tmp_path, 112, 0)
@@ -207,8 +238,10 @@ def test_embedded_sets_open(tmp_path, monkeypatch, name, part):
 
 
 def test_reading_needs_no_tensorflow():
-  code = ("import sys; from zsad_jax.datasets import registry, preprocess; "
-          "sys.exit('tensorflow' in sys.modules)")
+  code = (
+    "import sys; from zsad_jax.datasets import registry, preprocess; "
+    "sys.exit('tensorflow' in sys.modules)"
+  )
   subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -13,28 +13,46 @@ from zsad_jax.types import ANOMALOUS
 
 def test_meta_is_read_in_file_order(tmp_path):
   touch(*(tmp_path / name for name in ("b.png", "a.png", "m.png", "ü.PNG")))
-  write_meta(tmp_path, {
+  write_meta(
+    tmp_path,
+    {
       "train": {"nut": [record("ü.PNG")]},
-      "test": {"nut": [record("b.png", 1, mask_path="m.png", specie_name="cut",
-                              view_id="C1"), record("a.png")]}})
+      "test": {
+        "nut": [
+          record(
+            "b.png", 1, mask_path="m.png", specie_name="cut", view_id="C1"
+          ),
+          record("a.png"),
+        ]
+      },
+    },
+  )
   data = index.read_meta(tmp_path)
   assert names(data.test) == ["b.png", "a.png"]
   assert names(data.train) == ["ü.PNG"]
   assert data.test[0] == index.Sample(
-      str(tmp_path / "b.png"), str(tmp_path / "m.png"), "nut", "cut", ANOMALOUS,
-      view="C1")
+    str(tmp_path / "b.png"),
+    str(tmp_path / "m.png"),
+    "nut",
+    "cut",
+    ANOMALOUS,
+    view="C1",
+  )
   assert (data.name, data.class_names) == (tmp_path.name, ("nut",))
   assert data.counts == (1, 1, 1) and data.has_masks and not data.notes
 
 
-@pytest.mark.parametrize("content", [
+@pytest.mark.parametrize(
+  "content",
+  [
     {"Test": {"nut": [record("a.png", 1)]}, "TRAIN": {}},
     {"test": {"nut": [record("a.png", 1)]}},
     {"test": {"nut": [record("a.png", 1, mask_path=None)]}, "train": None},
     {"test": {"nut": [record("a.png", 1, mask_path="folder")]}},
     {"test": {"nut": [record("a.png", 1, mask_path="/gone/data/")]}},
     {"test": {"nut": [dict(img_path="a.png", anomaly=1, cls_id=3)]}},
-])
+  ],
+)
 def test_meta_tolerances(tmp_path, content):
   touch(tmp_path / "a.png", tmp_path / "folder" / "x.png")
   write_meta(tmp_path, content)
@@ -47,8 +65,17 @@ def test_meta_tolerances(tmp_path, content):
 def test_absolute_paths_are_rerooted_by_the_longest_ending(tmp_path, prefix):
   touch(tmp_path / "x" / "a.png", tmp_path / "a.png", tmp_path / "m" / "a.png")
   image, mask = f"{prefix}/x/a.png", f"{prefix}/m/a.png"
-  write_meta(tmp_path, {"test": {"nut": [
-      record(image, 1, mask_path=mask), record(str(tmp_path / "a.png"))]}})
+  write_meta(
+    tmp_path,
+    {
+      "test": {
+        "nut": [
+          record(image, 1, mask_path=mask),
+          record(str(tmp_path / "a.png")),
+        ]
+      }
+    },
+  )
   data = index.read_meta(tmp_path)
   assert data.test[0].image_path == str(tmp_path / "x" / "a.png")
   assert data.test[0].mask_path == str(tmp_path / "m" / "a.png")
@@ -56,26 +83,35 @@ def test_absolute_paths_are_rerooted_by_the_longest_ending(tmp_path, prefix):
   assert "2 absolute paths were re-rooted" in data.notes[0]
 
 
-@pytest.mark.parametrize("content, message", [
+@pytest.mark.parametrize(
+  "content, message",
+  [
     ("{", r"meta\.json: not valid JSON"),
     ("[]", "found list"),
     ({"train": {}}, r'keys "train" and "test", found \[\'train\'\]'),
     ({"test": []}, '"test" must map each class'),
     ({"test": {"nut": {}}}, r'test\["nut"\] must be a list'),
     ({"test": {"nut": ["a.png"]}}, r'test\["nut"\]\[0\] must be an object'),
-    ({"test": {"nut": [record("a.png"), {"anomaly": 0}]}},
-     r'record test\["nut"\]\[1\]: "img_path" must be .*found None'),
-    ({"test": {"nut": [{"img_path": "a.png"}]}},
-     r'record test\["nut"\]\[0\]: "anomaly" must be 0 .*found None'),
+    (
+      {"test": {"nut": [record("a.png"), {"anomaly": 0}]}},
+      r'record test\["nut"\]\[1\]: "img_path" must be .*found None',
+    ),
+    (
+      {"test": {"nut": [{"img_path": "a.png"}]}},
+      r'record test\["nut"\]\[0\]: "anomaly" must be 0 .*found None',
+    ),
     ({"test": {"nut": [record("a.png", 2)]}}, '"anomaly" must be.*found 2'),
     ({"test": {"nut": [record("a.png", 1, mask_path=7)]}}, '"mask_path" must'),
     ({"test": {"nut": [record("../b.png")]}}, r"\[0\]\.img_path.*leaves the"),
     ({"test": {"nut": [record("x/../../b.png")]}}, "leaves the data root"),
     ({"test": {"nut": [record("/etc/passwd")]}}, "leaves the data root"),
-    ({"test": {"nut": [record("a.png", 1, mask_path="../m.png")]}},
-     r"mask_path.*leaves the data root"),
+    (
+      {"test": {"nut": [record("a.png", 1, mask_path="../m.png")]}},
+      r"mask_path.*leaves the data root",
+    ),
     ({"test": {}}, "no test image"),
-])
+  ],
+)
 def test_meta_errors(tmp_path, content, message):
   touch(tmp_path / "a.png")
   write_meta(tmp_path, content)
@@ -85,9 +121,17 @@ def test_meta_errors(tmp_path, content, message):
 
 def test_meta_counts_missing_files_and_names_some(tmp_path):
   touch(tmp_path / "a.png")
-  write_meta(tmp_path, {"test": {"nut": [
-      record("a.png", 1, mask_path="m.png"),
-      *(record(f"{i}.png") for i in range(9))]}})
+  write_meta(
+    tmp_path,
+    {
+      "test": {
+        "nut": [
+          record("a.png", 1, mask_path="m.png"),
+          *(record(f"{i}.png") for i in range(9)),
+        ]
+      }
+    },
+  )
   with pytest.raises(ValueError, match="10 listed files do not exist") as info:
     index.read_meta(tmp_path)
   message = str(info.value)
@@ -96,41 +140,80 @@ def test_meta_counts_missing_files_and_names_some(tmp_path):
   assert "7.png" not in message
 
 
-NUT = ("train/good/0.png", "test/cut/0.png", "test/good/0.png",
-       "ground_truth/cut/0_mask.png")  # fmt: skip
+NUT = (
+  "train/good/0.png",
+  "test/cut/0.png",
+  "test/good/0.png",
+  "ground_truth/cut/0_mask.png",
+)
 AUTHORS = {  # What their index files are like, as their generators write them.
-    "AdaCLIP": {
-        "train": {"nut": [record("nut/train/good/0.png", specie_name="")]},
-        "test": {"nut": [
-            record("nut/test/cut/0.png", 1, specie_name="cut",
-                   mask_path="nut/ground_truth/cut/0_mask.png"),
-            record("nut/test/good/0.png", specie_name="good")]}},
-    "AnomalyCLIP's DAGM": {
-        "Train": {"nut": [record("nut/train/good/0.png")]},
-        "Test": {"nut": [
-            record("nut/test/cut/0.png", 1,
-                   mask_path="nut/ground_truth/cut/0_mask.png"),
-            record("nut/test/good/0.png")]}},
-    "AnomalyCLIP's medical sets": {
-        "train": {},
-        "test": {"nut": [
-            record("/remote/share/set/nut/test/cut/0.png", 1,
-                   mask_path="/remote/share/set/nut/ground_truth/cut/"
-                   "0_mask.png"),
-            record("/remote/share/set/nut/test/good/0.png")]}},
-    "FAPrompt": {
-        "train": {"nut": []},
-        "test": {"nut": [
-            record("nut/test/cut/0.png", 1, cls_name="nut",
-                   mask_path="nut/ground_truth/cut/0_mask.png"),
-            record("nut/test/good/0.png", mask_path="")]}},
-    "AdaptCLIP": {
-        "train": {"nut": [record("nut/train/good/0.png", view_id="C1")]},
-        "test": {"nut": [
-            record("nut/test/cut/0.png", 1, view_id="C1",
-                   mask_path="nut/ground_truth/cut/0_mask.png"),
-            record("nut/test/good/0.png", view_id="C1")]}},
-}  # fmt: skip
+  "AdaCLIP": {
+    "train": {"nut": [record("nut/train/good/0.png", specie_name="")]},
+    "test": {
+      "nut": [
+        record(
+          "nut/test/cut/0.png",
+          1,
+          specie_name="cut",
+          mask_path="nut/ground_truth/cut/0_mask.png",
+        ),
+        record("nut/test/good/0.png", specie_name="good"),
+      ]
+    },
+  },
+  "AnomalyCLIP's DAGM": {
+    "Train": {"nut": [record("nut/train/good/0.png")]},
+    "Test": {
+      "nut": [
+        record(
+          "nut/test/cut/0.png", 1, mask_path="nut/ground_truth/cut/0_mask.png"
+        ),
+        record("nut/test/good/0.png"),
+      ]
+    },
+  },
+  "AnomalyCLIP's medical sets": {
+    "train": {},
+    "test": {
+      "nut": [
+        record(
+          "/remote/share/set/nut/test/cut/0.png",
+          1,
+          mask_path="/remote/share/set/nut/ground_truth/cut/0_mask.png",
+        ),
+        record("/remote/share/set/nut/test/good/0.png"),
+      ]
+    },
+  },
+  "FAPrompt": {
+    "train": {"nut": []},
+    "test": {
+      "nut": [
+        record(
+          "nut/test/cut/0.png",
+          1,
+          cls_name="nut",
+          mask_path="nut/ground_truth/cut/0_mask.png",
+        ),
+        record("nut/test/good/0.png", mask_path=""),
+      ]
+    },
+  },
+  "AdaptCLIP": {
+    "train": {"nut": [record("nut/train/good/0.png", view_id="C1")]},
+    "test": {
+      "nut": [
+        record(
+          "nut/test/cut/0.png",
+          1,
+          view_id="C1",
+          mask_path="nut/ground_truth/cut/0_mask.png",
+        ),
+        record("nut/test/good/0.png", view_id="C1"),
+      ]
+    },
+  },
+}
 
 
 @pytest.mark.parametrize("author", AUTHORS)
@@ -151,12 +234,17 @@ def test_the_authors_read_our_files(tmp_path):
   dataset = registry.read_folder(tmp_path)
   meta = json.loads(to_meta(dataset, str(tmp_path)))
   assert list(meta) == ["train", "test"]
-  rows = [(part, name, row) for part, classes in meta.items()
-          for name, listed in classes.items() for row in listed]  # fmt: skip
+  rows = [
+    (part, name, row)
+    for part, classes in meta.items()
+    for name, listed in classes.items()
+    for row in listed
+  ]
   assert len(rows) == 3
   for part, name, row in rows:
-    kinds = dict(img_path=str, mask_path=str, cls_name=str, specie_name=str,
-                 anomaly=int)  # fmt: skip
+    kinds = dict(
+      img_path=str, mask_path=str, cls_name=str, specie_name=str, anomaly=int
+    )
     assert {key: type(value) for key, value in row.items()} == kinds
     assert row["cls_name"] == name and row["anomaly"] in (0, 1)
     assert f"/{part}/" in row["img_path"]

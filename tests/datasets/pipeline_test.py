@@ -21,14 +21,20 @@ def make(root, count, *, class_name="nut", first_size=(16, 16), **fields):
   for i in range(count):
     width, height = first_size[0] + i % 3, first_size[1] - i % 2
     path = root / f"{class_name}{i}.png"
-    Image.fromarray(
-        rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(
+      path
+    )
     mask = root / f"{class_name}{i}_mask.png"
     if i % 2:
-      Image.fromarray(np.kron(rng.integers(0, 2, (height, 1), np.uint8),
-                              np.ones((1, width), np.uint8))).save(mask)
-    samples.append(index.Sample(
-        str(path), str(mask) if i % 2 else "", class_name, "", i % 2))
+      Image.fromarray(
+        np.kron(
+          rng.integers(0, 2, (height, 1), np.uint8),
+          np.ones((1, width), np.uint8),
+        )
+      ).save(mask)
+    samples.append(
+      index.Sample(str(path), str(mask) if i % 2 else "", class_name, "", i % 2)
+    )
   data = index.make_dataset(class_name, root, test=samples)
   return dataclasses.replace(data, **fields)
 
@@ -68,16 +74,24 @@ def assert_equal(batches, others):
 def test_keys_shapes_types(data):
   (batch,) = train([data], 1)
   expected = dict(
-      image=((3, SIZE, SIZE, 3), np.uint8), mask=((3, SIZE, SIZE), np.uint8),
-      has_mask=((3,), bool), label=((3,), np.int32), class_id=((3,), np.int32),
-      index=((3,), np.int32), weight=((3,), np.float32))
+    image=((3, SIZE, SIZE, 3), np.uint8),
+    mask=((3, SIZE, SIZE), np.uint8),
+    has_mask=((3,), bool),
+    label=((3,), np.int32),
+    class_id=((3,), np.int32),
+    index=((3,), np.int32),
+    weight=((3,), np.float32),
+  )
   assert {k: (v.shape, v.dtype) for k, v in batch.items()} == expected
 
 
 def test_evaluation_is_in_order_and_padded(data):
-  batches = take(pipeline.eval_batches(
-      data.test, class_names=("bolt", "nut"), image_size=SIZE, batch_size=4),
-      9)
+  batches = take(
+    pipeline.eval_batches(
+      data.test, class_names=("bolt", "nut"), image_size=SIZE, batch_size=4
+    ),
+    9,
+  )
   assert indices(batches).tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
   assert batches[1]["weight"].tolist() == [1, 1, 1, 0]
   assert not batches[1]["image"][3].any() and not batches[1]["has_mask"][3]
@@ -87,9 +101,11 @@ def test_evaluation_is_in_order_and_padded(data):
         continue
       image, mask = preprocess.open_pair(data.test[i])
       np.testing.assert_array_equal(
-          batch["image"][row], preprocess.resize_image(image, SIZE))
+        batch["image"][row], preprocess.resize_image(image, SIZE)
+      )
       np.testing.assert_array_equal(
-          batch["mask"][row], preprocess.resize_mask(mask, SIZE))
+        batch["mask"][row], preprocess.resize_mask(mask, SIZE)
+      )
       assert batch["label"][row] == i % 2 and batch["class_id"][row] == 1
 
 
@@ -98,7 +114,8 @@ def test_an_epoch_is_the_documented_permutation(data):
   for epoch in range(2):
     expected = np.random.default_rng([1, epoch]).permutation(7)
     np.testing.assert_array_equal(
-        indices(batches)[7 * epoch:7 * (epoch + 1)], expected)
+      indices(batches)[7 * epoch : 7 * (epoch + 1)], expected
+    )
 
 
 def test_the_last_batch_of_an_epoch_is_padded(data):
@@ -107,7 +124,8 @@ def test_the_last_batch_of_an_epoch_is_padded(data):
   now, later = (np.random.default_rng([1, e]).permutation(7) for e in (0, 1))
   batches = train([data], 4)
   np.testing.assert_array_equal(
-      indices(batches), np.concatenate([now, [-1, -1], later[:3]]))
+    indices(batches), np.concatenate([now, [-1, -1], later[:3]])
+  )
   weights = np.concatenate([batch["weight"] for batch in batches])
   np.testing.assert_array_equal(weights, indices(batches) >= 0)
   large = indices(train([data], 1, batch_size=9))
@@ -134,8 +152,8 @@ def test_references_are_normal_training_images_of_the_class(tmp_path):
       seen |= greys
   assert len(seen) == 6
   assert_equal(
-      train([data], 2, batch_size=3, num_references=2, start_step=6),
-      batches[6:])
+    train([data], 2, batch_size=3, num_references=2, start_step=6), batches[6:]
+  )
   assert "references" not in train([data], 1)[0]
   bare = dataclasses.replace(data, train=data.train[:3])
   with pytest.raises(ValueError, match="'nut' has no normal training image"):
@@ -154,15 +172,27 @@ def test_shards_make_up_the_batch(mixed, step):
   options = dict(batch_size=6, start_step=step)
   whole = train(mixed, 3, **options)
   parts = [train(mixed, 3, num_shards=3, shard=i, **options) for i in range(3)]
-  joined = [{key: np.concatenate([part[key] for part in batch])
-             for key in batch[0]} for batch in zip(*parts)]
+  joined = [
+    {key: np.concatenate([part[key] for part in batch]) for key in batch[0]}
+    for batch in zip(*parts)
+  ]
   assert_equal(joined, whole)
 
 
 def test_evaluation_shards_cover_every_sample_once(data):
-  seen = [list(pipeline.eval_batches(
-      data.test, class_names=("nut",), image_size=SIZE, batch_size=4,
-      num_shards=2, shard=i)) for i in range(2)]
+  seen = [
+    list(
+      pipeline.eval_batches(
+        data.test,
+        class_names=("nut",),
+        image_size=SIZE,
+        batch_size=4,
+        num_shards=2,
+        shard=i,
+      )
+    )
+    for i in range(2)
+  ]
   assert len(seen[0]) == len(seen[1]) == 2
   found = np.concatenate([indices(part) for part in seen])
   assert sorted(found[found >= 0]) == list(range(7))
@@ -187,8 +217,10 @@ def brute_force_mosaic(samples):
       for x in range(min(gt.shape[1], 2 * width - left)):
         image[top + y, left + x] = rgb[y, x]
         mask[top + y, left + x] = gt[y, x]
-  return (preprocess.resize_image(Image.fromarray(image), SIZE),
-          preprocess.resize_mask(Image.fromarray(mask), SIZE))
+  return (
+    preprocess.resize_image(Image.fromarray(image), SIZE),
+    preprocess.resize_mask(Image.fromarray(mask), SIZE),
+  )
 
 
 @pytest.mark.parametrize("rule", ["stale", "any"])
@@ -221,8 +253,11 @@ def test_mosaics_stay_within_the_class(tmp_path):
 
 
 def test_mosaic_rate():
-  draws = [mosaic.draw(range(9), prob=0.2, seed=0, epoch=e, sample=i)
-           for e in range(20) for i in range(100)]
+  draws = [
+    mosaic.draw(range(9), prob=0.2, seed=0, epoch=e, sample=i)
+    for e in range(20)
+    for i in range(100)
+  ]
   assert 0.16 < sum(cells is not None for cells in draws) / 2000 < 0.24
   cells = [c for c in draws if c]
   assert len(set(cells)) > len(cells) / 2
@@ -240,14 +275,18 @@ def damaged(tmp_path):
 
 def test_a_damaged_image_stops_by_name(damaged):
   with pytest.raises(ValueError, match=r"nut2\.png: cannot be read") as info:
-    list(pipeline.eval_batches(damaged.test, class_names=("nut",),
-                               image_size=SIZE, batch_size=2))
+    list(
+      pipeline.eval_batches(
+        damaged.test, class_names=("nut",), image_size=SIZE, batch_size=2
+      )
+    )
   assert len(str(info.value).splitlines()) == 1
 
 
 def test_a_damaged_image_can_be_skipped(damaged):
   batches = pipeline.train_batches(
-      [damaged], image_size=SIZE, batch_size=1, seed=0, skip_corrupt=True)
+    [damaged], image_size=SIZE, batch_size=1, seed=0, skip_corrupt=True
+  )
   found = take(batches, 10)
   assert len(batches.skipped) == 1 and "nut2.png" in batches.skipped[0]
   for batch in found:
@@ -257,22 +296,26 @@ def test_a_damaged_image_can_be_skipped(damaged):
 def test_an_unmasked_anomaly_says_so(tmp_path):
   data = make(tmp_path, 4)
   samples = [dataclasses.replace(s, mask_path="") for s in data.test]
-  (batch,) = pipeline.eval_batches(samples, class_names=("nut",),
-                                   image_size=SIZE, batch_size=4)
+  (batch,) = pipeline.eval_batches(
+    samples, class_names=("nut",), image_size=SIZE, batch_size=4
+  )
   assert batch["has_mask"].tolist() == [True, False, True, False]
   data = dataclasses.replace(data, test=tuple(samples), mosaic_prob=1.0)
   for batch in train([data], 4, batch_size=1):
     assert not batch["has_mask"].any()  # All four are in every mosaic.
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     (dict(batch_size=3, num_shards=2), "3 images cannot be split over 2 hosts"),
     (dict(batch_size=0), "0 images"),
     (dict(num_shards=1, shard=1), "expected 0 to 0, found 1"),
     (dict(mosaic_label="both"), '"stale" or "any", found \'both\''),
     (dict(seed=-1), "must not be negative, found -1"),
     (dict(datasets=[]), "no sample"),
-])
+  ],
+)
 def test_arguments_are_checked(data, options, message):
   datasets = options.pop("datasets", [data])
   with pytest.raises(ValueError, match=message):
@@ -281,8 +324,9 @@ def test_arguments_are_checked(data, options, message):
 
 def test_an_unknown_class_is_named(data):
   with pytest.raises(ValueError, match=r"\['nut'\] occur in the samples"):
-    pipeline.eval_batches(data.test, class_names=("bolt",), image_size=SIZE,
-                          batch_size=1)
+    pipeline.eval_batches(
+      data.test, class_names=("bolt",), image_size=SIZE, batch_size=1
+    )
 
 
 def test_leaving_in_the_middle_is_quiet_and_ends(data):
@@ -293,6 +337,11 @@ batches = pipeline.train_batches(
     [{data!r}], image_size=64, batch_size=2, seed=0)
 next(batches)
 """
-  done = subprocess.run([sys.executable, "-c", code], timeout=60, check=True,
-                        capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    timeout=60,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
   assert done.stdout + done.stderr == ""

@@ -21,14 +21,27 @@ def write(path, image, **options):
 
 def reference(image, size):
   return np.asarray(
-      image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+  )
 
 
 @pytest.mark.parametrize("size", [17, 64])
-@pytest.mark.parametrize("mode, name", [
-    ("RGB", "a.png"), ("RGB", "größe.PNG"), ("RGB", "a.JPG"), ("RGB", "a.bmp"),
-    ("RGBA", "a.png"), ("P", "a.png"), ("L", "a.png"), ("LA", "a.png"),
-    ("1", "a.png"), ("CMYK", "a.jpg"), ("CMYK", "a.TIFF")])
+@pytest.mark.parametrize(
+  "mode, name",
+  [
+    ("RGB", "a.png"),
+    ("RGB", "größe.PNG"),
+    ("RGB", "a.JPG"),
+    ("RGB", "a.bmp"),
+    ("RGBA", "a.png"),
+    ("P", "a.png"),
+    ("L", "a.png"),
+    ("LA", "a.png"),
+    ("1", "a.png"),
+    ("CMYK", "a.jpg"),
+    ("CMYK", "a.TIFF"),
+  ],
+)
 def test_image_is_what_pillow_says(tmp_path, mode, name, size):
   path = write(tmp_path / name, RGB.convert(mode))
   with Image.open(path) as file:
@@ -68,9 +81,13 @@ def test_16_bit_is_scaled(tmp_path_factory, name, value):
   np.testing.assert_array_equal(image, round(value * 255 / 65535))
 
 
-@pytest.mark.parametrize("array, message", [
+@pytest.mark.parametrize(
+  "array, message",
+  [
     (np.full((4, 4), 70000, np.int32), "more than 16 bits"),
-    (np.ones((4, 4), np.float32), "no known maximum")])
+    (np.ones((4, 4), np.float32), "no known maximum"),
+  ],
+)
 def test_32_bit_is_refused(tmp_path, array, message):
   path = write(tmp_path / "deep.tif", Image.fromarray(array))
   with pytest.raises(ValueError, match=rf"deep\.tif.*{message}"):
@@ -92,17 +109,25 @@ def test_damaged_files_are_named(tmp_path, name):
     preprocess.load_image(path, 8)
 
 
-@pytest.mark.parametrize("values, dtype", [
-    ([0, 1], np.uint8), ([0, 7, 255], np.uint8), ([0, 1, 300], np.uint16),
-    ([False, True], bool)])
+@pytest.mark.parametrize(
+  "values, dtype",
+  [
+    ([0, 1], np.uint8),
+    ([0, 7, 255], np.uint8),
+    ([0, 1, 300], np.uint16),
+    ([False, True], bool),
+  ],
+)
 @pytest.mark.parametrize("size", [15, 33])
 def test_mask_is_what_pillow_says(tmp_path, values, dtype, size):
   array = np.kron(RNG.choice(values, (8, 6)), np.ones((5, 5))).astype(dtype)
   path = write(tmp_path / "m.png", Image.fromarray(array))
   image = write(tmp_path / "a.png", RGB)
   binary = Image.fromarray(((array > 0) * 255).astype(np.uint8))
-  expected = np.asarray(
-      binary.resize((size, size), Image.Resampling.BILINEAR)) / 255 > 0.5
+  expected = (
+    np.asarray(binary.resize((size, size), Image.Resampling.BILINEAR)) / 255
+    > 0.5
+  )
   mask = preprocess.load_mask(path, image, size)
   assert mask.dtype == np.uint8
   np.testing.assert_array_equal(mask, expected)
@@ -116,7 +141,7 @@ def test_a_lossy_mask_is_read_at_one_half(tmp_path):
     Image.fromarray(drawn).save(tmp_path / name, quality=95)
   Image.fromarray(drawn // 255).save(tmp_path / "numbers.png")
   read = lambda name, lossy: preprocess.load_mask(
-      tmp_path / name, tmp_path / "image.png", 64, lossy=lossy
+    tmp_path / name, tmp_path / "image.png", 64, lossy=lossy
   )
   assert read("mask.jpg", False).sum() > drawn.sum() / 255  # It rings.
   for name in ("mask.jpg", "two.png", "numbers.png"):
@@ -132,8 +157,8 @@ def test_which_masks_are_lossy_is_known_of_data_sets(tmp_path):
   known = {"kvasir": tmp_path, str(tmp_path / "parts"): None}
   for name, root in known.items():
     found = [
-        registry.open_dataset(name, data_root=root, masks=masks).test
-        for masks in ("compat", "robust")
+      registry.open_dataset(name, data_root=root, masks=masks).test
+      for masks in ("compat", "robust")
     ]
     assert not any(s.lossy_mask for s in found[0])
     assert all(s.lossy_mask for s in found[1])
@@ -181,9 +206,14 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
 
 
 MODES = ("RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "YCbCr")
-ENDINGS = {"CMYK": ("jpg", "tif"), "YCbCr": ("jpg", "tif"),
-           "RGBA": ("png", "tif"), "LA": ("png",), "P": ("png", "bmp"),
-           "1": ("png", "tif")}  # fmt: skip
+ENDINGS = {
+  "CMYK": ("jpg", "tif"),
+  "YCbCr": ("jpg", "tif"),
+  "RGBA": ("png", "tif"),
+  "LA": ("png",),
+  "P": ("png", "bmp"),
+  "1": ("png", "tif"),
+}
 
 
 @pytest.mark.parametrize("number", range(100))
@@ -199,8 +229,9 @@ def test_a_hundred_mixed_images_are_those_of_the_papers(number, tmp_path):
   image.convert(mode).save(path)
   mask_path = tmp_path / "mask.png"
   defect = rng.random((height, width)) < rng.uniform(0.2, 0.8)
-  Image.fromarray(defect * np.uint8(rng.integers(1, 256))).convert(
-      "L").save(mask_path)  # fmt: skip
+  Image.fromarray(defect * np.uint8(rng.integers(1, 256))).convert("L").save(
+    mask_path
+  )
 
   with Image.open(path) as file:
     wanted = file.convert("RGB").resize((518, 518), Image.BICUBIC)

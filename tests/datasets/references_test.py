@@ -13,9 +13,9 @@ from zsad_jax.datasets import layouts, references
 # The first four raw numbers of torch.randint for each official seed, and the
 # positions that AdaptCLIP's authors get for two classes.
 RAW = {
-    10: (3312796937, 1283169405, 89128932, 2124247567),
-    20: (2526002531, 3811404250, 3855651087, 4099169503),
-    30: (2766575397, 3938390437, 1635302317, 937406253),
+  10: (3312796937, 1283169405, 89128932, 2124247567),
+  20: (2526002531, 3811404250, 3855651087, 4099169503),
+  30: (2766575397, 3938390437, 1635302317, 937406253),
 }
 KNOWN = {209: [10, 111, 46, 200], 900: [437, 705, 132, 67]}
 
@@ -85,12 +85,15 @@ def test_a_folder_and_a_file_are_read_alike(data, tmp_path):
   assert found.shots is None and found.label == "given"
 
 
-@pytest.mark.parametrize("change, error, message", [
+@pytest.mark.parametrize(
+  "change, error, message",
+  [
     ({"screw": ["a"]}, FileNotFoundError, "a does not exist"),
     ({"screw": "nut"}, ValueError, "'screw'.*no class.*bolt, nut"),
     ({"nut": []}, ValueError, "no reference of class 'nut'"),
     ({"nut": "bolt"}, ValueError, "reference of 'nut', but shows 'bolt'"),
-])  # fmt: skip
+  ],
+)
 def test_mistakes_in_a_list_are_named(data, tmp_path, change, error, message):
   listed = {name: paths(data, name)[:1] for name in data.class_names}
   for name, value in change.items():

@@ -30,7 +30,7 @@ def test_masks_hold_what_changed_and_nothing_else(kind, photos):
   region = synthesis.foreground(image)
   ranges = synthesis.Ranges((kind,), number=(1, 1))
   make = lambda seed: synthesis.damage(
-      image, region, other, kind, ranges, np.random.default_rng(seed)
+    image, region, other, kind, ranges, np.random.default_rng(seed)
   )
   damaged, mask = make(3)
   assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
@@ -54,7 +54,7 @@ def test_the_object_is_found_and_a_texture_is_everywhere(photos):
 def test_a_set_is_written_and_read_back(photos, tmp_path):
   ranges = synthesis.Ranges(("scratch", "cut_paste", "hole"))
   make = lambda folder: synthesis.synthesize(
-      photos, folder, class_name="part", per_image=2, ranges=ranges, seed=1
+    photos, folder, class_name="part", per_image=2, ranges=ranges, seed=1
   )
   written = make(tmp_path / "a")
   assert len(written) == 12
@@ -77,8 +77,11 @@ def test_a_set_is_written_and_read_back(photos, tmp_path):
 def test_ranges_out_of_range_are_named():
   with pytest.raises(ValueError, match="no kind of defect 'dust'"):
     synthesis.Ranges(("dust",))
-  for wrong in (dict(number=(2, 1)), dict(size=(0.0, 1.0)),
-                dict(strength=(0.5, 2.0))):  # fmt: skip
+  for wrong in (
+    dict(number=(2, 1)),
+    dict(size=(0.0, 1.0)),
+    dict(strength=(0.5, 2.0)),
+  ):
     with pytest.raises(ValueError, match=next(iter(wrong))):
       synthesis.Ranges(("hole",), **wrong)
 
@@ -88,6 +91,10 @@ def test_what_cannot_be_seen_is_said(photos):
   ranges = synthesis.Ranges(("stain",), strength=(0.05, 0.05))
   with pytest.raises(ValueError, match="No visible stain"):
     synthesis.damage(
-        image, np.ones(image.shape[:2], np.float32), image, "stain", ranges,
-        np.random.default_rng(0),
-    )  # fmt: skip
+      image,
+      np.ones(image.shape[:2], np.float32),
+      image,
+      "stain",
+      ranges,
+      np.random.default_rng(0),
+    )

@@ -13,13 +13,14 @@ from PIL import Image
 from zsad_jax.datasets.synthetic import benchmark, defects
 from zsad_jax.datasets.synthetic.canvas import Flaw
 
-CASES = [(name, defect) for name, family in benchmark.FAMILIES.items()
-         for defect in family.defects]
+CASES = [
+  (name, defect)
+  for name, family in benchmark.FAMILIES.items()
+  for defect in family.defects
+]
 SMALL = {
-    "auxiliary": dict(categories=("gear",), references=0, normal=1,
-                      anomalous=4),
-    "benchmark": dict(categories=("wood",), references=1, normal=1,
-                      anomalous=4),
+  "auxiliary": dict(categories=("gear",), references=0, normal=1, anomalous=4),
+  "benchmark": dict(categories=("wood",), references=1, normal=1, anomalous=4),
 }
 
 
@@ -55,8 +56,10 @@ def test_every_family_has_defects_that_share_its_pictures_equally():
   assert len({defect for _, defect in CASES}) >= 12
 
 
-@pytest.mark.parametrize("dataset, normal, anomalous, references", [
-    ("auxiliary", 300, 400, 100), ("benchmark", 320, 320, 128)])
+@pytest.mark.parametrize(
+  "dataset, normal, anomalous, references",
+  [("auxiliary", 300, 400, 100), ("benchmark", 320, 320, 128)],
+)
 def test_plan_counts(dataset, normal, anomalous, references):
   plan = list(benchmark.plan(dataset))
   test = [row for row in plan if row[0] == "test"]
@@ -93,13 +96,16 @@ def test_family_draws_any_size(name):
   assert 0 <= scene.region.min() and 0.05 < scene.region.mean() <= 1
 
 
-@pytest.mark.parametrize("name, size", list(zip(
-    benchmark.FAMILIES, itertools.cycle((96, 160)))))
+@pytest.mark.parametrize(
+  "name, size", list(zip(benchmark.FAMILIES, itertools.cycle((96, 160))))
+)
 def test_other_sizes_show_the_same_scene(name, size):
   image, mask = benchmark.draw(name, index=5, size=size)
   assert image.shape == (size, size, 3) and mask.shape == (size, size)
-  thumbs = [np.asarray(Image.fromarray(picture).resize((16, 16)), float)
-            for picture in (image, benchmark.draw(name, index=5)[0])]
+  thumbs = [
+    np.asarray(Image.fromarray(picture).resize((16, 16)), float)
+    for picture in (image, benchmark.draw(name, index=5)[0])
+  ]
   assert np.abs(thumbs[0] - thumbs[1]).mean() < 6
 
 
@@ -113,9 +119,13 @@ def test_defects_at_other_sizes_have_about_the_same_share(kind, size):
       assert 0.4 < mask.mean() / usual.mean() < 2.5, (name, defect)
 
 
-@pytest.mark.parametrize("name, defect, digest", [
+@pytest.mark.parametrize(
+  "name, defect, digest",
+  [
     ("carpet", "cut", "50cac185f846d9c2"),
-    ("solar_cell", "missing_part", "3eb9a0f662b2f45e")])
+    ("solar_cell", "missing_part", "3eb9a0f662b2f45e"),
+  ],
+)
 def test_pictures_of_version_1(name, defect, digest):
   """Change VERSION and the digests of `benchmark.PIXELS` with these."""
   image, mask = benchmark.draw(name, defect, index=1)
@@ -131,26 +141,38 @@ def test_same_bytes_whatever_was_drawn_before():
 
 
 def test_same_bytes_in_another_process():
-  code = ("import hashlib; from zsad_jax.datasets.synthetic import benchmark as b;"
-          "image, _ = b.draw('gear', 'scratch', index=2);"
-          "print(hashlib.sha256(image.tobytes()).hexdigest())")
-  digests = {subprocess.run([sys.executable, "-c", code], check=True,
-                            capture_output=True, text=True).stdout
-             for _ in range(2)}
+  code = (
+    "import hashlib; from zsad_jax.datasets.synthetic import benchmark as b;"
+    "image, _ = b.draw('gear', 'scratch', index=2);"
+    "print(hashlib.sha256(image.tobytes()).hexdigest())"
+  )
+  digests = {
+    subprocess.run(
+      [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    for _ in range(2)
+  }
   assert len(digests) == 1
 
 
 def test_index_split_and_seed_give_other_pictures():
   usual, _ = benchmark.draw("bolt", index=0)
-  for other in (dict(index=1), dict(index=0, split="train"),
-                dict(index=0, seed=1)):
+  for other in (
+    dict(index=1),
+    dict(index=0, split="train"),
+    dict(index=0, seed=1),
+  ):
     assert difference(usual, benchmark.draw("bolt", **other)[0]).mean() > 3
 
 
-@pytest.mark.parametrize("name, defect, size, message", [
+@pytest.mark.parametrize(
+  "name, defect, size, message",
+  [
     ("teapot", None, 112, "Unknown category 'teapot'"),
     ("wood", "bent_part", 112, "wood has no defect 'bent_part'"),
-    ("wood", None, 64, "got 64")])
+    ("wood", None, 64, "got 64"),
+  ],
+)
 def test_wrong_requests_are_refused(name, defect, size, message):
   with pytest.raises(ValueError, match=message):
     benchmark.draw(name, defect, index=0, size=size)
@@ -166,8 +188,7 @@ def test_overlay_stays_in_its_region(kind):
   region = np.zeros((120, 150), np.float32)
   region[30:90, 40:120] = 1
   before = image.copy()
-  damaged, mask = defects.apply(kind, image, region,
-                                np.random.default_rng(1))
+  damaged, mask = defects.apply(kind, image, region, np.random.default_rng(1))
   assert np.array_equal(image, before)
   assert damaged.dtype == np.float32 and mask.any()
   assert np.array_equal(damaged[mask == 0], image[mask == 0])
@@ -176,8 +197,12 @@ def test_overlay_stays_in_its_region(kind):
 
 def test_overlay_needs_a_region():
   with pytest.raises(ValueError, match="empty"):
-    defects.apply("hole", np.zeros((99, 99, 3), np.float32),
-                  np.zeros((99, 99), np.float32), np.random.default_rng(0))
+    defects.apply(
+      "hole",
+      np.zeros((99, 99, 3), np.float32),
+      np.zeros((99, 99), np.float32),
+      np.random.default_rng(0),
+    )
 
 
 # ---- On disk.
@@ -190,11 +215,14 @@ def test_written_tree_is_complete(small, tmp_path):
     meta = json.loads((root / dataset / "meta.json").read_text())
     assert set(meta) == {"train", "test"}
     assert benchmark.departure(root / dataset, dataset)  # Not version 1.
-    records = [r for split in meta.values() for rows in split.values()
-               for r in rows]
+    records = [
+      r for split in meta.values() for rows in split.values() for r in rows
+    ]
     listed = [r[k] for r in records for k in ("img_path", "mask_path") if r[k]]
-    stored = {p.relative_to(root / dataset).as_posix()
-              for p in (root / dataset).rglob("*.png")}
+    stored = {
+      p.relative_to(root / dataset).as_posix()
+      for p in (root / dataset).rglob("*.png")
+    }
     assert len(listed) == len(stored) and set(listed) == stored
     assert sum(r["anomaly"] for r in records) == 4
     for r in records:
@@ -242,7 +270,8 @@ def test_two_processes_may_write_at_once(small, tmp_path, monkeypatch):
 def test_fingerprint_follows_what_defines_the_set(monkeypatch):
   usual = benchmark.fingerprint()
   assert usual == benchmark.fingerprint(112, 0) and len(usual) == 12
-  assert len({usual, benchmark.fingerprint(128),
-              benchmark.fingerprint(112, 1)}) == 3
+  assert (
+    len({usual, benchmark.fingerprint(128), benchmark.fingerprint(112, 1)}) == 3
+  )
   monkeypatch.setattr(benchmark, "VERSION", benchmark.VERSION + 1)
   assert benchmark.fingerprint() != usual

@@ -24,10 +24,10 @@ def of_one_class(samples):
   for sample in samples:
     number = numbers.setdefault(sample.class_name, iter(range(100)))
     yield dataclasses.replace(
-        sample,
-        class_name="part",
-        view=VIEWS[sample.class_name],
-        group=f"S{next(number)}",
+      sample,
+      class_name="part",
+      view=VIEWS[sample.class_name],
+      group=f"S{next(number)}",
     )
 
 
@@ -43,12 +43,12 @@ def data(tmp_path_factory):
 def only(data, view):
   """The images of a view, as a data set without views."""
   train, test = (
-      [
-          dataclasses.replace(sample, view="", group="")
-          for sample in part
-          if sample.view == view
-      ]
-      for part in (data.train, data.test)
+    [
+      dataclasses.replace(sample, view="", group="")
+      for sample in part
+      if sample.view == view
+    ]
+    for part in (data.train, data.test)
   )
   return index.make_dataset("view", data.root, train=train, test=test)
 
@@ -56,21 +56,21 @@ def only(data, view):
 @pytest.fixture(scope="module")
 def compare(small_clip):
   return evaluator.Evaluator(
-      method=few_shot.with_memory(clip.Method(), taps=(2, 3), vv_from=2),
-      backbone=small_clip,
-      mesh=distributed.make_mesh(),
-      image_size=32,
-      batch_size=4,
-      smooth_sigma=0.0,
-      prompt_names="verbatim",
-      skip_corrupt=False,
+    method=few_shot.with_memory(clip.Method(), taps=(2, 3), vv_from=2),
+    backbone=small_clip,
+    mesh=distributed.make_mesh(),
+    image_size=32,
+    batch_size=4,
+    smooth_sigma=0.0,
+    prompt_names="verbatim",
+    skip_corrupt=False,
   )
 
 
 def scores(compare, data, choices):
   found = list(compare.categories({}, {}, data, choices))
   return [
-      dict(zip([s.image_path for s in c.samples], c.pred_score)) for c in found
+    dict(zip([s.image_path for s in c.samples], c.pred_score)) for c in found
   ]
 
 
@@ -96,7 +96,7 @@ def test_images_stay_with_their_numbers(compare, data):
   compare = dataclasses.replace(compare, examples=1)
   (category,) = compare.categories({}, {}, data, [chosen])
   assert sorted(s.image_path for s in category.samples) == sorted(
-      s.image_path for s in data.test
+    s.image_path for s in data.test
   )
   paths = [s.image_path for s in category.samples]
   known = dict(zip(paths, category.pred_score))
@@ -109,7 +109,7 @@ def test_a_sample_counts_as_its_worst_view(compare, data):
   row = category.metrics()
   groups = sorted({s.group for s in data.test})
   of = lambda values, group: max(
-      v for v, s in zip(values, category.samples) if s.group == group
+    v for v, s in zip(values, category.samples) if s.group == group
   )
   label = [of(category.label, group) for group in groups]
   score = [of(category.pred_score, group) for group in groups]

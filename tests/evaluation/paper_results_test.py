@@ -9,11 +9,34 @@ from zsad_jax.datasets import index
 from zsad_jax.evaluation import paper_results
 from zsad_jax.evaluation.protocol import Protocol
 
-COLUMNS = ("table", "caption", "method", "shots", "train_protocol", "dataset",
-           "category", "level", "metric", "value", "std", "notes")  # fmt: skip
-ROW = dict(table="Table 1", caption="x", method="AdaCLIP", shots="0",
-           train_protocol="", dataset="VisA", category="mean", level="image",
-           metric="AUROC", value="85.8", std="", notes="")  # fmt: skip
+COLUMNS = (
+  "table",
+  "caption",
+  "method",
+  "shots",
+  "train_protocol",
+  "dataset",
+  "category",
+  "level",
+  "metric",
+  "value",
+  "std",
+  "notes",
+)
+ROW = dict(
+  table="Table 1",
+  caption="x",
+  method="AdaCLIP",
+  shots="0",
+  train_protocol="",
+  dataset="VisA",
+  category="mean",
+  level="image",
+  metric="AUROC",
+  value="85.8",
+  std="",
+  notes="",
+)
 
 
 def write(folder, *rows, name="adaclip"):
@@ -49,29 +72,34 @@ def test_the_shipped_tables_hold_what_the_papers_print(papers):
 def test_the_own_paper_and_sure_readings_come_first(tmp_path):
   write(tmp_path, dict(value="70.0"), name="adaptclip")
   tables = write(
-      tmp_path,
-      dict(value="1.0", notes="ocr: x; doubtful: y"),
-      dict(value="80.0", caption="in the AnomalyCLIP setting"),
-      dict(value="81.0"),
+    tmp_path,
+    dict(value="1.0", notes="ocr: x; doubtful: y"),
+    dict(value="80.0", caption="in the AnomalyCLIP setting"),
+    dict(value="81.0"),
   )
   assert find(tables, "adaclip").value == 0.81
 
 
 def test_differences_are_named_and_doubtful_cells_left_out(tmp_path):
   tables = write(
-      tmp_path,
-      dict(value="85.8"),
-      dict(metric="F1max", value="83.0", notes="doubtful: unclear"),
-      dict(level="pixel", value="", notes="lost: a line"),
+    tmp_path,
+    dict(value="85.8"),
+    dict(metric="F1max", value="83.0", notes="doubtful: unclear"),
+    dict(level="pixel", value="", notes="lost: a line"),
   )
-  means = {("adaclip_paper", "visa", 0): dict(
-      image_auroc=0.8512, image_f1_max=0.5, pixel_auroc=0.9,
-      image_ap=float("nan"))}  # fmt: skip
+  means = {
+    ("adaclip_paper", "visa", 0): dict(
+      image_auroc=0.8512,
+      image_f1_max=0.5,
+      pixel_auroc=0.9,
+      image_ap=float("nan"),
+    )
+  }
   (found,) = paper_results.compare(tables, means)
   assert found.metric == "image_auroc"
   assert str(found) == (
-      "adaclip_paper, 0-shot, visa, image_auroc: 85.1, adaclip Table 1 has "
-      "85.8 (-0.7)"
+    "adaclip_paper, 0-shot, visa, image_auroc: 85.1, adaclip Table 1 has "
+    "85.8 (-0.7)"
   )
 
 
@@ -102,8 +130,8 @@ def seen(monkeypatch):
   dataset = index.Dataset("seen", "/data/seen", (), (), (), True)
   other = dataclasses.replace(dataset, root="/data/other")
   monkeypatch.setattr(
-      "zsad_jax.evaluation.protocol.registry.open_dataset",
-      lambda name, data_root: {"seen": dataset}.get(name, other),
+    "zsad_jax.evaluation.protocol.registry.open_dataset",
+    lambda name, data_root: {"seen": dataset}.get(name, other),
   )
   return dataset
 

@@ -62,12 +62,12 @@ def _faprompt(method, sizes):
   normal, own = method.normal_length, method.abnormal_length
   c_in = method.num_patches * sizes.embed_dim
   shapes = {
-      "ctx_pos": (1, 1, normal, c),
-      "ctx_neg": (1, k, own, c),
-      **_linear("patch_meta_net.linear1", c_in, c_in // 16),
-      **_linear("patch_meta_net.linear2", c_in // 16, c),
-      **_deep(c, method),
-      **_sentences(c, pos=normal, neg=normal + own, k=k),
+    "ctx_pos": (1, 1, normal, c),
+    "ctx_neg": (1, k, own, c),
+    **_linear("patch_meta_net.linear1", c_in, c_in // 16),
+    **_linear("patch_meta_net.linear2", c_in // 16, c),
+    **_deep(c, method),
+    **_sentences(c, pos=normal, neg=normal + own, k=k),
   }
   return {f"prompt_learner.{name}": shape for name, shape in shapes.items()}
 
@@ -76,9 +76,9 @@ def _adaptclip(method, sizes):
   c, d, m = sizes.text_width, sizes.embed_dim, method.context_length
   (wide, narrow), shapes = method.head_widths, {}
   for name, shape in {
-      "ctx_pos": (1, 1, m, c),
-      "ctx_neg": (1, 1, m, c),
-      **_sentences(c, pos=m, neg=m),
+    "ctx_pos": (1, 1, m, c),
+    "ctx_neg": (1, 1, m, c),
+    **_sentences(c, pos=m, neg=m),
   }.items():
     shapes[f"textual_learner.{name}"] = shape
   for adapter in ("local_adater", "global_adapter"):
@@ -109,10 +109,10 @@ def _adaptclip(method, sizes):
 
 
 AUTHORS = {
-    "adaclip": _adaclip,
-    "anomalyclip": _anomalyclip,
-    "faprompt": _faprompt,
-    "adaptclip": _adaptclip,
+  "adaclip": _adaclip,
+  "anomalyclip": _anomalyclip,
+  "faprompt": _faprompt,
+  "adaptclip": _adaptclip,
 }
 
 

@@ -6,24 +6,24 @@ from collections.abc import Iterator, Mapping
 
 # A module imports strictly lower levels, or its own folder without circles.
 LEVELS = {
-    "types": 0,
-    "runtime": 0,
-    "torch_io": 1,
-    "losses": 1,
-    "metrics": 1,
-    "datasets": 1,
-    "layers": 2,
-    "backbones": 3,
-    "methods": 3,
-    "inference": 3,
-    "runs": 4,
-    "pretraining": 4,
-    "evaluation": 5,
-    "training": 6,
-    "reporting": 6,
-    "commands": 7,  # The modules of the root that are named nowhere else.
-    "parity": 7,
-    "benchmark": 7,
+  "types": 0,
+  "runtime": 0,
+  "torch_io": 1,
+  "losses": 1,
+  "metrics": 1,
+  "datasets": 1,
+  "layers": 2,
+  "backbones": 3,
+  "methods": 3,
+  "inference": 3,
+  "runs": 4,
+  "pretraining": 4,
+  "evaluation": 5,
+  "training": 6,
+  "reporting": 6,
+  "commands": 7,  # The modules of the root that are named nowhere else.
+  "parity": 7,
+  "benchmark": 7,
 }
 
 
@@ -60,7 +60,9 @@ def level(module: str) -> int:
 def violations(root: pathlib.Path) -> list[str]:
   """Imports that go up or across, and circles; one sentence each."""
   files = modules(root)
-  edges = {name: {*imported(path, files)} - {name} for name, path in files.items()}
+  edges = {
+    name: {*imported(path, files)} - {name} for name, path in files.items()
+  }
   found = []
   for name, targets in edges.items():
     for target in sorted(targets):

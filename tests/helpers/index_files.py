@@ -15,8 +15,16 @@ def names(samples):
 
 
 def record(img_path, anomaly=0, **fields):
-  return dict(img_path=img_path, mask_path="", cls_name="nut",
-              specie_name="", anomaly=anomaly) | fields
+  return (
+    dict(
+      img_path=img_path,
+      mask_path="",
+      cls_name="nut",
+      specie_name="",
+      anomaly=anomaly,
+    )
+    | fields
+  )
 
 
 def write_meta(root, content):

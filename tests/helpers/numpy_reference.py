@@ -17,11 +17,11 @@ def batch(number: int):
   for i in range(1, number, 2):
     mask[i, 4 + i : 13 + i, 3:25] = 1
   return {
-      "image": jnp.asarray(rng.normal(size=(number, SIDE, SIDE, 3)), "float32"),
-      "mask": jnp.asarray(mask),
-      "label": jnp.asarray(mask.max(axis=(1, 2)), "int32"),
-      "has_mask": jnp.ones(number, bool),
-      "weight": jnp.ones(number),
+    "image": jnp.asarray(rng.normal(size=(number, SIDE, SIDE, 3)), "float32"),
+    "mask": jnp.asarray(mask),
+    "label": jnp.asarray(mask.max(axis=(1, 2)), "int32"),
+    "has_mask": jnp.ones(number, bool),
+    "weight": jnp.ones(number),
   }
 
 

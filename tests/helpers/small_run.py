@@ -1,6 +1,7 @@
 """A run small enough for tests: backbone, data, configuration, command.
 
-python -m tests.helpers.small_run --config=tests/helpers/small_run.py:DATA --workdir=DIR
+python -m tests.helpers.small_run \\
+    --config=tests/helpers/small_run.py:DATA --workdir=DIR
 """
 
 import os
@@ -17,50 +18,50 @@ from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.runtime import cli
 
 BACKBONE = ClipConfig(
-    embed_dim=32,
-    image_size=32,
-    patch_size=8,
-    vision_width=64,
-    vision_layers=2,
-    text_width=64,
-    text_layers=2,
+  embed_dim=32,
+  image_size=32,
+  patch_size=8,
+  vision_width=64,
+  vision_layers=2,
+  text_width=64,
+  text_layers=2,
 )
 
 # Settings that fit `conftest.small_clip`; a method that is not here is tried
 # as it is.
 METHODS = {
-    "adaclip": dict(
-        taps=(1, 3),
-        prompt_length=2,
-        prompt_depth=2,
-        num_clusters=3,
-        hsf_top_factor=2,
-    ),
-    "anomalyclip": dict(
-        taps=(2, 3),
-        vv_from=2,
-        context_length=3,
-        deep_length=2,
-        deep_depth=3,
-        round_fp16=False,
-    ),
-    "faprompt": dict(
-        tap=3,
-        vv_from=2,
-        num_prompts=3,
-        num_patches=4,
-        deep_length=2,
-        deep_depth=3,
-        round_fp16=False,
-    ),
-    "adaptclip": dict(
-        taps=(2, 3),
-        vv_from=2,
-        context_length=3,
-        head_widths=(8, 4),
-        pool_topk=3,
-        sigma=1.0,
-    ),
+  "adaclip": dict(
+    taps=(1, 3),
+    prompt_length=2,
+    prompt_depth=2,
+    num_clusters=3,
+    hsf_top_factor=2,
+  ),
+  "anomalyclip": dict(
+    taps=(2, 3),
+    vv_from=2,
+    context_length=3,
+    deep_length=2,
+    deep_depth=3,
+    round_fp16=False,
+  ),
+  "faprompt": dict(
+    tap=3,
+    vv_from=2,
+    num_prompts=3,
+    num_patches=4,
+    deep_length=2,
+    deep_depth=3,
+    round_fp16=False,
+  ),
+  "adaptclip": dict(
+    taps=(2, 3),
+    vv_from=2,
+    context_length=3,
+    head_widths=(8, 4),
+    pool_topk=3,
+    sigma=1.0,
+  ),
 }
 
 
@@ -83,9 +84,7 @@ def get_config(data):
 def get_anomalyclip_config(data):
   """AnomalyCLIP, small, on a folder of `write_mvtec`."""
   config = anomalyclip.get_config()
-  config.method.update(
-      taps=(2,), context_length=2, deep_length=2, deep_depth=2
-  )
+  config.method.update(taps=(2,), context_length=2, deep_length=2, deep_depth=2)
   return _shrink(config, data)
 
 
@@ -93,11 +92,11 @@ def get_adaptclip_config(data):
   """AdaptCLIP, small, on a folder of `write_mvtec`."""
   config = adaptclip.get_config()
   config.method.update(
-      taps=(1, 2),
-      context_length=2,
-      head_widths=(8, 4),
-      pool_topk=2,
-      sigma=1.0,
+    taps=(1, 2),
+    context_length=2,
+    head_widths=(8, 4),
+    pool_topk=2,
+    sigma=1.0,
   )
   return _shrink(config, data)
 
@@ -122,9 +121,9 @@ def write_mvtec(folder: pathlib.Path, *, classes=("bolt", "nut")):
   for name in classes:
     write_images(folder / "draft")
     for old, new in (
-        ("normal", "test/good"),
-        ("anomalous", "test/bright"),
-        ("masks", "ground_truth/bright"),
+      ("normal", "test/good"),
+      ("anomalous", "test/bright"),
+      ("masks", "ground_truth/bright"),
     ):
       (folder / name / new).parent.mkdir(parents=True, exist_ok=True)
       (folder / "draft" / old).rename(folder / name / new)

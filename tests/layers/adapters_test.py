@@ -55,7 +55,7 @@ def normalized(params, x, mean, var):
 
 
 train_norm = jax.jit(
-    lambda p, s, x, weight: batch_norm.apply(p, s, x, weight=weight)
+  lambda p, s, x, weight: batch_norm.apply(p, s, x, weight=weight)
 )
 eval_norm = jax.jit(lambda p, s, x: batch_norm.apply(p, s, x))
 
@@ -100,13 +100,13 @@ def test_batch_norm_evaluates_with_running_statistics():
 
 
 @pytest.mark.parametrize(
-    "make, fan_in",
-    [
-        (lambda r: conv.init(r, 100, 9, 3, bias=True), 900),
-        (lambda r: conv.init_transposed(r, 100, 25, 2), 100),
-        (lambda r: linear.init(r, 100, 90), 100),
-    ],
-    ids=["conv", "transposed", "linear"],
+  "make, fan_in",
+  [
+    (lambda r: conv.init(r, 100, 9, 3, bias=True), 900),
+    (lambda r: conv.init_transposed(r, 100, 25, 2), 100),
+    (lambda r: linear.init(r, 100, 90), 100),
+  ],
+  ids=["conv", "transposed", "linear"],
 )
 def test_layers_start_as_torchs(make, fan_in):
   params = jax.jit(make)(jax.random.key(0, impl="unsafe_rbg"))  # Fast.
@@ -114,7 +114,7 @@ def test_layers_start_as_torchs(make, fan_in):
   assert np.abs(params["bias"]).max() <= bound
   assert 0.99 * bound < np.abs(params["kernel"]).max() <= bound
   np.testing.assert_allclose(
-      np.std(params["kernel"]), bound / 3**0.5, rtol=0.03
+    np.std(params["kernel"]), bound / 3**0.5, rtol=0.03
   )
 
 
@@ -138,11 +138,13 @@ def test_no_smoothing():
 
 
 # The 24 units of Hurwitz: all their products are exact, and many are equal.
-UNITS = np.concatenate([
+UNITS = np.concatenate(
+  [
     np.eye(4),
     -np.eye(4),
     list(itertools.product((-0.5, 0.5), repeat=4)),
-])  # fmt: skip
+  ]
+)
 
 
 @jax.jit
@@ -160,7 +162,7 @@ def test_nearest_patch_is_the_first_of_the_best(number, shots, seed):
   query = UNITS[rng.integers(0, 24, (2, 3))]
   bank = UNITS[rng.integers(0, 24, (number, shots, 4))]
   distance, index, patch = look_up(
-      query.astype(np.float32), bank.astype(np.float32)
+    query.astype(np.float32), bank.astype(np.float32)
   )
   for i, j in np.ndindex(2, 3):
     mine = bank[i % number].reshape(-1, 4)
@@ -176,7 +178,9 @@ def test_nearest_patches_do_not_depend_on_the_device(monkeypatch):
   bank = UNITS[:16].reshape(2, 2, 4, 4)
   found = []
   for alone in (True, False):
-    monkeypatch.setattr(memory_bank.kernels, "one_cpu", lambda alone=alone: alone)
+    monkeypatch.setattr(
+      memory_bank.kernels, "one_cpu", lambda alone=alone: alone
+    )
     found.append(memory_bank.nearest(jnp.float32(query), jnp.float32(bank)))
   jax.tree.map(np.testing.assert_array_equal, *found)
 
@@ -215,7 +219,7 @@ def test_residual_mlp():
   params["norm"], old = random_norm(3)
   x = normal(4, 5, 6)
   run = jax.jit(
-      lambda p, s, x, w: residual_mlp.apply(p, {"norm": s}, x, weight=w)
+    lambda p, s, x, w: residual_mlp.apply(p, {"norm": s}, x, weight=w)
   )
   hidden = np.asarray(x) @ np.asarray(params["down"]["kernel"])
   for weight in (jnp.ones(4), None):
@@ -233,9 +237,9 @@ def test_residual_mlp():
 def adapter(levels, *, share_heads):
   """2 x 2 patches of four channels, three images, two references each."""
   params, old = drawn(
-      lambda rng: prompt_query.init(
-          rng, 4, levels=levels, widths=(3, 2), share_heads=share_heads
-      )
+    lambda rng: prompt_query.init(
+      rng, 4, levels=levels, widths=(3, 2), share_heads=share_heads
+    )
   )
   query, references = normal(3, levels, 4, 4), normal(3, 2, levels, 4, 4)
   query /= np.linalg.norm(query, axis=-1, keepdims=True)
@@ -246,14 +250,14 @@ def adapter(levels, *, share_heads):
 @functools.partial(jax.jit, static_argnames="training")
 def compare(params, old, query, references, training=True):
   return prompt_query.forward(
-      params,
-      old,
-      query,
-      references,
-      (8, 8),
-      context=True,
-      topk=2,
-      weight=jnp.ones(len(query)) if training else None,
+    params,
+    old,
+    query,
+    references,
+    (8, 8),
+    context=True,
+    topk=2,
+    weight=jnp.ones(len(query)) if training else None,
   )
 
 
@@ -309,9 +313,7 @@ def test_evaluation_leaves_statistics_and_one_head_treats_levels_alike():
   alike["norms"]["1"] = alike["norms"]["0"]
   old["norms"]["1"] = old["norms"]["0"]
   query, references = query[:, [0, 0]], references[:, :, [0, 0]]
-  (first, second), new = compare(
-      alike, old, query, references, training=False
-  )
+  (first, second), new = compare(alike, old, query, references, training=False)
   jax.tree.map(np.testing.assert_array_equal, new, old)
   jax.tree.map(close, second, first)
 
@@ -328,19 +330,19 @@ def test_vectors_among_tokens():
 
 
 METHODS = {
-    "adaclip": adaclip.Method(),
-    "anomalyclip": anomalyclip.Method(),
-    "faprompt": faprompt.Method(),
-    "adaptclip": adaptclip.Method(),
-    "own heads": adaptclip.Method(share_heads=False),
+  "adaclip": adaclip.Method(),
+  "anomalyclip": anomalyclip.Method(),
+  "faprompt": faprompt.Method(),
+  "adaptclip": adaptclip.Method(),
+  "own heads": adaptclip.Method(share_heads=False),
 }
 # One name of each from the specifications.
 KNOWN = {
-    "adaclip": "visual_prompter.static_prompts.0",
-    "anomalyclip": "prompt_learner.compound_prompts_text.7",
-    "faprompt": "prompt_learner.patch_meta_net.linear2.bias",
-    "adaptclip": "pq_learner.local_adapter.0.7.bias",
-    "own heads": "visual_learner.global_adapter.fc.1.running_var",
+  "adaclip": "visual_prompter.static_prompts.0",
+  "anomalyclip": "prompt_learner.compound_prompts_text.7",
+  "faprompt": "prompt_learner.patch_meta_net.linear2.bias",
+  "adaptclip": "pq_learner.local_adapter.0.7.bias",
+  "own heads": "visual_learner.global_adapter.fc.1.running_var",
 }
 
 
@@ -352,8 +354,8 @@ def test_every_leaf_has_its_own_name_in_torch(name):
   params, old = jax.eval_shape(lambda: method.init(jax.random.key(0), sizes))
   found = []
   tables = (
-      (params, module.TORCH_NAMES),
-      (old, getattr(module, "TORCH_STATS", ())),
+    (params, module.TORCH_NAMES),
+    (old, getattr(module, "TORCH_STATS", ())),
   )
   for tree, table in tables:
     for path in clip_convert.flatten(tree):

@@ -36,8 +36,9 @@ def test_a_convolution_by_products_and_its_gradient(monkeypatch):
   by_device = {}
   for alone in (True, False):
     monkeypatch.setattr(conv.kernels, "one_cpu", lambda alone=alone: alone)
-    close(jax.jit(lambda *a: conv._convolve(*a))(x, kernel),
-          convolved(x, kernel))
+    close(
+      jax.jit(lambda *a: conv._convolve(*a))(x, kernel), convolved(x, kernel)
+    )
     loss = lambda x, kernel: (conv._convolve(x, kernel) ** 2).sum()
     by_device[alone] = jax.grad(loss, argnums=(0, 1))(x, kernel)
   jax.tree.map(close, *by_device.values())
@@ -92,7 +93,9 @@ def test_no_product_with_a_kernel_s_zeros():
   kernel = normal(3, 3, 3, 2, 2, 4)
   used = np.array([[True, False], [True, True], [False, True]])
   x = normal(2, 5, 4, 3)
-  found = roofline.flops(lambda x: conv._convolve_by_products(x, kernel, used), x)
+  found = roofline.flops(
+    lambda x: conv._convolve_by_products(x, kernel, used), x
+  )
   rows = 2 * (5 + 1) * (4 + 1)  # With zeros behind each row and each image.
   rows += 2 * (4 + 1 + 1)  # A row and a pixel before the first and the last.
   assert found == 2 * rows * 3 * 4 * (4 * 2 * 2)

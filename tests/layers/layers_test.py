@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from zsad_jax.layers import (
-    kmeans,
-    linear,
-    prompts,
-    resample,
-    semantic_fusion,
-    similarity,
+  kmeans,
+  linear,
+  prompts,
+  resample,
+  semantic_fusion,
+  similarity,
 )
 from zsad_jax.torch_io import rules
 
@@ -27,13 +27,13 @@ SIZES = st.integers(2, 40)
 def test_matrices_equal_jax_image(size_in, size_out):
   x = jnp.asarray(RNG.normal(size=(size_in, 1)), jnp.float32)
   for ours, theirs, antialias in (
-      ("bilinear", "linear", False),
-      ("bicubic", "cubic-pytorch", False),
-      ("bicubic_antialias", "cubic", True),
+    ("bilinear", "linear", False),
+    ("bicubic", "cubic-pytorch", False),
+    ("bicubic_antialias", "cubic", True),
   ):
     matrix = resample.matrix(size_in, size_out, ours)
     expected = jax.image.resize(
-        x, (size_out, 1), method=theirs, antialias=antialias
+      x, (size_out, 1), method=theirs, antialias=antialias
     )
     np.testing.assert_allclose(matrix @ x, expected, atol=2e-5)
 
@@ -77,8 +77,8 @@ def test_unit_is_finite_at_zero():
 def _inertia(x, labels):
   x = np.asarray(x)
   return sum(
-      ((x[labels == k] - x[labels == k].mean(0)) ** 2).sum()
-      for k in np.unique(labels)
+    ((x[labels == k] - x[labels == k].mean(0)) ** 2).sum()
+    for k in np.unique(labels)
   )
 
 
@@ -92,11 +92,11 @@ def test_kmeans_is_as_good_as_scikit_learn(seed):
   run = jax.jit(jax.vmap(lambda rng: kmeans.kmeans(rng, x, 20)))
   ours = run(jax.random.split(jax.random.key(seed), 40))
   theirs = [
-      KMeans(20, n_init=1, random_state=i).fit_predict(x) for i in range(40)
+    KMeans(20, n_init=1, random_state=i).fit_predict(x) for i in range(40)
   ]
   ours, theirs = (
-      np.mean([_inertia(x, np.asarray(labels)) for labels in found])
-      for found in (ours, theirs)
+    np.mean([_inertia(x, np.asarray(labels)) for labels in found])
+    for found in (ours, theirs)
   )
   assert ours < 1.05 * theirs
 
@@ -133,7 +133,7 @@ def test_fusion_of_few_distinct_patches_is_finite(mode):
   # All patches alike: k-means has one cluster, and four empty ones.
   units = similarity.unit(jnp.ones((2, 16, 8)))
   fuse = lambda u: semantic_fusion.fuse(
-      u, jnp.linspace(0.1, 0.9, 16), mode=mode, k=5, count=10, seed=0
+    u, jnp.linspace(0.1, 0.9, 16), mode=mode, k=5, count=10, seed=0
   )
   fuse = jax.jit(fuse)
   np.testing.assert_allclose(fuse(units), units[0, 0], atol=1e-6)
@@ -143,13 +143,11 @@ def test_fusion_of_few_distinct_patches_is_finite(mode):
 
 def test_fusion_by_hand():
   # Two levels, four patches, the three best in clusters {0, 1} and {2}.
-  units = similarity.unit(
-      jnp.asarray(RNG.normal(size=(2, 4, 3)), jnp.float32)
-  )
+  units = similarity.unit(jnp.asarray(RNG.normal(size=(2, 4, 3)), jnp.float32))
   prob = jnp.array([0.9, 0.1, 0.8, 0.7])
   labels = jnp.array([0, 0, 1])  # Of patches 0, 2, 3.
   ours = semantic_fusion.fuse(
-      units, prob, mode="official", k=2, count=3, seed=0, labels=labels
+    units, prob, mode="official", k=2, count=3, seed=0, labels=labels
   )
   u = np.asarray(units)
   first = np.mean([u[0, 0], u[1, 0], u[0, 2], u[1, 2]], axis=0)
@@ -172,13 +170,13 @@ def test_adaclip_sentences():
 
 def test_torch_names_there_and_back():
   table = (
-      *rules.linear(r"head\.(\d+)", r"heads/\1"),
-      rules.Rule(r"conv\.weight", "conv/kernel", "conv"),
+    *rules.linear(r"head\.(\d+)", r"heads/\1"),
+    rules.Rule(r"conv\.weight", "conv/kernel", "conv"),
   )
   named = {
-      "head.0.weight": RNG.normal(size=(3, 2)),
-      "head.0.bias": RNG.normal(size=3),
-      "conv.weight": RNG.normal(size=(4, 3, 2, 2)),
+    "head.0.weight": RNG.normal(size=(3, 2)),
+    "head.0.bias": RNG.normal(size=3),
+    "conv.weight": RNG.normal(size=(4, 3, 2, 2)),
   }
   ours = rules.rename(named, table)
   assert ours["heads/0/kernel"].shape == (2, 3)

@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from zsad_jax.layers import prompt_trie, prompts
 
 RNG = np.random.default_rng(5)
-SENTENCES = ["a photo of a cat.", "a photo of a dog.", "a photo of a dog.",
-             "a photo", "two dogs and a photo of a cat."]  # fmt: skip
+SENTENCES = [
+  "a photo of a cat.",
+  "a photo of a dog.",
+  "a photo of a dog.",
+  "a photo",
+  "two dogs and a photo of a cat.",
+]
 
 
 WORDS = st.lists(st.integers(1, 3), min_size=1, max_size=5)
@@ -25,9 +30,9 @@ def test_a_node_sees_its_beginning_and_nothing_else(words):
   end = np.array([len(sentence) for sentence in words])
   tree = prompt_trie.grow(ids, end)
   beginnings = {
-      tuple(sentence[: row + 1])
-      for sentence, last in zip(ids, end)
-      for row in range(last + 1)
+    tuple(sentence[: row + 1])
+    for sentence, last in zip(ids, end)
+    for row in range(last + 1)
   }
   assert len(tree.row) == len(beginnings)
   token = ids.ravel()[tree.source]
@@ -55,20 +60,20 @@ def test_the_tower_reads_a_tree_as_its_sentences(mode, first, small_clip):
   embeds, tree = joined(small_clip, SENTENCES)
   hooks = dict(prompt_mode=mode)
   found, _ = small_clip.text(
-      embeds,
-      tree.end,
-      row=tree.row,
-      seen=tree.seen,
-      prompts={j: layers[j] for j in range(first, 3)},
-      **hooks,
+    embeds,
+    tree.end,
+    row=tree.row,
+    seen=tree.seen,
+    prompts={j: layers[j] for j in range(first, 3)},
+    **hooks,
   )
   assert found.shape == (2, len(SENTENCES), 32)
   for i, last in enumerate((end, np.minimum(end, 2))):
     alone, _ = small_clip.text(
-        small_clip.embed_tokens(ids),
-        last,
-        prompts={j: layers[j][i : i + 1] for j in range(first, 3)},
-        **hooks,
+      small_clip.embed_tokens(ids),
+      last,
+      prompts={j: layers[j][i : i + 1] for j in range(first, 3)},
+      **hooks,
     )
     np.testing.assert_allclose(found[i], alone, rtol=1e-4, atol=1e-5)
 
@@ -81,13 +86,13 @@ def test_gradients_are_those_of_the_sentences(small_clip):
 
   def by_tree(prompt):
     found, _ = small_clip.text(
-        embeds, tree.end, row=tree.row, seen=tree.seen, prompts={1: prompt}
+      embeds, tree.end, row=tree.row, seen=tree.seen, prompts={1: prompt}
     )
     return (found[0] * way).sum()
 
   def alone(prompt):
     found, _ = small_clip.text(
-        small_clip.embed_tokens(ids), end, prompts={1: prompt}
+      small_clip.embed_tokens(ids), end, prompts={1: prompt}
     )
     return (found * way).sum()
 

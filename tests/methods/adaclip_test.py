@@ -15,9 +15,12 @@ from zsad_jax.backbones.clip import config
 from zsad_jax.methods import adaclip
 
 SMALL = adaclip.Method(
-    taps=(1, 3), prompt_length=2, prompt_depth=3, num_clusters=3,
-    hsf_top_factor=2,
-)  # fmt: skip
+  taps=(1, 3),
+  prompt_length=2,
+  prompt_depth=3,
+  num_clusters=3,
+  hsf_top_factor=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +33,12 @@ def world(small_clip):
   mask = np.zeros((2, 32, 32), np.uint8)
   mask[1, 4:9, 3:25] = 1
   batch = {
-      "image": jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32),
-      "mask": jnp.asarray(mask),
-      "label": jnp.array([0, 1]),
-      "class_id": jnp.zeros(2, jnp.int32),
-      "has_mask": jnp.ones(2, bool),
-      "weight": jnp.ones(2),
+    "image": jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32),
+    "mask": jnp.asarray(mask),
+    "label": jnp.array([0, 1]),
+    "class_id": jnp.zeros(2, jnp.int32),
+    "has_mask": jnp.ones(2, bool),
+    "weight": jnp.ones(2),
   }
   return small_clip, params, aux, batch
 
@@ -49,7 +52,7 @@ def run(world, **changes):
   def both(params, backbone, aux, batch):
     features = method.encode(backbone, batch)
     loss, (parts, _) = method.loss(
-        params, {}, backbone, aux, features, batch, jax.random.key(0)
+      params, {}, backbone, aux, features, batch, jax.random.key(0)
     )
     return loss, parts, method.predict(params, {}, backbone, aux, features)
 
@@ -67,20 +70,20 @@ def official(world):
 
 # Row of the list "where paper and code differ" -> what it must change.
 FLAGS = {
-    "act": (dict(act="quick"), "both"),
-    "hsf paper": (dict(hsf="paper"), "score"),
-    "hsf none": (dict(hsf="none"), "score"),
-    "hsf mean": (dict(hsf="topk_mean"), "score"),
-    "mixing weight": (dict(hsf_mix=0.8), "score"),
-    "prompted layers": (dict(text_prompt_first_layer=True), "both"),
-    "text insertion": (dict(text_prompt_mode="insert"), "both"),
-    "static only": (dict(prompt_types="S"), "both"),
-    "dynamic only": (dict(prompt_types="D"), "both"),
-    "vision only": (dict(prompt_branches="V"), "both"),
-    "language only": (dict(prompt_branches="L"), "both"),
-    "position table": (dict(pos_resize="bilinear"), "neither"),
-    "dice": (dict(dice="image"), "loss"),
-    "one training map": (dict(train_map="mean"), "loss"),
+  "act": (dict(act="quick"), "both"),
+  "hsf paper": (dict(hsf="paper"), "score"),
+  "hsf none": (dict(hsf="none"), "score"),
+  "hsf mean": (dict(hsf="topk_mean"), "score"),
+  "mixing weight": (dict(hsf_mix=0.8), "score"),
+  "prompted layers": (dict(text_prompt_first_layer=True), "both"),
+  "text insertion": (dict(text_prompt_mode="insert"), "both"),
+  "static only": (dict(prompt_types="S"), "both"),
+  "dynamic only": (dict(prompt_types="D"), "both"),
+  "vision only": (dict(prompt_branches="V"), "both"),
+  "language only": (dict(prompt_branches="L"), "both"),
+  "position table": (dict(pos_resize="bilinear"), "neither"),
+  "dice": (dict(dice="image"), "loss"),
+  "one training map": (dict(train_map="mean"), "loss"),
 }
 
 
@@ -101,10 +104,10 @@ def test_mean_map_is_trained_as_it_is_tested(world):
   _, parts, prediction = run(world, train_map="mean", dice="image")
   tested = prediction["anomaly_map"]
   expected = losses.dice(
-      tested.reshape(2, -1), batch["mask"].reshape(2, -1).astype(jnp.float32)
+    tested.reshape(2, -1), batch["mask"].reshape(2, -1).astype(jnp.float32)
   )
   np.testing.assert_allclose(
-      parts["dice_anomalous"], expected.mean(), rtol=1e-5
+    parts["dice_anomalous"], expected.mean(), rtol=1e-5
   )
 
 

@@ -19,7 +19,7 @@ from zsad_jax.layers import prompt_query, prompts
 from zsad_jax.methods import adaptclip
 
 SMALL = adaptclip.Method(
-    taps=(2, 3), vv_from=2, head_widths=(4, 3), pool_topk=3, sigma=2.0
+  taps=(2, 3), vv_from=2, head_widths=(4, 3), pool_topk=3, sigma=2.0
 )
 NOTHING = dict(visual=False, textual=False, prompt_query=False)
 TAU = 0.07
@@ -71,15 +71,15 @@ def encoded(small_clip, batch):
   def both(backbone, image):
     _, out = backbone.image(image, act="quick")
     taps = [
-        backbone.project(out[f"block{tap:02d}"], ln_post=True)[:, 1:]
-        for tap in (1, 2, 3)
+      backbone.project(out[f"block{tap:02d}"], ln_post=True)[:, 1:]
+      for tap in (1, 2, 3)
     ]
     encode = lambda method: method.encode(backbone, {"image": image})
     return {
-        "ours": encode(SMALL),
-        "plain": encode(changed(vv_from=None)),
-        "alias": encode(changed(taps=(1, 3), alias_tap=True)),
-        "clip": jnp.stack(taps, axis=1),
+      "ours": encode(SMALL),
+      "plain": encode(changed(vv_from=None)),
+      "alias": encode(changed(taps=(1, 3), alias_tap=True)),
+      "clip": jnp.stack(taps, axis=1),
     }
 
   return both(small_clip, batch["image"])
@@ -156,7 +156,7 @@ def adapted(model, features, name, training=False):
 def by_visual(model, features, units, **options):
   """The visual adapter's logits and probabilities."""
   image, tokens = (
-      adapted(model, features, name, **options) for name in ("global", "local")
+    adapted(model, features, name, **options) for name in ("global", "local")
   )
   return against(image, tokens[:, 1:], units)
 
@@ -167,15 +167,15 @@ def test_both_branches_by_hand(model, small_clip, aux, features, official):
   learned = numpy_reference.unit(text(SMALL, model[0], small_clip, aux))
   image, tokens = features["image"], features["tokens"][:, 1:]
   for name, expected in (
-      ("visual", by_visual(model, features, aux["static_units"])),
-      ("textual", against(image, tokens, learned)),
+    ("visual", by_visual(model, features, aux["static_units"])),
+    ("textual", against(image, tokens, learned)),
   ):
     for ours, theirs in zip(found[name], expected):
       close(ours, theirs, rtol=1e-3)
 
 
 def test_joint_compares_adapted_tokens_with_learned_text(
-    model, small_clip, aux, features
+  model, small_clip, aux, features
 ):
   method, zero_shot = changed(joint=True), without_memory(features)
   found, _ = run(method, *model, small_clip, aux, zero_shot)
@@ -191,7 +191,7 @@ def test_without_adapters_it_is_clip(small_clip, aux, features):
   assert init(method, small_clip) == ({}, {})
   found, prediction = run(method, {}, {}, small_clip, aux, features)
   logits, prob = against(
-      features["image"], features["tokens"][:, 1:], aux["static_units"]
+    features["image"], features["tokens"][:, 1:], aux["static_units"]
   )
   close(found["clip"][0], logits, rtol=1e-3)
   close(found["clip"][1], prob)
@@ -229,7 +229,9 @@ def test_fusion_by_hand(fusion, few_shot):
 
 def test_prediction_fuses_all_adapters(official):
   found, levels, prediction = official
-  maps = [numpy_reference.to_map(np.asarray(p)[..., 1]) for _, p in found.values()]
+  maps = [
+    numpy_reference.to_map(np.asarray(p)[..., 1]) for _, p in found.values()
+  ]
   maps.append(np.mean([x["maps"][..., 1] for x in levels], axis=0))
   positive = lambda x: numpy_reference.softmax(np.asarray(x))[:, 1]
   scores = [positive(x) for x, _ in found.values()]
@@ -247,14 +249,17 @@ def test_distance_is_the_least_of_all_references(features, official):
   query, bank = np.asarray(features["patch_units"]), features["memory"]
   for i, level in enumerate(levels):
     nearest = [
-        1 - (q[i] @ np.asarray(r[:, i]).reshape(32, -1).T).max(axis=-1)
-        for q, r in zip(query, bank)
+      1 - (q[i] @ np.asarray(r[:, i]).reshape(32, -1).T).max(axis=-1)
+      for q, r in zip(query, bank)
     ]
     close(level["distance"], numpy_reference.to_map(np.stack(nearest)))
 
 
 def test_plain_clip_patches(encoded):
-  close(encoded["plain"]["patch_units"], numpy_reference.unit(encoded["clip"][:, 1:]))
+  close(
+    encoded["plain"]["patch_units"],
+    numpy_reference.unit(encoded["clip"][:, 1:]),
+  )
   plain = np.asarray(encoded["plain"]["patch_units"])
   ours = np.asarray(encoded["ours"]["patch_units"])
   assert (np.abs(ours - plain).max(axis=(0, 2, 3)) > 1e-2).all()
@@ -264,7 +269,9 @@ def test_aliased_layer_reads_the_last_one(encoded):
   last = encoded["ours"]["patch_units"][:, 1]
   for level in (0, 1):
     close(encoded["alias"]["patch_units"][:, level], last)
-  first = numpy_reference.unit(encoded["clip"][:, 0])  # What would be read else.
+  first = numpy_reference.unit(
+    encoded["clip"][:, 0]
+  )  # What would be read else.
   assert np.abs(last - first).max() > 1e-2
 
 
@@ -276,9 +283,9 @@ def test_pooling_is_mean_and_largest(model, topk):
   before = rng.normal(size=(2, 32)).astype(np.float32)
   before = dict(zip(("scale", "bias"), before))
   ours, _ = jax.jit(
-      lambda p, s, x: prompt_query.global_head(
-          p, s, x, before, topk=topk, weight=None
-      )
+    lambda p, s, x: prompt_query.global_head(
+      p, s, x, before, topk=topk, weight=None
+    )
   )(params, old, x)
   x = before["scale"] * x + before["bias"]  # Some scales are negative.
   largest = np.sort(x, axis=1)[:, -topk:].mean(axis=1)
@@ -302,8 +309,8 @@ def test_context_is_the_query_itself():
 def test_flags_reach_the_prompt_query_adapter(model, features, official):
   """Context, pooling: each changes what it should of the levels."""
   first = {  # Of the levels alone, to compile less.
-      "patch_units": features["patch_units"][:, :1],
-      "memory": features["memory"][:, :, :1],
+    "patch_units": features["patch_units"][:, :1],
+    "memory": features["memory"][:, :, :1],
   }
   theirs = official[1][0]
   for changes, maps in ((dict(context=False), 1), (dict(pool_topk=1), 0)):
@@ -323,28 +330,27 @@ def test_loss_by_hand(model, small_clip, aux, features, batch, official):
   batch = {**batch, "has_mask": jnp.array([True, True, False])}
   params, old = model
 
-
   @jax.jit
   def both(params, old, backbone, aux, features, batch):
     given = params, old, backbone, aux, features
     _, (parts, new) = SMALL.loss(*given, batch, None)
-    levels, _ = SMALL.compare(
-        params, old, features, (32, 32), batch["weight"]
-    )
+    levels, _ = SMALL.compare(params, old, features, (32, 32), batch["weight"])
     return parts, new, levels
 
   parts, new, levels = both(params, old, small_clip, aux, features, batch)
   found = {
-      "visual": by_visual(model, features, aux["static_units"], training=True),
-      "textual": official[0]["textual"],
+    "visual": by_visual(model, features, aux["static_units"], training=True),
+    "textual": official[0]["textual"],
   }
   said = {
-      name: [(x, numpy_reference.to_map(np.asarray(p)[..., 1]))]
-      for name, (x, p) in found.items()
+    name: [(x, numpy_reference.to_map(np.asarray(p)[..., 1]))]
+    for name, (x, p) in found.items()
   }
   said["prompt_query"] = [(x["logits"], x["maps"][..., 1]) for x in levels]
   for name, pairs in said.items():
-    image = sum(numpy_reference.cross_entropy(x, batch["label"]) for x, _ in pairs)
+    image = sum(
+      numpy_reference.cross_entropy(x, batch["label"]) for x, _ in pairs
+    )
     close(parts[f"{name}_global"], image.mean())
     pixel = 0
     for _, maps in pairs:
@@ -358,22 +364,21 @@ def test_loss_by_hand(model, small_clip, aux, features, batch, official):
 
 
 ADAPTERS = {
-    "visual": (dict(visual=True), {"visual"}, {"visual"}),
-    "textual": (dict(textual=True), {"textual"}, {"textual"}),
-    "prompt_query": (
-        dict(prompt_query=True), {"prompt_query"}, {"prompt_query"}
-    ),
-    "joint": (
-        dict(visual=True, textual=True, joint=True), {"visual", "textual"},
-        {"joint"},
-    ),
-    "none": ({}, set(), {"clip"}),
-}  # fmt: skip
+  "visual": (dict(visual=True), {"visual"}, {"visual"}),
+  "textual": (dict(textual=True), {"textual"}, {"textual"}),
+  "prompt_query": (dict(prompt_query=True), {"prompt_query"}, {"prompt_query"}),
+  "joint": (
+    dict(visual=True, textual=True, joint=True),
+    {"visual", "textual"},
+    {"joint"},
+  ),
+  "none": ({}, set(), {"clip"}),
+}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_each_adapter_alone_has_its_parameters_and_losses(
-    small_clip, aux, features, batch, name
+  small_clip, aux, features, batch, name
 ):
   adapters, kept, terms = ADAPTERS[name]
   method = alone(**adapters)
@@ -381,8 +386,8 @@ def test_each_adapter_alone_has_its_parameters_and_losses(
   assert set(params) == kept and set(old) == kept - {"textual"}
   assert method.num_references == ("prompt_query" in kept)
   _, (parts, _) = jax.eval_shape(
-      lambda *given: method.loss(*given, batch, None),
-      *(params, old, small_clip, aux, features),
+    lambda *given: method.loss(*given, batch, None),
+    *(params, old, small_clip, aux, features),
   )
   kinds = ("global", "local")
   assert set(parts) == {f"{term}_{kind}" for term in terms for kind in kinds}
@@ -419,7 +424,7 @@ def test_learned_vectors_replace_the_placeholders(model, aux):
     vectors = model[0]["textual"][state]
     np.testing.assert_array_equal(ours[i, 1:13], vectors)
   np.testing.assert_array_equal(
-      ours[:, [0, 13, 14]], np.asarray(aux["embeds"])[:, [0, 13, 14]]
+    ours[:, [0, 13, 14]], np.asarray(aux["embeds"])[:, [0, 13, 14]]
   )
 
 
@@ -431,7 +436,7 @@ def test_learned_text_by_hand_on_the_whole_context(model, small_clip, aux):
   padding = np.broadcast_to(pad, (k, 77 - t, c))
   whole = jnp.asarray(np.concatenate([short, padding], axis=1))
   expected = jax.jit(
-      lambda backbone, x: numpy_reference.text(backbone, x, aux["end"], {})
+    lambda backbone, x: numpy_reference.text(backbone, x, aux["end"], {})
   )(small_clip, whole)
   ours = text(SMALL, model[0], small_clip, aux)
   np.testing.assert_allclose(ours, expected, atol=1e-5)
@@ -447,7 +452,7 @@ def test_static_sentences(small_clip, aux):
   # The mean of the embeddings as they are, duplicates included.
   ids, end = small_clip.tokenize(normal + anomalous)
   embeds, _ = jax.jit(lambda x, end: small_clip.text(x, end, act="quick"))(
-      small_clip.embed_tokens(ids), end
+    small_clip.embed_tokens(ids), end
   )
   for unit, some in zip(aux["static_units"], np.split(np.array(embeds), [147])):
     close(unit, numpy_reference.unit(some.mean(axis=0)))

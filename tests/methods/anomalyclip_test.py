@@ -16,7 +16,7 @@ from zsad_jax.backbones.clip import config
 from zsad_jax.methods import anomalyclip
 
 SMALL = anomalyclip.Method(
-    taps=(3,), vv_from=2, context_length=3, deep_length=2, deep_depth=3
+  taps=(3,), vv_from=2, context_length=3, deep_length=2, deep_depth=3
 )
 TAPS = (2, 3)  # Of the features: one tap or both are looked at.
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -29,12 +29,12 @@ def encode(method, backbone, image):
   embed, out = backbone.image(image, act="quick")
   project = lambda name: backbone.project(out[name], ln_post=True)[:, 1:]
   return {
-      "ours": method.encode(backbone, {"image": image}),
-      "ln_post": variant(cls_ln_post=True).encode(backbone, {"image": image}),
-      "plain": variant(vv_from=None).encode(backbone, {"image": image}),
-      "clip": embed,
-      "class": backbone.project(out["class"], ln_post=False),
-      "patches": [project(f"block{tap:02d}") for tap in method.taps],
+    "ours": method.encode(backbone, {"image": image}),
+    "ln_post": variant(cls_ln_post=True).encode(backbone, {"image": image}),
+    "plain": variant(vv_from=None).encode(backbone, {"image": image}),
+    "clip": embed,
+    "class": backbone.project(out["class"], ln_post=False),
+    "patches": [project(f"block{tap:02d}") for tap in method.taps],
   }
 
 
@@ -81,27 +81,28 @@ def some_taps(features, taps):
 
 # Settings that the arithmetic depends on.
 VARIANTS = {
-    "official": {},
-    "others": dict(taps=TAPS, map_weight=1.0, temperature=0.5),
+  "official": {},
+  "others": dict(taps=TAPS, map_weight=1.0, temperature=0.5),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_loss_and_prediction_by_hand(
-    small_clip, params, aux, batch, encoded, name
+  small_clip, params, aux, batch, encoded, name
 ):
   method = dataclasses.replace(SMALL, **VARIANTS[name])
   features = some_taps(encoded["ours"], method.taps)
   has_mask = jnp.array([True, True, False])
   batch = {**batch, "has_mask": has_mask}
   embeds, parts, prediction = run(
-      method, params, small_clip, aux, features, batch
+    method, params, small_clip, aux, features, batch
   )
   units, tau = numpy_reference.unit(embeds), method.temperature
   logits = np.asarray(features["class_unit"]) @ units.T / tau
   close(prediction["pred_score"], numpy_reference.softmax(logits)[:, 1])
   close(
-      parts["image_ce"], numpy_reference.cross_entropy(logits, batch["label"]).mean()
+    parts["image_ce"],
+    numpy_reference.cross_entropy(logits, batch["label"]).mean(),
   )
   terms, maps = np.zeros(3), []
   for i in range(len(method.taps)):
@@ -113,14 +114,14 @@ def test_loss_and_prediction_by_hand(
     found = numpy_reference.segmentation(states[:2], batch["mask"][:2])
     terms += np.mean(found, axis=1)
   for part, value in zip(
-      ("pixel_focal", "dice_anomalous", "dice_normal"), terms
+    ("pixel_focal", "dice_anomalous", "dice_normal"), terms
   ):
     close(parts[part], method.map_weight * value)
   close(prediction["anomaly_map"], np.mean(maps, axis=0))
 
 
 def test_without_masks_there_is_no_pixel_loss(
-    small_clip, params, aux, batch, encoded
+  small_clip, params, aux, batch, encoded
 ):
   features = some_taps(encoded["ours"], SMALL.taps)
   unknown = {**batch, "has_mask": jnp.zeros(3, bool)}
@@ -140,7 +141,9 @@ def test_patches_of_plain_clip_and_of_the_value_value_stream(encoded):
   plain = np.stack(encoded["patches"], axis=1)
   close(encoded["plain"]["patch_units"], numpy_reference.unit(plain))
   ours = np.asarray(encoded["ours"]["patch_units"])
-  assert (np.abs(ours - numpy_reference.unit(plain)).max(axis=(0, 2, 3)) > 1e-2).all()
+  assert (
+    np.abs(ours - numpy_reference.unit(plain)).max(axis=(0, 2, 3)) > 1e-2
+  ).all()
 
 
 def rounded(params):
@@ -151,7 +154,7 @@ def rounded(params):
 @pytest.mark.parametrize("mode", ["overwrite", "insert"])
 def test_deep_tokens_by_hand(small_clip, params, aux, mode):
   ours = text(
-      dataclasses.replace(SMALL, deep_mode=mode), params, small_clip, aux
+    dataclasses.replace(SMALL, deep_mode=mode), params, small_clip, aux
   )
   embeds = np.array(aux["embeds"])
   embeds[0, 1:4] = params["context"]["normal"]
@@ -160,9 +163,9 @@ def test_deep_tokens_by_hand(small_clip, params, aux, mode):
   deep = {int(k) + 1: x for k, x in rounded(params)["deep"].items()}
   assert sorted(deep) == [1, 2]
   expected = jax.jit(
-      lambda backbone, embeds, deep: numpy_reference.text(
-          backbone, embeds, aux["end"], deep, insert=mode == "insert"
-      )
+    lambda backbone, embeds, deep: numpy_reference.text(
+      backbone, embeds, aux["end"], deep, insert=mode == "insert"
+    )
   )(small_clip, jnp.asarray(embeds), deep)
   close(ours, expected)
 
@@ -179,7 +182,7 @@ def test_rounding_is_that_of_the_deep_tokens(small_clip, params, aux):
   exact = dataclasses.replace(SMALL, round_fp16=False)
   ours = text(SMALL, params, small_clip, aux)
   np.testing.assert_array_equal(
-      ours, text(exact, rounded(params), small_clip, aux)
+    ours, text(exact, rounded(params), small_clip, aux)
   )
   unrounded = text(exact, params, small_clip, aux)
   assert 1e-6 < np.abs(ours - unrounded).max() < 1e-2
@@ -190,10 +193,12 @@ def test_sentences_and_end_positions(small_clip):
   np.testing.assert_array_equal(aux["end"], [15, 16])
   start, end, x, pad = 49406, 49407, 343, 0
   damaged, thing, stop = 13568, 14115, 269
-  ids = np.array([
+  ids = np.array(
+    [
       [start, *[x] * 12, thing, stop, end, pad],
       [start, *[x] * 12, damaged, thing, stop, end],
-  ])  # fmt: skip
+    ]
+  )
   table = small_clip.params["text"]["token_embedding"]
   np.testing.assert_array_equal(aux["embeds"], np.asarray(table)[ids])
 
@@ -203,8 +208,8 @@ def test_learned_vectors_replace_the_placeholders(params, aux):
   for i, state in enumerate(("normal", "anomalous")):
     np.testing.assert_array_equal(ours[i, 1:4], params["context"][state])
   np.testing.assert_array_equal(
-      np.delete(ours, [1, 2, 3], axis=1),
-      np.delete(aux["embeds"], [1, 2, 3], axis=1),
+    np.delete(ours, [1, 2, 3], axis=1),
+    np.delete(aux["embeds"], [1, 2, 3], axis=1),
   )
 
 
@@ -215,16 +220,16 @@ def test_cutting_the_padding_changes_nothing(small_clip, params, aux):
   embeds = np.concatenate([aux["embeds"], padding], axis=1)
   whole = {**aux, "embeds": jnp.asarray(embeds)}
   np.testing.assert_allclose(
-      text(SMALL, params, small_clip, aux),
-      text(SMALL, params, small_clip, whole),
-      atol=1e-5,
+    text(SMALL, params, small_clip, aux),
+    text(SMALL, params, small_clip, whole),
+    atol=1e-5,
   )
 
 
 def test_parameter_count_at_full_size():
   sizes = config.MODELS["ViT-L-14-336"]
   params, stats = jax.eval_shape(
-      lambda: anomalyclip.Method().init(jax.random.key(0), sizes)
+    lambda: anomalyclip.Method().init(jax.random.key(0), sizes)
   )
   # The published 5,555,200 without 5,512,192 that are never used.
   assert sum(x.size for x in jax.tree.leaves(params)) == 43_008

@@ -16,9 +16,15 @@ from zsad_jax.backbones.clip import config
 from zsad_jax.methods import faprompt
 
 SMALL = faprompt.Method(
-    tap=3, vv_from=2, num_prompts=3, normal_length=3, abnormal_length=2,
-    num_patches=4, deep_length=2, deep_depth=3,
-)  # fmt: skip
+  tap=3,
+  vv_from=2,
+  num_prompts=3,
+  normal_length=3,
+  abnormal_length=2,
+  num_patches=4,
+  deep_length=2,
+  deep_depth=3,
+)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
@@ -81,11 +87,13 @@ def by_state(features, normal, abnormal):
   units = numpy_reference.unit([normal, np.mean(abnormal, axis=0)])
   patches = np.asarray(features["patch_units"], np.float64)
   image = np.asarray(features["class_unit"], np.float64)
-  return numpy_reference.softmax(patches @ units.T / 0.07), image @ units.T / 0.07
+  return numpy_reference.softmax(
+    patches @ units.T / 0.07
+  ), image @ units.T / 0.07
 
 
 @pytest.mark.parametrize(
-    "select, weights", [("first", (2 / 3, 1 / 3)), ("topk", (0.5, 0.5))]
+  "select, weights", [("first", (2 / 3, 1 / 3)), ("topk", (0.5, 0.5))]
 )
 def test_both_passes_by_hand(request, params, features, select, weights):
   fixture = {"first": "official", "topk": "topk"}[select]
@@ -116,7 +124,7 @@ def test_both_passes_by_hand(request, params, features, select, weights):
 
 
 def test_the_prior_enters_the_own_vectors_of_its_image(
-    params, small_clip, aux, official
+  params, small_clip, aux, official
 ):
   result, _ = official
   prompts = np.array(SMALL.prompts(params, aux)[1])
@@ -140,8 +148,9 @@ def test_prompts_are_shared_normal_and_own_vectors(params, aux):
   np.testing.assert_array_equal(normal[0, 4:], aux["embeds"][0, 4:])
 
 
-def test_without_prior_the_passes_are_one(params, small_clip, aux, features,
-                                          batch, official):
+def test_without_prior_the_passes_are_one(
+  params, small_clip, aux, features, batch, official
+):
   method = changed(prior=False, oc_weight=0.0)
   fewer = {k: x for k, x in params.items() if k != "prior"}
   made = jax.eval_shape(lambda: method.init(jax.random.key(0), small_clip)[0])
@@ -161,8 +170,9 @@ def test_loss_by_hand(official, batch):
   names = ("map1", "map2", "image_ce", "image_focal", "orthogonality", "prior")
   assert set(found) == set(names)
   for name, prob, weight in (
-      ("map1", result["patch_prob"], 1.0), ("map2", result["refined_prob"], 0.5)
-  ):  # fmt: skip
+    ("map1", result["patch_prob"], 1.0),
+    ("map2", result["refined_prob"], 0.5),
+  ):
     maps = numpy_reference.to_map(np.asarray(prob)[..., 1])
     states = np.stack([1 - maps, maps], axis=-1)
     terms = numpy_reference.segmentation(states, batch["mask"])
@@ -187,11 +197,17 @@ def test_flags_of_the_loss(official, batch):
   result, _ = official
   default = parts(SMALL, result, batch)
   ours = parts(
-      changed(
-          prior_reduce="sum", prior_weight=3.0, oc_weight=1.0,
-          oc_ordered=True, map_weights=(1.0, 1.0), image_loss="paper",
-      ), result, batch,
-  )  # fmt: skip
+    changed(
+      prior_reduce="sum",
+      prior_weight=3.0,
+      oc_weight=1.0,
+      oc_ordered=True,
+      map_weights=(1.0, 1.0),
+      image_loss="paper",
+    ),
+    result,
+    batch,
+  )
   channels = result["prior"].shape[1]
   close(ours["prior"], 3 * channels * default["prior"])
   close(ours["orthogonality"], 20 * default["orthogonality"])
@@ -225,7 +241,7 @@ def test_rounding_is_that_of_the_deep_tokens(params, small_clip, aux):
   exact = changed(round_fp16=False)
   ours = text(SMALL, params, small_clip, prompts, end)
   np.testing.assert_array_equal(
-      ours, text(exact, rounded, small_clip, prompts, end)
+    ours, text(exact, rounded, small_clip, prompts, end)
   )
   unrounded = text(exact, params, small_clip, prompts, end)
   assert 1e-6 < np.abs(ours - unrounded).max() < 1e-2
@@ -238,9 +254,9 @@ def test_cutting_the_padding_changes_nothing(params, small_clip, aux):
   padding = np.broadcast_to(pad, (k, 77 - t, c))
   whole = jnp.asarray(np.concatenate([prompts, padding], axis=1))
   np.testing.assert_allclose(
-      text(SMALL, params, small_clip, prompts, end),
-      text(SMALL, params, small_clip, whole, end),
-      atol=1e-5,
+    text(SMALL, params, small_clip, prompts, end),
+    text(SMALL, params, small_clip, whole, end),
+    atol=1e-5,
   )
 
 
@@ -261,7 +277,7 @@ def test_sentences_and_end_positions(small_clip, damaged_word):
 def test_parameter_count_at_full_size():
   sizes = config.MODELS["ViT-L-14-336"]
   params, stats = jax.eval_shape(
-      lambda: faprompt.Method().init(jax.random.key(0), sizes)
+    lambda: faprompt.Method().init(jax.random.key(0), sizes)
   )
   # The published 9,612,256 without 5,512,192 that are never used.
   assert sum(x.size for x in jax.tree.leaves(params)) == 4_100_064
@@ -269,7 +285,7 @@ def test_parameter_count_at_full_size():
 
 
 @pytest.mark.parametrize(
-    "field", ["prior_select", "prior_reduce", "image_loss"]
+  "field", ["prior_select", "prior_reduce", "image_loss"]
 )
 def test_unknown_choices_are_errors(field):
   with pytest.raises(ValueError, match=f"config.method.{field}.*'best'"):

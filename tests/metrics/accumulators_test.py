@@ -100,7 +100,7 @@ def test_smoothing_on_the_device_is_scipys(maps):
   _, anomaly_map = maps
   on_device = jax.jit(lambda x: smoothing.gaussian(x, 1.5))(anomaly_map)
   np.testing.assert_allclose(
-      on_device, ndimage.gaussian_filter(anomaly_map, (0, 1.5, 1.5)), atol=1e-5
+    on_device, ndimage.gaussian_filter(anomaly_map, (0, 1.5, 1.5)), atol=1e-5
   )
   assert predictor.smooths() == (jax.default_backend() != "cpu")
 
@@ -114,8 +114,12 @@ def test_a_gallery_keeps_the_telling_images():
     shown.add(label, examples.Example(i, score, empty, None))
   numbers = {k: [e.number for e in v] for k, v in shown.kinds().items()}
   # Each image once, under the first of its kinds.
-  assert numbers == {"missed": [5, 6], "false alarm": [1, 2], "found": [7, 4],
-                     "clear": [0, 3]}  # fmt: skip
+  assert numbers == {
+    "missed": [5, 6],
+    "false alarm": [1, 2],
+    "found": [7, 4],
+    "clear": [0, 3],
+  }
   assert list(shown.kept) == [3]
   one = examples.Gallery(each=1, threshold=0.5)
   for i, (label, score) in enumerate(zip(labels, scores)):

@@ -14,15 +14,19 @@ from zsad_jax.metrics import exact
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
 ITEM_METRICS = (exact.auroc, exact.average_precision, exact.f1_max)
 SCORES = st.one_of(
-    st.integers(-3, 3).map(float),  # Ties are the rule.
-    st.floats(-1e3, 1e3, width=32))
+  st.integers(-3, 3).map(float),  # Ties are the rule.
+  st.floats(-1e3, 1e3, width=32),
+)
 
 
 @st.composite
 def items(draw):
   """Labels, both states among them, and scores."""
-  label = draw(st.lists(st.integers(0, 1), min_size=2, max_size=40).filter(
-      lambda x: len(set(x)) == 2))
+  label = draw(
+    st.lists(st.integers(0, 1), min_size=2, max_size=40).filter(
+      lambda x: len(set(x)) == 2
+    )
+  )
   score = draw(st.lists(SCORES, min_size=len(label), max_size=len(label)))
   return np.array(label), np.array(score, np.float32)
 
@@ -45,8 +49,12 @@ def regions_by_hand(mask):
     grown, border = set(), {left.pop()}
     while border:
       grown |= border
-      border = {(i, y + dy, x + dx) for i, y, x in border
-                for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+      border = {
+        (i, y + dy, x + dx)
+        for i, y, x in border
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+      } & left
       left -= border
     yield grown
 
@@ -79,14 +87,14 @@ def sklearn_f1_max(label, score):
 @given(items())
 def test_items_are_what_scikit_learn_says(data):
   label, score = data
-  close(exact.auroc(label, score),
-        sklearn.metrics.roc_auc_score(label, score))
-  close(exact.average_precision(label, score),
-        sklearn.metrics.average_precision_score(label, score))
+  close(exact.auroc(label, score), sklearn.metrics.roc_auc_score(label, score))
+  close(
+    exact.average_precision(label, score),
+    sklearn.metrics.average_precision_score(label, score),
+  )
   f1, threshold = exact.f1_max(label, score)
   close(f1, sklearn_f1_max(label, score))
-  f1_at = lambda t: (
-      2 * sum(label[score >= t]) / (sum(score >= t) + sum(label)))
+  f1_at = lambda t: 2 * sum(label[score >= t]) / (sum(score >= t) + sum(label))
   close(f1_at(threshold), f1)
   assert all(f1_at(t) < f1 - 1e-12 for t in score[score > threshold])
 
@@ -95,8 +103,10 @@ def test_items_are_what_scikit_learn_says(data):
 @given(maps(), st.sampled_from([0.05, 0.25, 0.3, 0.5, 1.0]))
 def test_aupro_is_what_a_slow_loop_says(data, max_fpr):
   mask, anomaly_map = data
-  close(exact.aupro(mask, anomaly_map, max_fpr=max_fpr),
-        slow_aupro(mask, anomaly_map, max_fpr))
+  close(
+    exact.aupro(mask, anomaly_map, max_fpr=max_fpr),
+    slow_aupro(mask, anomaly_map, max_fpr),
+  )
 
 
 @settings(max_examples=50, deadline=None)
@@ -108,12 +118,19 @@ def test_dicts_hold_the_plain_values(data):
   auroc = exact.auroc(label, score)
   ap = exact.average_precision(label, score)
   image = exact.image_metrics(label, score)
-  assert image == {"image_auroc": auroc, "image_ap": ap, "image_f1_max": f1,
-                   "image_f1_threshold": threshold}
+  assert image == {
+    "image_auroc": auroc,
+    "image_ap": ap,
+    "image_f1_max": f1,
+    "image_f1_threshold": threshold,
+  }
   pixel = exact.pixel_metrics(mask, anomaly_map, max_fpr=0.4)
   assert pixel == {
-      "pixel_auroc": auroc, "pixel_ap": ap, "pixel_f1_max": f1,
-      "pixel_aupro": exact.aupro(mask, anomaly_map, max_fpr=0.4)}
+    "pixel_auroc": auroc,
+    "pixel_ap": ap,
+    "pixel_f1_max": f1,
+    "pixel_aupro": exact.aupro(mask, anomaly_map, max_fpr=0.4),
+  }
   assert all(type(value) is float for value in (image | pixel).values())
 
 
@@ -121,13 +138,14 @@ def test_dicts_hold_the_plain_values(data):
 @given(maps())
 def test_only_the_order_counts(data):
   mask, anomaly_map = data
-  for stretched in (np.exp(anomaly_map.astype(np.float64) / 100) - 7,
-                    np.where(anomaly_map == anomaly_map.max(), np.inf,
-                             anomaly_map),
-                    np.where(anomaly_map == anomaly_map.min(), -np.inf,
-                             anomaly_map)):
-    assert (exact.pixel_metrics(mask, stretched)
-            == exact.pixel_metrics(mask, anomaly_map))
+  for stretched in (
+    np.exp(anomaly_map.astype(np.float64) / 100) - 7,
+    np.where(anomaly_map == anomaly_map.max(), np.inf, anomaly_map),
+    np.where(anomaly_map == anomaly_map.min(), -np.inf, anomaly_map),
+  ):
+    assert exact.pixel_metrics(mask, stretched) == exact.pixel_metrics(
+      mask, anomaly_map
+    )
 
 
 @settings(max_examples=50, deadline=None)

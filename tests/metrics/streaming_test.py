@@ -15,17 +15,17 @@ from zsad_jax.metrics.streaming import PixelState
 
 NAMES = ("auroc", "ap", "f1_max", "aupro")
 LAWS = {
-    "linear": lambda x: x,
-    "saturated": lambda x: 1 / (1 + np.exp(-12 * x)),
-    "heavy-tailed": lambda x: np.exp(6 * x),
-    "tied": lambda x: np.round(2 * x),
-    "half equal": lambda x: np.maximum(x, 0),
-    "negative": lambda x: -np.exp(-3 * x),
-    "huge": lambda x: np.float32(3e38) * np.tanh(x),
-    "tiny": lambda x: np.float32(1e-44) * np.round(9 * x),
-    "infinite": lambda x: np.where(np.abs(x) > 1, np.inf * x, x),
-    "constant": lambda x: 0 * x,
-    "adversarial": lambda x: 1 + 1e-7 * x,  # All of it in a bin or two.
+  "linear": lambda x: x,
+  "saturated": lambda x: 1 / (1 + np.exp(-12 * x)),
+  "heavy-tailed": lambda x: np.exp(6 * x),
+  "tied": lambda x: np.round(2 * x),
+  "half equal": lambda x: np.maximum(x, 0),
+  "negative": lambda x: -np.exp(-3 * x),
+  "huge": lambda x: np.float32(3e38) * np.tanh(x),
+  "tiny": lambda x: np.float32(1e-44) * np.round(9 * x),
+  "infinite": lambda x: np.where(np.abs(x) > 1, np.inf * x, x),
+  "constant": lambda x: 0 * x,
+  "adversarial": lambda x: 1 + 1e-7 * x,  # All of it in a bin or two.
 }
 
 
@@ -38,8 +38,7 @@ def state_of(mask, anomaly_map, bits=streaming.BITS):
 def equal(one, other):
   names = "anomalous", "normal", "pro", "num_regions", "largest_region"
   return all(
-      np.array_equal(getattr(one, name), getattr(other, name))
-      for name in names
+    np.array_equal(getattr(one, name), getattr(other, name)) for name in names
   )
 
 
@@ -90,12 +89,16 @@ def smooth_maps(seed):
   return mask, noise
 
 
-@pytest.mark.parametrize("law", [
+@pytest.mark.parametrize(
+  "law",
+  [
     lambda x: x,
     lambda x: 1 / (1 + np.exp(-x)),
     lambda x: 1 / (1 + np.exp(4 - 2 * x)),
     lambda x: np.exp(3 * x),
-], ids=["linear", "sigmoid", "softmax", "heavy"])  # fmt: skip
+  ],
+  ids=["linear", "sigmoid", "softmax", "heavy"],
+)
 def test_smooth_maps_are_measured_closely(law):
   mask, noise = smooth_maps(0)
   anomaly_map = law(noise).astype(np.float32)
@@ -115,8 +118,9 @@ def test_bfloat16_is_exact_with_sixteen_bits():
   found = state_of(mask, coarse, 16).finalize()
   np.testing.assert_allclose(found["auroc"].value, exact["pixel_auroc"])
   np.testing.assert_allclose(found["f1_max"].value, exact["pixel_f1_max"])
-  np.testing.assert_allclose(found["aupro"].value, exact["pixel_aupro"],
-                             rtol=1e-6)  # fmt: skip
+  np.testing.assert_allclose(
+    found["aupro"].value, exact["pixel_aupro"], rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
@@ -145,13 +149,11 @@ def test_a_saved_state_goes_on(tmp_path):
 
 
 @given(
-    st.lists(
-        st.one_of(
-            st.floats(width=32, allow_nan=False), st.floats(0, 1, width=32)
-        ),
-        min_size=2,
-    ),
-    st.integers(10, 24),
+  st.lists(
+    st.one_of(st.floats(width=32, allow_nan=False), st.floats(0, 1, width=32)),
+    min_size=2,
+  ),
+  st.integers(10, 24),
 )
 def test_bins_keep_the_order(scores, bits):
   scores = np.sort(np.array(scores, np.float32) + np.float32(0))

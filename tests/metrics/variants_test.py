@@ -39,8 +39,9 @@ def slow_aupro_200(mask, anomaly_map, max_fpr, steps):
 
 def test_values_by_hand():
   assert math.isclose(variants.aupr_trapezoid(LABEL, SCORE), 103 / 120)
-  np.testing.assert_allclose(variants.aupro_200(*two_images()), 0.2083333,
-                             atol=1e-7)  # fmt: skip
+  np.testing.assert_allclose(
+    variants.aupro_200(*two_images()), 0.2083333, atol=1e-7
+  )
 
 
 @settings(max_examples=50, deadline=None)
@@ -69,9 +70,9 @@ def test_the_trapezoid_is_scikit_learns(data):
   label, score = data
   precision, recall, _ = sklearn.metrics.precision_recall_curve(label, score)
   np.testing.assert_allclose(
-      variants.aupr_trapezoid(label, score),
-      sklearn.metrics.auc(recall, precision),
-      atol=1e-9,
+    variants.aupr_trapezoid(label, score),
+    sklearn.metrics.auc(recall, precision),
+    atol=1e-9,
   )
 
 
@@ -82,7 +83,7 @@ def test_reordering_takes_the_lowest_precision_first():
   score = np.array([3.0, 2.0, 1.0])
   assert variants.aupr_trapezoid(label, score) == 1.0
   np.testing.assert_allclose(
-      variants.aupr_reordered(label, score), (1 + 1 / 3) / 2
+    variants.aupr_reordered(label, score), (1 + 1 / 3) / 2
   )
 
 
@@ -95,9 +96,9 @@ def test_one_region_is_resampled_to_the_exact_curve(data):
   if len(list(regions_by_hand(mask))) != 1:
     return
   np.testing.assert_allclose(
-      variants.aupro_resampled(mask, anomaly_map, max_fpr=1.0),
-      exact.auroc(label, score),
-      atol=1e-9,
+    variants.aupro_resampled(mask, anomaly_map, max_fpr=1.0),
+    exact.auroc(label, score),
+    atol=1e-9,
   )
 
 
@@ -122,6 +123,7 @@ def test_samples_take_their_views_maximum():
 
 
 def test_min_max():
-  np.testing.assert_array_equal(variants.min_max(np.array([2.0, 4, 3])),
-                                [0, 1, 0.5])  # fmt: skip
+  np.testing.assert_array_equal(
+    variants.min_max(np.array([2.0, 4, 3])), [0, 1, 0.5]
+  )
   np.testing.assert_array_equal(variants.min_max(np.full(3, 7.0)), np.zeros(3))

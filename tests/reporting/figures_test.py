@@ -17,7 +17,7 @@ def sample(size=32):
   """A grey image, a mask of its upper left quarter, a map that finds it."""
   image = np.full((size, size, 3), 128, np.uint8)
   mask = np.zeros((size, size), np.uint8)
-  mask[:size // 2, :size // 2] = 1
+  mask[: size // 2, : size // 2] = 1
   return image, mask, mask.astype(np.float32)
 
 
@@ -25,24 +25,32 @@ def grid(masks="known", maps=None, captions=None, title="AdaCLIP, bottle"):
   image, mask, anomaly_map = sample()
   known = {"known": [mask, mask], "unknown": None, "one": [mask, None]}
   return figures.comparison_grid(
-      [image, image], known[masks],
-      [anomaly_map, 0 * anomaly_map] if maps is None else maps,
-      captions or ["crack  score 0.83", "good  score 0.10"], title=title)
+    [image, image],
+    known[masks],
+    [anomaly_map, 0 * anomaly_map] if maps is None else maps,
+    captions or ["crack  score 0.83", "good  score 0.10"],
+    title=title,
+  )
 
 
 def tiles(image):
   """{(row, column): pixels} of every tile, found by the documented layout."""
   pixels = np.asarray(image)
   lefts = [figures._MARGIN + k * (TILE + figures._GAP) for k in range(4)]
-  tops = [figures._HEAD + i * figures._ROW
-          for i in range((image.height - figures._HEAD) // figures._ROW)]
-  return {(i, k): pixels[top:top + TILE, left:left + TILE]
-          for i, top in enumerate(tops) for k, left in enumerate(lefts)}
+  tops = [
+    figures._HEAD + i * figures._ROW
+    for i in range((image.height - figures._HEAD) // figures._ROW)
+  ]
+  return {
+    (i, k): pixels[top : top + TILE, left : left + TILE]
+    for i, top in enumerate(tops)
+    for k, left in enumerate(lefts)
+  }
 
 
 def lightness(rgb):
   """CIE L* of sRGB in [0, 1]."""
-  linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055)**2.4)
+  linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
   y = linear @ [0.2126, 0.7152, 0.0722]
   return np.where(y > 216 / 24389, 116 * np.cbrt(y) - 16, y * 24389 / 27)
 
@@ -72,7 +80,8 @@ def test_overlay_colours_what_is_high_and_nothing_else():
   far = lambda x: np.abs(x.astype(int) - BRIGHTEST).sum(axis=-1)
   assert (far(blend[:, 2:]) < 0.5 * far(image[:, 2:])).all()
   contrast = np.ptp(blend[:, 2:], axis=(0, 1)) / np.ptp(
-      image[:, 2:], axis=(0, 1))
+    image[:, 2:], axis=(0, 1)
+  )
   assert (contrast > 0.25).all()  # The image is seen through the colour.
 
 
@@ -93,7 +102,8 @@ def test_grid_has_a_row_per_sample():
   assert image.mode == "RGB"
   assert image.width == 2 * figures._MARGIN + 4 * TILE + 3 * figures._GAP
   one_row = figures.comparison_grid(
-      *([x] for x in sample()), ["crack"], title="")
+    *([x] for x in sample()), ["crack"], title=""
+  )
   assert image.height - one_row.height == figures._ROW > TILE
 
 
@@ -130,7 +140,8 @@ def test_a_single_pixel_of_a_mask_stays_visible():
   mask[:] = 0
   mask[300, 301] = 255
   picture = figures.comparison_grid(
-      [image], [mask], [anomaly_map], ["dot"], title="")
+    [image], [mask], [anomaly_map], ["dot"], title=""
+  )
   assert tiles(picture)[0, 1].max() > 60
 
 
@@ -159,8 +170,8 @@ def test_title_caption_and_scale_are_drawn():
 def test_long_texts_stay_inside():
   image = np.asarray(grid(title="x" * 500, captions=["y" * 500] * 2))
   blank = np.array(figures._PAPER)
-  assert (image[:, :figures._MARGIN - 2] == blank).all()
-  assert (image[:, -figures._MARGIN + 2:] == blank).all()
+  assert (image[:, : figures._MARGIN - 2] == blank).all()
+  assert (image[:, -figures._MARGIN + 2 :] == blank).all()
 
 
 def test_scale_labels():

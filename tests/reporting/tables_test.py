@@ -21,28 +21,31 @@ def row(*values):
 
 # The second category has no normal image, the last data no AUPRO at all.
 ROWS = {
-    "bottle": row(0.5, 0.25, 1.0, 0.9125, 0.2, 0.3, NAN, 20, 63),
-    "hazelnut": row(NAN, NAN, NAN, 0.7, 0.4, 0.1, NAN, 0, 7),
-    "pill": row(0.0, 0.75, 0.5, 0.8, 0.6, 0.2, NAN, 26, 141),
+  "bottle": row(0.5, 0.25, 1.0, 0.9125, 0.2, 0.3, NAN, 20, 63),
+  "hazelnut": row(NAN, NAN, NAN, 0.7, 0.4, 0.1, NAN, 0, 7),
+  "pill": row(0.0, 0.75, 0.5, 0.8, 0.6, 0.2, NAN, 26, 141),
 }
 TO_TEXT = {
-    "text": lambda rows: tables.to_text(rows, "title"),
-    "markdown": lambda rows: tables.to_markdown(rows, "title"),
-    "csv": tables.to_csv,
+  "text": lambda rows: tables.to_text(rows, "title"),
+  "markdown": lambda rows: tables.to_markdown(rows, "title"),
+  "csv": tables.to_csv,
 }
 
 
 @given(st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=20))
 def test_mean_is_over_what_is_defined(values):
-  rows = {f"c{i}": {} if v is None else {"image_ap": v, "pixel_ap": NAN}
-          for i, v in enumerate(values)}
+  rows = {
+    f"c{i}": {} if v is None else {"image_ap": v, "pixel_ap": NAN}
+    for i, v in enumerate(values)
+  }
   mean, defined = tables.mean_row(rows)
   known = [v for v in values if v is not None]
   assert set(mean) == set(defined) == set(tables.METRICS)
   assert defined["image_ap"] == len(known) and defined["pixel_ap"] == 0
   assert math.isnan(mean["pixel_ap"])
   np.testing.assert_allclose(
-      mean["image_ap"], np.mean(known) if known else NAN, rtol=1e-12)
+    mean["image_ap"], np.mean(known) if known else NAN, rtol=1e-12
+  )
 
 
 def test_undefined_is_no_zero_in_a_mean():
@@ -78,10 +81,13 @@ def test_markdown():
   lines = tables.to_markdown(ROWS, "WinCLIP on mvtec").split("\n")
   assert lines[0] == "### WinCLIP on mvtec"
   assert lines[2] == "| category | " + " | ".join(NAMES) + " |"
-  assert lines[4] == ("| bottle | 50.0 | 25.0 | 100.0 | 91.2 | 20.0 | 30.0 "
-                      "| n/a | 20 | 63 |")
-  assert lines[7] == (r"| mean (of 3) | 25.0\* | 50.0\* | 75.0\* | 80.4 | 40.0 "
-                      "| 20.0 | n/a |  |  |")
+  assert lines[4] == (
+    "| bottle | 50.0 | 25.0 | 100.0 | 91.2 | 20.0 | 30.0 | n/a | 20 | 63 |"
+  )
+  assert lines[7] == (
+    r"| mean (of 3) | 25.0\* | 50.0\* | 75.0\* | 80.4 | 40.0 "
+    "| 20.0 | n/a |  |  |"
+  )
   assert lines[9].startswith(r"\* defined for fewer") and lines[10:] == [""]
   assert {line.count(" |") for line in lines[4:8]} == {len(NAMES) + 1}
 
@@ -92,7 +98,7 @@ def test_markdown_survives_odd_names():
 
 
 def test_csv_keeps_every_digit():
-  rows = ROWS | {"a, \"b\"": row(1 / 3, 0.1, 0.2, 2 / 3, NAN, 0, 1, 3, 4)}
+  rows = ROWS | {'a, "b"': row(1 / 3, 0.1, 0.2, 2 / 3, NAN, 0, 1, 3, 4)}
   text = tables.to_csv(rows)
   assert "nan" not in text and "\nhazelnut,,,,0.7," in text
   read = list(csv.DictReader(io.StringIO(text)))
@@ -100,8 +106,9 @@ def test_csv_keeps_every_digit():
   number = lambda cell: float(cell) if cell else NAN
   for cells, values in zip(read, [*rows.values(), tables.mean_row(rows)[0]]):
     np.testing.assert_array_equal(
-        [number(cells[name]) for name in NAMES],
-        [values.get(name, NAN) for name in NAMES])
+      [number(cells[name]) for name in NAMES],
+      [values.get(name, NAN) for name in NAMES],
+    )
 
 
 @pytest.mark.parametrize("form", TO_TEXT)

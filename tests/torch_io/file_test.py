@@ -60,16 +60,16 @@ def test_tensors_as_torch_saves_them(tmp_path):
   torch = pytest.importorskip("torch")
   x = torch.arange(24.0).reshape(2, 3, 4)
   tensors = {
-      "permuted": x.permute(2, 0, 1),
-      "sliced": x[1, ::2, 1:],
-      "expanded": x[:1].expand(5, 3, 4),
-      "parameter": torch.nn.Parameter(x),
-      "bfloat16": x.bfloat16(),
-      "bool": x > 3,
-      "int8": x.to(torch.int8),
-      "float64": x.double(),
-      "empty": torch.zeros(0, 3),
-      "scalar": torch.tensor(2.5),
+    "permuted": x.permute(2, 0, 1),
+    "sliced": x[1, ::2, 1:],
+    "expanded": x[:1].expand(5, 3, 4),
+    "parameter": torch.nn.Parameter(x),
+    "bfloat16": x.bfloat16(),
+    "bool": x > 3,
+    "int8": x.to(torch.int8),
+    "float64": x.double(),
+    "empty": torch.zeros(0, 3),
+    "scalar": torch.tensor(2.5),
   }
   path = tmp_path / "checkpoint.pth"
   torch.save({"epoch": 3, "adapter": {"deep": tensors}}, path)
@@ -79,7 +79,7 @@ def test_tensors_as_torch_saves_them(tmp_path):
     found = state[f"adapter.deep.{name}"]
     assert str(expected.dtype) == f"torch.{found.dtype}"
     np.testing.assert_array_equal(
-        found.astype(np.float64), expected.detach().double().numpy()
+      found.astype(np.float64), expected.detach().double().numpy()
     )
 
 
@@ -95,7 +95,7 @@ def test_training_checkpoint_is_unwrapped(tmp_path):
 def test_torchscript_names_are_those_of_torch(tmp_path):
   torch = pytest.importorskip("torch")
   module = torch.nn.Sequential(
-      torch.nn.Linear(3, 4), torch.nn.TransformerEncoderLayer(4, 2)
+    torch.nn.Linear(3, 4), torch.nn.TransformerEncoderLayer(4, 2)
   ).eval()
   module.sizes = [1, 2]
   path = tmp_path / "model.pt"
@@ -103,8 +103,8 @@ def test_torchscript_names_are_those_of_torch(tmp_path):
     warnings.simplefilter("ignore")  # TorchScript is deprecated.
     torch.jit.save(torch.jit.trace(module, torch.ones(2, 5, 3)), path)
   _assert_equal(
-      torch_file.read(path),
-      {name: x.numpy() for name, x in module.state_dict().items()},
+    torch_file.read(path),
+    {name: x.numpy() for name, x in module.state_dict().items()},
   )
 
 
@@ -130,15 +130,15 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("builtins", "eval"),
-        ("torch", "load"),
-        ("torch.jit._pickle", "loads"),
-        ("collections", "OrderedDict.fromkeys"),
-        ("collections", "namedtuple"),
-        ("torch.storage", "_load_from_bytes"),
-    ],
+  ("module", "name"),
+  [
+    ("builtins", "eval"),
+    ("torch", "load"),
+    ("torch.jit._pickle", "loads"),
+    ("collections", "OrderedDict.fromkeys"),
+    ("collections", "namedtuple"),
+    ("torch.storage", "_load_from_bytes"),
+  ],
 )
 def test_other_names_are_refused(tmp_path, module, name):
   path = tmp_path / "other.pt"
@@ -161,17 +161,22 @@ def test_incomplete_torch_file(tmp_path):
   path = tmp_path / "broken.pt"
   last = lambda name: name.endswith("/data/3")
   cases = {
-      "data/3, the data of a tensor, is missing":
-          lambda name, data: None if last(name) else data,
-      "data/3 has 510 bytes, expected 128 elements of float32":
-          lambda name, data: data[:-2] if last(name) else data,
-      "data.pkl does not describe tensors":
-          lambda name, data: data[:-99] if name.endswith(".pkl") else data,
-      "not little-endian":
-          lambda name, data: b"big" if name.endswith("order") else data,
-      "expected one NAME/data.pkl in it, found 0":
-          lambda name, data: None if name.endswith(".pkl") else data,
-  }  # fmt: skip
+    "data/3, the data of a tensor, is missing": lambda name, data: (
+      None if last(name) else data
+    ),
+    "data/3 has 510 bytes, expected 128 elements of float32": lambda name, data: (
+      data[:-2] if last(name) else data
+    ),
+    "data.pkl does not describe tensors": lambda name, data: (
+      data[:-99] if name.endswith(".pkl") else data
+    ),
+    "not little-endian": lambda name, data: (
+      b"big" if name.endswith("order") else data
+    ),
+    "expected one NAME/data.pkl in it, found 0": lambda name, data: (
+      None if name.endswith(".pkl") else data
+    ),
+  }
   for message, change in cases.items():
     _edit_archive(STATE_DICT, path, change)
     with pytest.raises(ValueError, match=f"broken.pt .*{message}"):
@@ -182,9 +187,9 @@ def test_a_view_cannot_leave_its_storage(tmp_path):
   path = tmp_path / "view.pt"
   # The only tensor of (77, 64) starts at element 0: let it start at 1.
   _edit_archive(
-      STATE_DICT,
-      path,
-      lambda _, data: data.replace(b"K\x00KMK@\x86", b"K\x01KMK@\x86"),
+    STATE_DICT,
+    path,
+    lambda _, data: data.replace(b"K\x00KMK@\x86", b"K\x01KMK@\x86"),
   )
   with pytest.raises(ValueError, match="does not describe tensors"):
     torch_file.read(path)
@@ -195,9 +200,9 @@ def test_files_of_other_kinds(tmp_path):
   legacy = io.BytesIO()
   pickle.dump(0x1950A86A20F9469CFC6C, legacy, protocol=2)  # torch's magic.
   for data, message in [
-      (legacy.getvalue(), "old format, .*save it again"),
-      (b"version https://git-lfs", "not a torch file.*git-lfs"),
-      (b"", "not a torch file"),
+    (legacy.getvalue(), "old format, .*save it again"),
+    (b"version https://git-lfs", "not a torch file.*git-lfs"),
+    (b"", "not a torch file"),
   ]:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message):
@@ -217,14 +222,14 @@ def _arrays():
   x = rng.normal(size=(2, 3, 4)).astype(np.float32)
   types = ("float16", "float64", "int8", "int16", "int32", "uint8", "bool")
   return {
-      "plain": x,
-      "again": x,
-      "transposed": x.T,
-      "sliced": x[1, ::2, 1:],
-      "count": np.array(2**40, np.int64),
-      "empty": np.zeros((0, 3), np.float32),
-      "bfloat16": x.astype(ml_dtypes.bfloat16),
-      **{name: x.astype(name) for name in types},
+    "plain": x,
+    "again": x,
+    "transposed": x.T,
+    "sliced": x[1, ::2, 1:],
+    "count": np.array(2**40, np.int64),
+    "empty": np.zeros((0, 3), np.float32),
+    "bfloat16": x.astype(ml_dtypes.bfloat16),
+    **{name: x.astype(name) for name in types},
   }
 
 
@@ -233,9 +238,9 @@ def test_what_is_written_is_read(tmp_path):
   torch_file.write(path, {"group": arrays, "flat": arrays["plain"][0]})
   found = torch_file.read(path)
   _assert_equal(
-      found,
-      {f"group.{name}": x for name, x in arrays.items()}
-      | {"flat": arrays["plain"][0]},
+    found,
+    {f"group.{name}": x for name, x in arrays.items()}
+    | {"flat": arrays["plain"][0]},
   )
   with zipfile.ZipFile(path) as archive:
     entries = archive.infolist()
@@ -246,9 +251,20 @@ def test_what_is_written_is_read(tmp_path):
     program = archive.read("mine/data.pkl")
   # Those that torch runs with weights_only, its default.
   assert {opcode.name for opcode, *_ in pickletools.genops(program)} == {
-      "PROTO", "EMPTY_DICT", "MARK", "BINUNICODE", "GLOBAL", "LONG1", "TUPLE",
-      "BINPERSID", "NEWFALSE", "EMPTY_TUPLE", "REDUCE", "SETITEMS", "STOP",
-  }  # fmt: skip
+    "PROTO",
+    "EMPTY_DICT",
+    "MARK",
+    "BINUNICODE",
+    "GLOBAL",
+    "LONG1",
+    "TUPLE",
+    "BINPERSID",
+    "NEWFALSE",
+    "EMPTY_TUPLE",
+    "REDUCE",
+    "SETITEMS",
+    "STOP",
+  }
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

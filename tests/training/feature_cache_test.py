@@ -26,9 +26,9 @@ def backbone(monkeypatch):
 
 
 CONFIGS = {
-    "anomalyclip": small_run.get_anomalyclip_config,
-    "adaptclip": small_run.get_adaptclip_config,  # Learns from references.
-    "adaclip": small_run.get_config,
+  "anomalyclip": small_run.get_anomalyclip_config,
+  "adaptclip": small_run.get_adaptclip_config,  # Learns from references.
+  "adaclip": small_run.get_config,
 }
 
 
@@ -60,7 +60,7 @@ def uncached(data, tmp_path_factory):
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_losses_are_those_of_encoding_each_step(
-    name, place, data, uncached, tmp_path, capsys
+  name, place, data, uncached, tmp_path, capsys
 ):
   config = prepared(name, data, place, tmp_path / "features")
   found = losses(config, tmp_path / "run")
@@ -114,7 +114,7 @@ def test_an_unreadable_image_is_named_by_every_run(data, tmp_path, capsys):
   bad = tmp_path / "data/bolt/test/good/0.png"
   bad.write_bytes(b"no image")
   config = prepared(
-      "anomalyclip", str(tmp_path / "data"), "disk", tmp_path / "features"
+    "anomalyclip", str(tmp_path / "data"), "disk", tmp_path / "features"
   )
   config.skip_corrupt = True
   found = []
@@ -128,15 +128,18 @@ def test_an_unreadable_image_is_named_by_every_run(data, tmp_path, capsys):
 
 
 def test_processes_cannot_share_what_one_of_them_holds(
-    data, tmp_path, monkeypatch
+  data, tmp_path, monkeypatch
 ):
   config = prepared("anomalyclip", data, "host")
   method = run_lib.make_method(config.method_name, config.method.to_dict())
   backbone = backbones.load(**config.backbone)
   made = feature_cache.Features(
-      config, method, backbone, distributed.make_mesh(),
-      [run_lib.open_dataset(config, data)],
-  )  # fmt: skip
+    config,
+    method,
+    backbone,
+    distributed.make_mesh(),
+    [run_lib.open_dataset(config, data)],
+  )
   monkeypatch.setattr(feature_cache.jax, "process_count", lambda: 2)
   with pytest.raises(ValueError, match='"host", but processes do not share'):
     made.compute([])
@@ -147,20 +150,24 @@ def test_images_are_kept_as_bytes(data):
   method = run_lib.make_method(config.method_name, config.method.to_dict())
   backbone = backbones.load(**config.backbone)
   frozen = feature_cache.make(
-      config, method, backbone, distributed.make_mesh(),
-      [run_lib.open_dataset(config, data)], [],
-  )  # fmt: skip
+    config,
+    method,
+    backbone,
+    distributed.make_mesh(),
+    [run_lib.open_dataset(config, data)],
+    [],
+  )
   batch = next(frozen.batches(start_step=0))
   assert batch["features"]["pixels"].dtype == np.uint8
 
 
 @pytest.mark.parametrize(
-    "settings, message",
-    [
-        (dict(place="gpu"), "config.features.place is one of auto, device"),
-        (dict(dtype="int8"), "config.features.dtype is one of float32"),
-        (dict(place="host"), "mosaics show images differently"),
-    ],
+  "settings, message",
+  [
+    (dict(place="gpu"), "config.features.place is one of auto, device"),
+    (dict(dtype="int8"), "config.features.dtype is one of float32"),
+    (dict(place="host"), "mosaics show images differently"),
+  ],
 )
 def test_what_cannot_be_is_refused(settings, message, data, tmp_path):
   config = prepared("anomalyclip", data, "auto")
@@ -178,8 +185,8 @@ def test_mosaics_are_encoded_at_each_step(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "room, free, place",
-    [(10, 100, "device"), (60, 100, "host"), (600, 100, "disk")],
+  "room, free, place",
+  [(10, 100, "device"), (60, 100, "host"), (600, 100, "disk")],
 )
 def test_the_nearest_place_with_room_is_taken(room, free, place, monkeypatch):
   class Device:

@@ -14,18 +14,18 @@ from zsad_jax.training import feature_store
 
 COUNT, SIZE = 7, 4
 ROW = {
-    "patches": jax.ShapeDtypeStruct((3, 2), jnp.float32),
-    "half": jax.ShapeDtypeStruct((5,), jnp.bfloat16),
-    "label": jax.ShapeDtypeStruct((), jnp.int32),
+  "patches": jax.ShapeDtypeStruct((3, 2), jnp.float32),
+  "half": jax.ShapeDtypeStruct((5,), jnp.bfloat16),
+  "label": jax.ShapeDtypeStruct((), jnp.int32),
 }
 
 
 def drawn():
   rng = np.random.default_rng(0)
   return {
-      "patches": rng.standard_normal((COUNT, 3, 2)).astype(np.float32),
-      "half": np.asarray(rng.standard_normal((COUNT, 5)), jnp.bfloat16),
-      "label": rng.integers(9, size=COUNT).astype(np.int32),
+    "patches": rng.standard_normal((COUNT, 3, 2)).astype(np.float32),
+    "half": np.asarray(rng.standard_normal((COUNT, 5)), jnp.bfloat16),
+    "label": rng.integers(9, size=COUNT).astype(np.int32),
   }
 
 

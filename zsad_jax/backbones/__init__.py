@@ -52,11 +52,11 @@ def load(name: str, path: str, dtype: str = "float32") -> types.Backbone:
   """
   if dtype not in DTYPES:
     raise ValueError(
-        f"config.backbone.dtype is one of {', '.join(DTYPES)}, got {dtype!r}."
+      f"config.backbone.dtype is one of {', '.join(DTYPES)}, got {dtype!r}."
     )
   for folder in folders():
     if name in _module(folder).NAMES:
       return _module(folder).load(name, path).computing_in(dtype)
   raise ValueError(
-      f"config.backbone.name: no model {name!r}; known: {', '.join(names())}."
+    f"config.backbone.name: no model {name!r}; known: {', '.join(names())}."
   )

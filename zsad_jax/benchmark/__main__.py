@@ -46,8 +46,15 @@ from absl import flags
 from zsad_jax.runtime import cli
 
 PARTS = (
-    "metrics", "data", "methods", "steps", "epochs", "parts", "growth", "scale"
-)  # fmt: skip
+  "metrics",
+  "data",
+  "methods",
+  "steps",
+  "epochs",
+  "parts",
+  "growth",
+  "scale",
+)
 
 
 def _part(arguments):

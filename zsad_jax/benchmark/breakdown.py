@@ -88,9 +88,10 @@ def on_the_host(side: int, maps: np.ndarray):
     return []
 
   return {
-      "decode": (decode, ()), "smooth": (smooth, (maps,)),
-      "metrics": (metrics, (np.asarray(maps),)),
-  }  # fmt: skip
+    "decode": (decode, ()),
+    "smooth": (smooth, (maps,)),
+    "metrics": (metrics, (np.asarray(maps),)),
+  }
 
 
 define_flags = define_case_flags
@@ -103,7 +104,7 @@ def main(options):
   clock, work = Clock(options.rounds), {}
   for kind, towers in WITHOUT.items():
     twin = Without(
-        backbone.params, backbone.config, backbone.dtype, towers=towers
+      backbone.params, backbone.config, backbone.dtype, towers=towers
     )
     for name in options.methods:
       case = Case(name, twin, jnp.asarray(pixels, jnp.uint8))
@@ -124,8 +125,13 @@ def main(options):
   for name, row in rows.items():
     print(f"{name:14}" + "".join(f"{1e3 * row[part]:10.1f}" for part in PARTS))
   if options.json:
-    document = dict(model=options.model, dtype=options.dtype, image_size=side,
-                    batch=b, rows=rows)  # fmt: skip
+    document = dict(
+      model=options.model,
+      dtype=options.dtype,
+      image_size=side,
+      batch=b,
+      rows=rows,
+    )
     text = json.dumps({**document, **environment.setting()}, indent=1) + "\n"
     files.write_text(options.json, text)
 

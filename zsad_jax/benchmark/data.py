@@ -63,7 +63,7 @@ def by_pipeline(samples, **options):
 
 def _batches(samples, **options):
   return pipeline.eval_batches(
-      samples, class_names=("x",), image_size=SIZE, batch_size=BATCH, **options
+    samples, class_names=("x",), image_size=SIZE, batch_size=BATCH, **options
   )
 
 
@@ -102,10 +102,10 @@ def _measure(folder, number, many):
   samples = write(folder, number)
   cache = DecodedCache(folder / "cache")
   ways = {
-      "Pillow in a loop": (by_hand, {}),
-      "pipeline, 1 worker": (by_pipeline, dict(workers=1)),
-      "pipeline, 2 workers": (by_pipeline, dict(workers=2)),
-      "pipeline, cached": (by_pipeline, dict(cache=cache)),
+    "Pillow in a loop": (by_hand, {}),
+    "pipeline, 1 worker": (by_pipeline, dict(workers=1)),
+    "pipeline, 2 workers": (by_pipeline, dict(workers=2)),
+    "pipeline, cached": (by_pipeline, dict(cache=cache)),
   }
   by_pipeline(samples, cache=cache)  # Fills the cache, starts TensorFlow.
   rates = {name: [] for name in ways}
@@ -122,6 +122,8 @@ def _measure(folder, number, many):
   document = dict(files=number, images_per_second=rates, cores=os.cpu_count())
   if many:
     document["resident_mib"] = found = memory(samples, many, cache)
-    print(f"{many} images: {found['tenth']:.0f} MiB after a tenth, "
-          f"{found['all']:.0f} MiB after all")  # fmt: skip
+    print(
+      f"{many} images: {found['tenth']:.0f} MiB after a tenth, "
+      f"{found['all']:.0f} MiB after all"
+    )
   return document

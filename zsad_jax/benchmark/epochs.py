@@ -60,7 +60,7 @@ class Trainer:
       encoded = predictor.encode(method, frozen[0], batch)
       value = jax.value_and_grad(method.loss, has_aux=True)
       (loss, (_, stats)), grads = value(
-          params, stats, *frozen, encoded, batch, jax.random.key(0)
+        params, stats, *frozen, encoded, batch, jax.random.key(0)
       )
       updates, opt = tx.update(grads, opt, params)
       return (optax.apply_updates(params, updates), stats, opt), loss
@@ -86,14 +86,18 @@ def measure(name, backbone, dataset, options) -> dict[str, object]:
   method = make_method(name, backbone.vision_layers)
   mesh = distributed.make_mesh()
   config = types.SimpleNamespace(
-      features=types.SimpleNamespace(place="auto", dtype="float32", folder=""),
-      image_size=options.image_size, batch_size=BATCH, eval_batch_size=1,
-      seed=0, skip_corrupt=False, decoded_cache="",
-  )  # fmt: skip
+    features=types.SimpleNamespace(place="auto", dtype="float32", folder=""),
+    image_size=options.image_size,
+    batch_size=BATCH,
+    eval_batch_size=1,
+    seed=0,
+    skip_corrupt=False,
+    decoded_cache="",
+  )
   some = lambda samples: dataclasses.replace(dataset, test=samples)
   # One image first: it compiles, and the compiler's cache has the rest.
   opened = lambda samples: feature_cache.Features(
-      config, method, backbone, mesh, [some(samples)]
+    config, method, backbone, mesh, [some(samples)]
   )
   opened(dataset.test[:1]).compute([])
   frozen = opened(dataset.test)
@@ -104,21 +108,24 @@ def measure(name, backbone, dataset, options) -> dict[str, object]:
   cached = Trainer(method, backbone, mesh)
   losses, seconds = _take(cached, _timed(frozen, per_epoch * EPOCHS))
   encoding = pipeline.train_batches(
-      [dataset], image_size=options.image_size, batch_size=BATCH, seed=0,
-      num_references=method.num_references,
-  )  # fmt: skip
+    [dataset],
+    image_size=options.image_size,
+    batch_size=BATCH,
+    seed=0,
+    num_references=method.num_references,
+  )
   batches = ((next(encoding), 0.0) for _ in range(options.encoding))
   anew, spent = _take(Trainer(method, backbone, mesh), batches)
   first, last = sum(seconds[:per_epoch]), sum(seconds[-per_epoch:])
   return {
-      "pass": passed,
-      "first_epoch": passed + first,
-      "last_epoch": last,
-      "ratio": last / (passed + first),
-      "steps": seconds,
-      "encoding_steps": spent,
-      "losses": losses,
-      "difference": _difference(losses, anew),
+    "pass": passed,
+    "first_epoch": passed + first,
+    "last_epoch": last,
+    "ratio": last / (passed + first),
+    "steps": seconds,
+    "encoding_steps": spent,
+    "losses": losses,
+    "difference": _difference(losses, anew),
   }
 
 
@@ -154,26 +161,31 @@ def main(options):
     samples = data.write(pathlib.Path(folder), number)
     normal = [s for s in samples[options.images :] if not s.label]
     dataset = index.make_dataset(
-        "photographs", folder, train=normal, test=samples[: options.images]
+      "photographs", folder, train=normal, test=samples[: options.images]
     )
     for name in options.methods:
       rows[name] = row = measure(name, backbone, dataset, options)
       print(_line(name, row), flush=True)
   if options.json:
     document = dict(
-        model=options.model, dtype=options.dtype, image_size=options.image_size,
-        images=options.images, references=options.references, batch=BATCH,
-        rows=rows, **environment.setting(),
-    )  # fmt: skip
+      model=options.model,
+      dtype=options.dtype,
+      image_size=options.image_size,
+      images=options.images,
+      references=options.references,
+      batch=BATCH,
+      rows=rows,
+      **environment.setting(),
+    )
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")
 
 
 def _line(name, row):
   """A row of the table."""
   parts = [
-      f"{name:12} pass {row['pass']:8.2f} s",
-      f"steps {np.median(row['steps']):7.3f} s each",
-      f"further epoch {100 * row['ratio']:.1f} % of the first",
+    f"{name:12} pass {row['pass']:8.2f} s",
+    f"steps {np.median(row['steps']):7.3f} s each",
+    f"further epoch {100 * row['ratio']:.1f} % of the first",
   ]
   if row["encoding_steps"]:
     spent = np.median(row["encoding_steps"])

@@ -65,7 +65,7 @@ def products(config: ClipConfig, tokens: int, dtype):
   def multiply(pairs):
     # As in the towers: some CPUs are fast at bfloat16 for float32 sums alone.
     sums = [
-        jnp.matmul(x, w, preferred_element_type=jnp.float32) for x, w in pairs
+      jnp.matmul(x, w, preferred_element_type=jnp.float32) for x, w in pairs
     ]
     return [x.astype(dtype) for x in sums]
 
@@ -86,12 +86,12 @@ def torch_vision(config: ClipConfig, image):
   except ImportError:
     return None
   sizes = transformers.CLIPVisionConfig(
-      hidden_size=config.vision_width,
-      intermediate_size=4 * config.vision_width,
-      num_hidden_layers=config.vision_layers,
-      num_attention_heads=config.vision_heads,
-      image_size=config.image_size,
-      patch_size=config.patch_size,
+    hidden_size=config.vision_width,
+    intermediate_size=4 * config.vision_width,
+    num_hidden_layers=config.vision_layers,
+    num_attention_heads=config.vision_heads,
+    image_size=config.image_size,
+    patch_size=config.patch_size,
   )
   model = transformers.CLIPVisionModel(sizes).eval()
   pixels = torch.from_numpy(np.array(image).transpose(0, 3, 1, 2))
@@ -121,9 +121,9 @@ def make_method(name: str, layers: int, **fields):
   method = methods.module(name).Method()
   share = lambda tap: tap * layers // 24
   fit = {
-      "tap": share,
-      "taps": lambda taps: tuple(map(share, taps)),
-      "vv_from": lambda _: layers // 4 + 1,
+    "tap": share,
+    "taps": lambda taps: tuple(map(share, taps)),
+    "vv_from": lambda _: layers // 4 + 1,
   }
   for field, fitted in fit.items():
     if layers != 24 and hasattr(method, field):
@@ -139,12 +139,12 @@ class Case:
     self._backbone, side = backbone, pixels.shape[1]
     b = len(pixels)
     self.batch = {
-        "image": pixels,
-        "class_id": jnp.zeros(b, jnp.int32),
-        "mask": jnp.zeros((b, side, side), jnp.uint8).at[:, :50, :50].set(1),
-        "has_mask": jnp.ones(b, bool),
-        "label": jnp.ones(b, jnp.int32),
-        "weight": jnp.ones(b, jnp.float32),
+      "image": pixels,
+      "class_id": jnp.zeros(b, jnp.int32),
+      "mask": jnp.zeros((b, side, side), jnp.uint8).at[:, :50, :50].set(1),
+      "has_mask": jnp.ones(b, bool),
+      "label": jnp.ones(b, jnp.int32),
+      "weight": jnp.ones(b, jnp.float32),
     }
     self.model = jax.jit(self.method.init)(jax.random.key(0), backbone)
     self.aux = self.method.prepare(backbone, ["object"])
@@ -168,19 +168,21 @@ class Case:
 
   def _memory(self, shots):
     one = {k: self.batch[k][:1] for k in ("image", "class_id")}
-    encode = jax.jit(lambda backbone, batch: predictor.encode(
-        self.method, backbone, batch))  # fmt: skip
+    encode = jax.jit(
+      lambda backbone, batch: predictor.encode(self.method, backbone, batch)
+    )
     features = encode(self._backbone, one)
     several = jax.tree.map(
-        lambda x: jnp.repeat(x[None], shots, axis=1), features
+      lambda x: jnp.repeat(x[None], shots, axis=1), features
     )
     return self.method.remember(several)
 
   def training(self, cached: bool, gradient: bool = True):
     """The gradient of a step, or its loss, and their arguments."""
     method, batch = self.method, dict(self.batch)
-    encode = jax.jit(lambda backbone, batch: predictor.encode(
-        method, backbone, batch))  # fmt: skip
+    encode = jax.jit(
+      lambda backbone, batch: predictor.encode(method, backbone, batch)
+    )
     given = {k: batch[k] for k in ("image", "class_id")}
     if method.num_references:
       given["references"] = batch["image"][:, None]
@@ -196,7 +198,7 @@ class Case:
       if features is None:
         features = predictor.encode(method, backbone, batch)
       loss = lambda params: method.loss(
-          params, model[1], backbone, aux, features, batch, jax.random.key(0)
+        params, model[1], backbone, aux, features, batch, jax.random.key(0)
       )
       if not gradient:
         return loss(model[0])[0]
@@ -215,7 +217,7 @@ def define_model_flags():
   """Flags of every part that runs a backbone of full size."""
   flags.DEFINE_string("model", "ViT-L-14-336", "Sizes of the backbone.")
   flags.DEFINE_enum(
-      "dtype", "float32", ["float32", "bfloat16"], "Of its matrix products."
+    "dtype", "float32", ["float32", "bfloat16"], "Of its matrix products."
   )
 
 
@@ -248,7 +250,7 @@ def define_flags():
   """The command's flags; defined only when it is run."""
   define_case_flags()
   flags.DEFINE_bool(
-      "training", False, "Measure training steps, too, features stored or not."
+    "training", False, "Measure training steps, too, features stored or not."
   )
   flags.DEFINE_integer("shots", 4, "Cached references of AdaptCLIP.", 0)
 
@@ -289,12 +291,12 @@ def examine(function, *arguments) -> dict:
   start = time.perf_counter()
   program = function.lower(*arguments).compile()
   return {
-      "program": program,
-      "compile_seconds": time.perf_counter() - start,
-      # Beside its arguments.
-      "gib": program.memory_analysis().temp_size_in_bytes / 2**30,
-      "flops": roofline.flops(function, *arguments),
-      "bytes": roofline.moved(function, *arguments),
+    "program": program,
+    "compile_seconds": time.perf_counter() - start,
+    # Beside its arguments.
+    "gib": program.memory_analysis().temp_size_in_bytes / 2**30,
+    "flops": roofline.flops(function, *arguments),
+    "bytes": roofline.moved(function, *arguments),
   }
 
 
@@ -304,18 +306,18 @@ def report(options, clock, facts):
   rate = facts["matrix products"]["flops"] / seconds["matrix products"]
   bandwidth = 2 * COPIES * COPIED / seconds.pop("copy")
   print(
-      f"{options.model} at {options.image_size} px, {options.batch} images at "
-      f"a time, {options.dtype}; matrix products of its shapes: "
-      f"{rate / 1e9:.0f} GFLOP/s; copying: {bandwidth / 1e9:.0f} GB/s"
+    f"{options.model} at {options.image_size} px, {options.batch} images at "
+    f"a time, {options.dtype}; matrix products of its shapes: "
+    f"{rate / 1e9:.0f} GFLOP/s; copying: {bandwidth / 1e9:.0f} GB/s"
   )
   rows = {}
   for name, value in seconds.items():
     known = facts.get(name, {})
     rows[name] = row = {
-        "seconds": value,
-        "images_per_second": options.batch / value,
-        "vision_passes": value / seconds["vision tower"],
-        "first_seconds": clock.first[name] + known.get("compile_seconds", 0.0),
+      "seconds": value,
+      "images_per_second": options.batch / value,
+      "vision_passes": value / seconds["vision tower"],
+      "first_seconds": clock.first[name] + known.get("compile_seconds", 0.0),
     }
     if known:
       row["gib"] = known["gib"]
@@ -331,30 +333,36 @@ def report(options, clock, facts):
   print(f"peak memory: {peak_gib():.2f} GiB")
   if options.json:
     document = dict(
-        model=options.model, image_size=options.image_size, batch=options.batch,
-        dtype=options.dtype, matrix_gflops=rate / 1e9,
-        copy_gbytes=bandwidth / 1e9, rows=rows, ratios=ratios,
-        peak_gib=peak_gib(), **environment.setting(),
-    )  # fmt: skip
+      model=options.model,
+      image_size=options.image_size,
+      batch=options.batch,
+      dtype=options.dtype,
+      matrix_gflops=rate / 1e9,
+      copy_gbytes=bandwidth / 1e9,
+      rows=rows,
+      ratios=ratios,
+      peak_gib=peak_gib(),
+      **environment.setting(),
+    )
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")
 
 
 def _line(name, row):
   """A row of the table."""
   parts = [
-      f"{name:26}{row['seconds']:9.3f} s",
-      f"{row['images_per_second']:8.2f} images/s",
-      f"{row['vision_passes']:6.2f} passes",
-      f"first {row['first_seconds']:5.1f} s",
+    f"{name:26}{row['seconds']:9.3f} s",
+    f"{row['images_per_second']:8.2f} images/s",
+    f"{row['vision_passes']:6.2f} passes",
+    f"first {row['first_seconds']:5.1f} s",
   ]
   if "gflop" in row:
     parts.append(f"{row['gib']:6.2f} GiB")
     parts.append(
-        f"{row['gflop']:7.0f} GFLOP and {row['gbyte']:5.1f} GB an image"
+      f"{row['gflop']:7.0f} GFLOP and {row['gbyte']:5.1f} GB an image"
     )
     parts.append(f"{100 * row['rate_share']:3.0f} % of the products' rate")
     parts.append(
-        f"floors {row['flop_seconds']:.3f} and {row['byte_seconds']:.3f} s"
+      f"floors {row['flop_seconds']:.3f} and {row['byte_seconds']:.3f} s"
     )
   return "  ".join(parts)
 

@@ -28,12 +28,15 @@ def images(number: int):
   turned and shifted.
   """
   rng = np.random.default_rng(0)
-  fields = [ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 6)
-            for _ in range(4)]  # fmt: skip
+  fields = [
+    ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), 6) for _ in range(4)
+  ]
   fields = [(f / f.std()).astype(np.float32) for f in fields]
   for first in range(0, number, BATCH):
-    pairs = [_image(rng, fields, i % 2)
-             for i in range(first, min(first + BATCH, number))]  # fmt: skip
+    pairs = [
+      _image(rng, fields, i % 2)
+      for i in range(first, min(first + BATCH, number))
+    ]
     yield tuple(np.stack(part) for part in zip(*pairs))
 
 
@@ -62,7 +65,7 @@ def streamed(number):
   start = time.perf_counter()
   found = state.finalize()
   return spent + time.perf_counter() - start, {
-      k: v.value for k, v in found.items()
+    k: v.value for k, v in found.items()
   }
 
 
@@ -81,8 +84,8 @@ def scikit_learn(number):
   mask, anomaly_map = (x.ravel() for x in _all(number))
   start = time.perf_counter()
   found = {
-      "auroc": peers.roc_auc_score(mask, anomaly_map),
-      "ap": peers.average_precision_score(mask, anomaly_map),
+    "auroc": peers.roc_auc_score(mask, anomaly_map),
+    "ap": peers.average_precision_score(mask, anomaly_map),
   }
   return time.perf_counter() - start, found
 
@@ -150,8 +153,10 @@ def main(options):
     seconds, values, peak = _run(function, options.images)
     rows[function.__name__] = dict(seconds=seconds, peak_mib=peak, **values)
     shown = ", ".join(f"{k} {v:.5f}" for k, v in values.items())
-    print(f"{function.__name__:15} {seconds:9.2f} s {peak:8.0f} MiB  {shown}",
-          flush=True)  # fmt: skip
+    print(
+      f"{function.__name__:15} {seconds:9.2f} s {peak:8.0f} MiB  {shown}",
+      flush=True,
+    )
   ours = rows["streamed"]["seconds"]
   ratios = {}
   if "scikit_learn" in rows:
@@ -165,9 +170,13 @@ def main(options):
     print(f"{name}: {ratio:.1f}")
   if options.json:
     document = dict(
-        images=options.images, pixels=pixels, rows=rows, ratios=ratios,
-        cores=os.cpu_count(), machine=platform.processor(),
-        numpy=np.__version__,
-    )  # fmt: skip
+      images=options.images,
+      pixels=pixels,
+      rows=rows,
+      ratios=ratios,
+      cores=os.cpu_count(),
+      machine=platform.processor(),
+      numpy=np.__version__,
+    )
     text = json.dumps(document, indent=1) + "\n"
     files.write_text(pathlib.Path(options.json), text)

@@ -6,8 +6,8 @@ import jax
 
 # Products of cuDNN's fused attention; backward has the weights to compute anew.
 FUSED = {
-    "dot_product_attention_fwd_wrapper": 2,
-    "dot_product_attention_bwd_wrapper": 5,
+  "dot_product_attention_fwd_wrapper": 2,
+  "dot_product_attention_bwd_wrapper": 5,
 }
 
 

@@ -28,16 +28,16 @@ from zsad_jax.training import feature_cache
 
 FILES, CLASSES, SIDE = 60, 30, 28
 TINY = ClipConfig(
-    embed_dim=32,
-    image_size=28,
-    patch_size=14,
-    vision_width=64,
-    vision_layers=2,
-    text_width=64,
-    text_layers=2,
+  embed_dim=32,
+  image_size=28,
+  patch_size=14,
+  vision_width=64,
+  vision_layers=2,
+  text_width=64,
+  text_layers=2,
 )
 METHOD = anomalyclip.Method(
-    taps=(1, 2), vv_from=1, context_length=2, deep_length=2, deep_depth=2
+  taps=(1, 2), vv_from=1, context_length=2, deep_length=2, deep_depth=2
 )
 
 
@@ -53,13 +53,15 @@ def write(folder: pathlib.Path, images: int) -> None:
   # Files come in turns, so that each class has both states.
   for i in range(images):
     number, anomaly = i % FILES, i // CLASSES % 2
-    records.append({
+    records.append(
+      {
         "img_path": f"{number}.png",
         "mask_path": f"{number}_mask.png" if anomaly else "",
         "cls_name": f"class_{i % CLASSES:02d}",
         "specie_name": "",
         "anomaly": anomaly,
-    })
+      }
+    )
   of = lambda name: [r for r in records if r["cls_name"] == name]
   names = [f"class_{i:02d}" for i in range(CLASSES)]
   meta = {"train": {}, "test": {name: of(name) for name in names}}
@@ -87,8 +89,11 @@ class Watch:
     seen = [mib for at, mib in self._seen if tenth <= at <= end] or [resident()]
     first, most = seen[0], max(seen)
     self.rows[name] = dict(seconds=end - start, tenth_mib=first, most_mib=most)
-    print(f"{name:12} {end - start:8.1f} s  {first:6.0f} MiB after a tenth, "
-          f"{most:6.0f} MiB at most", flush=True)  # fmt: skip
+    print(
+      f"{name:12} {end - start:8.1f} s  {first:6.0f} MiB after a tenth, "
+      f"{most:6.0f} MiB at most",
+      flush=True,
+    )
     return result
 
   def close(self):
@@ -116,15 +121,15 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
   mesh = distributed.make_mesh()
   dataset = watch.run("index", lambda: index.read_meta(folder / "data"))
   config = types.SimpleNamespace(
-      features=types.SimpleNamespace(
-          place="disk", dtype="float32", folder=str(folder / "features")
-      ),
-      image_size=SIDE,
-      batch_size=64,
-      eval_batch_size=256,
-      seed=0,
-      skip_corrupt=False,
-      decoded_cache="",
+    features=types.SimpleNamespace(
+      place="disk", dtype="float32", folder=str(folder / "features")
+    ),
+    image_size=SIDE,
+    batch_size=64,
+    eval_batch_size=256,
+    seed=0,
+    skip_corrupt=False,
+    decoded_cache="",
   )
   frozen = feature_cache.Features(config, METHOD, backbone, mesh, [dataset])
   watch.run("features", lambda: frozen.compute([]))
@@ -132,10 +137,15 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
   again = feature_cache.Features(config, METHOD, backbone, mesh, [dataset])
   watch.run("found again", lambda: again.compute([]))
   compare = evaluator.Evaluator(
-      method=METHOD, backbone=backbone, mesh=mesh, image_size=SIDE,
-      batch_size=256, smooth_sigma=1.0, prompt_names="verbatim",
-      skip_corrupt=False,
-  )  # fmt: skip
+    method=METHOD,
+    backbone=backbone,
+    mesh=mesh,
+    image_size=SIDE,
+    batch_size=256,
+    smooth_sigma=1.0,
+    prompt_names="verbatim",
+    skip_corrupt=False,
+  )
   params, stats = jax.jit(METHOD.init)(jax.random.key(0), backbone)
   evaluate = lambda: evaluator.evaluate(compare, params, stats, dataset)
   watch.run("evaluation", evaluate)

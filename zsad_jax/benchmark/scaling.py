@@ -51,9 +51,11 @@ def run(name, backbone, point):
   """A compiled prediction with its arguments on so many devices."""
   batch, size, devices = point
   mesh = jax.make_mesh(
-      (devices,), ("data",), devices=jax.devices()[:devices],
-      axis_types=(jax.sharding.AxisType.Auto,),
-  )  # fmt: skip
+    (devices,),
+    ("data",),
+    devices=jax.devices()[:devices],
+    axis_types=(jax.sharding.AxisType.Auto,),
+  )
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (batch, size, size, 3))
   case = Case(name, backbone, jnp.asarray(pixels, jnp.uint8))
@@ -68,10 +70,14 @@ def main(options):
   backbone = random_backbone(options)
   whole = lambda values: sorted(map(int, values))
   chosen = points(
-      whole(options.sizes), whole(options.batches), jax.device_count()
+    whole(options.sizes), whole(options.batches), jax.device_count()
   )
-  document = {"model": options.model, "dtype": options.dtype, "rows": [],
-              "differences": {}}  # fmt: skip
+  document = {
+    "model": options.model,
+    "dtype": options.dtype,
+    "rows": [],
+    "differences": {},
+  }
   print(f"{options.model}: seconds (images per second)")
   for name in options.methods:
     clock, scores, work = Clock(options.rounds), {}, {}
@@ -84,12 +90,22 @@ def main(options):
     for point in chosen:
       batch, size, devices = point
       value = seconds[str(point)]
-      print(f"{name:12} batch {batch:3}  {size:4} px  {devices} devices "
-            f"{value:9.3f} ({batch / value:.1f})  {work[point]:7.0f} GFLOP an "
-            "image", flush=True)  # fmt: skip
-      document["rows"].append(dict(
-          method=name, batch=batch, image_size=size, devices=devices,
-          seconds=value, gflop=work[point]))  # fmt: skip
+      print(
+        f"{name:12} batch {batch:3}  {size:4} px  {devices} devices "
+        f"{value:9.3f} ({batch / value:.1f})  {work[point]:7.0f} GFLOP an "
+        "image",
+        flush=True,
+      )
+      document["rows"].append(
+        dict(
+          method=name,
+          batch=batch,
+          image_size=size,
+          devices=devices,
+          seconds=value,
+          gflop=work[point],
+        )
+      )
     if jax.device_count() > 1:
       document["differences"][name] = found = difference(scores)
       print(f"{name:12} with more devices scores differ by {found:.1e} at most")
@@ -102,5 +118,5 @@ def difference(scores) -> float:
   """Largest difference of what one device and several say of an image."""
   alone = {point[:2]: s for point, s in scores.items() if point[2] == 1}
   return max(
-      float(np.abs(s - alone[point[:2]]).max()) for point, s in scores.items()
+    float(np.abs(s - alone[point[:2]]).max()) for point, s in scores.items()
   )

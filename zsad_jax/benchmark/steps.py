@@ -46,7 +46,7 @@ def programs(backbone, pixels):
   """What is compared: function and arguments by name."""
   yield "plain pass", plain, (backbone, pixels)
   recomputed, kept = (
-      Case("adaclip", backbone, pixels, remat=remat) for remat in (True, False)
+    Case("adaclip", backbone, pixels, remat=remat) for remat in (True, False)
   )
   yield "forward", *kept.training(cached=True, gradient=False)
   yield "gradient, recomputed", *recomputed.training(cached=True)
@@ -61,11 +61,11 @@ def measure(backbone, batch: int, side: int, rounds: int) -> dict[str, dict]:
   for name, function, arguments in programs(backbone, pixels):
     facts = examine(function, *arguments)
     rows[name] = {
-        "batch": batch,
-        "gib": facts["gib"],
-        "gflop": facts["flops"] / batch / 1e9,
-        "gbyte": facts["bytes"] / batch / 1e9,
-        "seconds": None,
+      "batch": batch,
+      "gib": facts["gib"],
+      "gflop": facts["flops"] / batch / 1e9,
+      "gbyte": facts["bytes"] / batch / 1e9,
+      "seconds": None,
     }
     if facts["gib"] * 2**30 + RESERVE < free_bytes():
       clock.add(name, facts["program"], *arguments)
@@ -79,8 +79,10 @@ def measure(backbone, batch: int, side: int, rounds: int) -> dict[str, dict]:
 
 def main(options):
   backbone = random_backbone(options)
-  print(f"{options.model} at {options.image_size} px, AdaCLIP, its un-prompted "
-        "embeddings stored")  # fmt: skip
+  print(
+    f"{options.model} at {options.image_size} px, AdaCLIP, its un-prompted "
+    "embeddings stored"
+  )
   found = []
   for batch in map(int, options.batches):
     rows = measure(backbone, batch, options.image_size, options.rounds)
@@ -89,11 +91,18 @@ def main(options):
       time = "not run: more than is free"
       if row["seconds"]:
         time = f"{row['seconds']:8.3f} s {row['passes']:6.2f} passes"
-      print(f"batch {batch:3}  {name:22} {row['gib']:7.2f} GiB "
-            f"{row['gflop']:8.0f} GFLOP and {row['gbyte']:5.0f} GB an image  "
-            f"{time}", flush=True)  # fmt: skip
+      print(
+        f"batch {batch:3}  {name:22} {row['gib']:7.2f} GiB "
+        f"{row['gflop']:8.0f} GFLOP and {row['gbyte']:5.0f} GB an image  "
+        f"{time}",
+        flush=True,
+      )
   if options.json:
-    document = dict(model=options.model, dtype=options.dtype,
-                    image_size=options.image_size, rows=found,
-                    **environment.setting())  # fmt: skip
+    document = dict(
+      model=options.model,
+      dtype=options.dtype,
+      image_size=options.image_size,
+      rows=found,
+      **environment.setting(),
+    )
     files.write_text(options.json, json.dumps(document, indent=1) + "\n")

@@ -32,7 +32,7 @@ class DecodedCache:
     self._closed = False  # Whether it cannot be written to.
 
   def load(
-      self, sample: index.Sample, size: int
+    self, sample: index.Sample, size: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns image uint8 (size, size, 3) and mask uint8 (size, size).
 
@@ -54,8 +54,10 @@ class DecodedCache:
       files.write_bytes(path, _packed(*found), cache=True)
     except OSError as error:
       self._closed = True
-      print(f"note: {error}. Images are decoded without the cache from here.",
-            flush=True)  # fmt: skip
+      print(
+        f"note: {error}. Images are decoded without the cache from here.",
+        flush=True,
+      )
 
   def size(self) -> int:
     """Bytes that the files take."""

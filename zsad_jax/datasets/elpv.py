@@ -51,10 +51,13 @@ def read(root: Path) -> readers.Parts:
 def _rows(labels: Path) -> Iterator[tuple[int, tuple[str, float, str]]]:
   """Yields each line's number and values; columns are padded by spaces."""
   for number, line in enumerate(
-      labels.read_text(encoding="utf-8").splitlines(), start=1):
+    labels.read_text(encoding="utf-8").splitlines(), start=1
+  ):
     try:
       path, probability, kind = line.split()
       yield number, (path, float(probability), kind)
     except ValueError as error:
-      raise ValueError(f'{labels}: line {number}: expected "path probability '
-                       f'type", found {line!r}.') from error
+      raise ValueError(
+        f'{labels}: line {number}: expected "path probability '
+        f'type", found {line!r}.'
+      ) from error

@@ -64,7 +64,8 @@ class Entry:
   counts: Counts | None = None
   other_counts: Mapping[str, Counts] = dataclasses.field(default_factory=dict)
   category_counts: Mapping[str, Counts] = dataclasses.field(
-      default_factory=dict)  # fmt: skip
+    default_factory=dict
+  )
   raw: tuple[Raw, ...] = ()
   has_masks: bool = True
   lossy_masks: bool = False

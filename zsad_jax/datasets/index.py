@@ -118,12 +118,12 @@ class Dataset:
 
 
 def make_dataset(
-    name: str,
-    root: str | os.PathLike[str],
-    *,
-    train: Sequence[Sample] = (),
-    test: Sequence[Sample],
-    notes: Sequence[str] = (),
+  name: str,
+  root: str | os.PathLike[str],
+  *,
+  train: Sequence[Sample] = (),
+  test: Sequence[Sample],
+  notes: Sequence[str] = (),
 ) -> Dataset:
   """Returns a `Dataset`, its classes in the order of their first image.
 
@@ -134,13 +134,18 @@ def make_dataset(
     raise ValueError(f"{root}: no test image found; expected at least one.")
   names = dict.fromkeys(sample.class_name for sample in (*test, *train))
   return Dataset(
-      name=name, root=os.path.abspath(root), class_names=tuple(names),
-      train=tuple(train), test=tuple(test),
-      has_masks=any(sample.mask_path for sample in test), notes=tuple(notes))
+    name=name,
+    root=os.path.abspath(root),
+    class_names=tuple(names),
+    train=tuple(train),
+    test=tuple(test),
+    has_masks=any(sample.mask_path for sample in test),
+    notes=tuple(notes),
+  )
 
 
 def read_meta(
-    root: str | os.PathLike[str], *, name: str | None = None
+  root: str | os.PathLike[str], *, name: str | None = None
 ) -> Dataset:
   """Reads `root/meta.json`, keeping the order of the file.
 
@@ -164,19 +169,26 @@ def read_meta(
   with _no_collection():
     phases = {key.lower(): value for key, value in _load(meta).items()}
     if "test" not in phases:
-      raise ValueError(f'{meta}: expected an object with the keys "train" and '
-                       f'"test", found {sorted(phases)}.')
+      raise ValueError(
+        f'{meta}: expected an object with the keys "train" and '
+        f'"test", found {sorted(phases)}.'
+      )
     train = reader.phase("train", phases.get("train") or {})
     test = reader.phase("test", phases["test"])
   if reader.missing:
     raise ValueError(
-        f"{meta}: {len(reader.missing)} listed files do not exist. Complete "
-        "the data set or remove the records:\n  "
-        + "\n  ".join(reader.missing[:_SHOWN]))
-  notes = [f"{meta}: {reader.num_rerooted} absolute paths were re-rooted to "
-           f"{root}."] if reader.num_rerooted else []
-  return make_dataset(name or os.path.basename(root), root,
-                      train=train, test=test, notes=notes)
+      f"{meta}: {len(reader.missing)} listed files do not exist. Complete "
+      "the data set or remove the records:\n  "
+      + "\n  ".join(reader.missing[:_SHOWN])
+    )
+  notes = (
+    [f"{meta}: {reader.num_rerooted} absolute paths were re-rooted to {root}."]
+    if reader.num_rerooted
+    else []
+  )
+  return make_dataset(
+    name or os.path.basename(root), root, train=train, test=test, notes=notes
+  )
 
 
 @contextlib.contextmanager
@@ -198,8 +210,10 @@ def _load(meta: str) -> dict[str, Any]:
   except ValueError as error:  # Also what bad UTF-8 raises.
     raise ValueError(f"{meta}: not valid JSON ({error}).") from error
   if not isinstance(content, dict):
-    raise ValueError(f'{meta}: expected an object with the keys "train" and '
-                     f'"test", found {type(content).__name__}.')
+    raise ValueError(
+      f'{meta}: expected an object with the keys "train" and '
+      f'"test", found {type(content).__name__}.'
+    )
   return content
 
 
@@ -215,25 +229,34 @@ class _Reader:
   def phase(self, phase: str, classes: Any) -> list[Sample]:
     """Returns the samples of "train" or "test", in file order."""
     if not isinstance(classes, dict):
-      raise ValueError(f'{self.root}/{META}: "{phase}" must map each class to '
-                       f"a list of records, found {type(classes).__name__}.")
+      raise ValueError(
+        f'{self.root}/{META}: "{phase}" must map each class to '
+        f"a list of records, found {type(classes).__name__}."
+      )
     samples = []
     for class_name, records in classes.items():
       where = f'{phase}["{class_name}"]'
       if not isinstance(records, list):
-        raise ValueError(f"{self.root}/{META}: {where} must be a list of "
-                         f"records, found {type(records).__name__}.")
-      samples += [self._sample(f"{where}[{i}]", class_name, record)
-                  for i, record in enumerate(records)]
+        raise ValueError(
+          f"{self.root}/{META}: {where} must be a list of "
+          f"records, found {type(records).__name__}."
+        )
+      samples += [
+        self._sample(f"{where}[{i}]", class_name, record)
+        for i, record in enumerate(records)
+      ]
     return samples
 
   def _sample(self, where: str, class_name: str, record: Any) -> Sample:
     need = lambda field, text: ValueError(
-        f'{self.root}/{META}: record {where}: "{field}" must be {text}, found '
-        f"{record.get(field)!r}.")
+      f'{self.root}/{META}: record {where}: "{field}" must be {text}, found '
+      f"{record.get(field)!r}."
+    )
     if not isinstance(record, dict):
-      raise ValueError(f"{self.root}/{META}: record {where} must be an object, "
-                       f"found {record!r}.")
+      raise ValueError(
+        f"{self.root}/{META}: record {where} must be an object, "
+        f"found {record!r}."
+      )
     if not record.get("img_path") or not isinstance(record["img_path"], str):
       raise need("img_path", "the path of an image")
     if record.get("anomaly") not in (NORMAL, ANOMALOUS):
@@ -243,11 +266,14 @@ class _Reader:
       raise need("mask_path", 'a path, or "" for none')
     label = int(record["anomaly"])
     return Sample(
-        image_path=self._file(f"{where}.img_path", record["img_path"]),
-        mask_path=self._mask(where, mask) if label == ANOMALOUS else "",
-        class_name=class_name, specie_name=record.get("specie_name") or "",
-        label=label, view=record.get("view_id") or "",
-        group=_group(class_name, record) if record.get("view_id") else "")
+      image_path=self._file(f"{where}.img_path", record["img_path"]),
+      mask_path=self._mask(where, mask) if label == ANOMALOUS else "",
+      class_name=class_name,
+      specie_name=record.get("specie_name") or "",
+      label=label,
+      view=record.get("view_id") or "",
+      group=_group(class_name, record) if record.get("view_id") else "",
+    )
 
   def _mask(self, where: str, listed: str) -> str:
     # Generators that join "" to their root leave a directory behind.
@@ -255,8 +281,9 @@ class _Reader:
       return ""
     return self._file(f"{where}.mask_path", listed, directory_is_none=True)
 
-  def _file(self, where: str, listed: str, *,
-            directory_is_none: bool = False) -> str:
+  def _file(
+    self, where: str, listed: str, *, directory_is_none: bool = False
+  ) -> str:
     path, rerooted = _locate(self.root, listed, where)
     if directory_is_none and os.path.isdir(path):
       return ""
@@ -311,8 +338,9 @@ def _locate(root: str, listed: str, where: str) -> tuple[str, bool]:
         return candidate, True
   if not inside:
     raise ValueError(
-        f"{root}/{META}: {where}: {listed} leaves the data root {root}. Use a "
-        "path relative to the folder of meta.json.")
+      f"{root}/{META}: {where}: {listed} leaves the data root {root}. Use a "
+      "path relative to the folder of meta.json."
+    )
   return path, False
 
 
@@ -327,9 +355,11 @@ def class_ids(datasets: Sequence[Dataset]) -> list[int]:
 
 
 def normal_images(
-    datasets: Sequence[Dataset],
+  datasets: Sequence[Dataset],
 ) -> list[list[Sample]]:
   """Returns the images of each class that may be references in training."""
   return [
-      [sample for sample in data.train if sample.class_name == name]
-      for data in datasets for name in data.class_names]
+    [sample for sample in data.train if sample.class_name == name]
+    for data in datasets
+    for name in data.class_names
+  ]

@@ -20,7 +20,8 @@ from zsad_jax.datasets import index
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))
+  (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+)
 NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
 
 # What MVTec, KolektorSDD, ISIC and others append to a mask's name.
@@ -43,14 +44,17 @@ def image_files(path: PathLike) -> tuple[str, ...]:
   """
   path = Path(path).absolute()
   if not path.exists():
-    raise FileNotFoundError(f"{path} does not exist; expected an image or a "
-                            "folder of images.")
+    raise FileNotFoundError(
+      f"{path} does not exist; expected an image or a folder of images."
+    )
   if path.is_file():
     return (str(path),)
   files = tuple(map(str, _images_below(path)))
   if not files:
-    raise ValueError(f"{path}: no image found; understood are "
-                     f"{', '.join(sorted(IMAGE_SUFFIXES))}.")
+    raise ValueError(
+      f"{path}: no image found; understood are "
+      f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+    )
   return files
 
 
@@ -86,7 +90,7 @@ def is_plain(root: PathLike) -> bool:
 
 
 def read_plain(
-    root: PathLike, *, name: str | None = None, class_name: str | None = None
+  root: PathLike, *, name: str | None = None, class_name: str | None = None
 ) -> index.Dataset:
   """Reads `normal/` and, where they exist, `anomalous/` and `masks/`.
 
@@ -108,9 +112,11 @@ def read_plain(
   for folder, found in _classes(root, _is_plain_class):
     shown, masks = class_name or found, _masks(folder / "masks")
     of_class = [
-        *_samples(_images_below(folder / "normal"), {}, shown, "", NORMAL),
-        *_samples(_images_below(folder / "anomalous"), masks, shown, "",
-                  ANOMALOUS)]
+      *_samples(_images_below(folder / "normal"), {}, shown, "", NORMAL),
+      *_samples(
+        _images_below(folder / "anomalous"), masks, shown, "", ANOMALOUS
+      ),
+    ]
     _check_all_masked(of_class, required=bool(masks))
     test += of_class
   return index.make_dataset(name or root.name, root, test=test)
@@ -123,13 +129,14 @@ def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
     ValueError: an image has no mask.
   """
   samples = _samples(
-      images_in(images), _masks(masks), class_name, "", ANOMALOUS)
+    images_in(images), _masks(masks), class_name, "", ANOMALOUS
+  )
   _check_all_masked(samples, required=True)
   return samples
 
 
 def _classes(
-    root: Path, is_class: Callable[[Path], bool], depth: int = _DEPTH
+  root: Path, is_class: Callable[[Path], bool], depth: int = _DEPTH
 ) -> Iterator[tuple[Path, str]]:
   """Folders of classes and their names; what is in one is no other class."""
   if is_class(root):
@@ -153,32 +160,49 @@ def _mvtec_test(folder: Path, class_name: str) -> list[index.Sample]:
   for defect in folders_in(folder / "test"):
     normal = defect.name in NORMAL_FOLDERS
     # BTAD has masks of normal images; they say nothing.
-    masks = {} if normal else _masks(
-        folder / "ground_truth" / defect.name)
-    samples += _samples(images_in(defect), masks, class_name, defect.name,
-                        NORMAL if normal else ANOMALOUS)
+    masks = {} if normal else _masks(folder / "ground_truth" / defect.name)
+    samples += _samples(
+      images_in(defect),
+      masks,
+      class_name,
+      defect.name,
+      NORMAL if normal else ANOMALOUS,
+    )
   _check_all_masked(samples)
   return samples
 
 
-def _samples(images: Sequence[Path], masks: dict[str, Path], class_name: str,
-             specie_name: str, label: int) -> list[index.Sample]:
+def _samples(
+  images: Sequence[Path],
+  masks: dict[str, Path],
+  class_name: str,
+  specie_name: str,
+  label: int,
+) -> list[index.Sample]:
   return [
-      index.Sample(str(image), str(masks.get(_stem(image), "")),
-                   class_name, specie_name, label)
-      for image in images]
+    index.Sample(
+      str(image),
+      str(masks.get(_stem(image), "")),
+      class_name,
+      specie_name,
+      label,
+    )
+    for image in images
+  ]
 
 
-def _check_all_masked(samples: Sequence[index.Sample], *,
-                      required: bool = False) -> None:
+def _check_all_masked(
+  samples: Sequence[index.Sample], *, required: bool = False
+) -> None:
   """Refuses a part of the masks: an unmasked anomaly would go unnoticed."""
   bare = [sample for sample in samples if not sample.has_mask]
   if bare and (required or any(sample.mask_path for sample in samples)):
     raise ValueError(
-        f"{bare[0].image_path}: anomalous, but no mask has its name, unlike "
-        f"other images of {bare[0].class_name!r} ({len(bare)} such). Expected "
-        "the image's name, if need be with _mask, _label, _Segmentation or "
-        "_GT appended.")
+      f"{bare[0].image_path}: anomalous, but no mask has its name, unlike "
+      f"other images of {bare[0].class_name!r} ({len(bare)} such). Expected "
+      "the image's name, if need be with _mask, _label, _Segmentation or "
+      "_GT appended."
+    )
 
 
 def _masks(folder: Path) -> dict[str, Path]:
@@ -187,8 +211,9 @@ def _masks(folder: Path) -> dict[str, Path]:
   for mask in _images_below(folder):
     other = masks.setdefault(_stem(mask), mask)
     if other != mask:
-      raise ValueError(f"{mask} and {other} are masks of the same image; keep "
-                       "one.")
+      raise ValueError(
+        f"{mask} and {other} are masks of the same image; keep one."
+      )
   return masks
 
 
@@ -210,13 +235,19 @@ def _images_below(folder: Path) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
   # macOS leaves "._000.png" beside "000.png" in archives.
-  return (path.suffix.lower() in IMAGE_SUFFIXES
-          and not path.name.startswith(".") and path.is_file())
+  return (
+    path.suffix.lower() in IMAGE_SUFFIXES
+    and not path.name.startswith(".")
+    and path.is_file()
+  )
 
 
 def folders_in(folder: Path) -> list[Path]:
   """The visible folders of a folder, sorted; none if it does not exist."""
   if not folder.is_dir():
     return []
-  return sorted(path for path in folder.iterdir()
-                if path.is_dir() and not path.name.startswith("."))
+  return sorted(
+    path
+    for path in folder.iterdir()
+    if path.is_dir() and not path.name.startswith(".")
+  )

@@ -18,7 +18,7 @@ _STREAM = 1
 
 
 def draw(
-    siblings: Sequence[int], *, prob: float, seed: int, epoch: int, sample: int
+  siblings: Sequence[int], *, prob: float, seed: int, epoch: int, sample: int
 ) -> tuple[int, ...] | None:
   """Returns the samples of a mosaic, or None for the sample itself.
 

@@ -40,9 +40,17 @@ try:
 except RuntimeError:
   pass  # The caller has used TensorFlow; what it sees is the caller's choice.
 
-_DTYPES = dict(image=tf.uint8, references=tf.uint8, mask=tf.uint8,
-               has_mask=tf.bool, label=tf.int32, class_id=tf.int32,
-               index=tf.int32, weight=tf.float32, error=tf.string)
+_DTYPES = dict(
+  image=tf.uint8,
+  references=tf.uint8,
+  mask=tf.uint8,
+  has_mask=tf.bool,
+  label=tf.int32,
+  class_id=tf.int32,
+  index=tf.int32,
+  weight=tf.float32,
+  error=tf.string,
+)
 _ENDLESS = np.iinfo(np.int64).max
 
 Row = dict[str, np.ndarray | int | float | bool | bytes]
@@ -91,18 +99,18 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
 
 
 def train_batches(
-    datasets: Sequence[index.Dataset],
-    *,
-    image_size: int,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    mosaic_label: str = "stale",
-    num_references: int = 0,
-    skip_corrupt: bool = False,
-    num_shards: int = 1,
-    shard: int = 0,
-    cache: DecodedCache | None = None,
+  datasets: Sequence[index.Dataset],
+  *,
+  image_size: int,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  mosaic_label: str = "stale",
+  num_references: int = 0,
+  skip_corrupt: bool = False,
+  num_shards: int = 1,
+  shard: int = 0,
+  cache: DecodedCache | None = None,
 ) -> Batches:
   """Yields batches of the test images of `datasets`, without end.
 
@@ -132,14 +140,18 @@ def train_batches(
   samples = tuple(sample for data in datasets for sample in data.test)
   rows = _local_rows(samples, batch_size, num_shards, shard)
   if mosaic_label not in ("stale", "any"):
-    raise ValueError('mosaic_label: expected "stale" or "any", found '
-                     f"{mosaic_label!r}.")
+    raise ValueError(
+      f'mosaic_label: expected "stale" or "any", found {mosaic_label!r}.'
+    )
   if seed < 0 or start_step < 0:
-    raise ValueError("seed and start_step must not be negative, found "
-                     f"{seed} and {start_step}.")
+    raise ValueError(
+      "seed and start_step must not be negative, found "
+      f"{seed} and {start_step}."
+    )
   order = _Order(len(samples), batch_size, seed)
-  source = _TrainSource(datasets, samples, seed, mosaic_label, num_references,
-                        cache)
+  source = _TrainSource(
+    datasets, samples, seed, mosaic_label, num_references, cache
+  )
 
   def load(number: int) -> Row:
     step, row = divmod(number, len(rows))
@@ -150,19 +162,20 @@ def train_batches(
 
   numbers = tf.data.Dataset.range(start_step * len(rows), _ENDLESS)
   return Batches(
-      _parallel(numbers, load, image_size, len(rows), num_references),
-      skip_corrupt=skip_corrupt)
+    _parallel(numbers, load, image_size, len(rows), num_references),
+    skip_corrupt=skip_corrupt,
+  )
 
 
 def train_numbers(
-    datasets: Sequence[index.Dataset],
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    num_references: int = 0,
-    num_shards: int = 1,
-    shard: int = 0,
+  datasets: Sequence[index.Dataset],
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  num_references: int = 0,
+  num_shards: int = 1,
+  shard: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields what `train_batches` reads, as numbers instead of images.
 
@@ -180,21 +193,23 @@ def train_numbers(
     places = [order(step, row) for row in rows]
     chosen = [source.references(epoch, i or 0) for epoch, i in places]
     numbers = [-1 if i is None else i for _, i in places]
-    yield {"index": np.array(numbers, np.int32),
-           "references": np.array(chosen, np.int32)}
+    yield {
+      "index": np.array(numbers, np.int32),
+      "references": np.array(chosen, np.int32),
+    }
 
 
 def eval_batches(
-    samples: Sequence[index.Sample],
-    *,
-    class_names: Sequence[str],
-    image_size: int,
-    batch_size: int,
-    skip_corrupt: bool = False,
-    num_shards: int = 1,
-    shard: int = 0,
-    cache: DecodedCache | None = None,
-    workers: int | None = None,
+  samples: Sequence[index.Sample],
+  *,
+  class_names: Sequence[str],
+  image_size: int,
+  batch_size: int,
+  skip_corrupt: bool = False,
+  num_shards: int = 1,
+  shard: int = 0,
+  cache: DecodedCache | None = None,
+  workers: int | None = None,
 ) -> Batches:
   """Yields every sample once, in order.
 
@@ -219,8 +234,10 @@ def eval_batches(
   rows = _local_rows(samples, batch_size, num_shards, shard)
   unknown = {sample.class_name for sample in samples} - set(class_names)
   if unknown:
-    raise ValueError(f"class_names: {sorted(unknown)} occur in the samples but "
-                     f"not in {list(class_names)}.")
+    raise ValueError(
+      f"class_names: {sorted(unknown)} occur in the samples but "
+      f"not in {list(class_names)}."
+    )
 
   def load(number: int) -> Row:
     batch, row = divmod(number, len(rows))
@@ -251,17 +268,19 @@ class _Order:
   def __call__(self, step: int, row: int) -> tuple[int, int | None]:
     """Returns the epoch and the number of the sample, None for padding."""
     epoch, step = divmod(
-        step, steps_per_epoch(self.num_samples, self.batch_size))
+      step, steps_per_epoch(self.num_samples, self.batch_size)
+    )
     position = step * self.batch_size + row
     if position >= self.num_samples:
       return epoch, None
     return epoch, int(
-        _permutation(self.seed, epoch, self.num_samples)[position])
+      _permutation(self.seed, epoch, self.num_samples)[position]
+    )
 
 
 @functools.lru_cache(maxsize=8)  # Prefetching works on few epochs at a time.
 def _permutation(
-    seed: int, epoch: int, num_samples: int
+  seed: int, epoch: int, num_samples: int
 ) -> Int64[np.ndarray, " n"]:
   return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
@@ -269,10 +288,15 @@ def _permutation(
 class _TrainSource:
   """Loads training samples, or mosaics in their place."""
 
-  def __init__(self, datasets: Sequence[index.Dataset],
-               samples: Sequence[index.Sample], seed: int,
-               mosaic_label: str, num_references: int,
-               cache: DecodedCache | None):
+  def __init__(
+    self,
+    datasets: Sequence[index.Dataset],
+    samples: Sequence[index.Sample],
+    seed: int,
+    mosaic_label: str,
+    num_references: int,
+    cache: DecodedCache | None,
+  ):
     self._samples = samples
     self._seed = seed
     self._mosaic_label = mosaic_label
@@ -288,13 +312,19 @@ class _TrainSource:
       for (data, name), paths in zip(names, self._normal):
         if not paths:
           raise ValueError(
-              f"{data.root}: class {name!r} has no normal training image to "
-              "serve as reference, which this method learns from.")
+            f"{data.root}: class {name!r} has no normal training image to "
+            "serve as reference, which this method learns from."
+          )
 
   def load(self, epoch: int, i: int, image_size: int) -> Row:
     class_id, label = self._class_ids[i], self._samples[i].label
-    cells = mosaic.draw(self._siblings[class_id], prob=self._probs[i],
-                        seed=self._seed, epoch=epoch, sample=i)
+    cells = mosaic.draw(
+      self._siblings[class_id],
+      prob=self._probs[i],
+      seed=self._seed,
+      epoch=epoch,
+      sample=i,
+    )
     shown = [self._samples[j] for j in cells or (i,)]
     if self._mosaic_label == "any":
       label = max(sample.label for sample in shown)
@@ -314,15 +344,26 @@ class _TrainSource:
     normal = self._normal[self._class_ids[i]]
     chosen = self.references(epoch, i)
     try:
-      return dict(references=np.stack(
-          [preprocess.load_image(normal[j].image_path, image_size)
-           for j in chosen]))
+      return dict(
+        references=np.stack(
+          [
+            preprocess.load_image(normal[j].image_path, image_size)
+            for j in chosen
+          ]
+        )
+      )
     except ValueError as error:
       return _padding(image_size, len(chosen)) | dict(error=str(error).encode())
 
 
-def _load(shown: Sequence[index.Sample], label: int, class_id: int, i: int,
-          image_size: int, cache: DecodedCache | None) -> Row:
+def _load(
+  shown: Sequence[index.Sample],
+  label: int,
+  class_id: int,
+  i: int,
+  image_size: int,
+  cache: DecodedCache | None,
+) -> Row:
   """Reads one sample, or the four of a mosaic; an error is a value, too."""
   row = _padding(image_size) | dict(label=label, class_id=class_id, index=i)
   try:
@@ -331,38 +372,55 @@ def _load(shown: Sequence[index.Sample], label: int, class_id: int, i: int,
     # Raised by `Batches`: TensorFlow would wrap it into pages of its own.
     return row | dict(error=str(error).encode())
   return row | dict(
-      image=image, mask=mask, weight=1.0,
-      has_mask=all(sample.has_mask for sample in shown))
+    image=image,
+    mask=mask,
+    weight=1.0,
+    has_mask=all(sample.has_mask for sample in shown),
+  )
 
 
 def _pair(shown, image_size, cache):
   """Image and mask; mosaics, which do not come again, are not cached."""
   if len(shown) > 1:
     images, masks = zip(*map(preprocess.open_pair, shown))
-    return (preprocess.resize_image(mosaic.paste(images), image_size),
-            preprocess.resize_mask(mosaic.paste(masks), image_size))
+    return (
+      preprocess.resize_image(mosaic.paste(images), image_size),
+      preprocess.resize_mask(mosaic.paste(masks), image_size),
+    )
   load = cache.load if cache else preprocess.load_pair
   return load(shown[0], image_size)
 
 
 def _padding(image_size: int, num_references: int = 0) -> Row:
   shape = (image_size, image_size, 3)
-  return dict(image=np.zeros(shape, np.uint8),
-              references=np.zeros((num_references, *shape), np.uint8),
-              mask=np.zeros((image_size, image_size), np.uint8),
-              has_mask=False, label=0, class_id=0, index=-1, weight=0.0,
-              error=b"")
+  return dict(
+    image=np.zeros(shape, np.uint8),
+    references=np.zeros((num_references, *shape), np.uint8),
+    mask=np.zeros((image_size, image_size), np.uint8),
+    has_mask=False,
+    label=0,
+    class_id=0,
+    index=-1,
+    weight=0.0,
+    error=b"",
+  )
 
 
-def _parallel(numbers: tf.data.Dataset, load: Callable[[int], Row],
-              image_size: int, batch_size: int,
-              num_references: int = 0) -> tf.data.Dataset:
+def _parallel(
+  numbers: tf.data.Dataset,
+  load: Callable[[int], Row],
+  image_size: int,
+  batch_size: int,
+  num_references: int = 0,
+) -> tf.data.Dataset:
   """Calls `load` in threads (Pillow frees the interpreter), keeps the order."""
 
   def call(number) -> list[np.ndarray]:
     row = load(int(number))
-    return [np.asarray(row[key], dtype.as_numpy_dtype)
-            for key, dtype in _DTYPES.items()]
+    return [
+      np.asarray(row[key], dtype.as_numpy_dtype)
+      for key, dtype in _DTYPES.items()
+    ]
 
   @tf.autograph.experimental.do_not_convert
   def load_tf(number: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -376,20 +434,26 @@ def _parallel(numbers: tf.data.Dataset, load: Callable[[int], Row],
       row.pop("references")
     return row
 
-  return (numbers
-          .map(load_tf, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-          .batch(batch_size, drop_remainder=True)
-          .prefetch(tf.data.AUTOTUNE))
+  return (
+    numbers.map(
+      load_tf, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    .batch(batch_size, drop_remainder=True)
+    .prefetch(tf.data.AUTOTUNE)
+  )
 
 
-def _local_rows(samples: Sequence[index.Sample], batch_size: int,
-                num_shards: int, shard: int) -> range:
+def _local_rows(
+  samples: Sequence[index.Sample], batch_size: int, num_shards: int, shard: int
+) -> range:
   """Returns the rows of each batch that are this host's."""
   if not samples:
     raise ValueError("There is no sample to read; expected at least one.")
   if batch_size < 1 or batch_size % num_shards:
-    raise ValueError(f"batch_size: {batch_size} images cannot be split over "
-                     f"{num_shards} hosts; use a multiple of it.")
+    raise ValueError(
+      f"batch_size: {batch_size} images cannot be split over "
+      f"{num_shards} hosts; use a multiple of it."
+    )
   if not 0 <= shard < num_shards:
     raise ValueError(f"shard: expected 0 to {num_shards - 1}, found {shard}.")
   size = batch_size // num_shards

@@ -30,7 +30,7 @@ _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
 
 def load_image(
-    path: str | os.PathLike[str], size: int
+  path: str | os.PathLike[str], size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
   """Returns an image as RGB, resized to a square regardless of its aspect.
 
@@ -46,11 +46,11 @@ def load_image(
 
 
 def load_mask(
-    path: str | os.PathLike[str],
-    image_path: str | os.PathLike[str],
-    size: int,
-    *,
-    lossy: bool = False,
+  path: str | os.PathLike[str],
+  image_path: str | os.PathLike[str],
+  size: int,
+  *,
+  lossy: bool = False,
 ) -> UInt8[np.ndarray, "size size"]:
   """Returns a mask as 0 (normal) and 1 (anomalous).
 
@@ -74,7 +74,7 @@ def load_mask(
 
 
 def normalize(
-    image: UInt8[Array | np.ndarray, "*b h w 3"],
+  image: UInt8[Array | np.ndarray, "*b h w 3"],
 ) -> Float32[Array | np.ndarray, "*b h w 3"]:
   """Returns pixels in [0, 255] as CLIP expects them; for NumPy and JAX."""
   return (image.astype(np.float32) / 255.0 - MEAN) / STD
@@ -92,17 +92,15 @@ def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
   mask = Image.new("L", image.size)
   for path in filter(None, (sample.mask_path, *sample.more_masks)):
     more = open_mask(
-        path, sample.image_path, image.size, lossy=sample.lossy_mask
+      path, sample.image_path, image.size, lossy=sample.lossy_mask
     )
     mask = ImageChops.lighter(mask, more)
   return image, mask
 
 
 def load_pair(
-    sample: index.Sample, size: int
-) -> tuple[
-    UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]
-]:
+  sample: index.Sample, size: int
+) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
   """Returns image and mask of a sample; see `load_image` and `load_mask`."""
   image, mask = open_pair(sample)
   return resize_image(image, size), resize_mask(mask, size)
@@ -114,18 +112,19 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     if image.mode in _MODES_16_BIT:
       image = _to_8_bit(np.asarray(image))
     elif image.mode == "F":
-      raise ValueError("32-bit values have no known maximum; save it with 8 or "
-                       "16 bits")
+      raise ValueError(
+        "32-bit values have no known maximum; save it with 8 or 16 bits"
+      )
     # Before any resize: palettes and bitmaps cannot be interpolated.
     return _convert(image, "RGB")
 
 
 def open_mask(
-    path: str | os.PathLike[str],
-    image_path: str | os.PathLike[str],
-    image_size: tuple[int, int],
-    *,
-    lossy: bool = False,
+  path: str | os.PathLike[str],
+  image_path: str | os.PathLike[str],
+  image_size: tuple[int, int],
+  *,
+  lossy: bool = False,
 ) -> Image.Image:
   """Returns a mask as 0 and 255 in its own size. See `load_mask`.
 
@@ -144,13 +143,14 @@ def open_mask(
   if mask.size != tuple(image_size):
     width, height = image_size
     raise ValueError(
-        f"{path}: the mask is {mask.width} x {mask.height} pixels, but its "
-        f"image {image_path} is {width} x {height}; expected equal sizes.")
+      f"{path}: the mask is {mask.width} x {mask.height} pixels, but its "
+      f"image {image_path} is {width} x {height}; expected equal sizes."
+    )
   return Image.fromarray(np.where(anomalous, 255, 0).astype(np.uint8))
 
 
 def resize_image(
-    image: Image.Image, size: int
+  image: Image.Image, size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
   """Resizes an RGB image; Pillow's bicubic filters when it shrinks."""
   return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
@@ -169,9 +169,7 @@ def share_between(path: str | os.PathLike[str]) -> float:
   return float(((values > values.min()) & (values < values.max())).mean())
 
 
-def resize_mask(
-    mask: Image.Image, size: int
-) -> UInt8[np.ndarray, "size size"]:
+def resize_mask(mask: Image.Image, size: int) -> UInt8[np.ndarray, "size size"]:
   """Resizes a mask of 0 and 255 and thresholds it at one half."""
   mask = mask.resize((size, size), Image.Resampling.BILINEAR)
   return (np.asarray(mask) / 255 > 0.5).astype(np.uint8)
@@ -184,8 +182,9 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
   with Image.open(_file(name)) as file:  # Reads the header alone.
     if file.width * file.height > MAX_PIXELS:
       raise ValueError(
-          f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}; "
-          "ZSAD_JAX_MAX_PIXELS sets another limit")
+        f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}; "
+        "ZSAD_JAX_MAX_PIXELS sets another limit"
+      )
     image = ImageOps.exif_transpose(file)
     if box is None:
       yield image
@@ -215,8 +214,10 @@ def _decoding(path: str | os.PathLike[str]) -> Iterator[None]:
   # Pillow's decoders raise more than OSError on damaged files: SyntaxError for
   # PNG, EOFError, struct.error, or an index or size out of range.
   except Exception as error:
-    raise ValueError(f"{path}: cannot be read as an image ({error}). Replace "
-                     "or remove the file.") from error
+    raise ValueError(
+      f"{path}: cannot be read as an image ({error}). Replace "
+      "or remove the file."
+    ) from error
 
 
 def _to_8_bit(image: np.ndarray) -> Image.Image:
@@ -225,7 +226,8 @@ def _to_8_bit(image: np.ndarray) -> Image.Image:
     raise ValueError("more than 16 bits per pixel; save it with 8 or 16")
   scale = _MAX_16_BIT // 255
   return Image.fromarray(
-      ((image.astype(np.uint32) + scale // 2) // scale).astype(np.uint8))
+    ((image.astype(np.uint32) + scale // 2) // scale).astype(np.uint8)
+  )
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -35,8 +35,8 @@ def held_out(samples: Sequence) -> tuple[list, list]:
   order = np.random.RandomState(_SPLIT_SEED).permutation(len(samples))
   test = frozenset(order[: math.ceil(_HELD_OUT * len(samples))].tolist())
   return (
-      [s for i, s in enumerate(samples) if i not in test],
-      [s for i, s in enumerate(samples) if i in test],
+    [s for i, s in enumerate(samples) if i not in test],
+    [s for i, s in enumerate(samples) if i in test],
   )
 
 
@@ -56,9 +56,9 @@ def visa(root: Path) -> Parts:
         mask = row["mask"] if label == ANOMALOUS else ""
       except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}, line {line}: expected the columns object, split (train "
-            "or test), label (normal or anomaly), image and mask; found "
-            f"{row}."
+          f"{path}, line {line}: expected the columns object, split (train "
+          "or test), label (normal or anomaly), image and mask; found "
+          f"{row}."
         ) from error
       files = [str(root / f) if f else "" for f in (image, mask)]
       for file_ in filter(None, files):
@@ -86,9 +86,12 @@ def kolektor(root: Path) -> Parts:
     for top, bottom in zip(cuts, cuts[1:]):
       damaged, box = labels[top:bottom].any(), (0, top, width, bottom)
       sample = Sample(
-          part(image, box), part(mask, box) if damaged else "", "ksdd",
-          "defect" if damaged else "good", ANOMALOUS if damaged else NORMAL,
-      )  # fmt: skip
+        part(image, box),
+        part(mask, box) if damaged else "",
+        "ksdd",
+        "defect" if damaged else "good",
+        ANOMALOUS if damaged else NORMAL,
+      )
       (anomalous if damaged else normal).append(sample)
   train, test = held_out(normal)
   return train, test + anomalous
@@ -108,19 +111,32 @@ def dagm(root: Path) -> Parts:
         damaged = label.is_file()
         if damaged and phase == "Train":
           continue
-        found.append(Sample(
-            str(image), str(label) if damaged else "", folder.name,
-            "defect" if damaged else "good", ANOMALOUS if damaged else NORMAL,
-        ))  # fmt: skip
+        found.append(
+          Sample(
+            str(image),
+            str(label) if damaged else "",
+            folder.name,
+            "defect" if damaged else "good",
+            ANOMALOUS if damaged else NORMAL,
+          )
+        )
   return train, test
 
 
 AITEX_DEFECTS = {
-    "002": "Broken_end", "006": "Broken_yarn", "010": "Broken_pick",
-    "016": "Weft_curling", "019": "Fuzzyball", "022": "Cut_selvage",
-    "023": "Crease", "025": "Warp_ball", "027": "Knots",
-    "029": "Contamination", "030": "Nep", "036": "Weft_crack",
-}  # fmt: skip
+  "002": "Broken_end",
+  "006": "Broken_yarn",
+  "010": "Broken_pick",
+  "016": "Weft_curling",
+  "019": "Fuzzyball",
+  "022": "Cut_selvage",
+  "023": "Crease",
+  "025": "Warp_ball",
+  "027": "Knots",
+  "029": "Contamination",
+  "030": "Nep",
+  "036": "Weft_crack",
+}
 _TILE, _TILES = 256, 16
 
 
@@ -134,16 +150,20 @@ def aitex(root: Path) -> Parts:
   for mask in sorted(root.rglob("Mask_images/**/*.png")):
     stem = re.sub(r"_mask\d*$", "", mask.stem)
     masks.setdefault(stem, []).append(str(mask))
-  tiles = lambda count: [(i * _TILE, 0, (i + 1) * _TILE, _TILE)
-                         for i in range(count)]  # fmt: skip
+  tiles = lambda count: [
+    (i * _TILE, 0, (i + 1) * _TILE, _TILE) for i in range(count)
+  ]
   normal = [
-      Sample(part(image, box), "", "AITEX", "good", NORMAL)
-      for image in sorted(root.rglob("NODefect_images/**/*.png"))
-      for box in tiles(_TILES)
+    Sample(part(image, box), "", "AITEX", "good", NORMAL)
+    for image in sorted(root.rglob("NODefect_images/**/*.png"))
+    for box in tiles(_TILES)
   ]
   anomalous = []
-  defective = [p for p in root.rglob("Defect_images/**/*.png")
-               if "NODefect_images" not in p.parts]  # fmt: skip
+  defective = [
+    p
+    for p in root.rglob("Defect_images/**/*.png")
+    if "NODefect_images" not in p.parts
+  ]
   for image in sorted(defective):
     found = masks.get(image.stem, ())
     if not found:
@@ -151,13 +171,17 @@ def aitex(root: Path) -> Parts:
     labels = np.max([_grey(mask) for mask in found], axis=0)
     kind = AITEX_DEFECTS.get(image.stem.split("_")[1], image.stem.split("_")[1])
     anomalous += [
-        Sample(
-            part(image, box), part(found[0], box), "AITEX", kind, ANOMALOUS,
-            more_masks=tuple(part(mask, box) for mask in found[1:]),
-        )
-        for box in tiles(math.ceil(labels.shape[1] / _TILE))
-        if labels[:, box[0] : box[2]].any()
-    ]  # fmt: skip
+      Sample(
+        part(image, box),
+        part(found[0], box),
+        "AITEX",
+        kind,
+        ANOMALOUS,
+        more_masks=tuple(part(mask, box) for mask in found[1:]),
+      )
+      for box in tiles(math.ceil(labels.shape[1] / _TILE))
+      if labels[:, box[0] : box[2]].any()
+    ]
   train, test = held_out(normal)
   return train, test + anomalous
 
@@ -173,10 +197,15 @@ def mvtec_3d(root: Path) -> Parts:
           mask = defect / "gt" / f"{image.stem}.png"
           if label == ANOMALOUS and not mask.is_file():
             raise ValueError(f"{image}: anomalous, but {mask} does not exist.")
-          found.append(Sample(
-              str(image), str(mask) if label == ANOMALOUS else "", folder.name,
-              defect.name, label,
-          ))  # fmt: skip
+          found.append(
+            Sample(
+              str(image),
+              str(mask) if label == ANOMALOUS else "",
+              folder.name,
+              defect.name,
+              label,
+            )
+          )
   return train, test
 
 
@@ -197,20 +226,29 @@ def real_iad(root: Path) -> Parts:
         if not image.is_file():
           where = f"{path}: {phase}[{number}]"
           raise ValueError(f"{where}: {image} does not exist.")
-        label = NORMAL if row["anomaly_class"] == meta["normal_class"] else (
-            ANOMALOUS)  # fmt: skip
+        label = (
+          NORMAL
+          if row["anomaly_class"] == meta["normal_class"]
+          else (ANOMALOUS)
+        )
         mask = row.get("mask_path") if label == ANOMALOUS else ""
         view = re.search(r"_(C\d+)_", image.name)
-        found.append(Sample(
-            str(image), str(base / mask) if mask else "", path.stem,
-            row["anomaly_class"], label, view=view[1] if view else "",
+        found.append(
+          Sample(
+            str(image),
+            str(base / mask) if mask else "",
+            path.stem,
+            row["anomaly_class"],
+            label,
+            view=view[1] if view else "",
             group=f"{path.stem}/{image.parts[-3]}{image.parts[-2]}",
-        ))  # fmt: skip
+          )
+        )
   return train, test
 
 
 def states(
-    class_name: str, normal: str, anomalous: str, *, split: bool = False
+  class_name: str, normal: str, anomalous: str, *, split: bool = False
 ) -> Reader:
   """Folders of normal and of anomalous images, without masks.
 
@@ -223,14 +261,16 @@ def states(
   def read(root: Path) -> Parts:
     found = []
     for pattern, label, specie in (
-        (normal, NORMAL, "good"), (anomalous, ANOMALOUS, "defect"),
-    ):  # fmt: skip
+      (normal, NORMAL, "good"),
+      (anomalous, ANOMALOUS, "defect"),
+    ):
       folders = [p for p in sorted(root.glob(pattern)) if p.is_dir()]
       images = [i for folder in folders[:1] for i in images_in(folder)]
       if not images:
         raise ValueError(f"{root}: no images in a folder {pattern}.")
-      found.append([Sample(str(i), "", class_name, specie, label)
-                    for i in images])  # fmt: skip
+      found.append(
+        [Sample(str(i), "", class_name, specie, label) for i in images]
+      )
     train, test = held_out(found[0]) if split else ([], found[0])
     return train, test + found[1]
 
@@ -250,8 +290,8 @@ def head_ct(root: Path) -> Parts:
         image, label = images[int(row[0])], int(row[1])
       except (IndexError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path}, line {line}: expected the number of an image and 0 or "
-            f"1, found {row}."
+          f"{path}, line {line}: expected the number of an image and 0 or "
+          f"1, found {row}."
         ) from error
       kind = "defect" if label else "good"
       test.append(Sample(str(image), "", "headct", kind, label))
@@ -284,5 +324,4 @@ def _grey(path):
 
 def _numbers(path: Path) -> list:
   """Sorts kos2 before kos10."""
-  return [int(t) if t.isdigit() else t
-          for t in re.split(r"(\d+)", str(path))]  # fmt: skip
+  return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]

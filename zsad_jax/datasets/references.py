@@ -46,7 +46,6 @@ class References:
     """For folders and titles, such as "4-shot_seed10"."""
     return self.group if self.seed is None else f"{self.group}_seed{self.seed}"
 
-
   def of(self, name: str, class_name: str) -> tuple[str, ...]:
     """Images to compare those of a class, or of a view of it, with."""
     return self.images.get(name, self.images.get(class_name, ()))
@@ -63,7 +62,7 @@ def indices(count: int, shots: int, seed: int) -> list[int]:
   first k of more shots are those of k shots.
   """
   raw = np.random.RandomState(seed).randint(
-      0, 2**32, size=shots, dtype=np.uint32
+    0, 2**32, size=shots, dtype=np.uint32
   )
   return [int(i) for i in raw % np.uint32(count)]
 
@@ -88,14 +87,19 @@ def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
       from_test.append(name)
     if shots > len(pool):
       raise ValueError(
-          f"{dataset.name}: {shots} references of {name!r} were asked for, but "
-          f"it has {len(pool)} images to choose from; ask for fewer.")
+        f"{dataset.name}: {shots} references of {name!r} were asked for, but "
+        f"it has {len(pool)} images to choose from; ask for fewer."
+      )
     chosen = indices(len(pool), shots, seed)
     images[name] = tuple(pool[i].image_path for i in chosen)
   notes = (
+    (
       f"References of {', '.join(from_test)} were drawn from the test images, "
       "anomalous ones included: there are no training images.",
-  ) if from_test else ()
+    )
+    if from_test
+    else ()
+  )
   return References(images, shots, seed, notes)
 
 
@@ -123,12 +127,15 @@ def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
   views = _compared(dataset)
   if unknown := sorted({*images} - {*dataset.class_names} - {*views}):
     raise ValueError(
-        f"{path}: references of {unknown[0]!r}, which is no class of "
-        f"{dataset.name}; its classes are {', '.join(dataset.class_names)}.")
+      f"{path}: references of {unknown[0]!r}, which is no class of "
+      f"{dataset.name}; its classes are {', '.join(dataset.class_names)}."
+    )
   given = References(images, None)
   if missing := [n for n in views if not given.of(n, views[n])]:
-    raise ValueError(f"{path}: no reference of class {missing[0]!r}; expected "
-                     f"a folder or an entry of that name with images.")
+    raise ValueError(
+      f"{path}: no reference of class {missing[0]!r}; expected "
+      f"a folder or an entry of that name with images."
+    )
   _check_classes(path, images, dataset, views)
   counts = {len(paths) for paths in images.values()}
   return References(images, counts.pop() if len(counts) == 1 else None)
@@ -181,13 +188,13 @@ def _of_file(path):
   try:
     listed = json.loads(path.read_text(encoding="utf-8"))
     return {
-        name: tuple(_existing(path, image) for image in images)
-        for name, images in listed.items()
+      name: tuple(_existing(path, image) for image in images)
+      for name, images in listed.items()
     }
   except (ValueError, AttributeError, TypeError) as error:
     raise ValueError(
-        f"{path}: expected JSON of the form {{class: [path, ...]}} "
-        f"({error}).") from error
+      f"{path}: expected JSON of the form {{class: [path, ...]}} ({error})."
+    ) from error
 
 
 def _existing(listing, line):
@@ -199,12 +206,15 @@ def _existing(listing, line):
 
 def _check_classes(path, images, dataset, views):
   """An image of the data set shows the class that its index says."""
-  shown = {os.path.realpath(s.image_path): s.class_name
-           for s in (*dataset.train, *dataset.test)}
+  shown = {
+    os.path.realpath(s.image_path): s.class_name
+    for s in (*dataset.train, *dataset.test)
+  }
   for name, paths in images.items():
     expected = views.get(name, name)
     for image in paths:
       known = shown.get(os.path.realpath(image), expected)
       if known != expected:
-        raise ValueError(f"{path}: {image} is a reference of {name!r}, but "
-                         f"shows {known!r}.")
+        raise ValueError(
+          f"{path}: {image} is a reference of {name!r}, but shows {known!r}."
+        )

@@ -28,24 +28,27 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     entry = registry.ENTRIES[self.entry_name]
     file = tfds.features.Tensor(shape=(), dtype=tf.string)
     return tfds.core.DatasetInfo(
-        builder=self,
-        description=f"{entry.title}, as the papers use it.",
-        features=tfds.features.FeaturesDict({"image": file, "mask": file}),
-        homepage=entry.source.split()[0],
-        citation=entry.citation,
-        license=entry.licence,
-        metadata=tfds.core.MetadataDict(),
-        disable_shuffling=True,  # The order is part of the protocol.
+      builder=self,
+      description=f"{entry.title}, as the papers use it.",
+      features=tfds.features.FeaturesDict({"image": file, "mask": file}),
+      homepage=entry.source.split()[0],
+      citation=entry.citation,
+      license=entry.licence,
+      metadata=tfds.core.MetadataDict(),
+      disable_shuffling=True,  # The order is part of the protocol.
     )
 
   def _split_generators(self, dl_manager):
     dataset = registry.read_entry(self.entry_name, str(dl_manager.manual_dir))
     parts = {"train": dataset.train, "test": dataset.test}
     self.info.metadata[tfds_records.INDEX] = {
-        part: [_facts(s) for s in samples] for part, samples in parts.items()
+      part: [_facts(s) for s in samples] for part, samples in parts.items()
     }
-    return {part: self._generate_examples(samples)
-            for part, samples in parts.items() if samples}  # fmt: skip
+    return {
+      part: self._generate_examples(samples)
+      for part, samples in parts.items()
+      if samples
+    }
 
   def _generate_examples(self, samples) -> Iterator[tuple[int, dict]]:
     for number, sample in enumerate(samples):
@@ -58,8 +61,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _facts(sample: index.Sample) -> list:
-  return [sample.class_name, sample.specie_name, sample.label,
-          bool(sample.mask_path), sample.view, sample.group]  # fmt: skip
+  return [
+    sample.class_name,
+    sample.specie_name,
+    sample.label,
+    bool(sample.mask_path),
+    sample.view,
+    sample.group,
+  ]
 
 
 def _stored(path: str) -> bytes:
@@ -78,20 +87,19 @@ def _png(image) -> bytes:
 
 # Each registers itself with TensorFlow Datasets when it is made.
 BUILDERS = {
-    name: type(
-        f"Zsad{name.title().replace('_', '')}",
-        (Builder,),
-        {
-            "name": tfds_records.PREFIX + name,
-            "entry_name": name,
-            "__doc__": entry.title,
-            "__module__": __name__,
-            "MANUAL_DOWNLOAD_INSTRUCTIONS": (
-                f"{entry.source}. Give the folder of the data set as "
-                "manual_dir."
-            ),
-        },
-    )
-    for name, entry in registry.ENTRIES.items()
-    if entry.folders
+  name: type(
+    f"Zsad{name.title().replace('_', '')}",
+    (Builder,),
+    {
+      "name": tfds_records.PREFIX + name,
+      "entry_name": name,
+      "__doc__": entry.title,
+      "__module__": __name__,
+      "MANUAL_DOWNLOAD_INSTRUCTIONS": (
+        f"{entry.source}. Give the folder of the data set as manual_dir."
+      ),
+    },
+  )
+  for name, entry in registry.ENTRIES.items()
+  if entry.folders
 }

@@ -29,15 +29,15 @@ def open_built(name: str, data_root: str | os.PathLike[str]) -> index.Dataset:
   versions = sorted(folder.glob("*/metadata.json"))
   if not versions:
     raise FileNotFoundError(
-        f"{folder} holds no built data set: run tfds build {PREFIX}{name} "
-        f"--imports={BUILDERS} --manual_dir=DIR --file_format=array_record "
-        f"--data_dir={data_root}"
+      f"{folder} holds no built data set: run tfds build {PREFIX}{name} "
+      f"--imports={BUILDERS} --manual_dir=DIR --file_format=array_record "
+      f"--data_dir={data_root}"
     )
   built = versions[-1].parent
   facts = json.loads(versions[-1].read_text(encoding="utf-8"))[INDEX]
   parts = {
-      part: [_sample(built, part, i, row) for i, row in enumerate(rows)]
-      for part, rows in facts.items()
+    part: [_sample(built, part, i, row) for i, row in enumerate(rows)]
+    for part, rows in facts.items()
   }
   return index.make_dataset(name, built, **parts)
 
@@ -47,7 +47,7 @@ def _sample(built, part, number, row):
   path = f"{index.BUILT}{built}/{part}/{number}"
   mask = f"{path}/mask" if masked else ""
   return index.Sample(
-      f"{path}/image", mask, class_name, specie, label, view, group
+    f"{path}/image", mask, class_name, specie, label, view, group
   )
 
 

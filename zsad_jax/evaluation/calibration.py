@@ -29,42 +29,41 @@ def store(run: run_lib.Run) -> None:
     ValueError: the method needs references and there are none.
   """
   datasets = [
-      run_lib.open_dataset(run.config, name)
-      for name in run.config.train_data
+    run_lib.open_dataset(run.config, name) for name in run.config.train_data
   ]
   few_shot = all(
-      {s.class_name for s in data.train} >= set(data.class_names)
-      for data in datasets
+    {s.class_name for s in data.train} >= set(data.class_names)
+    for data in datasets
   )
   zero_shot = not few_shot_lib.needs_references(run.method)
   if not (few_shot or zero_shot):
     raise ValueError(
-        f"{run.config.name} needs references, but the auxiliary data "
-        f"({', '.join(run.config.train_data)}) has none."
+      f"{run.config.name} needs references, but the auxiliary data "
+      f"({', '.join(run.config.train_data)}) has none."
     )
   evaluate = evaluator.make(
-      run.config,
-      run.method,
-      run.backbone,
-      distributed.make_mesh(),
-      few_shot=few_shot,
+    run.config,
+    run.method,
+    run.backbone,
+    distributed.make_mesh(),
+    few_shot=few_shot,
   )
   found = {shots: [] for shots in (0, 1) if (zero_shot, few_shot)[shots]}
   for data in datasets:
     choices = [
-        references.sample(data, shots=shots, seed=references.SEEDS[0])
-        for shots in found
+      references.sample(data, shots=shots, seed=references.SEEDS[0])
+      for shots in found
     ]
-    for category in evaluate.categories(
-        run.params, run.stats, data, choices
-    ):
+    for category in evaluate.categories(run.params, run.stats, data, choices):
       # A state is large; only the range of the maps is needed.
       state = category.measure.state
-      found[category.references.shots].append((
+      found[category.references.shots].append(
+        (
           category.label,
           category.pred_score,
           map_range(state),
-      ))
+        )
+      )
   source = "best F1 on the auxiliary images "
   source += f"({', '.join(run.config.train_data)})"
   for shots, categories in found.items():
@@ -79,7 +78,7 @@ def map_range(state: streaming.PixelState) -> tuple[float, float]:
 
 
 def normal_threshold(
-    score: Shaped[np.ndarray, " n"], rate: float
+  score: Shaped[np.ndarray, " n"], rate: float
 ) -> tuple[float, str]:
   """The threshold that fresh normal images reach at most at a wanted rate.
 
@@ -109,9 +108,9 @@ def normal_threshold(
   if not place:
     needed = math.ceil(1 / rate) - 1
     warning = (
-        f"{score.size} normal images are too few for a rate of "
-        f"{100 * rate:g} %: fresh ones may exceed them all at up to "
-        f"{100 / (score.size + 1):.2g} %. Give at least {needed}."
+      f"{score.size} normal images are too few for a rate of "
+      f"{100 * rate:g} %: fresh ones may exceed them all at up to "
+      f"{100 / (score.size + 1):.2g} %. Give at least {needed}."
     )
   largest = np.sort(score)[::-1][max(place, 1) - 1]
   return float(np.nextafter(largest, np.float32(np.inf))), warning
@@ -120,9 +119,8 @@ def normal_threshold(
 def _threshold(categories, source):
   """The threshold of labels, scores and ranges of maps, by category."""
   labels, scores, ranges = zip(*categories)
-  _, image_score = exact.f1_max(np.concatenate(labels),
-                                  np.concatenate(scores))  # fmt: skip
+  _, image_score = exact.f1_max(np.concatenate(labels), np.concatenate(scores))
   low, high = np.median(ranges, axis=0)
   return threshold_lib.Threshold(
-      float(image_score), float(low), float(high), source
+    float(image_score), float(low), float(high), source
   )

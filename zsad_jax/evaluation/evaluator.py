@@ -35,8 +35,7 @@ def prompt_names(dataset: index.Dataset, style: str) -> tuple[str, ...]:
   """
   if style not in PROMPT_NAMES:
     raise ValueError(
-        f"config.prompt_names is one of {', '.join(PROMPT_NAMES)}, got "
-        f"{style!r}."
+      f"config.prompt_names is one of {', '.join(PROMPT_NAMES)}, got {style!r}."
     )
   if style == "verbatim":
     return dataset.class_names
@@ -79,11 +78,11 @@ class Category:
     """Image and pixel metrics; nan where undefined."""
     anomalous = int((self.label == ANOMALOUS).sum())
     return {
-        "num_normal": len(self.samples) - anomalous,
-        "num_anomalous": anomalous,
-        **self.measure.image(self.label, self.pred_score),
-        **self.measure.pixel(),
-        **self._of_samples(),
+      "num_normal": len(self.samples) - anomalous,
+      "num_anomalous": anomalous,
+      **self.measure.image(self.label, self.pred_score),
+      **self.measure.pixel(),
+      **self._of_samples(),
     }
 
   def _of_samples(self):
@@ -92,7 +91,7 @@ class Category:
     if not groups.size or "" in groups:
       return {}
     found = self.measure.image(
-        *variants.by_sample(groups, self.label, self.pred_score)
+      *variants.by_sample(groups, self.label, self.pred_score)
     )
     return {k.replace("image_", "sample_"): v for k, v in found.items()}
 
@@ -130,11 +129,11 @@ class Evaluator:
   cache: cache_lib.DecodedCache | None = None
 
   def categories(
-      self,
-      params,
-      stats,
-      dataset,
-      references: Sequence[references_lib.References] = (references_lib.NONE,),
+    self,
+    params,
+    stats,
+    dataset,
+    references: Sequence[references_lib.References] = (references_lib.NONE,),
   ) -> Iterator[Category]:
     """Yields each category once for each choice of references.
 
@@ -142,11 +141,11 @@ class Evaluator:
     encoded once for all choices.
     """
     predictor = predictor_lib.Predictor(
-        self.method,
-        self.backbone,
-        prompt_names(dataset, self.prompt_names),
-        self.mesh,
-        smooth_sigma=self.smooth_sigma,
+      self.method,
+      self.backbone,
+      prompt_names(dataset, self.prompt_names),
+      self.mesh,
+      smooth_sigma=self.smooth_sigma,
     )
     for class_id, class_name in enumerate(dataset.class_names):
       samples = [s for s in dataset.test if s.class_name == class_name]
@@ -155,15 +154,15 @@ class Evaluator:
 
       def predict(name, class_id=class_id, class_name=class_name):
         memories = [
-            self._memory(predictor, r.of(name, class_name), class_id)
-            for r in references
+          self._memory(predictor, r.of(name, class_name), class_id)
+          for r in references
         ]
         return lambda batch: predictor.predict(
-            params, stats, predictor.encode(batch), memories
+          params, stats, predictor.encode(batch), memories
         )
 
       yield from self._category(
-          predict, class_name, samples, dataset.class_names, references
+        predict, class_name, samples, dataset.class_names, references
       )
 
   def _memory(self, predictor, paths, class_id):
@@ -171,7 +170,7 @@ class Evaluator:
       return None
     images = [preprocess.load_image(p, self.image_size) for p in paths]
     return predictor.remember(
-        np.stack(images), class_id, batch_size=self.batch_size
+      np.stack(images), class_id, batch_size=self.batch_size
     )
 
   def _category(self, predict, name, samples, class_names, references):
@@ -197,20 +196,20 @@ class Evaluator:
 
   def _batches(self, samples, class_names):
     return pipeline.eval_batches(
-        samples,
-        class_names=class_names,
-        image_size=self.image_size,
-        batch_size=predictor_lib.round_up(self.batch_size),
-        skip_corrupt=self.skip_corrupt,
-        **distributed.shard(),
-        cache=self.cache,
+      samples,
+      class_names=class_names,
+      image_size=self.image_size,
+      batch_size=predictor_lib.round_up(self.batch_size),
+      skip_corrupt=self.skip_corrupt,
+      **distributed.shard(),
+      cache=self.cache,
     )
 
   def _start(self, name, choice, samples):
     """A category of which nothing was seen yet."""
     always = _spread([s.label for s in samples]) if self.examples else ()
     gallery = gallery_lib.Gallery(
-        each=self.examples, threshold=self.threshold, always=always
+      each=self.examples, threshold=self.threshold, always=always
     )
     empty = np.zeros(0, np.float32)
     measure = accumulators.make(self.variant)
@@ -247,10 +246,10 @@ def _joined(category, seen, scores, skipped):
   # Batch by batch, as one process would have seen them.
   in_turn = lambda parts: np.concatenate([x for y in zip(*parts) for x in y])
   return dataclasses.replace(
-      category,
-      samples=[category.listed[i] for i in in_turn(all_seen)],
-      pred_score=in_turn(all_scores),
-      skipped=list(dict.fromkeys(sum(messages, []))),
+    category,
+    samples=[category.listed[i] for i in in_turn(all_seen)],
+    pred_score=in_turn(all_scores),
+    skipped=list(dict.fromkeys(sum(messages, []))),
   )
 
 
@@ -276,13 +275,13 @@ def _look(category, samples, truth, maps, scores):
     sample = samples[number]
     if np.isnan(scores[i]) or np.isnan(maps[i]).any():
       raise ValueError(
-          f"{sample.image_path}: the prediction contains NaN. Parameters or "
-          "weights that are not finite are the usual reason."
+        f"{sample.image_path}: the prediction contains NaN. Parameters or "
+        "weights that are not finite are the usual reason."
       )
     mask = masks[i] if known[i] else None
     # A copy: a view would keep the whole batch in memory.
     example = gallery_lib.Example(
-        int(number), float(scores[i]), maps[i].copy(), mask
+      int(number), float(scores[i]), maps[i].copy(), mask
     )
     category.gallery.add(sample.label, example)
   category.measure.update(masks[known], maps[known])
@@ -301,8 +300,14 @@ def _spread(labels):
 
 
 def make(
-    config, method, backbone, mesh, *, skip_corrupt=None, few_shot=False,
-    **options,
+  config,
+  method,
+  backbone,
+  mesh,
+  *,
+  skip_corrupt=None,
+  few_shot=False,
+  **options,
 ) -> Evaluator:
   """The evaluator that a configuration describes.
 
@@ -314,27 +319,27 @@ def make(
   if few_shot:
     method = few_shot_lib.with_memory(method, **config.memory)
   return Evaluator(
-      method=method,
-      backbone=backbone,
-      mesh=mesh,
-      image_size=config.image_size,
-      batch_size=config.eval_batch_size,
-      smooth_sigma=config.smooth_sigma,
-      prompt_names=config.prompt_names,
-      skip_corrupt=skip_corrupt,
-      # Runs made before there was one have no such field.
-      cache=cache_lib.open_cache(config.get("decoded_cache", "")),
-      **options,
+    method=method,
+    backbone=backbone,
+    mesh=mesh,
+    image_size=config.image_size,
+    batch_size=config.eval_batch_size,
+    smooth_sigma=config.smooth_sigma,
+    prompt_names=config.prompt_names,
+    skip_corrupt=skip_corrupt,
+    # Runs made before there was one have no such field.
+    cache=cache_lib.open_cache(config.get("decoded_cache", "")),
+    **options,
   )
 
 
 def evaluate(
-    evaluator: Evaluator,
-    params,
-    stats,
-    dataset: index.Dataset,
-    references: Sequence[references_lib.References] = (references_lib.NONE,),
-    on_category: Callable[[Category], None] = lambda category: None,
+  evaluator: Evaluator,
+  params,
+  stats,
+  dataset: index.Dataset,
+  references: Sequence[references_lib.References] = (references_lib.NONE,),
+  on_category: Callable[[Category], None] = lambda category: None,
 ) -> tuple[list[dict[str, dict[str, float | int]]], dict]:
   """Metrics of every category of a data set, for each choice of references.
 

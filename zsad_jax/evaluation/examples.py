@@ -6,11 +6,11 @@ import heapq
 import numpy as np
 
 KINDS = {
-    "missed": "anomalous, lowest scores",
-    "false alarm": "normal, highest scores",
-    "borderline": "closest to the threshold",
-    "found": "anomalous, highest scores",
-    "clear": "normal, lowest scores",
+  "missed": "anomalous, lowest scores",
+  "false alarm": "normal, highest scores",
+  "borderline": "closest to the threshold",
+  "found": "anomalous, highest scores",
+  "clear": "normal, lowest scores",
 }
 
 
@@ -51,8 +51,11 @@ class Gallery:
     if example.number in self._always:
       self.kept[example.number] = example
     score = example.score
-    ranks = {"found": score, "missed": -score} if label else {
-        "false alarm": score, "clear": -score}  # fmt: skip
+    ranks = (
+      {"found": score, "missed": -score}
+      if label
+      else {"false alarm": score, "clear": -score}
+    )
     if self._threshold is not None:
       ranks["borderline"] = -abs(score - self._threshold)
     for kind, rank in ranks.items():

@@ -17,43 +17,62 @@ _OTHER = "in the AnomalyCLIP setting"  # AdaCLIP, trained on other sets.
 
 # As the papers call them.
 DATASETS = {
-    "mvtec": "MVTec AD", "visa": "VisA", "mpdd": "MPDD", "btad": "BTAD",
-    "ksdd": "KSDD", "dagm": "DAGM", "dtd": "DTD-Synthetic", "aitex": "AITEX",
-    "elpv": "ELPV", "mvtec3d": "MVTec 3D", "real_iad": "Real-IAD",
-    "headct": "HeadCT", "brainmri": "BrainMRI", "br35h": "Br35H",
-    "covid": "Covid", "lag": "LAG", "isic": "ISIC", "clinicdb": "ClinicDB",
-    "colondb": "ColonDB", "kvasir": "Kvasir", "endo": "Endo", "tn3k": "TN3K",
-}  # fmt: skip
+  "mvtec": "MVTec AD",
+  "visa": "VisA",
+  "mpdd": "MPDD",
+  "btad": "BTAD",
+  "ksdd": "KSDD",
+  "dagm": "DAGM",
+  "dtd": "DTD-Synthetic",
+  "aitex": "AITEX",
+  "elpv": "ELPV",
+  "mvtec3d": "MVTec 3D",
+  "real_iad": "Real-IAD",
+  "headct": "HeadCT",
+  "brainmri": "BrainMRI",
+  "br35h": "Br35H",
+  "covid": "Covid",
+  "lag": "LAG",
+  "isic": "ISIC",
+  "clinicdb": "ClinicDB",
+  "colondb": "ColonDB",
+  "kvasir": "Kvasir",
+  "endo": "Endo",
+  "tn3k": "TN3K",
+}
 METHODS = {
-    "adaclip": "AdaCLIP", "anomalyclip": "AnomalyCLIP", "clip": "CLIP",
-    "faprompt": "FAPrompt", "adaptclip": "AdaptCLIP",
-}  # fmt: skip
+  "adaclip": "AdaCLIP",
+  "anomalyclip": "AnomalyCLIP",
+  "clip": "CLIP",
+  "faprompt": "FAPrompt",
+  "adaptclip": "AdaptCLIP",
+}
 # Ablations: how a paper calls a variant of a configuration.
 VARIANTS = {
-    **{("adaclip", f"k{k}"): f"AdaCLIP [HSF K={k}]" for k in (10, 20, 40, 80)},
-    ("adaclip", "hsf_none"): "AdaCLIP [w/o HSF, max value]",
-    ("adaclip", "v"): "AdaCLIP [prompt image encoder only]",
-    ("adaclip", "l"): "AdaCLIP [prompt text encoder only]",
-    ("adaptclip", "clip"): "naive CLIP",
-    ("adaptclip", "ta"): "AdaptCLIP [TA only]",
-    ("adaptclip", "va"): "AdaptCLIP [VA only]",
-    ("adaptclip", "joint"): "AdaptCLIP [TA+VA, joint learning]",
-    ("adaptclip", "zero"): "AdaptCLIP [TA+VA, alternating learning]",
-    ("adaptclip", "pqa_residual"): "AdaptCLIP [PQA only, w/o context]",
-    ("adaptclip", "pqa"): "AdaptCLIP [PQA only, w context]",
-    ("faprompt", "k1"): "FAPrompt [CAP K=1, + DAP]",
-    ("faprompt", "no_dap"): "FAPrompt [AnomalyCLIP + CAP]",
-    ("faprompt", "no_cap"): "FAPrompt [AnomalyCLIP + DAP]",
+  **{("adaclip", f"k{k}"): f"AdaCLIP [HSF K={k}]" for k in (10, 20, 40, 80)},
+  ("adaclip", "hsf_none"): "AdaCLIP [w/o HSF, max value]",
+  ("adaclip", "v"): "AdaCLIP [prompt image encoder only]",
+  ("adaclip", "l"): "AdaCLIP [prompt text encoder only]",
+  ("adaptclip", "clip"): "naive CLIP",
+  ("adaptclip", "ta"): "AdaptCLIP [TA only]",
+  ("adaptclip", "va"): "AdaptCLIP [VA only]",
+  ("adaptclip", "joint"): "AdaptCLIP [TA+VA, joint learning]",
+  ("adaptclip", "zero"): "AdaptCLIP [TA+VA, alternating learning]",
+  ("adaptclip", "pqa_residual"): "AdaptCLIP [PQA only, w/o context]",
+  ("adaptclip", "pqa"): "AdaptCLIP [PQA only, w context]",
+  ("faprompt", "k1"): "FAPrompt [CAP K=1, + DAP]",
+  ("faprompt", "no_dap"): "FAPrompt [AnomalyCLIP + CAP]",
+  ("faprompt", "no_cap"): "FAPrompt [AnomalyCLIP + DAP]",
 }
 # A metric of ours by level and its names in print; the first is preferred.
 METRICS = {
-    "image_auroc": ("image", ("AUROC",)),
-    "image_ap": ("image", ("AP", "AUPR")),
-    "image_f1_max": ("image", ("F1max",)),
-    "pixel_auroc": ("pixel", ("AUROC",)),
-    "pixel_ap": ("pixel", ("AP", "AUPR")),
-    "pixel_f1_max": ("pixel", ("F1max",)),
-    "pixel_aupro": ("pixel", ("PRO",)),
+  "image_auroc": ("image", ("AUROC",)),
+  "image_ap": ("image", ("AP", "AUPR")),
+  "image_f1_max": ("image", ("F1max",)),
+  "pixel_auroc": ("pixel", ("AUROC",)),
+  "pixel_ap": ("pixel", ("AP", "AUPR")),
+  "pixel_f1_max": ("pixel", ("F1max",)),
+  "pixel_aupro": ("pixel", ("PRO",)),
 }
 
 
@@ -93,8 +112,8 @@ def read(folder: str | pathlib.Path = FOLDER) -> tuple[Cell, ...]:
   paths = sorted(pathlib.Path(folder).glob("*.csv"))
   if not paths:
     raise FileNotFoundError(
-        f"{folder} has no tables (*.csv). They are in data/paper_results of "
-        "the source; --paper_results=DIR names another folder."
+      f"{folder} has no tables (*.csv). They are in data/paper_results of "
+      "the source; --paper_results=DIR names another folder."
     )
   return tuple(cell for path in paths for cell in _read(path))
 
@@ -107,18 +126,27 @@ def _read(path):
         yield _cell(path.stem, row)
       except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}, line {number}: {error}. Expected are the columns that "
-            "README.md beside it lists."
+          f"{path}, line {number}: {error}. Expected are the columns that "
+          "README.md beside it lists."
         ) from error
 
 
 def _cell(paper, row):
-  names = ("table", "caption", "method", "shots", "dataset", "category",
-           "level", "metric", "notes")  # fmt: skip
+  names = (
+    "table",
+    "caption",
+    "method",
+    "shots",
+    "dataset",
+    "category",
+    "level",
+    "metric",
+    "notes",
+  )
   value = float(row["value"]) / 100 if row["value"] else None
   doubtful = any(doubt in row["notes"] for doubt in _DOUBTS) or value is None
   return Cell(
-      paper=paper, value=value, doubtful=doubtful, **{n: row[n] for n in names}
+    paper=paper, value=value, doubtful=doubtful, **{n: row[n] for n in names}
   )
 
 
@@ -145,18 +173,24 @@ class Tables:
   def __init__(self, cells: Iterable[Cell]):
     self._cells = collections.defaultdict(list)
     for cell in cells:
-      key = (cell.method, cell.shots, cell.dataset, cell.category, cell.level,
-             cell.metric)  # fmt: skip
+      key = (
+        cell.method,
+        cell.shots,
+        cell.dataset,
+        cell.category,
+        cell.level,
+        cell.metric,
+      )
       self._cells[key].append(cell)
 
   def find(
-      self,
-      config_name: str,
-      *,
-      dataset: str,
-      shots: int,
-      metric: str,
-      category: str = MEAN,
+    self,
+    config_name: str,
+    *,
+    dataset: str,
+    shots: int,
+    metric: str,
+    category: str = MEAN,
   ) -> Cell | None:
     """The printed number of a configuration, or None.
 
@@ -171,13 +205,20 @@ class Tables:
     level, names = METRICS[metric]
     own = config_name.split("_")[0]
     found = [
-        cell
-        for name in names
-        for cell in self._cells.get(
-            (method, str(shots), DATASETS.get(dataset, dataset), category,
-             level, name), ()
-        )
-    ]  # fmt: skip
+      cell
+      for name in names
+      for cell in self._cells.get(
+        (
+          method,
+          str(shots),
+          DATASETS.get(dataset, dataset),
+          category,
+          level,
+          name,
+        ),
+        (),
+      )
+    ]
     rank = lambda c: (c.doubtful, c.paper != own, _OTHER in c.caption)
     return min(found, key=rank, default=None)
 
@@ -199,15 +240,15 @@ class Comparison:
 
   def __str__(self):
     return (
-        f"{self.method}, {self.shots}-shot, {self.dataset}, {self.metric}: "
-        f"{100 * self.ours:.1f}, {self.cell.paper} {self.cell.table} has "
-        f"{100 * self.cell.value:.1f} ({100 * self.difference:+.1f})"
+      f"{self.method}, {self.shots}-shot, {self.dataset}, {self.metric}: "
+      f"{100 * self.ours:.1f}, {self.cell.paper} {self.cell.table} has "
+      f"{100 * self.cell.value:.1f} ({100 * self.difference:+.1f})"
     )
 
 
 def compare(
-    tables: Tables,
-    means: Mapping[tuple[str, str, int], Mapping[str, float]],
+  tables: Tables,
+  means: Mapping[tuple[str, str, int], Mapping[str, float]],
 ) -> list[Comparison]:
   """Every mean that a paper prints, too; doubtful cells are left out.
 
@@ -233,8 +274,10 @@ def list_tables(cells: Sequence[Cell]) -> str:
     groups[cell.paper, cell.table, cell.caption].append(cell)
   known = {name: key for key, name in DATASETS.items()}
   configs = {paper: name for name, paper in METHODS.items()}
-  configs |= {paper: f"{name}:paper,{variant}"
-              for (name, variant), paper in VARIANTS.items()}  # fmt: skip
+  configs |= {
+    paper: f"{name}:paper,{variant}"
+    for (name, variant), paper in VARIANTS.items()
+  }
   lines = []
   for (paper, table, caption), of_table in groups.items():
     methods = {c.method for c in of_table}
@@ -244,12 +287,16 @@ def list_tables(cells: Sequence[Cell]) -> str:
     shots = sorted({c.shots for c in of_table if c.shots.isdecimal()})
     doubtful = sum(c.doubtful for c in of_table)
     needs = (
+      (
         f"configurations {', '.join(ours + plus)}; data "
         f"{', '.join(data) or 'of other tables (averages)'}; shots "
         f"{', '.join(shots)}"
-    ) if ours or plus else "methods that are not in this package"
+      )
+      if ours or plus
+      else "methods that are not in this package"
+    )
     lines += [
-        f"{paper}, {table}: {caption}",
-        f"  {len(of_table)} numbers, {doubtful} doubtful; needs {needs}",
+      f"{paper}, {table}: {caption}",
+      f"  {len(of_table)} numbers, {doubtful} doubtful; needs {needs}",
     ]
   return "\n".join(lines)

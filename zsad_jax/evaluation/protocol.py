@@ -43,13 +43,15 @@ class Protocol:
   def of(cls, config, **settings) -> "Protocol":
     """The protocol of a run's configuration, with these settings."""
     looked_at = config.selection_data if config.selection != "last" else ()
-    return cls(**{
+    return cls(
+      **{
         "train_data": tuple(config.train_data),
         "test_data": tuple(config.test_data),
         "selection": config.selection,
         "selection_data": tuple(looked_at),
         **settings,
-    })
+      }
+    )
 
   def check(self, dataset: index.Dataset, data_root: str | None) -> list[str]:
     """Returns what must stand beside a result on this data set.
@@ -61,17 +63,15 @@ class Protocol:
     if dataset.root in _roots(self.train_data, data_root):
       if not self.allow_trained:
         raise ValueError(
-            f"{dataset.name} ({dataset.root}) was trained on: this would be "
-            "no zero-shot result. --allow_trained evaluates it all the same."
+          f"{dataset.name} ({dataset.root}) was trained on: this would be "
+          "no zero-shot result. --allow_trained evaluates it all the same."
         )
       notes.append(f"{dataset.name} was trained on: no zero-shot result.")
     if self.selection == "official":
       which = ", ".join(self.selection_data)
       target = dataset.root in _roots(self.selection_data, data_root)
       what = "this target set" if target else f"target images ({which})"
-      notes.append(
-          f'checkpoint "official": chosen by the results on {what}.'
-      )
+      notes.append(f'checkpoint "official": chosen by the results on {what}.')
     return notes
 
   def describe(self) -> str:
@@ -79,9 +79,9 @@ class Protocol:
     shots = ", ".join(map(str, self.shots))
     seeds = f", seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
     return (
-        f"trained on {', '.join(self.train_data)}; tested on "
-        f"{', '.join(self.test_data)}; checkpoint {self.selection}; shots "
-        f"{shots}{seeds}; metrics {self.variant}"
+      f"trained on {', '.join(self.train_data)}; tested on "
+      f"{', '.join(self.test_data)}; checkpoint {self.selection}; shots "
+      f"{shots}{seeds}; metrics {self.variant}"
     )
 
 
@@ -94,9 +94,9 @@ def check_names(config) -> None:
   both = set(config.train_data) & set(config.test_data)
   if both and not config.allow_trained:
     raise ValueError(
-        f"{', '.join(sorted(both))} is in config.train_data and in "
-        "config.test_data: its results would mean nothing. "
-        "--config.allow_trained=True evaluates it all the same."
+      f"{', '.join(sorted(both))} is in config.train_data and in "
+      "config.test_data: its results would mean nothing. "
+      "--config.allow_trained=True evaluates it all the same."
     )
 
 

@@ -47,17 +47,17 @@ class Plus:
     # What the method computes as well is computed once: equal parts of one
     # compiled program are merged.
     _, tokens = dual_path.encode(
-        backbone,
-        batch["image"],
-        taps=self.taps,
-        vv_from=self.vv_from,
-        act=self.method.act,
-        pos_resize=self.method.pos_resize,
-        class_ln_post=False,
+      backbone,
+      batch["image"],
+      taps=self.taps,
+      vv_from=self.vv_from,
+      act=self.method.act,
+      pos_resize=self.method.pos_resize,
+      class_ln_post=False,
     )
     return {
-        "method": self.method.encode(backbone, batch),
-        "patch_units": similarity.unit(jnp.stack(tokens, axis=1)[:, :, 1:]),
+      "method": self.method.encode(backbone, batch),
+      "patch_units": similarity.unit(jnp.stack(tokens, axis=1)[:, :, 1:]),
     }
 
   def remember(self, features):
@@ -67,7 +67,7 @@ class Plus:
   def predict(self, params, stats, backbone, aux, features):
     """The method's prediction, with a memory averaged with the distance."""
     alone = self.method.predict(
-        params, stats, backbone, aux, features["method"]
+      params, stats, backbone, aux, features["method"]
     )
     return self.beside(alone, features) if "memory" in features else alone
 
@@ -75,8 +75,8 @@ class Plus:
     """A prediction made without a memory, averaged with the distance to it."""
     bank, layers = features["memory"], range(len(self.taps))
     distances = [
-        memory_bank.nearest(features["patch_units"][:, i], bank[:, :, i])[0]
-        for i in layers
+      memory_bank.nearest(features["patch_units"][:, i], bank[:, :, i])[0]
+      for i in layers
     ]
     # Half of a cosine distance lies in [0, 1], as probabilities do.
     distance = 0.5 * sum(distances) / len(distances)
@@ -84,6 +84,6 @@ class Plus:
     few = similarity.to_map(distance[..., None], size, method="bilinear")
     few = few[..., 0]
     return {
-        "anomaly_map": 0.5 * (alone["anomaly_map"] + few),
-        "pred_score": 0.5 * (alone["pred_score"] + few.max(axis=(1, 2))),
+      "anomaly_map": 0.5 * (alone["anomaly_map"] + few),
+      "pred_score": 0.5 * (alone["pred_score"] + few.max(axis=(1, 2))),
     }

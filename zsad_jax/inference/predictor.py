@@ -37,7 +37,9 @@ def put_batch(batch: Mapping[str, Any], mesh) -> dict[str, Any]:
   return jax.tree.map(put, dict(batch))
 
 
-def encode(method: types.Detector, backbone: types.Backbone, batch: types.Batch):
+def encode(
+  method: types.Detector, backbone: types.Backbone, batch: types.Batch
+):
   """Features of a batch of uint8 images; runs inside jit.
 
   Where the batch brings "references" (b, k, s, s, 3), each image's own, their
@@ -56,13 +58,11 @@ def encode(method: types.Detector, backbone: types.Backbone, batch: types.Batch)
     return features
   b, k, *shape = batch["references"].shape
   of_references = method.encode(
-      backbone,
-      {
-          "image": preprocess.normalize(
-              batch["references"].reshape(b * k, *shape)
-          ),
-          "class_id": jnp.repeat(batch["class_id"], k),
-      },
+    backbone,
+    {
+      "image": preprocess.normalize(batch["references"].reshape(b * k, *shape)),
+      "class_id": jnp.repeat(batch["class_id"], k),
+    },
   )
   each = jax.tree.map(lambda x: x.reshape(b, k, *x.shape[1:]), of_references)
   return {**features, "memory": method.remember(each)}
@@ -100,23 +100,23 @@ class Predictor:
   """
 
   def __init__(
-      self,
-      method: types.Detector,
-      backbone: types.Backbone,
-      class_names: Sequence[str],
-      mesh: jax.sharding.Mesh,
-      *,
-      smooth_sigma: float = 0.0,
+    self,
+    method: types.Detector,
+    backbone: types.Backbone,
+    class_names: Sequence[str],
+    mesh: jax.sharding.Mesh,
+    *,
+    smooth_sigma: float = 0.0,
   ):
     self._shares = hasattr(method, "beside")
     self._mesh = mesh
     self._backbone, self._aux = distributed.replicate(
-        (backbone, method.prepare(backbone, class_names)), mesh
+      (backbone, method.prepare(backbone, class_names)), mesh
     )
     self._encode = jax.jit(functools.partial(encode, method))
     # References are all one image's, as far as shapes are concerned.
     self._remember = jax.jit(
-        lambda features: method.remember(jax.tree.map(_lead, features))
+      lambda features: method.remember(jax.tree.map(_lead, features))
     )
 
     split = NamedSharding(mesh, P("data"))
@@ -127,8 +127,8 @@ class Predictor:
       alone = run(features) if self._shares or None in memories else None
       beside = lambda f: method.beside(alone, f) if self._shares else run(f)
       results = [
-          alone if memory is None else beside({**features, "memory": memory})
-          for memory in memories
+        alone if memory is None else beside({**features, "memory": memory})
+        for memory in memories
       ]
       if not smooths():
         return results
@@ -148,7 +148,7 @@ class Predictor:
     return self._encode(self._backbone, put_batch(needed, self._mesh))
 
   def remember(
-      self, images: np.ndarray, class_id: int, *, batch_size: int
+    self, images: np.ndarray, class_id: int, *, batch_size: int
   ) -> Any:
     """Returns the memory of k references of one class, on all devices.
 
@@ -162,8 +162,8 @@ class Predictor:
       chunk = images[first : first + batch_size]
       padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
       batch = {
-          "image": np.pad(chunk, padding),
-          "class_id": np.full(batch_size, class_id, np.int32),
+        "image": np.pad(chunk, padding),
+        "class_id": np.full(batch_size, class_id, np.int32),
       }
       parts.append(distributed.whole(self.encode(distributed.share(batch))))
     whole = lambda *xs: np.concatenate(xs)[: len(images)]
@@ -171,11 +171,11 @@ class Predictor:
     return distributed.replicate(self._remember(joined), self._mesh)
 
   def predict(
-      self,
-      params: Any,
-      stats: Any,
-      features: types.Features,
-      memories: Sequence[Any] = (None,),
+    self,
+    params: Any,
+    stats: Any,
+    features: types.Features,
+    memories: Sequence[Any] = (None,),
   ) -> list[dict[str, jax.Array]]:
     """Predicts what was encoded, once for each memory.
 
@@ -194,10 +194,10 @@ class Predictor:
     # Together where they share a prediction, else by one program for each.
     together = [memories] if self._shares else [(m,) for m in memories]
     results = [
-        self._predict(
-            params, stats, self._backbone, self._aux, features, tuple(part)
-        )
-        for part in together
+      self._predict(
+        params, stats, self._backbone, self._aux, features, tuple(part)
+      )
+      for part in together
     ]
     return sum(results, [])
 

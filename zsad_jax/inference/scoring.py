@@ -27,8 +27,9 @@ def find_images(paths: Sequence[str]) -> list[str]:
     elif os.path.isfile(path):
       images = [path]
     else:
-      images = sorted(p for p in glob.glob(path, recursive=True)
-                      if os.path.isfile(p))  # fmt: skip
+      images = sorted(
+        p for p in glob.glob(path, recursive=True) if os.path.isfile(p)
+      )
       if not images:
         raise FileNotFoundError(f"{path} is no image, folder or pattern.")
     found |= dict.fromkeys(map(str, images))
@@ -36,7 +37,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
 
 def batches(
-    images: Sequence[str], *, image_size: int, batch_size: int, skip: bool
+  images: Sequence[str], *, image_size: int, batch_size: int, skip: bool
 ) -> Iterator[tuple[list[int], np.ndarray, list[str]]]:
   """Yields positions, uint8 images (b, s, s, 3) and messages of bad files.
 
@@ -87,14 +88,14 @@ class Scorer:
       method = few_shot.with_memory(method, **run.config.memory)
       self.zero_shot = not few_shot.needs_references(run.method)
     self._model = predictor.Predictor(
-        method, run.backbone, [class_name], distributed.make_mesh()
+      method, run.backbone, [class_name], distributed.make_mesh()
     )
     self._memory = None
     if reference_images:
       size = run.config.image_size
       images = [preprocess.load_image(p, size) for p in reference_images]
       self._memory = self._model.remember(
-          np.stack(images), 0, batch_size=batch_size
+        np.stack(images), 0, batch_size=batch_size
       )
 
   def __call__(self, pixels):

@@ -10,12 +10,12 @@ LONG = 256  # Keys from which a CPU is faster head by head; measured.
 
 
 def attend(
-    q: Float[Array, "b t h d"],
-    k: Float[Array, "b s h d"],
-    v: Float[Array, "b s h d"],
-    *,
-    causal: bool,
-    seen: Bool[Array, "b t s"] | None = None,
+  q: Float[Array, "b t h d"],
+  k: Float[Array, "b s h d"],
+  v: Float[Array, "b s h d"],
+  *,
+  causal: bool,
+  seen: Bool[Array, "b t s"] | None = None,
 ) -> Float[Array, "b t h d"]:
   """Returns softmax(q k^T / sqrt(d)) v of each head.
 
@@ -39,7 +39,7 @@ def attend(
   even = not (q.shape[1] % 2 or k.shape[1] % 2)
   fused = jax.default_backend() == "gpu" and half and even
   return jax.nn.dot_product_attention(
-      q, k, v, is_causal=causal, implementation="cudnn" if fused else "xla"
+    q, k, v, is_causal=causal, implementation="cudnn" if fused else "xla"
   )
 
 

@@ -16,19 +16,19 @@ def init(c: int):
   """Returns the parameters and the statistics of c channels."""
   params = {"scale": jnp.ones(c), "bias": jnp.zeros(c)}
   stats = {
-      "mean": jnp.zeros(c),
-      "var": jnp.ones(c),
-      "count": jnp.zeros((), jnp.int32),
+    "mean": jnp.zeros(c),
+    "var": jnp.ones(c),
+    "count": jnp.zeros((), jnp.int32),
   }
   return params, stats
 
 
 def apply(
-    params,
-    stats,
-    x: Float[Array, "b *n c"],
-    *,
-    weight: Float[Array, " b"] | None = None,
+  params,
+  stats,
+  x: Float[Array, "b *n c"],
+  *,
+  weight: Float[Array, " b"] | None = None,
 ):
   """Normalises every channel, scales and shifts it.
 
@@ -47,10 +47,10 @@ def apply(
 
 
 def normalize(
-    stats,
-    x: Float[Array, "b *n c"],
-    *,
-    weight: Float[Array, " b"] | None = None,
+  stats,
+  x: Float[Array, "b *n c"],
+  *,
+  weight: Float[Array, " b"] | None = None,
 ):
   """`apply` without what is learned.
 
@@ -62,7 +62,7 @@ def normalize(
     return _normalize(x, stats["mean"], stats["var"]), stats
   axes = tuple(range(x.ndim - 1))
   w = jnp.broadcast_to(
-      weight.reshape(-1, *[1] * (x.ndim - 1)), (*x.shape[:-1], 1)
+    weight.reshape(-1, *[1] * (x.ndim - 1)), (*x.shape[:-1], 1)
   )
   n = jnp.maximum(w.sum(), 1.0)
   mean = jnp.sum(w * x, axes) / n
@@ -71,9 +71,9 @@ def normalize(
   some = w.sum() > 0  # Padding alone leaves the statistics as they are.
   blend = lambda old, new: old + MOMENTUM * some * (new - old)
   new = {
-      "mean": blend(stats["mean"], mean),
-      "var": blend(stats["var"], unbiased),
-      "count": stats["count"] + some,
+    "mean": blend(stats["mean"], mean),
+    "var": blend(stats["var"], unbiased),
+    "count": stats["count"] + some,
   }
   return _normalize(x, mean, var), new
 

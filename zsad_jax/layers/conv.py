@@ -21,10 +21,10 @@ def init_transposed(rng, c_in: int, c_out: int, side: int):
 
 
 def apply_scaled(
-    params,
-    x: Float[Array, "b h w c"],
-    scale: Float[Array, " c"],
-    shift: Float[Array, " c"],
+  params,
+  x: Float[Array, "b h w c"],
+  scale: Float[Array, " c"],
+  shift: Float[Array, " c"],
 ) -> Float[Array, "b h w c2"]:
   """Convolution of scale * x + shift, padded with zeros to keep the size.
 
@@ -37,7 +37,7 @@ def apply_scaled(
 
 
 def apply_after_transposed(
-    up, params, x: Float[Array, "b h w c"]
+  up, params, x: Float[Array, "b h w c"]
 ) -> Float[Array, "b h2 w2 c2"]:
   """Convolution of what a transposed convolution makes of x, by one kernel.
 
@@ -55,9 +55,12 @@ def apply_after_transposed(
   side, *_, c_out = params["kernel"].shape
   falls = _falls(side, stride)
   kernel = jnp.einsum(
-      "pamr,qbns,rsce,abeo->mncpqo",
-      falls, falls, up["kernel"], params["kernel"],
-  )  # fmt: skip
+    "pamr,qbns,rsce,abeo->mncpqo",
+    falls,
+    falls,
+    up["kernel"],
+    params["kernel"],
+  )
   if kernels.one_cpu():
     blocks = _convolve_by_products(x, kernel, falls.any((1, 3)).T)
   else:
@@ -87,7 +90,7 @@ def _constant_images(kernel, value: Float[Array, " c"], b: int, size):
   """
   side, *_, c_out = kernel.shape
   inside = jax.lax.conv_general_dilated_patches(
-      jnp.ones((1, 1, *size)), (side, side), (1, 1), "SAME"
+    jnp.ones((1, 1, *size)), (side, side), (1, 1), "SAME"
   )
   places = jnp.einsum("yxio,i->yxo", kernel, value).reshape(-1, c_out)
   inside = jnp.tile(inside.reshape(side**2, -1).T, (b, 1))
@@ -101,18 +104,18 @@ def _convolve(x, kernel):
     blocks = _convolve_by_products(x, kernel, np.ones((side, 1), bool))
     return blocks.reshape(*x.shape[:3], -1)
   return jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(1, 1),
-      padding="SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    x,
+    kernel,
+    window_strides=(1, 1),
+    padding="SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
 
 
 def _convolve_by_products(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k k c p p o"],
-    used: Bool[np.ndarray, "k p"],
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "k k c p p o"],
+  used: Bool[np.ndarray, "k p"],
 ) -> Float[Array, "b h w p p o"]:
   """One matrix product for all places in the kernel, moved to where they count.
 
@@ -172,8 +175,8 @@ def _add_moved_backward(starts, length, c_out, number, d_sums):
 
 
 _add_moved.defvjp(
-    lambda products, *static: (_add_moved(products, *static), len(products)),
-    _add_moved_backward,
+  lambda products, *static: (_add_moved(products, *static), len(products)),
+  _add_moved_backward,
 )
 
 
@@ -181,7 +184,7 @@ def _init(rng, shape, fan_in, bias):
   rng_kernel, rng_bias = jax.random.split(rng)
   bound = fan_in**-0.5
   uniform = lambda rng, shape: jax.random.uniform(
-      rng, shape, jnp.float32, -bound, bound
+    rng, shape, jnp.float32, -bound, bound
   )
   params = {"kernel": uniform(rng_kernel, shape)}
   return params | ({"bias": uniform(rng_bias, shape[-1:])} if bias else {})

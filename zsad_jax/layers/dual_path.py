@@ -8,14 +8,14 @@ from zsad_jax.types import Backbone
 
 
 def encode(
-    backbone: Backbone,
-    image: Float[Array, "b h w 3"],
-    *,
-    taps: Sequence[int],
-    vv_from: int | None,
-    act: str | None,
-    pos_resize: str,
-    class_ln_post: bool,
+  backbone: Backbone,
+  image: Float[Array, "b h w 3"],
+  *,
+  taps: Sequence[int],
+  vv_from: int | None,
+  act: str | None,
+  pos_resize: str,
+  class_ln_post: bool,
 ) -> tuple[Float[Array, "b d"], list[Float[Array, "b n d"]]]:
   """Embeds the image and the patches of several layers.
 
@@ -39,20 +39,20 @@ def encode(
   """
   if bad := [tap for tap in taps if not 1 <= tap <= backbone.vision_layers]:
     raise ValueError(
-        f"There is no layer {bad[0]}: the vision tower has "
-        f"{backbone.vision_layers}, counted from 1."
+      f"There is no layer {bad[0]}: the vision tower has "
+      f"{backbone.vision_layers}, counted from 1."
     )
   stream = lambda tap: "vv/" if vv_from and tap >= vv_from else ""
   last = backbone.vision_layers
   _, out = backbone.image(
-      image,
-      act=act,
-      pos_resize=pos_resize,
-      vv_from=vv_from,
-      last_patches=last in taps and not stream(last),
+    image,
+    act=act,
+    pos_resize=pos_resize,
+    vv_from=vv_from,
+    last_patches=last in taps and not stream(last),
   )
   tokens = [out[f"{stream(tap)}block{tap:02d}"] for tap in taps]
   return (
-      backbone.project(out["class"], ln_post=class_ln_post),
-      [backbone.project(x, ln_post=True) for x in tokens],
+    backbone.project(out["class"], ln_post=class_ln_post),
+    [backbone.project(x, ln_post=True) for x in tokens],
   )

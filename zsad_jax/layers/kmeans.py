@@ -27,7 +27,7 @@ def _plus_plus(rng, x, k):
     centres, nearest = state
     log_weight = jnp.log(jnp.maximum(nearest, 1e-12))
     drawn = jax.random.categorical(
-        jax.random.fold_in(rng, i), log_weight, shape=(trials,)
+      jax.random.fold_in(rng, i), log_weight, shape=(trials,)
     )
     with_each = jnp.minimum(nearest[:, None], _square_distances(x, x[drawn]))
     best = jnp.argmin(with_each.sum(axis=0))
@@ -38,7 +38,7 @@ def _plus_plus(rng, x, k):
 
 
 def cluster_means(
-    x: Float[Array, "n c"], labels: Int[Array, " n"], k: int
+  x: Float[Array, "n c"], labels: Int[Array, " n"], k: int
 ) -> tuple[Float[Array, "k c"], Float[Array, " k"]]:
   """Mean of each cluster's rows (zeros when it has none), and their count."""
   member = jax.nn.one_hot(labels, k, dtype=x.dtype)
@@ -47,9 +47,7 @@ def cluster_means(
   return total / jnp.maximum(count, 1.0)[:, None], count
 
 
-def kmeans(
-    rng: jax.Array, x: Float[Array, "n c"], k: int
-) -> Int[Array, " n"]:
+def kmeans(rng: jax.Array, x: Float[Array, "n c"], k: int) -> Int[Array, " n"]:
   """Clusters the rows of x; returns labels, through which no gradient flows.
 
   k-means++ seeding and Lloyd iterations until no label changes. A cluster

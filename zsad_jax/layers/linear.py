@@ -9,7 +9,7 @@ def init(rng, c_in: int, c_out: int, *, bias: bool = True):
   rng_kernel, rng_bias = jax.random.split(rng)
   bound = c_in**-0.5
   uniform = lambda rng, *shape: jax.random.uniform(
-      rng, shape, jnp.float32, -bound, bound
+    rng, shape, jnp.float32, -bound, bound
   )
   params = {"kernel": uniform(rng_kernel, c_in, c_out)}
   return params | ({"bias": uniform(rng_bias, c_out)} if bias else {})

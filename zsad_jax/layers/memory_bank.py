@@ -11,7 +11,7 @@ from zsad_jax.layers import kernels
 
 
 def nearest(
-    query: Float[Array, "b l d"], bank: Float[Array, "n s m d"]
+  query: Float[Array, "b l d"], bank: Float[Array, "n s m d"]
 ) -> tuple[Float[Array, "b l"], Int[Array, "b l"]]:
   """Cosine distance (in [0, 2]) to the nearest patch of any reference.
 
@@ -37,7 +37,7 @@ def nearest(
 
 
 def take(
-    bank: Float[Array, "n s m d"], index: Int[Array, "b l"]
+  bank: Float[Array, "n s m d"], index: Int[Array, "b l"]
 ) -> Float[Array, "b l d"]:
   """The patches at `nearest`'s positions."""
   patches = bank.reshape(bank.shape[0], -1, bank.shape[-1])

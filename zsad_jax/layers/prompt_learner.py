@@ -48,7 +48,7 @@ def placeholders(backbone: Backbone, texts: Sequence[str]) -> dict[str, Array]:
 
 
 def with_context(
-    embeds: Float[Array, "k t c"], vectors: Float[Array, "k m c"]
+  embeds: Float[Array, "k t c"], vectors: Float[Array, "k m c"]
 ) -> Float[Array, "k t c"]:
   """Puts learned vectors in the place of the placeholder words."""
   return tokens.set_after_start(embeds, vectors)
@@ -67,7 +67,7 @@ def branches(k: int, length: int, shared: int) -> prompt_trie.Tree:
 
 
 def nodes(
-    tree: prompt_trie.Tree, embeds: Float[Array, "b k t c"]
+  tree: prompt_trie.Tree, embeds: Float[Array, "b k t c"]
 ) -> tuple[Float[Array, "b n c"], Int[Array, "b k"], dict[str, Array]]:
   """The sentences of b images, all joined alike, as the text tower takes them.
 
@@ -90,12 +90,12 @@ def checkpoint(names: Table, *groups: str, **fields) -> Checkpoint:
     **fields: likewise.
   """
   return Checkpoint(
-      names,
-      groups=groups,
-      buffers=lambda method, backbone: buffers(
-          backbone, groups[0], method.sentences()
-      ),
-      **fields,
+    names,
+    groups=groups,
+    buffers=lambda method, backbone: buffers(
+      backbone, groups[0], method.sentences()
+    ),
+    **fields,
   )
 
 
@@ -110,7 +110,7 @@ def unused(method, backbone: Backbone) -> dict[str, tuple[int, ...]]:
 
 
 def buffers(
-    backbone: Backbone, group: str, sentences: Sequence[Sentence]
+  backbone: Backbone, group: str, sentences: Sequence[Sentence]
 ) -> dict[str, np.ndarray]:
   """Frozen tokens and ids of the sentences, which the authors store, too.
 
@@ -131,8 +131,8 @@ def buffers(
     embeds = np.asarray(backbone.embed_tokens(ids))
     repeat = lambda x, n=n: np.repeat(x[None], n, axis=1)
     result |= {
-        f"{group}.token_prefix_{state}": repeat(embeds[:, :1]),
-        f"{group}.token_suffix_{state}": repeat(embeds[:, 1 + m :]),
-        f"{group}.tokenized_prompts_{state}": repeat(ids.astype(np.int32)),
+      f"{group}.token_prefix_{state}": repeat(embeds[:, :1]),
+      f"{group}.token_suffix_{state}": repeat(embeds[:, 1 + m :]),
+      f"{group}.tokenized_prompts_{state}": repeat(ids.astype(np.int32)),
     }
   return result

@@ -23,18 +23,20 @@ _LINEARS = {"0": "fc1", "3": "fc2", "6": "out"}
 _NORMS = [(r"pq_learner\.sharebn\.(\d+)", r"prompt_query/norms/\1")]
 for _head, _numbers in (("local", "15"), ("global", "14")):
   for _k, _number in enumerate(_numbers, start=1):
-    _NORMS.append((
+    _NORMS.append(
+      (
         rf"pq_learner\.{_head}_adapter\.(\d+)\.{_number}",
         rf"prompt_query/{_head}/\1/norm{_k}",
-    ))
+      )
+    )
 
 
 def _layer_rules(head, number, name, layout):
   torch = rf"pq_learner\.{head}_adapter\.(\d+)\.{number}"
   path = rf"prompt_query/{head}/\1/{name}"
   return (
-      Rule(rf"{torch}\.weight", f"{path}/kernel", layout),
-      Rule(rf"{torch}\.bias", f"{path}/bias"),
+    Rule(rf"{torch}\.weight", f"{path}/kernel", layout),
+    Rule(rf"{torch}\.bias", f"{path}/bias"),
   )
 
 
@@ -88,20 +90,20 @@ def init(rng, d: int, *, levels: int, widths, share_heads: bool):
 def _init_local(rng, d, wide, narrow):
   rngs = jax.random.split(rng, 5)
   return {
-      "conv1": conv.init(rngs[0], d, wide, 3, bias=False),
-      "up1": conv.init_transposed(rngs[1], wide, wide, 2),
-      "conv2": conv.init(rngs[2], wide, narrow, 3, bias=False),
-      "up2": conv.init_transposed(rngs[3], narrow, narrow, 2),
-      "out": conv.init(rngs[4], narrow, 2, 1, bias=True),
+    "conv1": conv.init(rngs[0], d, wide, 3, bias=False),
+    "up1": conv.init_transposed(rngs[1], wide, wide, 2),
+    "conv2": conv.init(rngs[2], wide, narrow, 3, bias=False),
+    "up2": conv.init_transposed(rngs[3], narrow, narrow, 2),
+    "out": conv.init(rngs[4], narrow, 2, 1, bias=True),
   }
 
 
 def _init_global(rng, d, wide, narrow):
   rngs = jax.random.split(rng, 3)
   return {
-      "fc1": linear.init(rngs[0], d, wide, bias=False),
-      "fc2": linear.init(rngs[1], wide, narrow, bias=False),
-      "out": linear.init(rngs[2], narrow, 2, bias=False),
+    "fc1": linear.init(rngs[0], d, wide, bias=False),
+    "fc2": linear.init(rngs[1], wide, narrow, bias=False),
+    "out": linear.init(rngs[2], narrow, 2, bias=False),
   }
 
 
@@ -121,7 +123,7 @@ def joint(query, aligned, *, context: bool):
 
 
 def local_head(
-    params, stats, x: Float[Array, "b g g2 d"], norm, *, weight
+  params, stats, x: Float[Array, "b g g2 d"], norm, *, weight
 ) -> tuple[Float[Array, "b h w 2"], dict]:
   """Logits of the states at four times the grid (Eq. 7).
 
@@ -137,7 +139,7 @@ def local_head(
 
   def normalize(k, x):
     x, new[f"norm{k}"] = batch_norm.apply(
-        params[f"norm{k}"], stats[f"norm{k}"], x, weight=weight
+      params[f"norm{k}"], stats[f"norm{k}"], x, weight=weight
     )
     return jax.nn.relu(x)
 
@@ -149,7 +151,7 @@ def local_head(
 
 
 def global_head(
-    params, stats, x: Float[Array, "b l d"], norm, *, topk: int, weight
+  params, stats, x: Float[Array, "b l d"], norm, *, topk: int, weight
 ) -> tuple[Float[Array, "b 2"], dict]:
   """Logits of the states from pooled patches (Eq. 8); see `local_head`.
 
@@ -158,8 +160,8 @@ def global_head(
   """
   if topk > x.shape[1]:
     raise ValueError(
-        f"config.method.pool_topk is {topk}, but an image has {x.shape[1]} "
-        "patches: config.image_size has to be larger, or pool_topk smaller."
+      f"config.method.pool_topk is {topk}, but an image has {x.shape[1]} "
+      "patches: config.image_size has to be larger, or pool_topk smaller."
     )
   # Scale and bias last: then nothing that is learned stands in all patches.
   sign = jnp.where(norm["scale"] < 0, -1.0, 1.0)
@@ -169,22 +171,22 @@ def global_head(
   for k in (1, 2):
     x = linear.apply(params[f"fc{k}"], x)
     x, new[f"norm{k}"] = batch_norm.apply(
-        params[f"norm{k}"], stats[f"norm{k}"], x, weight=weight
+      params[f"norm{k}"], stats[f"norm{k}"], x, weight=weight
     )
     x = jax.nn.relu(x)
   return linear.apply(params["out"], x), new
 
 
 def forward(
-    params,
-    stats,
-    query: Float[Array, "b n l d"],
-    references: Float[Array, "m s n l d"],
-    size: tuple[int, int],
-    *,
-    context: bool,
-    topk: int,
-    weight: Float[Array, " b"] | None,
+  params,
+  stats,
+  query: Float[Array, "b n l d"],
+  references: Float[Array, "m s n l d"],
+  size: tuple[int, int],
+  *,
+  context: bool,
+  topk: int,
+  weight: Float[Array, " b"] | None,
 ):
   """Compares each level with the references, in order.
 
@@ -213,23 +215,29 @@ def forward(
     x = joint(query[:, i], aligned, context=context)
     norm = params["norms"][level]
     x, new["norms"][level] = batch_norm.normalize(
-        stats["norms"][level], x, weight=weight
+      stats["norms"][level], x, weight=weight
     )
     grid = x.reshape(x.shape[0], side, side, -1)
     local, new["local"][head] = local_head(
-        params["local"][head], new["local"][head], grid, norm, weight=weight
+      params["local"][head], new["local"][head], grid, norm, weight=weight
     )
     logits, new["global"][head] = global_head(
-        params["global"][head], new["global"][head], x, norm, topk=topk,
-        weight=weight,
-    )  # fmt: skip
+      params["global"][head],
+      new["global"][head],
+      x,
+      norm,
+      topk=topk,
+      weight=weight,
+    )
     grid = distance.reshape(-1, side, side, 1)
-    results.append({
+    results.append(
+      {
         "logits": logits,
         # Probabilities are interpolated, not logits (authors' code).
         "maps": resample.resize(jax.nn.softmax(local), size, method="bilinear"),
         "distance": resample.resize(grid, size, method="bilinear")[..., 0],
-    })
+      }
+    )
   return results, new
 
 

@@ -2,26 +2,26 @@
 
 # Authors' code, method/adaclip.py: a part of WinCLIP's list.
 _ADACLIP_NORMAL = (
-    "{}",
-    "flawless {}",
-    "perfect {}",
-    "unblemished {}",
-    "{} without flaw",
-    "{} without defect",
-    "{} without damage",
+  "{}",
+  "flawless {}",
+  "perfect {}",
+  "unblemished {}",
+  "{} without flaw",
+  "{} without defect",
+  "{} without damage",
 )
 _ADACLIP_ANOMALOUS = (
-    "damaged {}",
-    "broken {}",
-    "{} with flaw",
-    "{} with defect",
-    "{} with damage",
+  "damaged {}",
+  "broken {}",
+  "{} with flaw",
+  "{} with defect",
+  "{} with damage",
 )
 _ADACLIP_TEMPLATES = (
-    "a bad photo of a {}.",
-    "a low resolution photo of the {}.",
-    "a bad photo of the {}.",
-    "a cropped photo of the {}.",
+  "a bad photo of a {}.",
+  "a low resolution photo of the {}.",
+  "a bad photo of the {}.",
+  "a cropped photo of the {}.",
 )
 # By state, as everywhere: normal, anomalous.
 STATES = (_ADACLIP_NORMAL, _ADACLIP_ANOMALOUS)
@@ -29,13 +29,13 @@ ADACLIP_NORMAL_SENTENCES = len(_ADACLIP_NORMAL) * len(_ADACLIP_TEMPLATES)
 
 
 def sentences(
-    name: str, states: tuple[str, ...], templates: tuple[str, ...]
+  name: str, states: tuple[str, ...], templates: tuple[str, ...]
 ) -> list[str]:
   """template(state(name)) for each state and each template, state-major."""
   return [
-      template.format(state.format(name))
-      for state in states
-      for template in templates
+    template.format(state.format(name))
+    for state in states
+    for template in templates
   ]
 
 
@@ -46,87 +46,105 @@ def adaclip(class_name: str) -> tuple[list[str], list[str]]:
   """
   name = class_name.replace("-", " ")
   return (
-      sentences(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
-      sentences(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
+    sentences(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
+    sentences(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
   )
 
 
 # Authors' code of AdaptCLIP: WinCLIP's list of photographs in another choice;
 # one template stands in it twice, which weights the mean.
 _WINCLIP_ANOMALOUS = (
-    "damaged {}",
-    "{} with flaw",
-    "{} with defect",
-    "{} with damage",
+  "damaged {}",
+  "{} with flaw",
+  "{} with defect",
+  "{} with damage",
 )
 _ADAPTCLIP_TEMPLATES = (
-    "a cropped photo of the {}.",
-    "a close-up photo of a {}.",
-    "a close-up photo of the {}.",
-    "a bright photo of a {}.",
-    "a bright photo of the {}.",
-    "a dark photo of the {}.",
-    "a dark photo of a {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a blurry photo of the {}.",
-    "a blurry photo of a {}.",
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "a photo of a small {}.",
-    "a photo of the small {}.",
-    "a photo of a large {}.",
-    "a photo of the large {}.",
-    "a photo of the {} for visual inspection.",
-    "a photo of a {} for visual inspection.",
-    "a photo of the {} for anomaly detection.",
-    "a photo of a {} for anomaly detection.",
+  "a cropped photo of the {}.",
+  "a close-up photo of a {}.",
+  "a close-up photo of the {}.",
+  "a bright photo of a {}.",
+  "a bright photo of the {}.",
+  "a dark photo of the {}.",
+  "a dark photo of a {}.",
+  "a jpeg corrupted photo of the {}.",
+  "a jpeg corrupted photo of the {}.",
+  "a blurry photo of the {}.",
+  "a blurry photo of a {}.",
+  "a photo of a {}.",
+  "a photo of the {}.",
+  "a photo of a small {}.",
+  "a photo of the small {}.",
+  "a photo of a large {}.",
+  "a photo of the large {}.",
+  "a photo of the {} for visual inspection.",
+  "a photo of a {} for visual inspection.",
+  "a photo of the {} for anomaly detection.",
+  "a photo of a {} for anomaly detection.",
 )
 
 
 def adaptclip() -> tuple[list[str], list[str]]:
   """AdaptCLIP's 147 normal and 84 anomalous sentences about an object."""
   return (
-      sentences("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
-      sentences("object", _WINCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
+    sentences("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
+    sentences("object", _WINCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
   )
 
 
 # April-GAN's 35 photographs: T35 of the specifications.
 _PHOTO_ADJECTIVES = (
-    "bad", "low resolution", "cropped", "bright", "dark", "close-up",
-    "black and white", "jpeg corrupted", "blurry", "good",
-)  # fmt: skip
+  "bad",
+  "low resolution",
+  "cropped",
+  "bright",
+  "dark",
+  "close-up",
+  "black and white",
+  "jpeg corrupted",
+  "blurry",
+  "good",
+)
 PHOTOS = (
-    *(f"a {a} photo of {the} {{}}." for a in _PHOTO_ADJECTIVES
-      for the in ("a", "the")),
-    *(f"a photo of {the} {size}{{}}." for size in ("", "large ", "small ",
-      "cool ") for the in ("a", "the")),
-    "a photo of my {}.",
-    "a photo of one {}.",
-    *(f"there is {the} {{}} in the scene." for the in ("a", "the")),
-    *(f"this is {the} {{}} in the scene." for the in ("a", "the", "one")),
-)  # fmt: skip
+  *(
+    f"a {a} photo of {the} {{}}."
+    for a in _PHOTO_ADJECTIVES
+    for the in ("a", "the")
+  ),
+  *(
+    f"a photo of {the} {size}{{}}."
+    for size in ("", "large ", "small ", "cool ")
+    for the in ("a", "the")
+  ),
+  "a photo of my {}.",
+  "a photo of one {}.",
+  *(f"there is {the} {{}} in the scene." for the in ("a", "the")),
+  *(f"this is {the} {{}} in the scene." for the in ("a", "the", "one")),
+)
 
 # WinCLIP's 22 photographs: T22 of the specifications.
 _WINCLIP_TEMPLATES = tuple(
-    f"a {photo}."
-    for pattern in (
-        "cropped photo of {the} {{}}", "close-up photo of {the} {{}}",
-        "bright photo of {the} {{}}", "dark photo of {the} {{}}",
-        "jpeg corrupted photo of {the} {{}}", "blurry photo of {the} {{}}",
-        "photo of {the} {{}}", "photo of {the} small {{}}",
-        "photo of {the} large {{}}",
-        "photo of {the} {{}} for visual inspection",
-        "photo of {the} {{}} for anomaly detection",
-    )
-    for photo in (pattern.format(the="a"), pattern.format(the="the"))
-)  # fmt: skip
+  f"a {photo}."
+  for pattern in (
+    "cropped photo of {the} {{}}",
+    "close-up photo of {the} {{}}",
+    "bright photo of {the} {{}}",
+    "dark photo of {the} {{}}",
+    "jpeg corrupted photo of {the} {{}}",
+    "blurry photo of {the} {{}}",
+    "photo of {the} {{}}",
+    "photo of {the} small {{}}",
+    "photo of {the} large {{}}",
+    "photo of {the} {{}} for visual inspection",
+    "photo of {the} {{}} for anomaly detection",
+  )
+  for photo in (pattern.format(the="a"), pattern.format(the="the"))
+)
 
 
 def winclip(name: str) -> tuple[list[str], list[str]]:
   """WinCLIP's 154 normal and 88 anomalous sentences about a class."""
   return (
-      sentences(name, _ADACLIP_NORMAL, _WINCLIP_TEMPLATES),
-      sentences(name, _WINCLIP_ANOMALOUS, _WINCLIP_TEMPLATES),
+    sentences(name, _ADACLIP_NORMAL, _WINCLIP_TEMPLATES),
+    sentences(name, _WINCLIP_ANOMALOUS, _WINCLIP_TEMPLATES),
   )

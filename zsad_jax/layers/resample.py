@@ -34,9 +34,7 @@ def _gather(source: np.ndarray, kernel, reach: int, size: int) -> np.ndarray:
   for offset in range(1 - reach, 1 + reach):
     tap = np.floor(source).astype(int) + offset
     # Weights of clamped taps add up on the border sample.
-    np.add.at(
-        matrix, (rows, np.clip(tap, 0, size - 1)), kernel(source - tap)
-    )
+    np.add.at(matrix, (rows, np.clip(tap, 0, size - 1)), kernel(source - tap))
   return matrix
 
 
@@ -73,13 +71,13 @@ def matrix(size_in: int, size_out: int, method: str) -> np.ndarray:
     step = (size_in - 1) / max(size_out - 1, 1)
     return _gather(np.arange(size_out) * step, _triangle, 1, size_in)
   raise ValueError(
-      f"Unknown resampling {method!r}; expected bilinear, bicubic, "
-      "bicubic_antialias or bilinear_corners."
+    f"Unknown resampling {method!r}; expected bilinear, bicubic, "
+    "bicubic_antialias or bilinear_corners."
   )
 
 
 def resize(
-    x: Float[Array, "*b h w c"], size: tuple[int, int], *, method: str
+  x: Float[Array, "*b h w c"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "*b h2 w2 c"]:
   """Resizes the two axes before the last one to `size` (rows, columns)."""
   if x.shape[-3:-1] == tuple(size):
@@ -91,7 +89,7 @@ def resize(
 
 
 def resize_position_table(
-    table: Float[Array, "n c"], grid: tuple[int, int], *, method: str
+  table: Float[Array, "n c"], grid: tuple[int, int], *, method: str
 ) -> Float[Array, "m c"]:
   """Resizes CLIP's position table; row 0, of the class token, is kept.
 

@@ -11,9 +11,9 @@ def init(rng, d: int, hidden: int):
   rngs = jax.random.split(rng)
   normed, stats = batch_norm.init(hidden)
   params = {
-      "down": linear.init(rngs[0], d, hidden, bias=False),
-      "norm": normed,
-      "up": linear.init(rngs[1], hidden, d, bias=False),
+    "down": linear.init(rngs[0], d, hidden, bias=False),
+    "norm": normed,
+    "up": linear.init(rngs[1], hidden, d, bias=False),
   }
   return params, {"norm": stats}
 
@@ -24,10 +24,10 @@ def apply(params, stats, x, *, weight):
   `weight`, (b,) or None, is `batch_norm.apply`'s.
   """
   hidden, normed = batch_norm.apply(
-      params["norm"],
-      stats["norm"],
-      linear.apply(params["down"], x),
-      weight=weight,
+    params["norm"],
+    stats["norm"],
+    linear.apply(params["down"], x),
+    weight=weight,
   )
   return x + linear.apply(params["up"], jax.nn.relu(hidden)), {"norm": normed}
 
@@ -35,9 +35,9 @@ def apply(params, stats, x, *, weight):
 def rules(torch: str, path: str) -> Table:
   """Names of the parameters."""
   return (
-      Rule(rf"{torch}\.fc\.0\.weight", f"{path}/down/kernel", "linear"),
-      *norm(rf"{torch}\.fc\.1", f"{path}/norm"),
-      Rule(rf"{torch}\.fc\.3\.weight", f"{path}/up/kernel", "linear"),
+    Rule(rf"{torch}\.fc\.0\.weight", f"{path}/down/kernel", "linear"),
+    *norm(rf"{torch}\.fc\.1", f"{path}/norm"),
+    Rule(rf"{torch}\.fc\.3\.weight", f"{path}/up/kernel", "linear"),
   )
 
 

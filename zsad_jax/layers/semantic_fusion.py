@@ -39,7 +39,7 @@ def fuse(patch_units, prob, *, mode, k, count, seed, labels=None):
     return _best_cluster(patch_units.mean(axis=0), prob, k, seed)
   if mode not in ("official", "topk_mean"):
     raise ValueError(
-        f'hsf is "official", "paper", "topk_mean" or "none", got {mode!r}.'
+      f'hsf is "official", "paper", "topk_mean" or "none", got {mode!r}.'
     )
   chosen = patch_units[:, top_patches(prob, count)]  # (levels, n, d)
   if mode == "topk_mean":

@@ -17,7 +17,7 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def cosines(
-    units: Float[Array, "b *l d"], text_units: Float[Array, "*n s d"]
+  units: Float[Array, "b *l d"], text_units: Float[Array, "*n s d"]
 ) -> Float[Array, "b *l s"]:
   """Cosines of each item with the states, (s, d) or (b, s, d) for each b."""
   if text_units.ndim == 2:
@@ -26,16 +26,16 @@ def cosines(
 
 
 def state_prob(
-    units: Float[Array, "b *l d"],
-    text_units: Float[Array, "*n s d"],
-    temperature: float,
+  units: Float[Array, "b *l d"],
+  text_units: Float[Array, "*n s d"],
+  temperature: float,
 ) -> Float[Array, "b *l s"]:
   """Probabilities of the states: softmax(cosine / temperature)."""
   return jax.nn.softmax(cosines(units, text_units) / temperature)
 
 
 def to_map(
-    patch_values: Float[Array, "b l s"], size: tuple[int, int], *, method: str
+  patch_values: Float[Array, "b l s"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "b h w s"]:
   """Lays square grids of patch values out and resizes them to `size`."""
   b, l, s = patch_values.shape
@@ -45,7 +45,7 @@ def to_map(
 
 
 def to_maps(
-    patch_values: Float[Array, "b n l s"], size: tuple[int, int], *, method: str
+  patch_values: Float[Array, "b n l s"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "b n h w s"]:
   """`to_map` of each of n maps per image."""
   b, n, l, s = patch_values.shape

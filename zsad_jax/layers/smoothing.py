@@ -23,6 +23,6 @@ def gaussian(x: Float[Array, "b h w"], sigma: float) -> Float[Array, "b h w"]:
   if not sigma:
     return x
   rows, columns = (
-      jnp.asarray(matrix(side, sigma), x.dtype) for side in x.shape[1:]
+    jnp.asarray(matrix(side, sigma), x.dtype) for side in x.shape[1:]
   )
   return jnp.einsum("Hh,bhw,Ww->bHW", rows, x, columns)

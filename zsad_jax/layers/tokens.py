@@ -5,10 +5,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def set_after_start(
-    x: Float[Array, "k t c"],
-    vectors: Float[Array, "_ m c"],
-    *,
-    replace: bool = True,
+  x: Float[Array, "k t c"],
+  vectors: Float[Array, "_ m c"],
+  *,
+  replace: bool = True,
 ) -> Float[Array, "k t2 c"]:
   """Puts m vectors after the start token, over the rows there or before them.
 
@@ -24,9 +24,9 @@ def set_after_start(
 
 
 def set_rows(
-    x: Float[Array, "b n c"],
-    vectors: Float[Array, "_ m c"],
-    row: Int[Array, "b n"],
+  x: Float[Array, "b n c"],
+  vectors: Float[Array, "_ m c"],
+  row: Int[Array, "b n"],
 ) -> Float[Array, "b n c"]:
   """Puts m vectors over rows 1 ... m of sentences that are joined to trees.
 

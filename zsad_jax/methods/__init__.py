@@ -18,7 +18,6 @@ def module(name: str) -> types.ModuleType:
   """
   if name not in names():
     raise ValueError(
-        f"There is no zsad_jax/methods/{name}.py; there are "
-        f"{', '.join(names())}."
+      f"There is no zsad_jax/methods/{name}.py; there are {', '.join(names())}."
     )
   return importlib.import_module(f"{__package__}.{name}")

@@ -45,16 +45,16 @@ PROMPT_STD = 0.02  # Authors' code, static prompts.
 
 # Names in the authors' checkpoint, without its prefix "clip_model.".
 TORCH_NAMES = (
-    Rule(
-        r"(text|visual)_prompter\.static_prompts\.(\d+)",
-        r"static_\1_prompts/\2",
-    ),
-    *linear_rules(r"patch_token_layer\.head\.(\d+)", r"patch_projection/\1"),
-    *linear_rules(r"cls_token_layer\.head\.(\d+)", r"class_projection/\1"),
-    *linear_rules(
-        r"dynamic_(visual|text)_prompt_generator\.head\.(\d+)",
-        r"dynamic_\1_prompts/\2",
-    ),
+  Rule(
+    r"(text|visual)_prompter\.static_prompts\.(\d+)",
+    r"static_\1_prompts/\2",
+  ),
+  *linear_rules(r"patch_token_layer\.head\.(\d+)", r"patch_projection/\1"),
+  *linear_rules(r"cls_token_layer\.head\.(\d+)", r"class_projection/\1"),
+  *linear_rules(
+    r"dynamic_(visual|text)_prompt_generator\.head\.(\d+)",
+    r"dynamic_\1_prompts/\2",
+  ),
 )
 CHECKPOINT = Checkpoint(prefixed("clip_model.", TORCH_NAMES))
 
@@ -112,23 +112,25 @@ class Method:
     """Static prompts are normal, linear layers as torch initialises them."""
     m, rngs = self.prompt_length, iter(jax.random.split(rng, 6))
     width, text, d = (
-        backbone.vision_width, backbone.text_width, backbone.embed_dim
-    )  # fmt: skip
+      backbone.vision_width,
+      backbone.text_width,
+      backbone.embed_dim,
+    )
     static = lambda c: {
-        str(j): PROMPT_STD * jax.random.normal(key, (m, c))
-        for j, key in enumerate(jax.random.split(next(rngs), self.prompt_depth))
+      str(j): PROMPT_STD * jax.random.normal(key, (m, c))
+      for j, key in enumerate(jax.random.split(next(rngs), self.prompt_depth))
     }
     heads = lambda n, c_in, c_out: {
-        str(i): linear.init(key, c_in, c_out)
-        for i, key in enumerate(jax.random.split(next(rngs), n))
+      str(i): linear.init(key, c_in, c_out)
+      for i, key in enumerate(jax.random.split(next(rngs), n))
     }
     params = {
-        "static_text_prompts": static(text),
-        "static_visual_prompts": static(width),
-        "patch_projection": heads(len(self.taps), width, d),
-        "class_projection": heads(1, d, d),
-        "dynamic_visual_prompts": heads(m, d, width),
-        "dynamic_text_prompts": heads(m, d, text),
+      "static_text_prompts": static(text),
+      "static_visual_prompts": static(width),
+      "patch_projection": heads(len(self.taps), width, d),
+      "class_projection": heads(1, d, d),
+      "dynamic_visual_prompts": heads(m, d, width),
+      "dynamic_text_prompts": heads(m, d, text),
     }
     return params, {}
 
@@ -137,9 +139,9 @@ class Method:
     tower = {"V": "visual", "L": "text"}
     kind = {"S": "static", "D": "dynamic"}
     used = {
-        f"{kind[k]}_{tower[t]}_prompts"
-        for k in self.prompt_types
-        for t in self.prompt_branches
+      f"{kind[k]}_{tower[t]}_prompts"
+      for k in self.prompt_types
+      for t in self.prompt_branches
     }
     tree = {}
     for name, part in params.items():
@@ -152,8 +154,7 @@ class Method:
   def prepare(self, backbone, class_names):
     """Each class's sentences as a tree: ids (classes, n) and its parts."""
     found = [
-        backbone.tokenize(sum(prompts.adaclip(name), []))
-        for name in class_names
+      backbone.tokenize(sum(prompts.adaclip(name), [])) for name in class_names
     ]
     tree = prompt_trie.stack([prompt_trie.grow(*pair) for pair in found])
     ids = [pair[0].ravel()[at] for pair, at in zip(found, tree.source)]
@@ -166,7 +167,7 @@ class Method:
     features = {"pixels": image, "class_id": batch["class_id"]}
     if "D" in self.prompt_types:
       features["image_embed"], _ = self._image(
-          backbone, image, last_patches=False
+        backbone, image, last_patches=False
       )
     return features
 
@@ -188,8 +189,8 @@ class Method:
     if "D" in self.prompt_types:
       heads = params[f"dynamic_{tower}_prompts"]
       dynamic = [
-          linear.apply(heads[str(m)], features["image_embed"])
-          for m in range(len(heads))
+        linear.apply(heads[str(m)], features["image_embed"])
+        for m in range(len(heads))
       ]
       result += jnp.stack(dynamic, axis=1)[:, None]
     depth = (result.shape[0], self.prompt_depth, *result.shape[2:])
@@ -206,10 +207,10 @@ class Method:
       hooks["prompt_mode"] = self.text_prompt_mode
       hooks["round_fp16"] = self.round_fp16
       hooks["prompts"] = {
-          j: layers[:, j] for j in range(first, self.prompt_depth)
+        j: layers[:, j] for j in range(first, self.prompt_depth)
       }
     embed, _ = backbone.text(
-        backbone.embed_tokens(ids), end, act=self.act, **hooks
+      backbone.embed_tokens(ids), end, act=self.act, **hooks
     )
     embed = similarity.unit(embed)
     normal = prompts.ADACLIP_NORMAL_SENTENCES
@@ -236,33 +237,31 @@ class Method:
     if "V" in self.prompt_branches:
       layers = self.prompts(params, features, "visual")
       hooks["prompts"] = jnp.broadcast_to(
-          layers, (image.shape[0], *layers.shape[1:])
+        layers, (image.shape[0], *layers.shape[1:])
       )
     embed, out = self._image(backbone, image, **hooks)
     project = lambda head, x: similarity.unit(linear.apply(head, x))
     class_unit = project(params["class_projection"]["0"], embed)
-    levels = [
-        params["patch_projection"][str(i)] for i in range(len(self.taps))
-    ]
+    levels = [params["patch_projection"][str(i)] for i in range(len(self.taps))]
     patch_units = [
-        project(head, out[f"block{tap:02d}"][:, 1:])
-        for head, tap in zip(levels, self.taps)
+      project(head, out[f"block{tap:02d}"][:, 1:])
+      for head, tap in zip(levels, self.taps)
     ]
     text_units = self.text(params, backbone, aux, features)
     patch_logits = self.cosine_scale * jnp.stack(
-        [jnp.einsum("bld,bsd->bls", p, text_units) for p in patch_units], axis=1
+      [jnp.einsum("bld,bsd->bls", p, text_units) for p in patch_units], axis=1
     )
     result = {
-        "patch_units": patch_units,
-        "class_unit": class_unit,
-        "text_units": text_units,
-        "patch_logits": patch_logits,
+      "patch_units": patch_units,
+      "class_unit": class_unit,
+      "text_units": text_units,
+      "patch_logits": patch_logits,
     }
     image_unit = class_unit
     if self.hsf != "none":
       result["fused"] = self.fuse(patch_units, patch_logits, hsf_labels)
       image_unit = similarity.unit(
-          self.hsf_mix * result["fused"] + (1 - self.hsf_mix) * class_unit
+        self.hsf_mix * result["fused"] + (1 - self.hsf_mix) * class_unit
       )
     image_logits = jnp.einsum("bd,bsd->bs", image_unit, text_units)
     result["image_prob"] = jax.nn.softmax(self.cosine_scale * image_logits)
@@ -283,9 +282,9 @@ class Method:
     maps = self.level_maps(result, mask.shape[1:])
     b, levels = maps.shape[:2]
     pixel = losses.segmentation(
-        maps.reshape(b * levels, *maps.shape[2:]),
-        jnp.repeat(mask, levels, axis=0),
-        dice_over=self.dice,
+      maps.reshape(b * levels, *maps.shape[2:]),
+      jnp.repeat(mask, levels, axis=0),
+      dice_over=self.dice,
     )
     image = losses.focal(result["image_prob"], batch["label"])
     return image, pixel.reshape(b, levels, 3)
@@ -298,14 +297,13 @@ class Method:
     weight = batch["weight"]
     masked = weight * batch["has_mask"]  # No masks, no pixel terms.
     focal, anomalous, normal = (
-        losses.weighted_mean(pixel[..., i].sum(axis=1), masked)
-        for i in range(3)
+      losses.weighted_mean(pixel[..., i].sum(axis=1), masked) for i in range(3)
     )
     parts = {
-        "image_focal": losses.weighted_mean(image, weight),
-        "pixel_focal": focal,
-        "dice_anomalous": anomalous,
-        "dice_normal": normal,
+      "image_focal": losses.weighted_mean(image, weight),
+      "pixel_focal": focal,
+      "dice_anomalous": anomalous,
+      "dice_normal": normal,
     }
     return sum(parts.values()), (parts, stats)
 
@@ -319,13 +317,13 @@ class Method:
     """`forward`'s result as a prediction of h x w pixels."""
     prob = _map_prob(result["patch_logits"].mean(axis=1), size)
     return {
-        "anomaly_map": prob[..., ANOMALOUS],
-        "pred_score": result["image_prob"][:, ANOMALOUS],
+      "anomaly_map": prob[..., ANOMALOUS],
+      "pred_score": result["image_prob"][:, ANOMALOUS],
     }
 
   def _image(self, backbone, image, **hooks):
     return backbone.image(
-        image, act=self.act, pos_resize=self.pos_resize, **hooks
+      image, act=self.act, pos_resize=self.pos_resize, **hooks
     )
 
   def fuse(self, patch_units, patch_logits, labels):
@@ -333,11 +331,11 @@ class Method:
     units = jnp.stack(patch_units, axis=1)
     prob = semantic_fusion.suspicion(patch_logits)
     fuse = functools.partial(
-        semantic_fusion.fuse,
-        mode=self.hsf,
-        k=self.num_clusters,
-        count=self.hsf_top_factor * self.num_clusters,
-        seed=self.hsf_seed,
+      semantic_fusion.fuse,
+      mode=self.hsf,
+      k=self.num_clusters,
+      count=self.hsf_top_factor * self.num_clusters,
+      seed=self.hsf_seed,
     )
     if labels is None:
       return jax.vmap(fuse)(units, prob)

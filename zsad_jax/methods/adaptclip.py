@@ -49,22 +49,22 @@ from zsad_jax.types import ANOMALOUS
 _LOCAL = r"visual_learner\.local_adater", "visual/local"
 _GLOBAL = r"visual_learner\.global_adapter", "visual/global"
 TORCH_NAMES = (
-    Rule(r"textual_learner\.ctx_pos", "textual/normal", "lead2"),
-    Rule(r"textual_learner\.ctx_neg", "textual/anomalous", "lead2"),
-    *residual_mlp.rules(*_LOCAL),
-    *residual_mlp.rules(*_GLOBAL),
-    *prompt_query.TORCH_NAMES,
+  Rule(r"textual_learner\.ctx_pos", "textual/normal", "lead2"),
+  Rule(r"textual_learner\.ctx_neg", "textual/anomalous", "lead2"),
+  *residual_mlp.rules(*_LOCAL),
+  *residual_mlp.rules(*_GLOBAL),
+  *prompt_query.TORCH_NAMES,
 )
 TORCH_STATS = (
-    *residual_mlp.stats_rules(*_LOCAL),
-    *residual_mlp.stats_rules(*_GLOBAL),
-    *prompt_query.TORCH_STATS,
+  *residual_mlp.stats_rules(*_LOCAL),
+  *residual_mlp.stats_rules(*_GLOBAL),
+  *prompt_query.TORCH_STATS,
 )
 CHECKPOINT = prompt_learner.checkpoint(
-    TORCH_NAMES,
-    *("textual_learner", "visual_learner", "pq_learner"),
-    stats=TORCH_STATS,
-    copies=prompt_query.copies,
+  TORCH_NAMES,
+  *("textual_learner", "visual_learner", "pq_learner"),
+  stats=TORCH_STATS,
+  copies=prompt_query.copies,
 )
 STATIC = prompts.adaptclip()
 
@@ -138,24 +138,24 @@ class Method:
     if self.textual:
       shape = (self.context_length, backbone.text_width)
       params["textual"] = {
-          state: prompt_learner.init(key, *shape)
-          for state, key in zip(
-              ("normal", "anomalous"), jax.random.split(rngs[0])
-          )
+        state: prompt_learner.init(key, *shape)
+        for state, key in zip(
+          ("normal", "anomalous"), jax.random.split(rngs[0])
+        )
       }
     if self.visual:
       params["visual"], stats["visual"] = {}, {}
       for name, key in zip(("global", "local"), jax.random.split(rngs[1])):
         params["visual"][name], stats["visual"][name] = residual_mlp.init(
-            key, backbone.embed_dim, backbone.embed_dim // self.reduction
+          key, backbone.embed_dim, backbone.embed_dim // self.reduction
         )
     if self.prompt_query:
       params["prompt_query"], stats["prompt_query"] = prompt_query.init(
-          rngs[2],
-          backbone.embed_dim,
-          levels=len(self.taps),
-          widths=self.head_widths,
-          share_heads=self.share_heads,
+        rngs[2],
+        backbone.embed_dim,
+        levels=len(self.taps),
+        widths=self.head_widths,
+        share_heads=self.share_heads,
       )
     return params, stats
 
@@ -168,11 +168,11 @@ class Method:
     del class_names
     texts = [sentence.text for sentence in self.sentences()]
     static = jax.jit(self.static_text)(
-        backbone, prompt_learner.placeholders(backbone, sum(STATIC, []))
+      backbone, prompt_learner.placeholders(backbone, sum(STATIC, []))
     )
     return {
-        **prompt_learner.placeholders(backbone, texts),
-        "static_units": similarity.unit(static),
+      **prompt_learner.placeholders(backbone, texts),
+      "static_units": similarity.unit(static),
     }
 
   def sentences(self):
@@ -183,7 +183,7 @@ class Method:
   def static_text(self, backbone, sentences):
     """Mean embedding of the fixed sentences of each state: (2, d)."""
     embed, _ = backbone.text(
-        sentences["embeds"], sentences["end"], act=self.act
+      sentences["embeds"], sentences["end"], act=self.act
     )
     normal = len(STATIC[0])
     return jnp.stack([embed[:normal].mean(0), embed[normal:].mean(0)])
@@ -192,13 +192,13 @@ class Method:
     """Embeddings of the image and of all tokens of each level."""
     read = lambda tap: self.taps[-1] if self._overwritten(tap) else tap
     image, tokens = dual_path.encode(
-        backbone,
-        batch["image"],
-        taps=[read(tap) for tap in self.taps],
-        vv_from=self.vv_from,
-        act=self.act,
-        pos_resize=self.pos_resize,
-        class_ln_post=self.cls_ln_post,
+      backbone,
+      batch["image"],
+      taps=[read(tap) for tap in self.taps],
+      vv_from=self.vv_from,
+      act=self.act,
+      pos_resize=self.pos_resize,
+      class_ln_post=self.cls_ln_post,
     )
     patches = similarity.unit(jnp.stack(tokens, axis=1)[:, :, 1:])
     # The last level is kept with its class token and length, for the adapter.
@@ -232,7 +232,7 @@ class Method:
     new, result = {}, []
     for name, key in (("global", "image"), ("local", "tokens")):
       x, new[name] = residual_mlp.apply(
-          params[name], stats[name], features[key], weight=weight
+        params[name], stats[name], features[key], weight=weight
       )
       result.append(x)
     return (*result, new)
@@ -252,7 +252,7 @@ class Method:
     sides, new = {}, dict(stats)
     if self.visual:
       image, tokens, new["visual"] = self.adapted(
-          params["visual"], stats["visual"], features, weight
+        params["visual"], stats["visual"], features, weight
       )
       sides["visual"] = (image, tokens), aux["static_units"]
     if self.textual:
@@ -266,7 +266,7 @@ class Method:
     for name, ((image, tokens), text_units) in sides.items():
       cosines = similarity.cosines(similarity.unit(image), text_units)
       prob = similarity.state_prob(
-          similarity.unit(tokens[:, 1:]), text_units, self.temperature
+        similarity.unit(tokens[:, 1:]), text_units, self.temperature
       )
       result[name] = cosines / self.temperature, prob
     return result, new
@@ -274,14 +274,14 @@ class Method:
   def compare(self, params, stats, features, size, weight):
     """What the prompt-query adapter says of each level; see prompt_query."""
     return prompt_query.forward(
-        params["prompt_query"],
-        stats["prompt_query"],
-        features["patch_units"],
-        features["memory"],
-        size,
-        context=self.context,
-        topk=self.pool_topk,
-        weight=weight,
+      params["prompt_query"],
+      stats["prompt_query"],
+      features["patch_units"],
+      features["memory"],
+      size,
+      context=self.context,
+      topk=self.pool_topk,
+      weight=weight,
     )
 
   def loss(self, params, stats, backbone, aux, features, batch, rng):
@@ -291,12 +291,12 @@ class Method:
     size = mask.shape[1:]
     found, stats = self.branches(params, stats, backbone, aux, features, weight)
     outputs = {
-        name: [(logits, similarity.to_map(prob, size, method="bilinear"))]
-        for name, (logits, prob) in found.items()
+      name: [(logits, similarity.to_map(prob, size, method="bilinear"))]
+      for name, (logits, prob) in found.items()
     }
     if self.prompt_query:
       levels, stats["prompt_query"] = self.compare(
-          params, stats, features, size, weight
+        params, stats, features, size, weight
       )
       outputs["prompt_query"] = [(x["logits"], x["maps"]) for x in levels]
     masked = weight * batch["has_mask"]  # No masks, no pixel terms.
@@ -304,8 +304,8 @@ class Method:
     for name, pairs in outputs.items():
       image = [losses.cross_entropy(x, batch["label"]) for x, _ in pairs]
       pixel = [
-          losses.segmentation(maps, mask, dice_over="image").sum(axis=-1)
-          for _, maps in pairs
+        losses.segmentation(maps, mask, dice_over="image").sum(axis=-1)
+        for _, maps in pairs
       ]
       parts[f"{name}_global"] = losses.weighted_mean(sum(image), weight)
       parts[f"{name}_local"] = losses.weighted_mean(sum(pixel), masked)
@@ -318,8 +318,8 @@ class Method:
     probs = [prob for _, prob in found.values()]
     scores = [jax.nn.softmax(x)[:, ANOMALOUS] for x, _ in found.values()]
     maps = [
-        similarity.to_map(p[..., ANOMALOUS:], size, method="bilinear")[..., 0]
-        for p in probs
+      similarity.to_map(p[..., ANOMALOUS:], size, method="bilinear")[..., 0]
+      for p in probs
     ]
     distance = None
     if self.prompt_query and "memory" in features:
@@ -328,7 +328,7 @@ class Method:
       maps, scores = [*maps, pq_maps], [*scores, pq_scores]
     if not maps:
       raise ValueError(
-          "AdaptCLIP with the prompt-query adapter alone needs references."
+        "AdaptCLIP with the prompt-query adapter alone needs references."
       )
     return self.fuse(maps, scores, distance)
 

@@ -33,12 +33,12 @@ from zsad_jax.types import ANOMALOUS
 
 # Names in the authors' checkpoint.
 TORCH_NAMES = (
-    Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
-    Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead2"),
-    prompt_learner.DEEP_RULE,
+  Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
+  Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead2"),
+  prompt_learner.DEEP_RULE,
 )
 CHECKPOINT = prompt_learner.checkpoint(
-    TORCH_NAMES, "prompt_learner", unused=prompt_learner.unused
+  TORCH_NAMES, "prompt_learner", unused=prompt_learner.unused
 )
 
 
@@ -85,7 +85,7 @@ class Method:
     c, rngs = backbone.text_width, jax.random.split(rng, 3)
     vectors = lambda rng: prompt_learner.init(rng, self.context_length, c)
     deep = prompt_learner.init_deep(
-        rngs[2], self.deep_depth, self.deep_length, c
+      rngs[2], self.deep_depth, self.deep_length, c
     )
     context = {"normal": vectors(rngs[0]), "anomalous": vectors(rngs[1])}
     return {"context": context, "deep": deep}, {}
@@ -105,24 +105,24 @@ class Method:
     m = self.context_length
     words = " ".join(["X"] * m)
     return (
-        prompt_learner.Sentence(f"{words} object.", m),
-        prompt_learner.Sentence(f"{words} damaged object.", m),
+      prompt_learner.Sentence(f"{words} object.", m),
+      prompt_learner.Sentence(f"{words} damaged object.", m),
     )
 
   def encode(self, backbone, batch):
     """Unit embeddings of the image and, per tap, of its patches (Sec. 3.3)."""
     image, patches = dual_path.encode(
-        backbone,
-        batch["image"],
-        taps=self.taps,
-        vv_from=self.vv_from,
-        act=self.act,
-        pos_resize=self.pos_resize,
-        class_ln_post=self.cls_ln_post,
+      backbone,
+      batch["image"],
+      taps=self.taps,
+      vv_from=self.vv_from,
+      act=self.act,
+      pos_resize=self.pos_resize,
+      class_ln_post=self.cls_ln_post,
     )
     return {
-        "class_unit": similarity.unit(image),
-        "patch_units": similarity.unit(jnp.stack(patches, 1)[:, :, 1:]),
+      "class_unit": similarity.unit(image),
+      "patch_units": similarity.unit(jnp.stack(patches, 1)[:, :, 1:]),
     }
 
   def prompts(self, params, aux):
@@ -134,12 +134,12 @@ class Method:
   def text(self, params, backbone, aux):
     """Embeddings of the two states, not normalised: (2, d) (Sec. 3.2)."""
     embed, _ = backbone.text(
-        self.prompts(params, aux),
-        aux["end"],
-        act=self.act,
-        prompts=prompt_learner.deep_prompts(params["deep"]),
-        prompt_mode=self.deep_mode,
-        round_fp16=self.round_fp16,
+      self.prompts(params, aux),
+      aux["end"],
+      act=self.act,
+      prompts=prompt_learner.deep_prompts(params["deep"]),
+      prompt_mode=self.deep_mode,
+      round_fp16=self.round_fp16,
     )
     return embed
 
@@ -153,12 +153,12 @@ class Method:
     text_units = similarity.unit(self.text(params, backbone, aux))
     cosines = similarity.cosines(features["class_unit"], text_units)
     patch_prob = similarity.state_prob(
-        features["patch_units"], text_units, self.temperature
+      features["patch_units"], text_units, self.temperature
     )
     return {
-        "text_units": text_units,
-        "image_logits": cosines / self.temperature,
-        "patch_prob": patch_prob,
+      "text_units": text_units,
+      "image_logits": cosines / self.temperature,
+      "patch_prob": patch_prob,
     }
 
   def loss_terms(self, result, batch):
@@ -167,9 +167,9 @@ class Method:
     mask, prob = batch["mask"], result["patch_prob"]
     maps = similarity.to_maps(prob, mask.shape[1:], method="bilinear")
     pixel = jax.vmap(
-        lambda m: losses.segmentation(m, mask, dice_over="image"),
-        in_axes=1,
-        out_axes=1,
+      lambda m: losses.segmentation(m, mask, dice_over="image"),
+      in_axes=1,
+      out_axes=1,
     )(maps)
     return image, pixel
 
@@ -181,14 +181,14 @@ class Method:
     weight = batch["weight"]
     masked = weight * batch["has_mask"]  # No masks, no pixel terms.
     focal, anomalous, normal = (
-        self.map_weight * losses.weighted_mean(pixel[..., i].sum(1), masked)
-        for i in range(3)
+      self.map_weight * losses.weighted_mean(pixel[..., i].sum(1), masked)
+      for i in range(3)
     )
     parts = {
-        "image_ce": losses.weighted_mean(image, weight),
-        "pixel_focal": focal,
-        "dice_anomalous": anomalous,
-        "dice_normal": normal,
+      "image_ce": losses.weighted_mean(image, weight),
+      "pixel_focal": focal,
+      "dice_anomalous": anomalous,
+      "dice_normal": normal,
     }
     return sum(parts.values()), (parts, stats)
 

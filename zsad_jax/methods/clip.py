@@ -54,9 +54,9 @@ class Method:
   def prepare(self, backbone, class_names):
     """Mean unit embeddings of each class's sentences (Sec. 3.1): (n, 2, d)."""
     embed = jax.jit(
-        lambda ids, end: similarity.unit(
-            backbone.text(backbone.embed_tokens(ids), end, act=self.act)[0]
-        )
+      lambda ids, end: similarity.unit(
+        backbone.text(backbone.embed_tokens(ids), end, act=self.act)[0]
+      )
     )
     units = []
     for name in class_names:
@@ -71,33 +71,33 @@ class Method:
     name = name.replace("_", " ")
     if self.prompts == "pair":
       return [f"a photo of a normal {name}."], [
-          f"a photo of an anomalous {name}."
+        f"a photo of an anomalous {name}."
       ]
     return prompts.winclip(name)
 
   def encode(self, backbone, batch):
     """Unit embeddings of the image and of the last block's patches."""
     image, patches = dual_path.encode(
-        backbone,
-        batch["image"],
-        taps=(backbone.vision_layers,),
-        vv_from=None,
-        act=self.act,
-        pos_resize=self.pos_resize,
-        class_ln_post=True,
+      backbone,
+      batch["image"],
+      taps=(backbone.vision_layers,),
+      vv_from=None,
+      act=self.act,
+      pos_resize=self.pos_resize,
+      class_ln_post=True,
     )
     return {
-        "class_unit": similarity.unit(image),
-        "patch_units": similarity.unit(patches[0][:, 1:]),
-        "class_id": batch["class_id"],
+      "class_unit": similarity.unit(image),
+      "patch_units": similarity.unit(patches[0][:, 1:]),
+      "class_id": batch["class_id"],
     }
 
   def forward(self, aux, features):
     """Probabilities of the states (Code): image (b, 2), patches (b, l, 2)."""
     text_units = aux["text_units"][features["class_id"]]
     return tuple(
-        similarity.state_prob(features[x], text_units, self.temperature)
-        for x in ("class_unit", "patch_units")
+      similarity.state_prob(features[x], text_units, self.temperature)
+      for x in ("class_unit", "patch_units")
     )
 
   def loss(self, params, stats, backbone, aux, features, batch, rng):
@@ -111,9 +111,9 @@ class Method:
     image, patches = self.forward(aux, features)
     size = similarity.image_size(backbone, features)
     anomaly_map = similarity.to_map(
-        patches[..., ANOMALOUS:], size, method="bilinear"
+      patches[..., ANOMALOUS:], size, method="bilinear"
     )
     return {
-        "anomaly_map": anomaly_map[..., 0],
-        "pred_score": image[:, ANOMALOUS],
+      "anomaly_map": anomaly_map[..., 0],
+      "pred_score": image[:, ANOMALOUS],
     }

@@ -44,13 +44,13 @@ PRIOR_REDUCTION = 16  # Of the prior network's hidden layer (authors' code).
 
 # Names in the authors' checkpoint.
 TORCH_NAMES = (
-    Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
-    Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead1"),
-    prompt_learner.DEEP_RULE,
-    *linear_rules(r"prompt_learner\.patch_meta_net\.linear([12])", r"prior/\1"),
+  Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
+  Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead1"),
+  prompt_learner.DEEP_RULE,
+  *linear_rules(r"prompt_learner\.patch_meta_net\.linear([12])", r"prior/\1"),
 )
 CHECKPOINT = prompt_learner.checkpoint(
-    TORCH_NAMES, "prompt_learner", unused=prompt_learner.unused
+  TORCH_NAMES, "prompt_learner", unused=prompt_learner.unused
 )
 
 
@@ -108,10 +108,10 @@ class Method:
 
   def __post_init__(self):
     types.check_choices(
-        self,
-        prior_select=("first", "topk"),
-        prior_reduce=("mean", "sum"),
-        image_loss=("official", "paper"),
+      self,
+      prior_select=("first", "topk"),
+      prior_reduce=("mean", "sum"),
+      image_loss=("official", "paper"),
     )
 
   def init(self, rng, backbone):
@@ -119,8 +119,8 @@ class Method:
     c, rngs = backbone.text_width, jax.random.split(rng, 5)
     shape = (self.num_prompts, self.abnormal_length, c)
     context = {
-        "normal": prompt_learner.init(rngs[0], self.normal_length, c),
-        "anomalous": prompt_learner.init(rngs[1], *shape),
+      "normal": prompt_learner.init(rngs[0], self.normal_length, c),
+      "anomalous": prompt_learner.init(rngs[1], *shape),
     }
     depth, m = self.deep_depth, self.deep_length
     deep = prompt_learner.init_deep(rngs[2], depth, m, c)
@@ -129,8 +129,8 @@ class Method:
       c_in = self.num_patches * backbone.embed_dim
       hidden = c_in // PRIOR_REDUCTION
       params["prior"] = {
-          "1": linear.init(rngs[3], c_in, hidden),
-          "2": linear.init(rngs[4], hidden, c),
+        "1": linear.init(rngs[3], c_in, hidden),
+        "2": linear.init(rngs[4], hidden, c),
       }
     return params, {}
 
@@ -152,24 +152,24 @@ class Method:
     m, k = self.normal_length, self.num_prompts
     own, rest = self.abnormal_length, "damaged " * self.damaged_word + "object."
     return (
-        prompt_learner.Sentence("N " * m + "object.", m),
-        prompt_learner.Sentence("N " * m + "A " * own + rest, m + own, k),
+      prompt_learner.Sentence("N " * m + "object.", m),
+      prompt_learner.Sentence("N " * m + "A " * own + rest, m + own, k),
     )
 
   def encode(self, backbone, batch):
     """Unit embeddings of the image and of its patches."""
     image, patches = dual_path.encode(
-        backbone,
-        batch["image"],
-        taps=(self.tap,),
-        vv_from=self.vv_from,
-        act=self.act,
-        pos_resize=self.pos_resize,
-        class_ln_post=False,
+      backbone,
+      batch["image"],
+      taps=(self.tap,),
+      vv_from=self.vv_from,
+      act=self.act,
+      pos_resize=self.pos_resize,
+      class_ln_post=False,
     )
     return {
-        "class_unit": similarity.unit(image),
-        "patch_units": similarity.unit(patches[0][:, 1:]),
+      "class_unit": similarity.unit(image),
+      "patch_units": similarity.unit(patches[0][:, 1:]),
     }
 
   def prompts(self, params, aux):
@@ -179,8 +179,8 @@ class Method:
     own = [jnp.repeat(shared, k, axis=0), params["context"]["anomalous"]]
     own = jnp.concatenate(own, axis=1)
     return (
-        prompt_learner.with_context(normal, shared),
-        prompt_learner.with_context(jnp.repeat(abnormal, k, axis=0), own),
+      prompt_learner.with_context(normal, shared),
+      prompt_learner.with_context(jnp.repeat(abnormal, k, axis=0), own),
     )
 
   def refined_prompts(self, abnormal, prior):
@@ -198,12 +198,12 @@ class Method:
   def text(self, params, backbone, prompts, end, **hooks):
     """Embeddings of prompts, not normalised: (*end.shape, d)."""
     return backbone.text(
-        prompts,
-        end,
-        act=self.act,
-        prompts=prompt_learner.deep_prompts(params["deep"]),
-        round_fp16=self.round_fp16,
-        **hooks,
+      prompts,
+      end,
+      act=self.act,
+      prompts=prompt_learner.deep_prompts(params["deep"]),
+      round_fp16=self.round_fp16,
+      **hooks,
     )[0]
 
   def first_pass(self, params, backbone, aux):
@@ -216,7 +216,7 @@ class Method:
   def compare(self, features, text_units):
     """Patches against the states: (b, l, 2), largest value (b,) (Eq. 3)."""
     prob = similarity.state_prob(
-        features["patch_units"], text_units, self.temperature
+      features["patch_units"], text_units, self.temperature
     )
     return prob, prob[..., ANOMALOUS].max(axis=1)
 
@@ -262,13 +262,13 @@ class Method:
     weights = jnp.array(self.max_weights) / sum(self.max_weights)
     image_prob = jax.nn.softmax(image_logits)[:, ANOMALOUS]
     return result | {
-        "refined_text": refined,
-        "refined_units": refined_units,
-        "refined_prob": refined_prob,
-        "image_logits": image_logits,
-        "image_prob": image_prob,
-        "maxima": maxima,
-        "score": 0.5 * (image_prob + maxima @ weights),
+      "refined_text": refined,
+      "refined_units": refined_units,
+      "refined_prob": refined_prob,
+      "image_logits": image_logits,
+      "image_prob": image_prob,
+      "maxima": maxima,
+      "score": 0.5 * (image_prob + maxima @ weights),
     }
 
   def orthogonality(self, abnormal):
@@ -298,8 +298,8 @@ class Method:
     if self.image_loss == "paper":
       return {"image_focal": losses.binary_focal(score, target)}
     return {
-        "image_ce": losses.cross_entropy(result["image_logits"], label),
-        "image_focal": losses.binary_focal_with_logits(score, target),
+      "image_ce": losses.cross_entropy(result["image_logits"], label),
+      "image_focal": losses.binary_focal_with_logits(score, target),
     }
 
   def parts(self, result, batch):
@@ -308,8 +308,8 @@ class Method:
     pixel = self.pixel_terms(result, batch)
     masked = weight * batch["has_mask"]  # No masks, no pixel terms.
     parts = {
-        f"map{i + 1}": w * losses.weighted_mean(pixel[:, i], masked)
-        for i, w in enumerate(self.map_weights)
+      f"map{i + 1}": w * losses.weighted_mean(pixel[:, i], masked)
+      for i, w in enumerate(self.map_weights)
     }
     for name, values in self.image_terms(result, batch).items():
       parts[name] = losses.weighted_mean(values, weight)

@@ -25,9 +25,9 @@ class Streamed:
     self.state = streaming.PixelState.init()
 
   def update(
-      self,
-      gt_mask: Shaped[np.ndarray, "n h w"],
-      anomaly_map: Shaped[np.ndarray, "n h w"],
+    self,
+    gt_mask: Shaped[np.ndarray, "n h w"],
+    anomaly_map: Shaped[np.ndarray, "n h w"],
   ) -> None:
     """Takes in some images; see `streaming.PixelState.update`."""
     self.state.update(gt_mask, anomaly_map)
@@ -99,7 +99,7 @@ class Kept:
     gt_mask, anomaly_map = self._joined()
     row = exact.pixel_metrics(gt_mask, anomaly_map)
     return self._published(
-        row, "pixel", self._variant.pixel, gt_mask, anomaly_map
+      row, "pixel", self._variant.pixel, gt_mask, anomaly_map
     )
 
   def curves(self) -> exact.Curves:
@@ -124,12 +124,12 @@ class Kept:
     """The row with these metrics in place of the exact ones."""
     defined = not math.isnan(row[f"{level}_auroc"])
     published = {
-        name: function(truth, score) if defined else math.nan
-        for name, function in functions.items()
+      name: function(truth, score) if defined else math.nan
+      for name, function in functions.items()
     }
     return {
-        name: self._variant.undefined if math.isnan(value) else value
-        for name, value in (row | published).items()
+      name: self._variant.undefined if math.isnan(value) else value
+      for name, value in (row | published).items()
     }
 
 
@@ -153,17 +153,15 @@ class Variant:
 
 
 def at_size(
-    gt_mask: Shaped[np.ndarray, "n h w"],
-    anomaly_map: Shaped[np.ndarray, "n h w"],
-    size: int,
+  gt_mask: Shaped[np.ndarray, "n h w"],
+  anomaly_map: Shaped[np.ndarray, "n h w"],
+  size: int,
 ) -> tuple[Shaped[np.ndarray, "n s s"], Shaped[np.ndarray, "n s s"]]:
   """Masks by the pixel at their left, maps bilinearly without antialiasing.
 
   torch.nn.functional.interpolate, modes "nearest" and "bilinear".
   """
-  rows, columns = (
-      np.arange(size) * side // size for side in gt_mask.shape[1:]
-  )
+  rows, columns = (np.arange(size) * side // size for side in gt_mask.shape[1:])
   anomaly_map = _enlarged(_enlarged(anomaly_map, size).swapaxes(1, 2), size)
   return gt_mask[:, rows][:, :, columns], anomaly_map.swapaxes(1, 2)
 
@@ -181,40 +179,40 @@ def _enlarged(maps, size):
 def _raveled(function):
   """A function of items, for pixels."""
   return lambda gt_mask, anomaly_map: function(
-      (gt_mask != 0).ravel().astype(int), anomaly_map.ravel()
+    (gt_mask != 0).ravel().astype(int), anomaly_map.ravel()
   )
 
 
 _OVERKILL = {
-    f"image_overkill_{100 * rate:g}": lambda label, score, rate=rate: (
-        variants.overkill(label, score, rate)
-    )
-    for rate in variants.ESCAPE_RATES
+  f"image_overkill_{100 * rate:g}": lambda label, score, rate=rate: (
+    variants.overkill(label, score, rate)
+  )
+  for rate in variants.ESCAPE_RATES
 }
 _ADAPTCLIP = dict(
-    image={"image_ap": variants.aupr_reordered, **_OVERKILL},
-    pixel={
-        "pixel_ap": _raveled(variants.aupr_reordered),
-        "pixel_aupro": variants.aupro_resampled,
-    },
+  image={"image_ap": variants.aupr_reordered, **_OVERKILL},
+  pixel={
+    "pixel_ap": _raveled(variants.aupr_reordered),
+    "pixel_aupro": variants.aupro_resampled,
+  },
 )
 _200 = {"pixel_aupro": variants.aupro_200}
 VARIANTS = {
-    "adaclip": Variant(undefined=0.0),
-    "anomalyclip": Variant(pixel=_200),
-    "april_gan": Variant(pixel=_200),
-    "faprompt": Variant(pixel=_200),
-    "adaptclip": Variant(**_ADAPTCLIP),
-    "adaptclip_256": Variant(size=256, **_ADAPTCLIP),  # Real-IAD.
-    "trapezoid": Variant(
-        image={"image_ap": variants.aupr_trapezoid},
-        pixel={"pixel_ap": _raveled(variants.aupr_trapezoid)},
-    ),
-    "per_image": Variant(per_image=True),
+  "adaclip": Variant(undefined=0.0),
+  "anomalyclip": Variant(pixel=_200),
+  "april_gan": Variant(pixel=_200),
+  "faprompt": Variant(pixel=_200),
+  "adaptclip": Variant(**_ADAPTCLIP),
+  "adaptclip_256": Variant(size=256, **_ADAPTCLIP),  # Real-IAD.
+  "trapezoid": Variant(
+    image={"image_ap": variants.aupr_trapezoid},
+    pixel={"pixel_ap": _raveled(variants.aupr_trapezoid)},
+  ),
+  "per_image": Variant(per_image=True),
 }
 MEASURES = {"streamed": Streamed, "exact": Kept} | {
-    name: (lambda variant=variant: Kept(variant))
-    for name, variant in VARIANTS.items()
+  name: (lambda variant=variant: Kept(variant))
+  for name, variant in VARIANTS.items()
 }
 
 
@@ -226,7 +224,7 @@ def make(name: str) -> Streamed | Kept:
   """
   if name not in MEASURES:
     raise ValueError(
-        f"There is no variant {name!r} of the metrics, only "
-        f"{', '.join(MEASURES)}."
+      f"There is no variant {name!r} of the metrics, only "
+      f"{', '.join(MEASURES)}."
     )
   return MEASURES[name]()

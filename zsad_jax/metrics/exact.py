@@ -82,9 +82,9 @@ class Ranking:
     recall = self.true_pos / self.num_anomalous
     precision = self.true_pos / (self.true_pos + self.false_pos)
     return {
-        "roc": thin(*self._vertices(recall)),
-        "pr": thin(recall, precision),
-        "pro": thin(*self._vertices(self.pro)),
+      "roc": thin(*self._vertices(recall)),
+      "pr": thin(recall, precision),
+      "pro": thin(*self._vertices(self.pro)),
     }
 
   def _vertices(self, rate):
@@ -104,12 +104,13 @@ class Ranking:
     end = np.searchsorted(fpr, max_fpr)
     share = (max_fpr - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
     y_end = y[end - 1] + share * (y[end] - y[end - 1])
-    return float(np.trapezoid(np.append(y[:end], y_end),
-                              np.append(fpr[:end], max_fpr)))
+    return float(
+      np.trapezoid(np.append(y[:end], y_end), np.append(fpr[:end], max_fpr))
+    )
 
 
 def auroc(
-    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
   """Computes the area under the receiver operating characteristic.
 
@@ -131,7 +132,7 @@ def auroc(
 
 
 def average_precision(
-    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
   """Computes the sum over thresholds of (gain in recall) x precision.
 
@@ -145,7 +146,7 @@ def average_precision(
 
 
 def f1_max(
-    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> tuple[float, float]:
   """Computes the largest F1 that any threshold reaches.
 
@@ -159,10 +160,10 @@ def f1_max(
 
 
 def aupro(
-    gt_mask: Shaped[np.ndarray, "n h w"],
-    anomaly_map: Shaped[np.ndarray, "n h w"],
-    *,
-    max_fpr: float = MAX_FPR,
+  gt_mask: Shaped[np.ndarray, "n h w"],
+  anomaly_map: Shaped[np.ndarray, "n h w"],
+  *,
+  max_fpr: float = MAX_FPR,
 ) -> float:
   """Computes the area under the per-region-overlap (PRO) curve.
 
@@ -191,7 +192,7 @@ def aupro(
 
 
 def image_metrics(
-    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> dict[str, float]:
   """Computes all metrics of image scores; arguments are those of `auroc`.
 
@@ -212,10 +213,10 @@ def image_metrics(
 
 
 def pixel_metrics(
-    gt_mask: Shaped[np.ndarray, "n h w"],
-    anomaly_map: Shaped[np.ndarray, "n h w"],
-    *,
-    max_fpr: float = MAX_FPR,
+  gt_mask: Shaped[np.ndarray, "n h w"],
+  anomaly_map: Shaped[np.ndarray, "n h w"],
+  *,
+  max_fpr: float = MAX_FPR,
 ) -> dict[str, float]:
   """Computes all metrics of the pixels of a category, pooled over its images.
 
@@ -236,13 +237,17 @@ def pixel_metrics(
   except UndefinedError:
     return dict.fromkeys(names, math.nan)
   f1, _ = ranking.f1_max()
-  values = (ranking.auroc(), ranking.average_precision(), f1,
-            ranking.aupro(max_fpr=max_fpr))
+  values = (
+    ranking.auroc(),
+    ranking.average_precision(),
+    f1,
+    ranking.aupro(max_fpr=max_fpr),
+  )
   return dict(zip(names, values))
 
 
 def thin(
-    x: Shaped[np.ndarray, " n"], y: Shaped[np.ndarray, " n"]
+  x: Shaped[np.ndarray, " n"], y: Shaped[np.ndarray, " n"]
 ) -> tuple[list[float], list[float]]:
   """At most 2 x `POINTS` points of a curve with rising x, most at small x."""
   share = np.linspace(0, 1, POINTS) ** 2
@@ -253,7 +258,7 @@ def thin(
 
 
 def rank_items(
-    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> Ranking:
   """Ranks items without regions; arguments and errors are those of `auroc`."""
   is_anomalous = check_items(label, score)
@@ -262,8 +267,8 @@ def rank_items(
 
 
 def rank_pixels(
-    gt_mask: Shaped[np.ndarray, "n h w"],
-    anomaly_map: Shaped[np.ndarray, "n h w"],
+  gt_mask: Shaped[np.ndarray, "n h w"],
+  anomaly_map: Shaped[np.ndarray, "n h w"],
 ) -> Ranking:
   """Ranks pixels, each weighted by one over the area of its region.
 
@@ -280,7 +285,7 @@ def rank_pixels(
 
 
 def regions(
-    mask: Shaped[np.ndarray, "h w"]
+  mask: Shaped[np.ndarray, "h w"],
 ) -> tuple[Shaped[np.ndarray, " p"], Shaped[np.ndarray, " r"]]:
   """Finds the 8-connected regions of a mask.
 
@@ -316,13 +321,13 @@ def _rank(normal, anomalous, weight):
   found = np.cumsum(weight[order])
   below = lambda side: np.searchsorted(normal, threshold, side=side)
   return Ranking(
-      threshold=threshold,
-      true_pos=np.flatnonzero(last) + 1,
-      false_pos=normal.size - below("left"),
-      false_pos_above=normal.size - below("right"),
-      pro=found[last] / found[-1],
-      num_normal=normal.size,
-      num_anomalous=anomalous.size,
+    threshold=threshold,
+    true_pos=np.flatnonzero(last) + 1,
+    false_pos=normal.size - below("left"),
+    false_pos_above=normal.size - below("right"),
+    pro=found[last] / found[-1],
+    num_normal=normal.size,
+    num_anomalous=anomalous.size,
   )
 
 
@@ -330,8 +335,8 @@ def check_shapes(name_a, a, name_b, b):
   """Raises ValueError unless both arrays have one shape."""
   if a.shape != b.shape:
     raise ValueError(
-        f"{name_a} and {name_b} must have one shape, got {a.shape} and "
-        f"{b.shape}.")
+      f"{name_a} and {name_b} must have one shape, got {a.shape} and {b.shape}."
+    )
 
 
 def check_items(label, score):
@@ -352,5 +357,6 @@ def check_states(anomalous, total, items):
   """Raises UndefinedError unless there are normal and anomalous items."""
   if anomalous in (0, total):
     raise UndefinedError(
-        f"The metrics need normal and anomalous {items}, got {anomalous} "
-        f"anomalous of {total}.")
+      f"The metrics need normal and anomalous {items}, got {anomalous} "
+      f"anomalous of {total}."
+    )

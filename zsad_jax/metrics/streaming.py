@@ -82,9 +82,9 @@ class PixelState:
     return int(self.normal.sum())
 
   def update(
-      self,
-      gt_mask: Shaped[np.ndarray, "n h w"],
-      anomaly_map: Shaped[np.ndarray, "n h w"],
+    self,
+    gt_mask: Shaped[np.ndarray, "n h w"],
+    anomaly_map: Shaped[np.ndarray, "n h w"],
   ) -> None:
     """Counts the pixels of some images.
 
@@ -130,15 +130,15 @@ class PixelState:
     """
     if self.bits != other.bits:
       raise ValueError(
-          f"States of {self.bits} and of {other.bits} bits do not merge."
+        f"States of {self.bits} and of {other.bits} bits do not merge."
       )
     return PixelState(
-        self.bits,
-        self.anomalous + other.anomalous,
-        self.normal + other.normal,
-        self.pro + other.pro,
-        self.num_regions + other.num_regions,
-        max(self.largest_region, other.largest_region),
+      self.bits,
+      self.anomalous + other.anomalous,
+      self.normal + other.normal,
+      self.pro + other.pro,
+      self.num_regions + other.num_regions,
+      max(self.largest_region, other.largest_region),
     )
 
   def curves(self) -> exact.Curves:
@@ -158,8 +158,8 @@ class PixelState:
     total = np.cumsum(self.anomalous + self.normal)
     if not (total[-1] and 0 <= share <= 1):
       raise ValueError(
-          f"No quantile at {share} of {total[-1]} pixels; it needs a share in "
-          "[0, 1] and pixels."
+        f"No quantile at {share} of {total[-1]} pixels; it needs a share in "
+        "[0, 1] and pixels."
       )
     place = np.searchsorted(total, max(1, math.ceil(share * total[-1])))
     return lowest(int(place), self.bits)
@@ -174,12 +174,12 @@ class PixelState:
     """The bins that are not empty: what is written, and sent to other hosts."""
     used = np.flatnonzero(self.anomalous + self.normal)
     return dict(
-        bits=self.bits,
-        used=used,
-        anomalous=self.anomalous[used],
-        normal=self.normal[used],
-        pro=self.pro[used],
-        regions=(self.num_regions, self.largest_region),
+      bits=self.bits,
+      used=used,
+      anomalous=self.anomalous[used],
+      normal=self.normal[used],
+      pro=self.pro[used],
+      regions=(self.num_regions, self.largest_region),
     )
 
   def __setstate__(self, stored):
@@ -205,8 +205,8 @@ class PixelState:
       raise
     except Exception as error:  # Whatever NumPy and zipfile make of it.
       raise ValueError(
-          f"{path} holds no state of pixel metrics ({error}). Delete it and "
-          "evaluate again."
+        f"{path} holds no state of pixel metrics ({error}). Delete it and "
+        "evaluate again."
       ) from error
     return state
 
@@ -233,7 +233,7 @@ def num_bins(bits: int) -> int:
 
 
 def bins(
-    score: Shaped[np.ndarray, "*n"], bits: int
+  score: Shaped[np.ndarray, "*n"], bits: int
 ) -> UInt32[np.ndarray, "*n"]:
   """The bin of each float32 score, below `num_bins`; in the scores' order."""
   place = _key(score, bits)
@@ -241,9 +241,9 @@ def bins(
   if high.size:
     distance = 1 - score[high]  # Exact where it counts, from 1/2 to 1.
     place[high] = np.where(
-        distance > 0,
-        2 * _key(_HALF, bits) - _key(distance, bits),
-        place[high] + np.uint32(_more(bits)),
+      distance > 0,
+      2 * _key(_HALF, bits) - _key(distance, bits),
+      place[high] + np.uint32(_more(bits)),
     )
   return place
 
@@ -309,18 +309,27 @@ class _Curve:
     before = lambda x: np.cumsum(x) - x
     total = pro.sum()
     return cls(
-        place, p, q, pro / total, before(p), before(q), before(pro) / total,
-        num_p, num_q, 2 * state.largest_region / REGION, state.bits,
-    )  # fmt: skip
+      place,
+      p,
+      q,
+      pro / total,
+      before(p),
+      before(q),
+      before(pro) / total,
+      num_p,
+      num_q,
+      2 * state.largest_region / REGION,
+      state.bits,
+    )
 
   def metrics(self, max_fpr):
     if not 0.0 < max_fpr <= 1.0:
       raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}.")
     return {
-        "auroc": self.auroc(),
-        "ap": self.average_precision(),
-        **self.f1_max(),
-        "aupro": self.aupro(max_fpr),
+      "auroc": self.auroc(),
+      "ap": self.average_precision(),
+      **self.f1_max(),
+      "aupro": self.aupro(max_fpr),
     }
 
   def drawn(self):
@@ -329,9 +338,9 @@ class _Curve:
     recall, fpr = tp / self.num_p, fp / self.num_q
     some = tp > 0
     return {
-        "roc": exact.thin(start(fpr), start(recall)),
-        "pr": exact.thin(recall[some], (tp / (tp + fp))[some]),
-        "pro": exact.thin(start(fpr), start(self.pro + self.r)),
+      "roc": exact.thin(start(fpr), start(recall)),
+      "pr": exact.thin(recall[some], (tp / (tp + fp))[some]),
+      "pro": exact.thin(start(fpr), start(self.pro + self.r)),
     }
 
   def auroc(self):
@@ -347,8 +356,9 @@ class _Curve:
     the precision of the first of them; at best these come first, as one tie.
     """
     some = self.p > 0
-    p, q, tp, fp = (x[some].astype(float)
-                    for x in (self.p, self.q, self.tp, self.fp))  # fmt: skip
+    p, q, tp, fp = (
+      x[some].astype(float) for x in (self.p, self.q, self.tp, self.fp)
+    )
     worst = p * (tp + 1) / (tp + 1 + fp + q)
     best = p * (tp + p) / (tp + p + fp)
     # The j-th of p has about j q / (p + 1) normal ones of the bin before it;
@@ -358,9 +368,7 @@ class _Curve:
     growth = np.log1p(slope * p / flagged)
     even = p / slope + (found - flagged / slope) / slope * growth
     even = np.clip(even, worst, best)
-    value, low, high = (
-        math.fsum(x) / self.num_p for x in (even, worst, best)
-    )
+    value, low, high = (math.fsum(x) / self.num_p for x in (even, worst, best))
     return Bounded(value, max(high - value, value - low))
 
   def f1_max(self):
@@ -371,8 +379,8 @@ class _Curve:
     best = int(np.argmax(f1))
     threshold = lowest(int(self.place[best]), self.bits)
     return {
-        "f1_max": Bounded(float(f1[best]), float(highest - f1[best])),
-        "f1_threshold": Bounded(threshold, 0.0),
+      "f1_max": Bounded(float(f1[best]), float(highest - f1[best])),
+      "f1_threshold": Bounded(threshold, 0.0),
     }
 
   def aupro(self, max_fpr):

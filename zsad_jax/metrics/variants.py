@@ -16,11 +16,11 @@ ESCAPE_RATES = (0.02, 0.05, 0.1)
 
 
 def aupro_200(
-    gt_mask: Shaped[np.ndarray, "n h w"],
-    anomaly_map: Shaped[np.ndarray, "n h w"],
-    *,
-    max_fpr: float = exact.MAX_FPR,
-    steps: int = 200,
+  gt_mask: Shaped[np.ndarray, "n h w"],
+  anomaly_map: Shaped[np.ndarray, "n h w"],
+  *,
+  max_fpr: float = exact.MAX_FPR,
+  steps: int = 200,
 ) -> float:
   """AUPRO from 200 thresholds that are equally spaced in score.
 
@@ -54,13 +54,13 @@ def aupro_200(
   if low == high:
     return math.nan
   threshold = np.arange(low, high, (high - low) / steps)
-  above = lambda scores: scores.size - np.searchsorted(
-      np.sort(scores), threshold, side="right"
+  above = lambda scores: (
+    scores.size - np.searchsorted(np.sort(scores), threshold, side="right")
   )
   fpr = above(anomaly_map[~is_anomalous]) / (is_anomalous.size - anomalous)
   shares = [
-      above(scores) / scores.size
-      for scores in _scores_of_regions(is_anomalous, anomaly_map)
+    above(scores) / scores.size
+    for scores in _scores_of_regions(is_anomalous, anomaly_map)
   ]
   pro = np.mean(shares, axis=0)
   kept = fpr < max_fpr
@@ -72,10 +72,10 @@ def aupro_200(
 
 
 def aupro_resampled(
-    gt_mask: Shaped[np.ndarray, "n h w"],
-    anomaly_map: Shaped[np.ndarray, "n h w"],
-    *,
-    max_fpr: float = exact.MAX_FPR,
+  gt_mask: Shaped[np.ndarray, "n h w"],
+  anomaly_map: Shaped[np.ndarray, "n h w"],
+  *,
+  max_fpr: float = exact.MAX_FPR,
 ) -> float:
   """AUPRO as the mean of regions' curves, resampled by index.
 
@@ -92,21 +92,21 @@ def aupro_resampled(
   exact.check_shapes("gt_mask", gt_mask, "anomaly_map", anomaly_map)
   is_anomalous = gt_mask != 0
   exact.check_states(
-      np.count_nonzero(is_anomalous), is_anomalous.size, "pixels"
+    np.count_nonzero(is_anomalous), is_anomalous.size, "pixels"
   )
   normal = anomaly_map[~is_anomalous]
   all_fpr, _ = _roc(normal, anomaly_map[is_anomalous])
   points = np.count_nonzero(all_fpr <= max_fpr)
   curves = [
-      _resampled(*_roc(normal, scores), points, max_fpr)
-      for scores in _scores_of_regions(is_anomalous, anomaly_map)
+    _resampled(*_roc(normal, scores), points, max_fpr)
+    for scores in _scores_of_regions(is_anomalous, anomaly_map)
   ]
   fpr, tpr = np.mean(curves, axis=0)
   return float(np.trapezoid(tpr, fpr) / fpr[-1])
 
 
 def aupr_trapezoid(
-    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
   """Trapezoid under precision over recall, from the point (0, 1).
 
@@ -118,7 +118,7 @@ def aupr_trapezoid(
 
 
 def aupr_reordered(
-    label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
+  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
   """The trapezoid after a stable sort by recall of the curve's reverse.
 
@@ -132,9 +132,9 @@ def aupr_reordered(
 
 
 def overkill(
-    label: Shaped[np.ndarray, " n"],
-    score: Shaped[np.ndarray, " n"],
-    escape_rate: float,
+  label: Shaped[np.ndarray, " n"],
+  score: Shaped[np.ndarray, " n"],
+  escape_rate: float,
 ) -> float:
   """Share of normal items flagged when this share of anomalous ones escapes.
 
@@ -162,9 +162,9 @@ def overkill(
 
 
 def by_sample(
-    group: Shaped[np.ndarray, " n"],
-    label: Shaped[np.ndarray, " n"],
-    score: Shaped[np.ndarray, " n"],
+  group: Shaped[np.ndarray, " n"],
+  label: Shaped[np.ndarray, " n"],
+  score: Shaped[np.ndarray, " n"],
 ) -> tuple[Shaped[np.ndarray, " m"], Shaped[np.ndarray, " m"]]:
   """Label and score of the samples that several images (views) show.
 

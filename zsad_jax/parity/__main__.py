@@ -38,15 +38,15 @@ def compare_file(golden, file):
       continue  # More than the folder stores, such as other layers.
     missing.pop(stored, None)
     result.append(
-        golden_lib.compare(
-            f"{file}: {name}", entry.roles[stored], entry[stored], ours
-        )
+      golden_lib.compare(
+        f"{file}: {name}", entry.roles[stored], entry[stored], ours
+      )
     )
   nan = float("nan")
   for name in missing:
     problem = "not produced"
     result.append(
-        golden_lib.Comparison(f"{file}: {name}", nan, nan, nan, problem)
+      golden_lib.Comparison(f"{file}: {name}", nan, nan, nan, problem)
     )
   return result
 
@@ -61,14 +61,14 @@ def select(golden, stems):
   known = {pathlib.Path(f).stem for f in golden.methods}
   if unknown := sorted(set(stems or ()) - known):
     raise ValueError(
-        f"--files: no {', '.join(unknown)} in the manifest; it has "
-        f"{', '.join(sorted(known))}."
+      f"--files: no {', '.join(unknown)} in the manifest; it has "
+      f"{', '.join(sorted(known))}."
     )
   covered = lambda m: importlib.util.find_spec(f"{__package__}.{m}")
   wanted = [
-      f
-      for f, m in files.items()
-      if not stems or pathlib.Path(f).stem in stems or m == "losses"
+    f
+    for f, m in files.items()
+    if not stems or pathlib.Path(f).stem in stems or m == "losses"
   ]
   chosen = [f for f in wanted if covered(files[f])]
   return chosen, [f for f in wanted if not covered(files[f])]
@@ -83,7 +83,7 @@ def _line(c):
 def define_flags():
   """The command's flags; defined only when it is run."""
   flags.DEFINE_string(
-      "golden", None, "Folder with manifest.json.", required=True
+    "golden", None, "Folder with manifest.json.", required=True
   )
   flags.DEFINE_list("files", None, "Stems of files to compare.")
   flags.DEFINE_string("json", None, "Write the comparisons here too.")
@@ -107,9 +107,9 @@ def main(options):
     document = {"comparisons": rows, "not_covered": uncovered}
     files.write_text(options.json, json.dumps(document, indent=1))
   print(
-      f"{len(comparisons)} quantities of {len(chosen)} files compared, "
-      f"{len(failed)} exceed their tolerance; "
-      f"{len(uncovered)} files not covered."
+    f"{len(comparisons)} quantities of {len(chosen)} files compared, "
+    f"{len(failed)} exceed their tolerance; "
+    f"{len(uncovered)} files not covered."
   )
   return 1 if failed else 0
 

@@ -31,23 +31,23 @@ def quantities(golden, entry):
 def _method(config, case):
   """The method that the manifest describes."""
   return adaclip.Method(
-      taps=tuple(config["taps"]),
-      prompt_length=config["length"],
-      prompt_depth=config["depth"],
-      prompt_branches="V" * case["visual_prompts"] + "L" * case["text_prompts"],
-      prompt_types="S" * case["static"] + "D" * case["dynamic"],
-      hsf="official" if case["hsf"] else "none",
-      num_clusters=config["k"],
-      hsf_top_factor=config["hsf_topk_factor"],
-      hsf_mix=config["hsf_mix"],
-      cosine_scale=config["cosine_scale"],
-      act=case["act"],
-      pos_resize=config["pos_resize"],
-      round_fp16=config["round_fp16"],
-      text_prompt_first_layer=0 in config["text_prompt_blocks"],
-      # The official rows are an effect of batch 1.
-      dice=config["dice"] if case["batch"] == "per_image" else "image",
-      remat=False,  # It changes no number, but takes long to compile.
+    taps=tuple(config["taps"]),
+    prompt_length=config["length"],
+    prompt_depth=config["depth"],
+    prompt_branches="V" * case["visual_prompts"] + "L" * case["text_prompts"],
+    prompt_types="S" * case["static"] + "D" * case["dynamic"],
+    hsf="official" if case["hsf"] else "none",
+    num_clusters=config["k"],
+    hsf_top_factor=config["hsf_topk_factor"],
+    hsf_mix=config["hsf_mix"],
+    cosine_scale=config["cosine_scale"],
+    act=case["act"],
+    pos_resize=config["pos_resize"],
+    round_fp16=config["round_fp16"],
+    text_prompt_first_layer=0 in config["text_prompt_blocks"],
+    # The official rows are an effect of batch 1.
+    dice=config["dice"] if case["batch"] == "per_image" else "image",
+    remat=False,  # It changes no number, but takes long to compile.
   )
 
 
@@ -109,9 +109,9 @@ class _Run:
     image = self.entry.images("image_u8")
     class_id = jnp.arange(image.shape[0])  # One class name per image.
     features = _encode(
-        self.method,
-        self.backbone,
-        {"image": image[self.rows], "class_id": class_id[self.rows]},
+      self.method,
+      self.backbone,
+      {"image": image[self.rows], "class_id": class_id[self.rows]},
     )
     if "image_embed" in features:
       yield "prompt_free_image_features", features["image_embed"]
@@ -164,13 +164,13 @@ class _Run:
 
   def batch(self):
     return {
-        "mask": jnp.asarray(self.entry["mask"])[self.rows],
-        "label": jnp.asarray(self.entry["label"])[self.rows],
+      "mask": jnp.asarray(self.entry["mask"])[self.rows],
+      "label": jnp.asarray(self.entry["label"])[self.rows],
     }
 
   def backward(self, features):
     values, both, (image, pixel) = _losses_and_grads(
-        self.method, self.params, *self.given(features), batch=self.batch()
+      self.method, self.params, *self.given(features), batch=self.batch()
     )
     yield "loss_terms", jnp.append(image.mean(), pixel.mean(axis=0).reshape(-1))
     for i, suffix in enumerate(("", "_dice_per_image")):
@@ -186,15 +186,15 @@ class _Run:
 
     def loss_and_grads(params, state):
       values, grads, _ = _losses_and_grads(
-          self.method, params, *given, batch=batch
+        self.method, params, *given, batch=batch
       )
       return values[0], jax.tree.map(lambda x: x[0], grads), state
 
     losses, params, _ = golden_lib.trajectory(
-        self.entry,
-        loss_and_grads,
-        self.params,
-        self.method.trained(self.params),
+      self.entry,
+      loss_and_grads,
+      self.params,
+      self.method.trained(self.params),
     )
     yield "traj/losses", losses
     for name, value in self.named(params).items():

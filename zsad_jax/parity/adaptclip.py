@@ -19,31 +19,29 @@ def quantities(golden, entry):
   """Yields (stored name, ours)."""
   backbone, method = golden.backbone(), _method(entry.config)
   params = golden_lib.tree(
-      entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
+    entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
   )
   aux = method.prepare(backbone, ())
   images = {
-      part: entry.images(f"{part}_u8") for part in ("query", "prompt_pool")
+    part: entry.images(f"{part}_u8") for part in ("query", "prompt_pool")
   }
   for part, image in images.items():
-    embed, tokens = golden_lib.image_side(
-        method, backbone, image, method.taps
-    )
+    embed, tokens = golden_lib.image_side(method, backbone, image, method.taps)
     yield f"{part}/image_features", embed
     for tap, x in zip(method.taps, tokens):
       yield f"{part}/patch_{tap}", x
   yield from _text(backbone, method, params, aux, entry)
   run = _Run(
-      method,
-      backbone,
-      aux,
-      params,
-      _stats(method, backbone, entry),
-      {
-          part: golden_lib.encode(method, backbone, image)
-          for part, image in images.items()
-      },
-      entry,
+    method,
+    backbone,
+    aux,
+    params,
+    _stats(method, backbone, entry),
+    {
+      part: golden_lib.encode(method, backbone, image)
+      for part, image in images.items()
+    },
+    entry,
   )
   yield from run.quantities()
 
@@ -51,17 +49,17 @@ def quantities(golden, entry):
 def _method(config):
   """The method that the manifest describes."""
   return adaptclip.Method(
-      taps=tuple(config["taps"]),
-      vv_from=config["dual_from"],
-      context=config["pq_context"],
-      context_length=config["n_ctx"],
-      reduction=config["reduction"],
-      head_widths=(config["mid"], config["mid2"]),
-      pool_topk=config["pool_topk"],
-      temperature=config["temperature"],
-      sigma=float(config["sigma"]),
-      act=config["act"],
-      pos_resize=config["pos_resize"],
+    taps=tuple(config["taps"]),
+    vv_from=config["dual_from"],
+    context=config["pq_context"],
+    context_length=config["n_ctx"],
+    reduction=config["reduction"],
+    head_widths=(config["mid"], config["mid2"]),
+    pool_topk=config["pool_topk"],
+    temperature=config["temperature"],
+    sigma=float(config["sigma"]),
+    act=config["act"],
+    pos_resize=config["pos_resize"],
   )
 
 
@@ -76,21 +74,29 @@ def _stats(method, backbone, entry):
   _, shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   stored = golden_lib.tree(entry, adaptclip.TORCH_STATS, "bn0/", _authors_name)
-  return clip_convert.unflatten({**clip_convert.flatten(zeros), **clip_convert.flatten(stored)})
+  return clip_convert.unflatten(
+    {**clip_convert.flatten(zeros), **clip_convert.flatten(stored)}
+  )
 
 
 def _text(backbone, method, params, aux, entry):
   sentences = prompts.adaptclip()
   yield "static_prompts_utf8", json.dumps(sentences).encode()
-  yield "static_text_features", jax.jit(method.static_text)(
+  yield (
+    "static_text_features",
+    jax.jit(method.static_text)(
       backbone, prompt_learner.placeholders(backbone, sum(sentences, []))
+    ),
   )
   words = " ".join(["X"] * method.context_length)
   yield "learned_prompt_token_ids", tokenizer.encode([f"{words}."] * 2)
-  yield "learned_prompts", golden_lib.padded(
+  yield (
+    "learned_prompts",
+    golden_lib.padded(
       method.learned_prompts(params, aux),
       backbone,
       entry["learned_prompts"].shape[1],
+    ),
   )
   yield "learned_text_features", jax.jit(method.text)(params, backbone, aux)
 
@@ -107,10 +113,10 @@ def _adapters(method, params, stats, backbone, aux, features, weight):
     levels, _ = method.compare(params, stats, features, size, weight)
     summary = prompt_query.summary(levels)
     said |= {
-        "pq_logits": jnp.stack([x["logits"] for x in levels]),
-        "pq_map_layer0": levels[0]["maps"][..., 1],
-        "align_score_layer0": levels[0]["distance"],
-        **dict(zip(("pq_map", "pq_score", "align_score"), summary)),
+      "pq_logits": jnp.stack([x["logits"] for x in levels]),
+      "pq_map_layer0": levels[0]["maps"][..., 1],
+      "align_score_layer0": levels[0]["distance"],
+      **dict(zip(("pq_map", "pq_score", "align_score"), summary)),
     }
   return said
 
@@ -161,12 +167,12 @@ class _Run:
 
   def evaluation(self, method, shots):
     said, prediction = _evaluation(
-        method,
-        self.params,
-        self.stats,
-        self.backbone,
-        self.aux,
-        self.features("test", shots),
+      method,
+      self.params,
+      self.stats,
+      self.backbone,
+      self.aux,
+      self.features("test", shots),
     )
     yield from said.items()
     sigma = self.entry.config["sigma"]
@@ -178,11 +184,11 @@ class _Run:
     """Function of parameters and statistics that takes a training step."""
     given = self.backbone, self.aux, self.features("train", shots)
     return functools.partial(
-        golden_lib.train,
-        method,
-        given=given,
-        batch=golden_lib.batch(self.entry),
-        look=_training,
+      golden_lib.train,
+      method,
+      given=given,
+      batch=golden_lib.batch(self.entry),
+      look=_training,
     )
 
   def training(self, method, shots):
@@ -202,11 +208,11 @@ class _Run:
     for name, value in self.named_stats(stats).items():
       yield f"bn1/{name}", value
     history, params, stats = golden_lib.trajectory(
-        self.entry,
-        golden_lib.steps(run),
-        self.params,
-        self.method.trained(self.params),
-        self.stats,
+      self.entry,
+      golden_lib.steps(run),
+      self.params,
+      self.method.trained(self.params),
+      self.stats,
     )
     yield "traj/losses", history
     after = self.named(params) | self.named_stats(stats)
@@ -219,11 +225,11 @@ class _Run:
   def named(self, params):
     """Parameters, or a tree like them, under the stored names."""
     return golden_lib.named(
-        params, self.entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
+      params, self.entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
     )
 
   def named_stats(self, stats):
     """Likewise, running statistics."""
     return golden_lib.named(
-        stats, self.entry, adaptclip.TORCH_STATS, "bn0/", _authors_name
+      stats, self.entry, adaptclip.TORCH_STATS, "bn0/", _authors_name
     )

@@ -15,33 +15,31 @@ def quantities(golden, entry):
   """Yields (stored name, ours)."""
   backbone, method = golden.backbone(), _method(entry.config)
   params = golden_lib.tree(
-      entry, anomalyclip.TORCH_NAMES, authors_name=golden_lib.prompt_learner
+    entry, anomalyclip.TORCH_NAMES, authors_name=golden_lib.prompt_learner
   )
   aux = method.prepare(backbone, ())
   image = entry.images("image_u8")
   tokens = None
   for prefix, vv_from in (("plain/", None), ("", method.vv_from)):
     variant = dataclasses.replace(method, vv_from=vv_from)
-    embed, tokens = golden_lib.image_side(
-        variant, backbone, image, method.taps
-    )
+    embed, tokens = golden_lib.image_side(variant, backbone, image, method.taps)
     yield f"{prefix}image_features", embed
     for tap, x in zip(method.taps, tokens):
       yield f"{prefix}patch_{tap}", x
   yield from _prompts(method, params, aux, backbone, entry)
   given = backbone, aux, golden_lib.encode(method, backbone, image)
   run = functools.partial(
-      golden_lib.train,
-      method,
-      given=given,
-      batch=golden_lib.batch(entry),
-      look=_look,
+    golden_lib.train,
+    method,
+    given=given,
+    batch=golden_lib.batch(entry),
+    look=_look,
   )
   trained = run(params, {})
   yield from _scores(method, trained.seen, tokens, entry)
   yield from _losses(trained, entry)
   history, after, _ = golden_lib.trajectory(
-      entry, golden_lib.steps(run), params, method.trained(params), {}
+    entry, golden_lib.steps(run), params, method.trained(params), {}
   )
   yield "traj/losses", history
   for name, value in _named(after, entry).items():
@@ -51,16 +49,16 @@ def quantities(golden, entry):
 def _method(config):
   """The method that the manifest describes."""
   return anomalyclip.Method(
-      taps=tuple(config["taps"]),
-      vv_from=config["dual_from"],
-      context_length=config["n_ctx"],
-      deep_length=config["t_n_ctx"],
-      deep_depth=config["depth"],
-      temperature=config["temperature"],
-      map_weight=float(config["lam"]),
-      act=config["act"],
-      pos_resize=config["pos_resize"],
-      round_fp16=config["round_fp16"],
+    taps=tuple(config["taps"]),
+    vv_from=config["dual_from"],
+    context_length=config["n_ctx"],
+    deep_length=config["t_n_ctx"],
+    deep_depth=config["depth"],
+    temperature=config["temperature"],
+    map_weight=float(config["lam"]),
+    act=config["act"],
+    pos_resize=config["pos_resize"],
+    round_fp16=config["round_fp16"],
   )
 
 
@@ -83,10 +81,10 @@ def _look(method, params, stats, backbone, aux, features):
       some = {**result, "patch_prob": prob[:, first:last]}
       maps[first, last] = method.read(some, size)["anomaly_map"]
   return {
-      **result,
-      "text": method.text(params, backbone, aux),
-      "score": method.read(result, size)["pred_score"],
-      "maps": maps,
+    **result,
+    "text": method.text(params, backbone, aux),
+    "score": method.read(result, size)["pred_score"],
+    "maps": maps,
   }
 
 
@@ -98,8 +96,11 @@ def _scores(method, seen, tokens, entry):
   # With the class token in front, as the authors compare it, too.
   compare = jax.jit(similarity.state_prob, static_argnames="temperature")
   for i, (tap, x) in enumerate(zip(method.taps, tokens)):
-    yield f"similarity_{tap}", compare(
+    yield (
+      f"similarity_{tap}",
+      compare(
         similarity.unit(x), seen["text_units"], temperature=method.temperature
+      ),
     )
     yield f"similarity_map_{tap}", seen["maps"][i, i + 1]
   count = len(method.taps)
@@ -124,8 +125,8 @@ def _losses(trained, entry):
 
 def _named(tree, entry):
   return golden_lib.named(
-      tree,
-      entry,
-      anomalyclip.TORCH_NAMES,
-      authors_name=golden_lib.prompt_learner,
+    tree,
+    entry,
+    anomalyclip.TORCH_NAMES,
+    authors_name=golden_lib.prompt_learner,
   )

@@ -44,8 +44,9 @@ def _position_tables(backbone, entry):
   for name in entry.expected():
     if found := re.fullmatch(r"pos_embed(?:_\w+)?/(\w+)", name):
       side = round((entry[name].shape[0] - 1) ** 0.5)
-      yield name, resample.resize_position_table(
-          table, (side, side), method=found[1]
+      yield (
+        name,
+        resample.resize_position_table(table, (side, side), method=found[1]),
       )
 
 
@@ -57,9 +58,9 @@ def _towers(backbone, entry, ids, acts):
     for view in sorted({p[1] for p in parts if p[0] == act and len(p) == 3}):
       image, _, resize = view.partition("_")
       run = functools.partial(
-          backbone.image,
-          act=_ACTS[act],
-          pos_resize=resize or _DEFAULT_RESIZE,
+        backbone.image,
+        act=_ACTS[act],
+        pos_resize=resize or _DEFAULT_RESIZE,
       )
       embed, out = jax.jit(run)(_image(entry, image))
       yield f"{act}/{view}/image_features", embed
@@ -72,7 +73,7 @@ def _towers(backbone, entry, ids, acts):
 
 def _text(backbone, ids, act, our_act):
   embed, out = backbone.text(
-      backbone.embed_tokens(ids), tokenizer.end_positions(ids), act=our_act
+    backbone.embed_tokens(ids), tokenizer.end_positions(ids), act=our_act
   )
   yield f"{act}/text_features", embed
   yield f"{act}/text_tokens_ln_final", out["tokens"]

@@ -18,7 +18,7 @@ def quantities(golden, entry):
   backbone = golden.backbone()
   method = _method(entry.config, backbone.vision_layers)
   params = golden_lib.tree(
-      entry, faprompt.TORCH_NAMES, authors_name=golden_lib.prompt_learner
+    entry, faprompt.TORCH_NAMES, authors_name=golden_lib.prompt_learner
   )
   aux = method.prepare(backbone, ())
   image = entry.images("image_u8")
@@ -30,11 +30,11 @@ def quantities(golden, entry):
   for prefix, select in _VARIANTS.items():
     variant = dataclasses.replace(method, prior_select=select)
     run = functools.partial(
-        golden_lib.train,
-        variant,
-        given=given,
-        batch=golden_lib.batch(entry),
-        look=_look,
+      golden_lib.train,
+      variant,
+      given=given,
+      batch=golden_lib.batch(entry),
+      look=_look,
     )
     trained = run(params, {})
     if prefix == "official":
@@ -50,22 +50,22 @@ def _method(config, vision_layers):
   """The method that the manifest describes."""
   weights = config["loss_weights"]
   return faprompt.Method(
-      tap=vision_layers,
-      vv_from=config["dual_from"],
-      num_prompts=config["num_p"],
-      normal_length=config["n_ctx_pos"],
-      abnormal_length=config["n_ctx_neg"],
-      num_patches=config["k"],
-      deep_length=config["t_n_ctx"],
-      deep_depth=config["depth"],
-      temperature=config["temperature"],
-      prior_weight=weights["prior"],
-      oc_weight=weights["oc"],
-      map_weights=(weights["map1"], weights["map2"]),
-      max_weights=tuple(map(float, config["max_weights"])),
-      act=config["act"],
-      pos_resize=config["pos_resize"],
-      round_fp16=config["round_fp16"],
+    tap=vision_layers,
+    vv_from=config["dual_from"],
+    num_prompts=config["num_p"],
+    normal_length=config["n_ctx_pos"],
+    abnormal_length=config["n_ctx_neg"],
+    num_patches=config["k"],
+    deep_length=config["t_n_ctx"],
+    deep_depth=config["depth"],
+    temperature=config["temperature"],
+    prior_weight=weights["prior"],
+    oc_weight=weights["oc"],
+    map_weights=(weights["map1"], weights["map2"]),
+    max_weights=tuple(map(float, config["max_weights"])),
+    act=config["act"],
+    pos_resize=config["pos_resize"],
+    round_fp16=config["round_fp16"],
   )
 
 
@@ -86,10 +86,10 @@ def _look(method, params, stats, backbone, aux, features):
   result = method.forward(params, backbone, aux, features)
   size, prob = similarity.image_size(backbone, features), result["patch_prob"]
   return {
-      **result,
-      **method.read(result, size),
-      "top": jax.lax.top_k(prob[..., 1], method.num_patches)[1],
-      "map": similarity.to_map(prob, size, method="bilinear")[..., 1],
+    **result,
+    **method.read(result, size),
+    "top": jax.lax.top_k(prob[..., 1], method.num_patches)[1],
+    "map": similarity.to_map(prob, size, method="bilinear")[..., 1],
   }
 
 
@@ -133,7 +133,7 @@ def _losses(method, trained, entry):
 
 def _trajectory(method, run, params, entry):
   history, after, _ = golden_lib.trajectory(
-      entry, golden_lib.steps(run), params, method.trained(params), {}
+    entry, golden_lib.steps(run), params, method.trained(params), {}
   )
   yield "traj/losses", history
   for name, value in _named(after, entry).items():
@@ -142,8 +142,8 @@ def _trajectory(method, run, params, entry):
 
 def _named(tree, entry):
   return golden_lib.named(
-      tree,
-      entry,
-      faprompt.TORCH_NAMES,
-      authors_name=golden_lib.prompt_learner,
+    tree,
+    entry,
+    faprompt.TORCH_NAMES,
+    authors_name=golden_lib.prompt_learner,
   )

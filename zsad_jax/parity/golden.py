@@ -57,15 +57,15 @@ class Entry:
   def images(self, name: str) -> jax.Array:
     """Stored uint8 images (b, 3, h, w) as network input (b, h, w, 3)."""
     return preprocess.normalize(
-        jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
+      jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
     )
 
 
 def tree(
-    entry: Entry,
-    table: rules.Table,
-    group: str = "param/",
-    authors_name: Callable[[str], str] = lambda name: name,
+  entry: Entry,
+  table: rules.Table,
+  group: str = "param/",
+  authors_name: Callable[[str], str] = lambda name: name,
 ) -> dict[str, Any]:
   """Stored arrays of a group as a method's tree, in float32.
 
@@ -78,16 +78,16 @@ def tree(
   stored = {authors_name(n): x for n, x in entry.under(group).items()}
   flat = rules.rename(stored, table)
   return clip_convert.unflatten(
-      {path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}
+    {path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}
   )
 
 
 def named(
-    values,
-    entry: Entry,
-    table: rules.Table,
-    group: str = "param/",
-    authors_name: Callable[[str], str] = lambda name: name,
+  values,
+  entry: Entry,
+  table: rules.Table,
+  group: str = "param/",
+  authors_name: Callable[[str], str] = lambda name: name,
 ) -> dict[str, Any]:
   """A tree like that of `tree`, flat, under the stored names."""
   stored = {authors_name(n): n for n in entry.under(group)}
@@ -112,10 +112,10 @@ def batch(entry: Entry) -> dict[str, jax.Array]:
   """The stored labels and masks as a batch that counts whole."""
   count = len(entry["label"])
   return {
-      "label": jnp.asarray(entry["label"], jnp.int32),
-      "mask": jnp.asarray(entry["mask"]),
-      "has_mask": jnp.ones(count, bool),
-      "weight": jnp.ones(count),
+    "label": jnp.asarray(entry["label"], jnp.int32),
+    "mask": jnp.asarray(entry["mask"]),
+    "has_mask": jnp.ones(count, bool),
+    "weight": jnp.ones(count),
   }
 
 
@@ -135,13 +135,13 @@ def gradients(grads: Mapping[str, Any]):
 def image_side(method, backbone, image, taps):
   """Embeddings of the images and of all their tokens; see `dual_path`."""
   return dual_path.encode(
-      backbone,
-      image,
-      taps=taps,
-      vv_from=method.vv_from,
-      act=method.act,
-      pos_resize=method.pos_resize,
-      class_ln_post=False,
+    backbone,
+    image,
+    taps=taps,
+    vv_from=method.vv_from,
+    act=method.act,
+    pos_resize=method.pos_resize,
+    class_ln_post=False,
   )
 
 
@@ -241,8 +241,8 @@ class Golden:
     path = self.folder / "manifest.json"
     if not path.is_file():
       raise FileNotFoundError(
-          f"{path} does not exist: --golden names a folder of reference "
-          "tensors with a manifest.json."
+        f"{path} does not exist: --golden names a folder of reference "
+        "tensors with a manifest.json."
       )
     self.manifest = json.loads(path.read_text(encoding="utf-8"))
     for file in self.manifest["files"]:

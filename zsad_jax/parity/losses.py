@@ -95,13 +95,13 @@ def _binary_twice(entry):
 
 
 _RULES = (
-    (r"focal/(\w+)/(\w+)", _focal),
-    (r"dice(_normal)?/(\w+)/(\w+)", _dice),
-    (r"dice_rowwise", _dice_rows),
-    (r"focal_unreduced", _focal),
-    (r"focal_alpha([\d.]+)_b(\d)", _weighted),
-    (r"focal_gamma([\d.]+)_smooth([\d.e+-]+)", _focal_with),
-    (r"focal_image", _image),
-    (r"binary_focal/probs_through_logits_true", _binary_twice),
-    (r"binary_focal/(logits|probs)/(\w+)", _binary),
-)  # fmt: skip
+  (r"focal/(\w+)/(\w+)", _focal),
+  (r"dice(_normal)?/(\w+)/(\w+)", _dice),
+  (r"dice_rowwise", _dice_rows),
+  (r"focal_unreduced", _focal),
+  (r"focal_alpha([\d.]+)_b(\d)", _weighted),
+  (r"focal_gamma([\d.]+)_smooth([\d.e+-]+)", _focal_with),
+  (r"focal_image", _image),
+  (r"binary_focal/probs_through_logits_true", _binary_twice),
+  (r"binary_focal/(logits|probs)/(\w+)", _binary),
+)

@@ -12,12 +12,13 @@ def quantities(golden, entry):
   """Yields (stored name, ours) for each expected value."""
   del golden  # Metrics need no backbone.
   for number, structure in ((4, _FOUR), (8, _EIGHT)):
-    yield f"n_components_{number}conn", np.array(
-        [ndimage.label(mask, structure)[1] for mask in entry["masks"]]
+    yield (
+      f"n_components_{number}conn",
+      np.array([ndimage.label(mask, structure)[1] for mask in entry["masks"]]),
     )
   for kind, scores in (("maps", "scores"), ("ties", "scores_ties")):
     values = _values(
-        entry["labels"], entry[scores], entry["masks"], entry[kind]
+      entry["labels"], entry[scores], entry["masks"], entry[kind]
     )
     for name, value in values.items():
       yield f"{kind}/{name}_f64", np.float64(value)
@@ -28,60 +29,60 @@ def _values(label, score, gt_mask, anomaly_map):
   image = exact.image_metrics(label, score)
   pixel = exact.pixel_metrics(gt_mask, anomaly_map)
   aupro_200 = lambda **options: variants.aupro_200(
-      gt_mask, anomaly_map, **options
+    gt_mask, anomaly_map, **options
   )
   of_code = {
-      "image-auroc": image["image_auroc"],
-      "image-ap": image["image_ap"],
-      "pixel-auroc": pixel["pixel_auroc"],
-      "pixel-aupro": aupro_200(),
+    "image-auroc": image["image_auroc"],
+    "image-ap": image["image_ap"],
+    "pixel-auroc": pixel["pixel_auroc"],
+    "pixel-aupro": aupro_200(),
   }
   groups = {
-      "sklearn": _of_sklearn(image, pixel),
-      "AnomalyCLIP": of_code,
-      "FAPrompt": of_code,
-      "AdaCLIP": _of_adaclip(image, pixel),
-      "AdaptCLIP": _of_adaptclip(
-          image, pixel, (label, score), (gt_mask, anomaly_map)
-      ),
+    "sklearn": _of_sklearn(image, pixel),
+    "AnomalyCLIP": of_code,
+    "FAPrompt": of_code,
+    "AdaCLIP": _of_adaclip(image, pixel),
+    "AdaptCLIP": _of_adaptclip(
+      image, pixel, (label, score), (gt_mask, anomaly_map)
+    ),
   }
   return {
-      f"{group}/{name}": value
-      for group, values in groups.items()
-      for name, value in values.items()
+    f"{group}/{name}": value
+    for group, values in groups.items()
+    for name, value in values.items()
   } | {
-      "cal_pro_score": aupro_200(),
-      "cal_pro_score_fpr1": aupro_200(max_fpr=1.01),
-      "cal_pro_score_step50": aupro_200(steps=50),
-      "aupro_exact_fpr0.3": pixel["pixel_aupro"],
+    "cal_pro_score": aupro_200(),
+    "cal_pro_score_fpr1": aupro_200(max_fpr=1.01),
+    "cal_pro_score_step50": aupro_200(steps=50),
+    "aupro_exact_fpr0.3": pixel["pixel_aupro"],
   }
 
 
 def _of_sklearn(image, pixel):
   return {
-      f"{level}_{name.replace('f1_max', 'f1max')}": row[f"{level}_{name}"]
-      for level, row in (("image", image), ("pixel", pixel))
-      for name in ("auroc", "ap", "f1_max")
+    f"{level}_{name.replace('f1_max', 'f1max')}": row[f"{level}_{name}"]
+    for level, row in (("image", image), ("pixel", pixel))
+    for name in ("auroc", "ap", "f1_max")
   }
 
 
 def _of_adaclip(image, pixel):
   return {
-      f"{name}_{short}": 100 * row[f"{level}_{ours}"]
-      for level, short, row in (("image", "im", image), ("pixel", "px", pixel))
-      for name, ours in (("auroc", "auroc"), ("f1", "f1_max"), ("ap", "ap"))
+    f"{name}_{short}": 100 * row[f"{level}_{ours}"]
+    for level, short, row in (("image", "im", image), ("pixel", "px", pixel))
+    for name, ours in (("auroc", "auroc"), ("f1", "f1_max"), ("ap", "ap"))
   }
 
 
 def _of_adaptclip(image, pixel, items, maps):
   gt_mask, anomaly_map = maps
   return {
-      "I-AUROC": image["image_auroc"],
-      "I-AP": variants.aupr_reordered(*items),
-      "I-F1max": image["image_f1_max"],
-      "P-AUROC": pixel["pixel_auroc"],
-      "P-AP": variants.aupr_reordered(gt_mask.ravel(), anomaly_map.ravel()),
-      "P-F1max": pixel["pixel_f1_max"],
-      "P-AUPRO": variants.aupro_resampled(*maps),
-      "I-Overkill@5": variants.overkill(*items, 0.05),
+    "I-AUROC": image["image_auroc"],
+    "I-AP": variants.aupr_reordered(*items),
+    "I-F1max": image["image_f1_max"],
+    "P-AUROC": pixel["pixel_auroc"],
+    "P-AP": variants.aupr_reordered(gt_mask.ravel(), anomaly_map.ravel()),
+    "P-F1max": pixel["pixel_f1_max"],
+    "P-AUPRO": variants.aupro_resampled(*maps),
+    "I-Overkill@5": variants.overkill(*items, 0.05),
   }

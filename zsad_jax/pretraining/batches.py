@@ -19,14 +19,14 @@ def steps_per_epoch(pairs: Pairs, batch_size: int) -> int:
 
 
 def make(
-    pairs: Pairs,
-    step: int,
-    *,
-    batch_size: int,
-    patch_size: int,
-    keep: int | None,
-    states: int,
-    seed: int,
+  pairs: Pairs,
+  step: int,
+  *,
+  batch_size: int,
+  patch_size: int,
+  keep: int | None,
+  states: int,
+  seed: int,
 ):
   """Returns the batch of a step, see `Objective.loss`.
 
@@ -41,7 +41,7 @@ def make(
   """
   half, each = batch_size // 2, steps_per_epoch(pairs, batch_size)
   order = np.random.default_rng((seed, 0, step // each)).permutation(
-      len(pairs.images)
+    len(pairs.images)
   )
   chosen = order[step % each * half :][:half]
   rng = np.random.default_rng((seed, 1, step))
@@ -55,14 +55,14 @@ def make(
   ids, end = tokens([caption.text for caption in told])
   state_ids, state_end = tokens([*itertools.chain(*zip(*stated))])
   return {
-      "image": preprocess.normalize(np.concatenate(images.swapaxes(0, 1))),
-      "damage": np.concatenate([np.zeros_like(damage), damage]),
-      "keep": np.tile(_kept(rng, damage, keep), (2, 1)),
-      "captions": ids,
-      "end": end,
-      "truth": truth(facts, told),
-      "states": state_ids.reshape(2, states, -1),
-      "states_end": state_end.reshape(2, states),
+    "image": preprocess.normalize(np.concatenate(images.swapaxes(0, 1))),
+    "damage": np.concatenate([np.zeros_like(damage), damage]),
+    "keep": np.tile(_kept(rng, damage, keep), (2, 1)),
+    "captions": ids,
+    "end": end,
+    "truth": truth(facts, told),
+    "states": state_ids.reshape(2, states, -1),
+    "states_end": state_end.reshape(2, states),
   }
 
 
@@ -89,7 +89,7 @@ def of_sound_twin(facts: captions.Facts) -> captions.Facts:
 def truth(facts, told) -> np.ndarray:
   """Which caption (columns) is true of which picture: float32 (n, k)."""
   return np.array(
-      [[f.told_by(caption.says) for caption in told] for f in facts], np.float32
+    [[f.told_by(caption.says) for caption in told] for f in facts], np.float32
   )
 
 

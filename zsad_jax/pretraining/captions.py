@@ -12,33 +12,39 @@ import numpy as np
 
 from zsad_jax.backbones.clip import tokenizer
 from zsad_jax.datasets.synthetic import (
-    invented,
-    invented_objects,
-    invented_textures,
+  invented,
+  invented_objects,
+  invented_textures,
 )
 from zsad_jax.layers import prompts
 
 NOUNS = tuple(sorted(invented_objects.FAMILIES | invented_textures.FAMILIES))
 # How each defect is told; `contamination` in a way that fits any object.
 DEFECTS = {
-    "scratch": ("scratched {}", "{} with a scratch"),
-    "crack": ("cracked {}", "{} with a crack"),
-    "hole": ("{} with a hole", "pierced {}"),
-    "stain": ("stained {}", "{} with a stain"),
-    "contamination": ("contaminated {}", "dirty {}"),
-    "dent": ("dented {}", "{} with a dent"),
-    "discoloration": ("discolored {}", "{} with discoloration"),
-    "glue": ("{} with glue", "{} with a drop of glue"),
-    "cut": ("{} with a cut", "torn {}"),
-    "abrasion": ("worn {}", "{} with abrasion"),
-    "missing_part": ("incomplete {}", "{} with a missing part"),
-    "misplaced_part": ("{} with a misplaced part", "misassembled {}"),
-    "wrong_color": ("{} with the wrong color", "{} with a wrong part"),
-    "bent_part": ("bent {}", "deformed {}"),
-    "chipped_edge": ("chipped {}", "{} with a chipped edge"),
+  "scratch": ("scratched {}", "{} with a scratch"),
+  "crack": ("cracked {}", "{} with a crack"),
+  "hole": ("{} with a hole", "pierced {}"),
+  "stain": ("stained {}", "{} with a stain"),
+  "contamination": ("contaminated {}", "dirty {}"),
+  "dent": ("dented {}", "{} with a dent"),
+  "discoloration": ("discolored {}", "{} with discoloration"),
+  "glue": ("{} with glue", "{} with a drop of glue"),
+  "cut": ("{} with a cut", "torn {}"),
+  "abrasion": ("worn {}", "{} with abrasion"),
+  "missing_part": ("incomplete {}", "{} with a missing part"),
+  "misplaced_part": ("{} with a misplaced part", "misassembled {}"),
+  "wrong_color": ("{} with the wrong color", "{} with a wrong part"),
+  "bent_part": ("bent {}", "deformed {}"),
+  "chipped_edge": ("chipped {}", "{} with a chipped edge"),
 }
-NAMES = ("{noun}", "object", "{color} {noun}", "{color} {material} {noun}",
-         "{material} {noun}", "{color} object")  # fmt: skip
+NAMES = (
+  "{noun}",
+  "object",
+  "{color} {noun}",
+  "{color} {material} {noun}",
+  "{material} {noun}",
+  "{color} object",
+)
 UNKNOWN = 0.35  # Share of captions whose noun is an unknown word.
 STATED, DETAILED = 0.5, 0.3  # Shares with a state, and of those with a defect.
 SHORTEST = 4  # Letters of an unknown word.
@@ -83,12 +89,15 @@ def describe(rng: np.random.Generator, facts: Facts) -> Caption:
 
 def state_pair(rng: np.random.Generator) -> tuple[str, str]:
   """Draws two sentences about one object: normal and anomalous."""
-  facts = Facts(_one(rng, NOUNS), _one(rng, sorted(invented.MATERIALS)),
-                _one(rng, sorted(invented.COLORS)))  # fmt: skip
+  facts = Facts(
+    _one(rng, NOUNS),
+    _one(rng, sorted(invented.MATERIALS)),
+    _one(rng, sorted(invented.COLORS)),
+  )
   name, _ = _name(rng, facts)
   photo = _one(rng, prompts.PHOTOS)
   normal, anomalous = (
-      photo.format(_one(rng, states).format(name)) for states in prompts.STATES
+    photo.format(_one(rng, states).format(name)) for states in prompts.STATES
   )
   return normal, anomalous
 
@@ -101,7 +110,7 @@ def _name(rng, facts):
   pattern = _one(rng, NAMES)
   known = {k: getattr(facts, k) for k in ("noun", "material", "color")}
   return pattern.format(**known), {
-      k: v for k, v in known.items() if f"{{{k}}}" in pattern
+    k: v for k, v in known.items() if f"{{{k}}}" in pattern
   }
 
 
@@ -112,8 +121,12 @@ def _one(rng, options: Sequence):
 def vocabulary() -> np.ndarray:
   """Sorted ids of all tokens in captions and in the methods' sentences."""
   words = [*NOUNS, *invented.MATERIALS, *invented.COLORS, "object", "X"]
-  for patterns in (*DEFECTS.values(), *prompts.STATES, prompts.PHOTOS,
-                   *prompts.adaptclip()):  # fmt: skip
+  for patterns in (
+    *DEFECTS.values(),
+    *prompts.STATES,
+    prompts.PHOTOS,
+    *prompts.adaptclip(),
+  ):
     words += [pattern.format("") for pattern in patterns]
   ids = tokenizer.encode(words)
   return np.union1d(ids, tokenizer.encode(["x x. x,"]))
@@ -124,6 +137,7 @@ def _unknown_words():
   """Whole words of the tokenizer outside of the vocabulary."""
   known = set(vocabulary().tolist())
   return tuple(
-      word for word, index in tokenizer.whole_words()
-      if index not in known and len(word) >= SHORTEST and word.isascii()
-  )  # fmt: skip
+    word
+    for word, index in tokenizer.whole_words()
+    if index not in known and len(word) >= SHORTEST and word.isascii()
+  )

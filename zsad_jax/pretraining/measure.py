@@ -34,23 +34,23 @@ def measure(model, pairs: Pairs, *, seed: int) -> dict[str, float]:
   direction = _direction(model)
   damage = batches.patch_shares(pairs.masks, model.patch_size)
   damage = np.concatenate([np.zeros_like(damage), damage])
-  auroc = lambda label, score: 100 * exact.auroc(
-      label.ravel().astype(bool), score.ravel()
+  auroc = lambda label, score: (
+    100 * exact.auroc(label.ravel().astype(bool), score.ravel())
   )
   damaged = np.repeat([False, True], len(pairs.images))
   return {
-      "noun_accuracy": 100 * np.mean(guessed == [f.noun for f in facts]),
-      "retrieval_auroc": auroc(truth, similar),
-      "state_auroc": auroc(damaged, image @ direction),
-      "pixel_auroc": auroc(damage > 0.05, patches @ direction),
+    "noun_accuracy": 100 * np.mean(guessed == [f.noun for f in facts]),
+    "retrieval_auroc": auroc(truth, similar),
+    "state_auroc": auroc(damaged, image @ direction),
+    "pixel_auroc": auroc(damage > 0.05, patches @ direction),
   }
 
 
 def _direction(model):
   """From the mean normal to the mean anomalous sentence: (d,)."""
   normal, anomalous = (
-      _read(model, prompts.sentences("object", states, prompts.PHOTOS)).mean(0)
-      for states in prompts.STATES
+    _read(model, prompts.sentences("object", states, prompts.PHOTOS)).mean(0)
+    for states in prompts.STATES
   )
   return anomalous - normal
 
@@ -60,8 +60,8 @@ def _image(model, image):
   embed, taps = model.image(image)
   last = taps[f"block{model.vision_layers:02d}"][:, 1:]
   return (
-      similarity.unit(embed),
-      similarity.unit(model.project(last, ln_post=True)),
+    similarity.unit(embed),
+    similarity.unit(model.project(last, ln_post=True)),
   )
 
 

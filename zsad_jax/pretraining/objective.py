@@ -27,9 +27,9 @@ def init(config: ClipConfig, vocabulary: np.ndarray, seed: int):
   params = clip_convert.flatten(clip.random_clip(config, seed).params)
   table = params.pop("text/token_embedding")
   trainable = {
-      "clip": params,
-      ROWS: table[vocabulary],
-      "bias": jnp.float32(-2.0),  # Most captions are not true of a picture.
+    "clip": params,
+    ROWS: table[vocabulary],
+    "bias": jnp.float32(-2.0),  # Most captions are not true of a picture.
   }
   return trainable, table
 
@@ -91,14 +91,16 @@ class Objective:
     damaged = damage.any(1, keepdims=True).astype(jnp.float32)
     stated = optax.sigmoid_binary_cross_entropy(image @ direction, damaged)
     damage = jnp.take_along_axis(damage, keep, axis=1)
-    patches = jnp.stack([
+    patches = jnp.stack(
+      [
         self._patches(model, taps[tap], direction, damage[..., None])
         for tap in self.taps
-    ])
+      ]
+    )
     parts = {
-        "captions": self.captions * captions.sum(1).mean(),
-        "states": self.states * stated.mean(),
-        "patches": self.patches * patches.mean(),
+      "captions": self.captions * captions.sum(1).mean(),
+      "states": self.states * stated.mean(),
+      "patches": self.patches * patches.mean(),
     }
     return sum(parts.values()), parts
 

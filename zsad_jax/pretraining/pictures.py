@@ -84,9 +84,9 @@ def ensure(cache_dir, count: int, *, size: int, seed: int) -> Pairs:
   folder = pathlib.Path(cache_dir) / f"pairs-v{VERSION}-{size}px-seed{seed}"
   folder.mkdir(parents=True, exist_ok=True)
   jobs = [
-      (folder, part, size, seed)
-      for part in range(-(-count // PART))
-      if not _path(folder, part).is_file()
+    (folder, part, size, seed)
+    for part in range(-(-count // PART))
+    if not _path(folder, part).is_file()
   ]
   if jobs:
     print(f"Drawing {len(jobs) * PART} pairs into {folder}", flush=True)
@@ -111,10 +111,10 @@ def _write(job):
   told = [[f.noun, f.material, f.color, f.defect] for f in facts]
   data = io.BytesIO()
   np.savez(
-      data,
-      images=np.stack(images),
-      masks=np.packbits(np.stack(masks).astype(bool), axis=-1),
-      facts=np.array(told),
+    data,
+    images=np.stack(images),
+    masks=np.packbits(np.stack(masks).astype(bool), axis=-1),
+    facts=np.array(told),
   )
   files.write_bytes(_path(folder, part), data.getvalue(), cache=True)
 
@@ -127,6 +127,6 @@ def _read(folder, count):
   images, masks, told = (np.concatenate(p)[:count] for p in zip(*parts))
   masks = np.unpackbits(masks, axis=-1)[..., : images.shape[2]].astype(bool)
   facts = tuple(
-      Facts(*map(str, t[:3]), anomalous=True, defect=str(t[3])) for t in told
+    Facts(*map(str, t[:3]), anomalous=True, defect=str(t[3])) for t in told
   )
   return Pairs(images, masks, facts)

@@ -8,11 +8,11 @@ COLOURS = ("var(--normal)", "var(--anomalous)")
 
 
 def curve(
-    title: str,
-    points: tuple[Sequence[float], Sequence[float]],
-    *,
-    labels: tuple[str, str],
-    x_end: float = 1.0,
+  title: str,
+  points: tuple[Sequence[float], Sequence[float]],
+  *,
+  labels: tuple[str, str],
+  x_end: float = 1.0,
 ) -> str:
   """A curve in [0, x_end] x [0, 1].
 
@@ -23,16 +23,14 @@ def curve(
     x_end: last value of the x axis.
   """
   place = lambda x, y: f"{_x(x / x_end):.1f},{_y(y):.1f}"
-  path = " ".join(
-      place(x, y) for x, y in zip(*points) if 0 <= x <= x_end
-  )
+  path = " ".join(place(x, y) for x, y in zip(*points) if 0 <= x <= x_end)
   ticks = [(0.0, "0"), (0.5, f"{x_end / 2:g}"), (1.0, f"{x_end:g}")]
   line = f'<polyline class="curve" points="{path}"/>'
   return _frame(title, labels, ticks, [(0, "0"), (1, "1")], line)
 
 
 def histogram(
-    title: str, counts: Mapping[str, Sequence[int]], edges: Sequence[float]
+  title: str, counts: Mapping[str, Sequence[int]], edges: Sequence[float]
 ) -> str:
   """Two or more histograms over each other.
 
@@ -46,16 +44,16 @@ def histogram(
   bars, names = [], []
   for i, (colour, name) in enumerate(zip(COLOURS, counts)):
     names.append(
-        f'<text x="{_WIDTH - _RIGHT - 2}" y="{_TOP + 10 + 10 * i}" '
-        f'text-anchor="end" style="fill:{colour}">{name}</text>'
+      f'<text x="{_WIDTH - _RIGHT - 2}" y="{_TOP + 10 + 10 * i}" '
+      f'text-anchor="end" style="fill:{colour}">{name}</text>'
     )
   for colour, row in zip(COLOURS, counts.values()):
     for i, count in enumerate(row):
       if count:
         y = _y(count / highest)
         bars.append(
-            f'<rect x="{_LEFT + i * width:.1f}" y="{y:.1f}" '
-            f'width="{width:.1f}" height="{_y(0) - y:.1f}" fill="{colour}"/>'
+          f'<rect x="{_LEFT + i * width:.1f}" y="{y:.1f}" '
+          f'width="{width:.1f}" height="{_y(0) - y:.1f}" fill="{colour}"/>'
         )
   ticks = [(0.0, f"{edges[0]:.3g}"), (1.0, f"{edges[-1]:.3g}")]
   bars = f'<g fill-opacity="0.6">{"".join(bars)}</g>{"".join(names)}'
@@ -74,27 +72,27 @@ def _y(share):
 def _frame(title, labels, x_ticks, y_ticks, content):
   """Title, axes and their names around the content."""
   text = [
-      f'<text x="{_LEFT}" y="11" class="title">{title}</text>',
-      f'<text x="{_x(0.5):.0f}" y="{_HEIGHT - 4}" text-anchor="middle">'
-      f"{labels[0]}</text>",
-      f'<text transform="translate(9 {_y(0.5):.0f}) rotate(-90)" '
-      f'text-anchor="middle">{labels[1]}</text>',
+    f'<text x="{_LEFT}" y="11" class="title">{title}</text>',
+    f'<text x="{_x(0.5):.0f}" y="{_HEIGHT - 4}" text-anchor="middle">'
+    f"{labels[0]}</text>",
+    f'<text transform="translate(9 {_y(0.5):.0f}) rotate(-90)" '
+    f'text-anchor="middle">{labels[1]}</text>',
   ]
   text += [
-      f'<text x="{_x(at):.0f}" y="{_y(0) + 11:.0f}" '
-      f'text-anchor="{"end" if at == 1 else "middle"}">{label}</text>'
-      for at, label in x_ticks
+    f'<text x="{_x(at):.0f}" y="{_y(0) + 11:.0f}" '
+    f'text-anchor="{"end" if at == 1 else "middle"}">{label}</text>'
+    for at, label in x_ticks
   ]
   text += [
-      f'<text x="{_LEFT - 4}" y="{_y(at) + 3:.0f}" text-anchor="end">'
-      f"{label}</text>"
-      for at, label in y_ticks
+    f'<text x="{_LEFT - 4}" y="{_y(at) + 3:.0f}" text-anchor="end">'
+    f"{label}</text>"
+    for at, label in y_ticks
   ]
   box = (
-      f'<rect class="box" x="{_LEFT}" y="{_TOP}" '
-      f'width="{_WIDTH - _LEFT - _RIGHT}" height="{_HEIGHT - _TOP - _BOTTOM}"/>'
+    f'<rect class="box" x="{_LEFT}" y="{_TOP}" '
+    f'width="{_WIDTH - _LEFT - _RIGHT}" height="{_HEIGHT - _TOP - _BOTTOM}"/>'
   )
   return (
-      f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-      f'aria-label="{title}">{box}{content}{"".join(text)}</svg>'
+    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+    f'aria-label="{title}">{box}{content}{"".join(text)}</svg>'
   )

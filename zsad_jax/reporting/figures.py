@@ -18,9 +18,9 @@ from zsad_jax.runtime import files
 # Night blue, plum, red, amber, straw: the hue changes with the lightness, which
 # rises evenly (CIE L* of 7, 27, 49, 71 and 92), so that the order of values is
 # seen in greyscale and by the colour-blind as well.
-_ANCHORS = np.array([
-    (14, 18, 48), (92, 38, 124), (208, 64, 84), (247, 152, 48), (255, 232, 120)
-])
+_ANCHORS = np.array(
+  [(14, 18, 48), (92, 38, 124), (208, 64, 84), (247, 152, 48), (255, 232, 120)]
+)
 _OPACITY = 0.7  # Of the highest value; the surface stays visible through it.
 _OPACITY_POWER = 1.2  # Above 1, for the usual haze of low values to recede.
 
@@ -35,7 +35,7 @@ _EMPTY = (236, 238, 242)  # Of a tile with nothing to show.
 
 
 def heat_colours(
-    values: Float[np.ndarray, "*n"],
+  values: Float[np.ndarray, "*n"],
 ) -> UInt8[np.ndarray, "*n 3"]:
   """Colours from dark (0) to bright (1); values beyond are clipped."""
   at = np.linspace(0.0, 1.0, len(_ANCHORS))
@@ -44,11 +44,11 @@ def heat_colours(
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    anomaly_map: Float[np.ndarray, "h w"],
-    *,
-    low: float,
-    high: float,
+  image: UInt8[np.ndarray, "h w 3"],
+  anomaly_map: Float[np.ndarray, "h w"],
+  *,
+  low: float,
+  high: float,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Blends the colours of a map into its image.
 
@@ -71,12 +71,12 @@ def overlay(
 
 
 def comparison_grid(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]],
-    gt_masks: Sequence[Shaped[np.ndarray, "h w"] | None] | None,
-    anomaly_maps: Sequence[Shaped[np.ndarray, "h w"]],
-    captions: Sequence[str],
-    *,
-    title: str,
+  images: Sequence[UInt8[np.ndarray, "h w 3"]],
+  gt_masks: Sequence[Shaped[np.ndarray, "h w"] | None] | None,
+  anomaly_maps: Sequence[Shaped[np.ndarray, "h w"]],
+  captions: Sequence[str],
+  *,
+  title: str,
 ) -> Image.Image:
   """Draws a row per sample: image, ground truth, anomaly map, overlay.
 
@@ -109,8 +109,9 @@ def comparison_grid(
     for column, tile in enumerate(_tiles(*sample, low, high)):
       canvas.paste(tile, (_left(column), top))
     line = _shorten(caption, _font(_TEXT_SIZE), width - 2 * _MARGIN)
-    draw.text((_MARGIN, top + TILE + 15), line, _INK, _font(_TEXT_SIZE),
-              anchor="lm")
+    draw.text(
+      (_MARGIN, top + TILE + 15), line, _INK, _font(_TEXT_SIZE), anchor="lm"
+    )
   return canvas
 
 
@@ -130,9 +131,9 @@ def _check_counts(images, gt_masks, anomaly_maps, captions):
   counts = [len(x) for x in (images, gt_masks, anomaly_maps, captions)]
   if not counts[0] or len(set(counts)) > 1:
     raise ValueError(
-        "A grid needs as many masks, maps and captions as images, at least "
-        "one; got {1} masks, {2} maps, {3} captions, {0} images.".format(
-            *counts))
+      "A grid needs as many masks, maps and captions as images, at least "
+      "one; got {1} masks, {2} maps, {3} captions, {0} images.".format(*counts)
+    )
 
 
 def _limits(anomaly_maps):
@@ -161,10 +162,10 @@ def _tiles(image, gt_mask, anomaly_map, low, high):
   scaled = Image.fromarray(_scale(anomaly_map, low, high).astype(np.float32))
   heat = np.clip(np.asarray(_resize(scaled)), 0.0, 1.0)
   return (
-      picture,
-      _no_mask() if gt_mask is None else _black_and_white(gt_mask),
-      Image.fromarray(heat_colours(heat)),
-      Image.fromarray(overlay(np.asarray(picture), heat, low=0.0, high=1.0)),
+    picture,
+    _no_mask() if gt_mask is None else _black_and_white(gt_mask),
+    Image.fromarray(heat_colours(heat)),
+    Image.fromarray(overlay(np.asarray(picture), heat, low=0.0, high=1.0)),
   )
 
 
@@ -181,8 +182,9 @@ def _black_and_white(gt_mask):
 
 def _no_mask():
   tile = Image.new("RGB", (TILE, TILE), _EMPTY)
-  ImageDraw.Draw(tile).text((TILE // 2, TILE // 2), "no mask", _FAINT,
-                            _font(_TEXT_SIZE), anchor="mm")
+  ImageDraw.Draw(tile).text(
+    (TILE // 2, TILE // 2), "no mask", _FAINT, _font(_TEXT_SIZE), anchor="mm"
+  )
   return tile
 
 
@@ -194,13 +196,16 @@ def _draw_head(canvas, draw, title, low, high):
   bar = right - round(small.getlength(high_text)) - _GAP - _BAR[0]
   draw.text((right, middle), high_text, _INK, small, anchor="rm")
   ramp = heat_colours(np.linspace(0.0, 1.0, _BAR[0]))
-  canvas.paste(Image.fromarray(np.tile(ramp, (_BAR[1], 1, 1))),
-               (bar, middle - _BAR[1] // 2))
+  canvas.paste(
+    Image.fromarray(np.tile(ramp, (_BAR[1], 1, 1))),
+    (bar, middle - _BAR[1] // 2),
+  )
   label = f"scale of all rows   {low_text}"
   draw.text((bar - _GAP, middle), label, _INK, small, anchor="rm")
   space = bar - _MARGIN - small.getlength(label) - 4 * _GAP
-  draw.text((_MARGIN, middle), _shorten(title, font, space), _INK, font,
-            anchor="lm")
+  draw.text(
+    (_MARGIN, middle), _shorten(title, font, space), _INK, font, anchor="lm"
+  )
   for column, name in enumerate(COLUMNS):
     draw.text((_left(column), _HEAD - _GAP), name, _FAINT, small, anchor="ls")
 

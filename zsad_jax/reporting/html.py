@@ -52,7 +52,7 @@ svg .curve { fill: none; stroke: var(--normal); stroke-width: 1.6; }
 
 
 def picture(
-    image: np.ndarray, example: gallery_lib.Example, low: float, high: float
+  image: np.ndarray, example: gallery_lib.Example, low: float, high: float
 ) -> bytes:
   """An image, its mask and its map over it, side by side, as JPEG.
 
@@ -63,10 +63,13 @@ def picture(
   """
   over = figures.overlay(image, example.anomaly_map, low=low, high=high)
   mask = example.gt_mask
-  shown = np.full_like(image, 128) if mask is None else np.repeat(
-      255 * mask.astype(np.uint8)[..., None], 3, axis=2)  # fmt: skip
+  shown = (
+    np.full_like(image, 128)
+    if mask is None
+    else np.repeat(255 * mask.astype(np.uint8)[..., None], 3, axis=2)
+  )
   tiles = [
-      Image.fromarray(x).resize((TILE, TILE)) for x in (image, shown, over)
+    Image.fromarray(x).resize((TILE, TILE)) for x in (image, shown, over)
   ]
   strip = Image.new("RGB", (3 * TILE, TILE))
   for i, tile in enumerate(tiles):
@@ -77,7 +80,7 @@ def picture(
 
 
 def render(
-    results: Sequence, tables: paper_results.Tables, setting: Mapping[str, object]
+  results: Sequence, tables: paper_results.Tables, setting: Mapping[str, object]
 ) -> str:
   """The page.
 
@@ -88,20 +91,20 @@ def render(
   """
   datasets = dict.fromkeys(r.dataset for r in results)
   body = [
-      "<h1>Anomaly detection results</h1>",
-      f"<p>{_text(', '.join(f'{k} {v}' for k, v in setting.items()))}</p>",
-      "<p>Values in %; mean ± standard deviation over repetitions (seeds). "
-      "Small print: the paper's number and our difference to it; “?” marks "
-      "a doubtful reading.</p>",
+    "<h1>Anomaly detection results</h1>",
+    f"<p>{_text(', '.join(f'{k} {v}' for k, v in setting.items()))}</p>",
+    "<p>Values in %; mean ± standard deviation over repetitions (seeds). "
+    "Small print: the paper's number and our difference to it; “?” marks "
+    "a doubtful reading.</p>",
   ]
   for dataset in datasets:
     found = [r for r in results if r.dataset == dataset]
     body += [f"<h2>{_text(dataset)}</h2>", *_dataset(found, tables)]
   return (
-      '<!doctype html><html lang="en"><head><meta charset="utf-8"/>'
-      '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-      f"<title>Anomaly detection results</title><style>{_STYLE}</style></head>"
-      f"<body>{''.join(body)}</body></html>\n"
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"/>'
+    '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+    f"<title>Anomaly detection results</title><style>{_STYLE}</style></head>"
+    f"<body>{''.join(body)}</body></html>\n"
   )
 
 
@@ -115,7 +118,9 @@ def _dataset(results, tables):
   for name, found in groups.items():
     means = [tables_lib.mean_row(r.rows)[0] | r.costs for r in found]
     cells = _cells(means, found[0], paper_results.MEAN, tables)
-    costs = [tables_lib.cost(tables_lib.spread(means, c)[0]) for c in tables_lib.COSTS]
+    costs = [
+      tables_lib.cost(tables_lib.spread(means, c)[0]) for c in tables_lib.COSTS
+    ]
     lines.append([_text(name), str(len(found)), *cells, *costs])
   yield _table(header, lines)
   notes = dict.fromkeys(note for r in results for note in r.notes)
@@ -137,7 +142,9 @@ def _group(found, tables):
     cells = _cells(rows, first, category, tables)
     lines.append([_text(category), *cells, *counts])
   means = [tables_lib.mean_row(r.rows)[0] for r in found]
-  values = [tables_lib.with_deviation(means, metric) for metric in tables_lib.METRICS]
+  values = [
+    tables_lib.with_deviation(means, metric) for metric in tables_lib.METRICS
+  ]
   lines.append([f"<b>{v}</b>" for v in ("mean", *values)] + ["", ""])
   yield _table(["category", *tables_lib.METRICS, *tables_lib.COUNTS], lines)
   for category, detail in first.details.items():
@@ -151,28 +158,30 @@ def _charts(detail):
   image, pixel = detail.image_curves, detail.pixel_curves
   if image:
     yield charts.curve(
-        "image ROC", image["roc"], labels=("false positives", "recall")
+      "image ROC", image["roc"], labels=("false positives", "recall")
     )
     yield charts.curve(
-        "image precision", image["pr"], labels=("recall", "precision")
+      "image precision", image["pr"], labels=("recall", "precision")
     )
   if pixel:
     yield charts.curve(
-        "pixel precision", pixel["pr"], labels=("recall", "precision")
+      "pixel precision", pixel["pr"], labels=("recall", "precision")
     )
     yield charts.curve(
-        "PRO", pixel["pro"], labels=("false positives", "overlap"),
-        x_end=_MAX_FPR,
-    )  # fmt: skip
+      "PRO",
+      pixel["pro"],
+      labels=("false positives", "overlap"),
+      x_end=_MAX_FPR,
+    )
   yield charts.histogram("scores", detail.counts, detail.edges)
 
 
 def _figure(caption, jpeg):
   data = base64.b64encode(jpeg).decode()
   return (
-      f'<figure><img alt="{_text(caption)}" width="{3 * TILE}" '
-      f'src="data:image/jpeg;base64,{data}"/>'
-      f"<figcaption>{_text(caption)}</figcaption></figure>"
+    f'<figure><img alt="{_text(caption)}" width="{3 * TILE}" '
+    f'src="data:image/jpeg;base64,{data}"/>'
+    f"<figcaption>{_text(caption)}</figcaption></figure>"
   )
 
 
@@ -181,24 +190,25 @@ def _cells(rows, result, category, tables):
   for metric in tables_lib.METRICS:
     ours = tables_lib.with_deviation(rows, metric)
     cell = result.shots is not None and tables.find(
-        result.method, dataset=result.dataset, shots=result.shots,
-        metric=metric, category=category,
-    )  # fmt: skip
+      result.method,
+      dataset=result.dataset,
+      shots=result.shots,
+      metric=metric,
+      category=category,
+    )
     if not cell or cell.value is None:
       yield ours
       continue
     difference = tables_lib.spread(rows, metric)[0] - cell.value
     mark = "?" if cell.doubtful else f" ({100 * difference:+.1f})"
     where = _text(f"{cell.paper}, {cell.table}. {cell.notes}")
-    yield (
-        f'{ours}<small title="{where}">{100 * cell.value:.1f}{mark}</small>'
-    )
+    yield (f'{ours}<small title="{where}">{100 * cell.value:.1f}{mark}</small>')
 
 
 def _table(header, lines):
-  row = lambda tag, cells: "<tr>" + "".join(
-      f"<{tag}>{c}</{tag}>" for c in cells
-  ) + "</tr>"
+  row = lambda tag, cells: (
+    "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in cells) + "</tr>"
+  )
   body = "".join(row("td", line) for line in lines)
   head = row("th", [h.replace("_", " ") for h in header])
   return f'<div class="scroll"><table>{head}{body}</table></div>'

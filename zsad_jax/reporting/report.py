@@ -91,13 +91,13 @@ class Result:
 
 
 def evaluate(
-    run: run_lib.Run,
-    data: str,
-    output: pathlib.Path,
-    protocol: protocol_lib.Protocol,
-    *,
-    choose: Callable[[index.Dataset], Sequence[References]] = lambda _: [NONE],
-    skip_corrupt: bool | None = None,
+  run: run_lib.Run,
+  data: str,
+  output: pathlib.Path,
+  protocol: protocol_lib.Protocol,
+  *,
+  choose: Callable[[index.Dataset], Sequence[References]] = lambda _: [NONE],
+  skip_corrupt: bool | None = None,
 ) -> list[Result]:
   """Evaluates a run on one data set; prints and writes tables and figures.
 
@@ -123,15 +123,15 @@ def evaluate(
   choices = _choices(run, dataset, choose)
   limits = _limits(run)
   compare = evaluator.make(
-      run.config,
-      run.method,
-      run.backbone,
-      distributed.make_mesh(),
-      skip_corrupt=skip_corrupt,
-      few_shot=any(choice.images for choice in choices),
-      variant=protocol.variant,
-      examples=1,
-      threshold=limits and limits.image_score,
+    run.config,
+    run.method,
+    run.backbone,
+    distributed.make_mesh(),
+    skip_corrupt=skip_corrupt,
+    few_shot=any(choice.images for choice in choices),
+    variant=protocol.variant,
+    examples=1,
+    threshold=limits and limits.image_score,
   )
   folder, size = output / dataset.name, run.config.image_size
   where = lambda choice: folder / (choice.label if choice.shots != 0 else "")
@@ -144,7 +144,7 @@ def evaluate(
     details[category.references.label][category.name] = detail
 
   tables, extra = evaluator.evaluate(
-      compare, run.params, run.stats, dataset, choices, look
+    compare, run.params, run.stats, dataset, choices, look
   )
   for choice, rows in zip(choices, tables):
     _write(run, dataset, protocol, choice, rows, extra, where(choice))
@@ -154,12 +154,18 @@ def evaluate(
   skipped(extra["skipped"])
   print(f"Tables and figures: {folder}", flush=True)
   return [
-      Result(
-          run.config.name, dataset.name, choice, rows, _costs(run, extra),
-          details[choice.label], protocol.describe(), tuple(notes),
-      )
-      for choice, rows in zip(choices, tables)
-  ]  # fmt: skip
+    Result(
+      run.config.name,
+      dataset.name,
+      choice,
+      rows,
+      _costs(run, extra),
+      details[choice.label],
+      protocol.describe(),
+      tuple(notes),
+    )
+    for choice, rows in zip(choices, tables)
+  ]
 
 
 def _choices(run, dataset, choose):
@@ -168,7 +174,7 @@ def _choices(run, dataset, choose):
   if not few_shot.needs_references(run.method):
     return choices
   return [c for c in choices if c.images] or [
-      references.sample(dataset, shots=1, seed=references.SEEDS[0])
+    references.sample(dataset, shots=1, seed=references.SEEDS[0])
   ]
 
 
@@ -183,9 +189,9 @@ def _limits(run):
 def _costs(run, extra):
   """The values of `table.COSTS`."""
   return {
-      "trained_parameters": run.num_trained,
-      "training_seconds": run.seconds,
-      "images_per_second": extra["images_per_second"],
+    "trained_parameters": run.num_trained,
+    "training_seconds": run.seconds,
+    "images_per_second": extra["images_per_second"],
   }
 
 
@@ -194,8 +200,11 @@ def _detail(category, size, limits):
   label, score = category.label, category.pred_score
   edges = np.histogram_bin_edges(score, bins=_BINS)
   counts = {
-      name: np.histogram(score[label == state], edges)[0].tolist()
-      for name, state in (("normal", types.NORMAL), ("anomalous", types.ANOMALOUS))
+    name: np.histogram(score[label == state], edges)[0].tolist()
+    for name, state in (
+      ("normal", types.NORMAL),
+      ("anomalous", types.ANOMALOUS),
+    )
   }
   try:
     image_curves = exact.rank_items(label, score).curves()
@@ -204,26 +213,30 @@ def _detail(category, size, limits):
   pictures = []
   if category.references.seed in (None, references.SEEDS[0]):
     pictures = _pictures(category, size, limits)
-  return Detail(image_curves, category.measure.curves(), edges.tolist(), counts,
-                pictures)  # fmt: skip
+  return Detail(
+    image_curves, category.measure.curves(), edges.tolist(), counts, pictures
+  )
 
 
 def _pictures(category, size, limits):
   """The gallery's images, on one scale of colours."""
   kinds = category.gallery.kinds()
   maps = [e.anomaly_map for kind in kinds.values() for e in kind]
-  low, high = (limits.map_low, limits.map_high) if limits else (
-      float(np.min(maps)), float(np.max(maps)))  # fmt: skip
+  low, high = (
+    (limits.map_low, limits.map_high)
+    if limits
+    else (float(np.min(maps)), float(np.max(maps)))
+  )
   return [
-      (
-          f"{kind}: {_name(sample)}, score {example.score:.3g}",
-          html_lib.picture(
-              preprocess.load_image(sample.image_path, size), example, low, high
-          ),
-      )
-      for kind, examples in kinds.items()
-      for example in examples
-      for sample in [category.sample(example.number)]
+    (
+      f"{kind}: {_name(sample)}, score {example.score:.3g}",
+      html_lib.picture(
+        preprocess.load_image(sample.image_path, size), example, low, high
+      ),
+    )
+    for kind, examples in kinds.items()
+    for example in examples
+    for sample in [category.sample(example.number)]
   ]
 
 
@@ -235,26 +248,28 @@ def _write(run, dataset, protocol, choice, rows, extra, folder):
   files.write_text(folder / "results.csv", tables_lib.to_csv(rows))
   files.write_text(folder / "results.md", tables_lib.to_markdown(rows, title))
   document = {
-      "rows": rows,
-      "title": title,
-      "references": {
-          "shots": choice.shots, "seed": choice.seed, "images": choice.images
-      },
-      "protocol": dataclasses.asdict(protocol),
-      "config": json.loads(run.config.to_json_best_effort()),
-      "dataset": {"name": dataset.name, "root": dataset.root},
-      "notes": dataset.notes,
-      "step": run.step,
-      **environment.setting(),
-      **extra,
-  }  # fmt: skip
+    "rows": rows,
+    "title": title,
+    "references": {
+      "shots": choice.shots,
+      "seed": choice.seed,
+      "images": choice.images,
+    },
+    "protocol": dataclasses.asdict(protocol),
+    "config": json.loads(run.config.to_json_best_effort()),
+    "dataset": {"name": dataset.name, "root": dataset.root},
+    "notes": dataset.notes,
+    "step": run.step,
+    **environment.setting(),
+    **extra,
+  }
   files.write_text(folder / "results.json", _json(document))
 
 
 def summarize(
-    results: Sequence[Result],
-    output: pathlib.Path,
-    tables: paper_results.Tables,
+  results: Sequence[Result],
+  output: pathlib.Path,
+  tables: paper_results.Tables,
 ) -> None:
   """Prints and writes a line per method and number of references.
 
@@ -273,8 +288,8 @@ def summarize(
       groups.setdefault(result.group, []).append(row)
       printed[result.group] = _printed(result, tables)
     title = (
-        f"{data}: mean over categories; mean and standard deviation over "
-        "repetitions (seeds). Values in %."
+      f"{data}: mean over categories; mean and standard deviation over "
+      "repetitions (seeds). Values in %."
     )
     if len(groups) > 1 or any(len(rows) > 1 for rows in groups.values()):
       print("\n" + tables_lib.summary_to_text(groups, title, printed))
@@ -299,8 +314,8 @@ def means(results: Sequence[Result]) -> dict:
       key = (result.method, result.dataset, result.shots)
       groups.setdefault(key, []).append(tables_lib.mean_row(result.rows)[0])
   return {
-      key: {m: tables_lib.spread(rows, m)[0] for m in tables_lib.METRICS}
-      for key, rows in groups.items()
+    key: {m: tables_lib.spread(rows, m)[0] for m in tables_lib.METRICS}
+    for key, rows in groups.items()
   }
 
 
@@ -309,9 +324,11 @@ def _printed(result, tables):
   found = {}
   for metric in tables_lib.METRICS if result.shots is not None else ():
     cell = tables.find(
-        result.method, dataset=result.dataset, shots=result.shots,
-        metric=metric,
-    )  # fmt: skip
+      result.method,
+      dataset=result.dataset,
+      shots=result.shots,
+      metric=metric,
+    )
     if cell and cell.value is not None:
       found[metric] = (cell.value, not cell.doubtful)
   return found
@@ -321,14 +338,14 @@ def _title(run, dataset, choice, extra):
   """What a table was measured with."""
   config = run.config
   compared = {None: "with given references", 0: "zero-shot"}.get(
-      choice.shots, f"{choice.shots}-shot, seed {choice.seed}"
+    choice.shots, f"{choice.shots}-shot, seed {choice.seed}"
   )
   lines = [
-      f"{config.name} after {run.step} steps on "
-      f"{', '.join(config.train_data)}, {compared} on {dataset.name} "
-      f"({extra['images_per_second']:.1f} images/s). Values in %.",
-      f"Backbone {config.backbone.name}, {config.image_size} px, maps smoothed "
-      f"with sigma {config.smooth_sigma:g}, selection {config.selection}.",
+    f"{config.name} after {run.step} steps on "
+    f"{', '.join(config.train_data)}, {compared} on {dataset.name} "
+    f"({extra['images_per_second']:.1f} images/s). Values in %.",
+    f"Backbone {config.backbone.name}, {config.image_size} px, maps smoothed "
+    f"with sigma {config.smooth_sigma:g}, selection {config.selection}.",
   ]
   if note := backbones.note(config.backbone.name):
     lines.append(note)
@@ -339,8 +356,8 @@ def _json(document):
   """JSON has no nan: an undefined metric is null."""
   defined = lambda v: None if isinstance(v, float) and np.isnan(v) else v
   rows = {
-      name: {k: defined(v) for k, v in row.items()}
-      for name, row in document["rows"].items()
+    name: {k: defined(v) for k, v in row.items()}
+    for name, row in document["rows"].items()
   }
   return json.dumps({**document, "rows": rows}, indent=1, allow_nan=False)
 
@@ -350,12 +367,12 @@ def _grid(category: evaluator.Category, size: int):
   kept = category.gallery.kept
   chosen = [(kept[i], category.sample(i)) for i in sorted(kept)]
   return figures.comparison_grid(
-      [preprocess.load_image(s.image_path, size) for _, s in chosen],
-      [example.gt_mask for example, _ in chosen],
-      [example.anomaly_map for example, _ in chosen],
-      [f"{_name(s)}  score {example.score:.3g}" for example, s in chosen],
-      title=category.name,
-  )  # fmt: skip
+    [preprocess.load_image(s.image_path, size) for _, s in chosen],
+    [example.gt_mask for example, _ in chosen],
+    [example.anomaly_map for example, _ in chosen],
+    [f"{_name(s)}  score {example.score:.3g}" for example, s in chosen],
+    title=category.name,
+  )
 
 
 def _name(sample):

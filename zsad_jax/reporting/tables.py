@@ -13,8 +13,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 METRICS = (
-    "image_auroc", "image_ap", "image_f1_max",
-    "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
+  "image_auroc",
+  "image_ap",
+  "image_f1_max",
+  "pixel_auroc",
+  "pixel_ap",
+  "pixel_f1_max",
+  "pixel_aupro",
+)
 # Of samples that several images show, where there are some; below a table.
 SAMPLE_METRICS = ("sample_auroc", "sample_ap", "sample_f1_max")
 COUNTS = ("num_normal", "num_anomalous")
@@ -66,9 +72,21 @@ def to_text(rows: Rows, title: str) -> str:
   widths = [max(map(len, column)) for column in zip(*lines)]
   aligned = [_align(line, widths) for line in lines]
   rule = "-" * max(map(len, aligned))
-  return "\n".join(
-      [title, rule, aligned[0], rule, *aligned[1:-1], rule, aligned[-1],
-       *_footnote(rows)]) + "\n"
+  return (
+    "\n".join(
+      [
+        title,
+        rule,
+        aligned[0],
+        rule,
+        *aligned[1:-1],
+        rule,
+        aligned[-1],
+        *_footnote(rows),
+      ]
+    )
+    + "\n"
+  )
 
 
 def to_markdown(rows: Rows, title: str) -> str:
@@ -78,8 +96,9 @@ def to_markdown(rows: Rows, title: str) -> str:
     ValueError: there is no category.
   """
   header, *body = [
-      "| " + " | ".join(_escape(cell.strip()) for cell in line) + " |"
-      for line in _cells(rows)]
+    "| " + " | ".join(_escape(cell.strip()) for cell in line) + " |"
+    for line in _cells(rows)
+  ]
   rule = "|---|" + "---:|" * (len(_HEADER) - 1)
   note = [line for text in _footnote(rows) for line in ("", _escape(text))]
   return "\n".join([f"### {title}", "", header, rule, *body, *note]) + "\n"
@@ -105,7 +124,7 @@ def to_csv(rows: Rows) -> str:
 
 
 def summary_to_text(
-    groups: Groups, title: str, printed: Printed = MappingProxyType({})
+  groups: Groups, title: str, printed: Printed = MappingProxyType({})
 ) -> str:
   """Returns a line per group of repetitions, metrics x 100, mean and deviation.
 
@@ -124,18 +143,19 @@ def summary_to_text(
 
 
 def summary_to_markdown(
-    groups: Groups, title: str, printed: Printed = MappingProxyType({})
+  groups: Groups, title: str, printed: Printed = MappingProxyType({})
 ) -> str:
   """Returns what `summary_to_text` says as a Markdown table."""
   header, *body = [
-      "| " + " | ".join(_escape(cell) for cell in line) + " |"
-      for line in _summary_cells(groups, printed)]
+    "| " + " | ".join(_escape(cell) for cell in line) + " |"
+    for line in _summary_cells(groups, printed)
+  ]
   rule = "|---|" + "---:|" * (len(header.split(" | ")) - 1)
   return "\n".join([title, "", header, rule, *body]) + "\n"
 
 
 def summary_to_csv(
-    groups: Groups, printed: Printed = MappingProxyType({})
+  groups: Groups, printed: Printed = MappingProxyType({})
 ) -> str:
   """Returns a line per group: mean, deviation and paper's value as fractions.
 
@@ -143,9 +163,15 @@ def summary_to_csv(
   """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["group", "repetitions", *(
-      f"{metric}{part}" for metric in METRICS for part in ("", "_std")),
-      *COSTS, *(f"{metric}_published" for metric in METRICS)])
+  writer.writerow(
+    [
+      "group",
+      "repetitions",
+      *(f"{metric}{part}" for metric in METRICS for part in ("", "_std")),
+      *COSTS,
+      *(f"{metric}_published" for metric in METRICS),
+    ]
+  )
   for name, rows in groups.items():
     numbers = [x for metric in METRICS for x in spread(rows, metric)]
     numbers += [spread(rows, each)[0] for each in COSTS]
@@ -153,25 +179,27 @@ def summary_to_csv(
     cells = [found.get(metric, (math.nan, False)) for metric in METRICS]
     numbers += [value if sure else math.nan for value, sure in cells]
     writer.writerow(
-        [name, len(rows), *("" if math.isnan(x) else x for x in numbers)])
+      [name, len(rows), *("" if math.isnan(x) else x for x in numbers)]
+    )
   return text.getvalue()
 
 
 def summary_to_json(
-    groups: Groups, printed: Printed, about: Mapping[str, object]
+  groups: Groups, printed: Printed, about: Mapping[str, object]
 ) -> str:
   """Returns what `summary_to_csv` says, beside `about`; null for undefined."""
   defined = lambda x: None if math.isnan(x) else x
   document = {
-      name: {
-          "repetitions": len(rows),
-          **{m: [*map(defined, spread(rows, m))] for m in METRICS},
-          **{c: defined(spread(rows, c)[0]) for c in COSTS},
-          "published": {m: cell[0] for m, cell in printed.get(name, {}).items()
-                        if cell[1]},
-      }
-      for name, rows in groups.items()
-  }  # fmt: skip
+    name: {
+      "repetitions": len(rows),
+      **{m: [*map(defined, spread(rows, m))] for m in METRICS},
+      **{c: defined(spread(rows, c)[0]) for c in COSTS},
+      "published": {
+        m: cell[0] for m, cell in printed.get(name, {}).items() if cell[1]
+      },
+    }
+    for name, rows in groups.items()
+  }
   return json.dumps({**about, "groups": document}, indent=1) + "\n"
 
 
@@ -209,9 +237,14 @@ def _summary_cells(groups, printed):
       blank = ["" for _ in COSTS]
       values = [_as_printed(found.get(metric)) for metric in METRICS]
       body.append(["  as published", "", *values, *blank])
-      body.append(["  difference", "", *(
-          _difference(rows, metric, found.get(metric)) for metric in METRICS),
-          *blank])
+      body.append(
+        [
+          "  difference",
+          "",
+          *(_difference(rows, metric, found.get(metric)) for metric in METRICS),
+          *blank,
+        ]
+      )
   return [["method", "repetitions", *METRICS, *COSTS], *body]
 
 
@@ -233,11 +266,18 @@ def _cells(rows):
   # A star follows the digits; elsewhere a blank keeps its place.
   star = {m: "*" if 0 < defined[m] < len(rows) else " " for m in METRICS}
   body = [
-      [name, *(_percent(row.get(m, math.nan)) + " " for m in METRICS),
-       *(_count(row.get(c, math.nan)) for c in COUNTS)]
-      for name, row in rows.items()]
-  last = [_mean_label(rows), *(_percent(mean[m]) + star[m] for m in METRICS),
-          *("" for _ in COUNTS)]
+    [
+      name,
+      *(_percent(row.get(m, math.nan)) + " " for m in METRICS),
+      *(_count(row.get(c, math.nan)) for c in COUNTS),
+    ]
+    for name, row in rows.items()
+  ]
+  last = [
+    _mean_label(rows),
+    *(_percent(mean[m]) + star[m] for m in METRICS),
+    *("" for _ in COUNTS),
+  ]
   return [list(_HEADER), *body, last]
 
 
@@ -268,8 +308,11 @@ def _escape(text):
 def _footnote(rows):
   """Over how many categories the starred means are; means of samples."""
   _, defined = mean_row(rows)
-  fewer = [f"{name} {defined[name]}" for name in METRICS
-           if 0 < defined[name] < len(rows)]
+  fewer = [
+    f"{name} {defined[name]}"
+    for name in METRICS
+    if 0 < defined[name] < len(rows)
+  ]
   lines = [f"* defined for fewer categories: {', '.join(fewer)}"] * bool(fewer)
   of_samples = []
   for name in SAMPLE_METRICS:
@@ -278,6 +321,8 @@ def _footnote(rows):
     if values:
       of_samples.append(f"{name} {_percent(math.fsum(values) / len(values))}")
   if of_samples:
-    lines.append("samples of several views, by their largest score: "
-                 f"{', '.join(of_samples)}")
+    lines.append(
+      "samples of several views, by their largest score: "
+      f"{', '.join(of_samples)}"
+    )
   return lines

@@ -220,7 +220,7 @@ def to_state(run: run_lib.Run) -> dict[str, np.ndarray]:
       kept = dict(stored)
   flat = {
       "params": clip_convert.flatten(run.params), "stats": clip_convert.flatten(run.stats)
-  }  # fmt: skip
+  }
   state = {}
   for name, entry in entries(run.method, run.backbone).items():
     if entry.kind == "copy":

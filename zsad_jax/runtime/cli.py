@@ -16,10 +16,10 @@ from zsad_jax.runtime import distributed, environment
 
 
 def run(
-    main: Callable[[flags.FlagValues], int | None],
-    define_flags: Callable[[], None],
-    *,
-    arguments: bool = False,
+  main: Callable[[flags.FlagValues], int | None],
+  define_flags: Callable[[], None],
+  *,
+  arguments: bool = False,
 ) -> None:
   """Defines and parses flags, calls `main` and exits with what it returns.
 
@@ -98,9 +98,10 @@ def _keep_compiled():
   if info.is_file():
     lines = info.read_text().splitlines()
     machine += "".join(
-        line for line in lines[: lines.index("")]
-        if line.startswith(("model name", "flags", "Features"))
-    )  # fmt: skip
+      line
+      for line in lines[: lines.index("")]
+      if line.startswith(("model name", "flags", "Features"))
+    )
   name = hashlib.sha256(machine.encode()).hexdigest()[:12]
   folder = os.path.join(environment.default_cache_dir(), "compiled", name)
   jax.config.update("jax_compilation_cache_dir", folder)

@@ -30,9 +30,9 @@ from zsad_jax.runtime import files
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 NUMBER, MINE = "ZSAD_JAX_NUM_PROCESSES", "ZSAD_JAX_PROCESS_ID"
 _LAST_WORDS = (
-    "error: another process of this run, or this one, has ended before its "
-    "time. Start all of them again: the same command goes on from the last "
-    "checkpoint."
+  "error: another process of this run, or this one, has ended before its "
+  "time. Start all of them again: the same command goes on from the last "
+  "checkpoint."
 )
 _HEARTBEAT = 30  # Seconds without a sign of life, then a process is lost.
 
@@ -96,9 +96,9 @@ def _leave_last_words():
   nothing that runs inside could speak after that.
   """
   watcher = subprocess.Popen(
-      ["sh", "-c", 'read -r ended || echo "$0" >&2', _LAST_WORDS],
-      stdin=subprocess.PIPE,
-      start_new_session=True,  # Ctrl-C is for this process.
+    ["sh", "-c", 'read -r ended || echo "$0" >&2', _LAST_WORDS],
+    stdin=subprocess.PIPE,
+    start_new_session=True,  # Ctrl-C is for this process.
   )
   # Registered before JAX's own, so that it comes after that.
   atexit.register(watcher.communicate, b"ended\n")
@@ -111,28 +111,28 @@ def _options(environ):
       number, mine = int(environ[NUMBER]), int(environ[MINE])
     except (KeyError, ValueError) as error:
       raise ValueError(
-          f"{COORDINATOR} is set: {NUMBER} and {MINE} must be whole numbers "
-          f"({error})."
+        f"{COORDINATOR} is set: {NUMBER} and {MINE} must be whole numbers "
+        f"({error})."
       ) from error
     return dict(
-        coordinator_address=environ[COORDINATOR],
-        num_processes=number,
-        process_id=mine,
+      coordinator_address=environ[COORDINATOR],
+      num_processes=number,
+      process_id=mine,
     )
   tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
   if not tasks.isdecimal():
     raise ValueError(
-        f"SLURM_STEP_NUM_TASKS must be a whole number, found {tasks!r}."
+      f"SLURM_STEP_NUM_TASKS must be a whole number, found {tasks!r}."
     )
   if int(tasks) > 1 or _on_tpu():
     return {}
   if _simulated(environ) > 1:
     here = f"localhost:{_free_port()}"
     return dict(
-        coordinator_address=here,
-        coordinator_bind_address=here,  # Not open to other machines.
-        num_processes=1,
-        process_id=0,
+      coordinator_address=here,
+      coordinator_bind_address=here,  # Not open to other machines.
+      num_processes=1,
+      process_id=0,
     )
   return None
 
@@ -157,9 +157,9 @@ def _check_own_name():
     socket.getaddrinfo(name, None)
   except OSError as error:
     raise OSError(
-        f"This machine's own name, {name!r}, has no address, which its devices "
-        "need to exchange sums: add it to /etc/hosts, with the address that "
-        "the other machines know or, where there are none, with 127.0.0.1."
+      f"This machine's own name, {name!r}, has no address, which its devices "
+      "need to exchange sums: add it to /etc/hosts, with the address that "
+      "the other machines know or, where there are none, with 127.0.0.1."
     ) from error
 
 
@@ -174,10 +174,10 @@ def _on_tpu():
 def make_mesh() -> jax.sharding.Mesh:
   """All devices along one axis, "data": images are split, all else copied."""
   return jax.make_mesh(
-      (jax.device_count(),),
-      ("data",),
-      # The explicit mode rejects a ViT's concatenation of class and patches.
-      axis_types=(jax.sharding.AxisType.Auto,),
+    (jax.device_count(),),
+    ("data",),
+    # The explicit mode rejects a ViT's concatenation of class and patches.
+    axis_types=(jax.sharding.AxisType.Auto,),
   )
 
 

@@ -16,15 +16,15 @@ import zsad_jax
 def setting() -> dict[str, object]:
   """Versions, device and commit that a number was measured with."""
   return {
-      "versions": {
-          "zsad_jax": zsad_jax.__version__,
-          "jax": jax.__version__,
-          "numpy": np.__version__,
-          "python": platform.python_version(),
-      },
-      "device": jax.devices()[0].device_kind,
-      "commit": _commit(),
-      "date": datetime.date.today().isoformat(),
+    "versions": {
+      "zsad_jax": zsad_jax.__version__,
+      "jax": jax.__version__,
+      "numpy": np.__version__,
+      "python": platform.python_version(),
+    },
+    "device": jax.devices()[0].device_kind,
+    "commit": _commit(),
+    "date": datetime.date.today().isoformat(),
   }
 
 
@@ -43,7 +43,9 @@ def _commit():
   if not (root / ".git").exists() or not shutil.which("git"):
     return ""
   done = subprocess.run(
-      ["git", "describe", "--always", "--dirty"],
-      cwd=root, capture_output=True, text=True,
-  )  # fmt: skip
+    ["git", "describe", "--always", "--dirty"],
+    cwd=root,
+    capture_output=True,
+    text=True,
+  )
   return done.stdout.strip()

@@ -21,7 +21,7 @@ def quiet() -> bool:
 
 
 def write_bytes(
-    path: str | os.PathLike[str], data: bytes, *, cache: bool = False
+  path: str | os.PathLike[str], data: bytes, *, cache: bool = False
 ) -> None:
   """Writes beside the target under another name, then renames.
 

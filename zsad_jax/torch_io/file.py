@@ -30,16 +30,16 @@ from zsad_jax.runtime import files
 
 # Storage classes of module `torch`, by the dtype of their elements.
 _DTYPES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
+  "DoubleStorage": np.float64,
+  "FloatStorage": np.float32,
+  "HalfStorage": np.float16,
+  "BFloat16Storage": ml_dtypes.bfloat16,
+  "LongStorage": np.int64,
+  "IntStorage": np.int32,
+  "ShortStorage": np.int16,
+  "CharStorage": np.int8,
+  "ByteStorage": np.uint8,
+  "BoolStorage": np.bool_,
 }
 _ZIP_START = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
@@ -79,8 +79,8 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     raise ValueError(_why_no_zip(path, error)) from error
   except Exception as error:  # Damaged bytes can make a pickle raise anything.
     raise ValueError(
-        f"{path} is damaged: its data.pkl does not describe tensors "
-        f"({type(error).__name__}: {error}). Fetch the file again."
+      f"{path} is damaged: its data.pkl does not describe tensors "
+      f"({type(error).__name__}: {error}). Fetch the file again."
     ) from error
   if not state:
     raise ValueError(f"{path} holds no named tensors; expected a state dict.")
@@ -144,20 +144,20 @@ class _Pickler:
     key, _ = self.storages.setdefault(id(x), (str(len(self.storages)), x))
     strides = np.cumprod((1, *x.shape[:0:-1]), dtype=int)[::-1][: x.ndim]
     storage = (
-        b"("
-        + self.value("storage")
-        + _name("torch", kinds[0])
-        + b"".join(map(self.value, (key, "cpu", x.size)))
-        + b"tQ"  # Q: to be found under this persistent id.
+      b"("
+      + self.value("storage")
+      + _name("torch", kinds[0])
+      + b"".join(map(self.value, (key, "cpu", x.size)))
+      + b"tQ"  # Q: to be found under this persistent id.
     )
     return (
-        _name("torch._utils", "_rebuild_tensor_v2")
-        + b"("
-        + storage
-        + b"".join(map(self.value, (0, x.shape, tuple(strides.tolist()))))
-        + b"\x89"  # No gradient.
-        + _name("collections", "OrderedDict")
-        + b")RtR"  # No hooks; R calls the name before a tuple.
+      _name("torch._utils", "_rebuild_tensor_v2")
+      + b"("
+      + storage
+      + b"".join(map(self.value, (0, x.shape, tuple(strides.tolist()))))
+      + b"\x89"  # No gradient.
+      + _name("collections", "OrderedDict")
+      + b")RtR"  # No hooks; R calls the name before a tuple.
     )
 
 
@@ -194,16 +194,16 @@ class _Unpickler(pickle.Unpickler):
     self._folder = _find_folder(path, archive)
     # Made anew for each file: a pickle can set attributes of what it is given.
     self._allowed = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
-        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-        # Attributes of TorchScript modules beside their tensors.
-        ("torch", "device"): lambda *_: None,
-        ("torch.jit._pickle", "build_intlist"): lambda data: data,
-        ("torch.jit._pickle", "build_doublelist"): lambda data: data,
-        ("torch.jit._pickle", "build_boollist"): lambda data: data,
-        ("torch.jit._pickle", "build_tensorlist"): lambda data: data,
-        ("torch.jit._pickle", "restore_type_tag"): lambda data, _: data,
+      ("collections", "OrderedDict"): collections.OrderedDict,
+      ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
+      ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+      # Attributes of TorchScript modules beside their tensors.
+      ("torch", "device"): lambda *_: None,
+      ("torch.jit._pickle", "build_intlist"): lambda data: data,
+      ("torch.jit._pickle", "build_doublelist"): lambda data: data,
+      ("torch.jit._pickle", "build_boollist"): lambda data: data,
+      ("torch.jit._pickle", "build_tensorlist"): lambda data: data,
+      ("torch.jit._pickle", "restore_type_tag"): lambda data, _: data,
     }
     super().__init__(archive.open(f"{self._folder}/data.pkl"))
 
@@ -216,9 +216,9 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) in self._allowed:
       return self._allowed[module, name]
     raise _FileError(
-        f"{self._path} would run code: it refers to `{module}.{name}`; only "
-        "tensors are read. If you trust the file, load it in torch and save "
-        "its state_dict() alone."
+      f"{self._path} would run code: it refers to `{module}.{name}`; only "
+      "tensors are read. If you trust the file, load it in torch and save "
+      "its state_dict() alone."
     )
 
   def persistent_load(self, pid):
@@ -230,13 +230,13 @@ class _Unpickler(pickle.Unpickler):
       data = self._read(name)
     except KeyError:
       raise _FileError(
-          f"{self._path} is incomplete: {name}, the data of a tensor, is "
-          "missing. Fetch the file again."
+        f"{self._path} is incomplete: {name}, the data of a tensor, is "
+        "missing. Fetch the file again."
       ) from None
     if len(data) != size * dtype.itemsize:
       raise _FileError(
-          f"{self._path} is damaged: {name} has {len(data)} bytes, expected "
-          f"{size} elements of {dtype}. Fetch the file again."
+        f"{self._path} is damaged: {name} has {len(data)} bytes, expected "
+        f"{size} elements of {dtype}. Fetch the file again."
       )
     return _Storage(data, dtype)
 
@@ -246,11 +246,11 @@ def _tensor(storage, offset, shape, strides, requires_grad, hooks):
   del requires_grad, hooks
   data, dtype = storage
   return np.ndarray(
-      shape,
-      dtype,
-      buffer=data,
-      offset=offset * dtype.itemsize,
-      strides=[stride * dtype.itemsize for stride in strides],
+    shape,
+    dtype,
+    buffer=data,
+    offset=offset * dtype.itemsize,
+    strides=[stride * dtype.itemsize for stride in strides],
   )
 
 
@@ -261,14 +261,14 @@ def _find_folder(path, archive):
   folders = [parts[0] for parts in found if parts[1:] == ["data.pkl"]]
   if len(folders) != 1:
     raise _FileError(
-        f"{path} is a zip file but not one of torch: expected one "
-        f"NAME/data.pkl in it, found {len(folders)}."
+      f"{path} is a zip file but not one of torch: expected one "
+      f"NAME/data.pkl in it, found {len(folders)}."
     )
   order = f"{folders[0]}/byteorder"  # Not written before torch 2.1.
   if order in entries and archive.read(order) != b"little":
     raise _FileError(
-        f"{path} is not little-endian, the only byte order that is read. "
-        "Load it in torch and save it again on a little-endian machine."
+      f"{path} is not little-endian, the only byte order that is read. "
+      "Load it in torch and save it again on a little-endian machine."
     )
   return folders[0]
 
@@ -290,12 +290,12 @@ def _why_no_zip(path, error):
     start = f.read(24)
   if start.startswith(_ZIP_START):
     return (
-        f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): "
-        f"{error}. Fetch the file again."
+      f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): "
+      f"{error}. Fetch the file again."
     )
   if start.startswith(_PICKLE_START):
     return (
-        f"{path} is in torch's old format, from before version 1.6. Load it "
-        "in a recent torch and save it again with torch.save."
+      f"{path} is in torch's old format, from before version 1.6. Load it "
+      "in a recent torch and save it again with torch.save."
     )
   return f"{path} is not a torch file: expected a zip, it begins with {start}."

@@ -12,22 +12,22 @@ from zsad_jax import types
 
 # Layout in torch -> (change to ours, change back).
 LAYOUTS = {
-    "same": (lambda x: x, lambda x: x),
-    # A Linear's weight is (out, in).
-    "linear": (lambda x: x.T, lambda x: x.T),
-    # A convolution's is (out, in, height, width).
-    "conv": (
-        lambda x: x.transpose(2, 3, 1, 0),
-        lambda x: x.transpose(3, 2, 0, 1),
-    ),
-    # A transposed convolution's is (in, out, height, width).
-    "transposed_conv": (
-        lambda x: x.transpose(2, 3, 0, 1),
-        lambda x: x.transpose(2, 3, 0, 1),
-    ),
-    # Prompt learners keep one or two leading axes of size 1.
-    "lead1": (lambda x: x[0], lambda x: x[None]),
-    "lead2": (lambda x: x[0, 0], lambda x: x[None, None]),
+  "same": (lambda x: x, lambda x: x),
+  # A Linear's weight is (out, in).
+  "linear": (lambda x: x.T, lambda x: x.T),
+  # A convolution's is (out, in, height, width).
+  "conv": (
+    lambda x: x.transpose(2, 3, 1, 0),
+    lambda x: x.transpose(3, 2, 0, 1),
+  ),
+  # A transposed convolution's is (in, out, height, width).
+  "transposed_conv": (
+    lambda x: x.transpose(2, 3, 0, 1),
+    lambda x: x.transpose(2, 3, 0, 1),
+  ),
+  # Prompt learners keep one or two leading axes of size 1.
+  "lead1": (lambda x: x[0], lambda x: x[None]),
+  "lead2": (lambda x: x[0, 0], lambda x: x[None, None]),
 }
 _GROUP = re.compile(r"\([^()]*\)")  # Of a pattern.
 _AXES = {"conv": 4, "transposed_conv": 4, "linear": 2, "lead1": 1, "lead2": 2}
@@ -63,10 +63,10 @@ class Checkpoint:
   stats: Table = ()
   groups: tuple[str, ...] = ()
   unused: Callable[
-      [types.Method, types.Backbone], Mapping[str, tuple[int, ...]]
+    [types.Method, types.Backbone], Mapping[str, tuple[int, ...]]
   ] = lambda method, backbone: {}
   buffers: Callable[
-      [types.Method, types.Backbone], Mapping[str, np.ndarray]
+    [types.Method, types.Backbone], Mapping[str, np.ndarray]
   ] = lambda method, backbone: {}
   copies: Callable[[types.Method, str], Iterable[str]] = lambda method, name: ()
 
@@ -79,25 +79,25 @@ def prefixed(prefix: str, table: Table) -> Table:
 def norm(pattern: str, path: str) -> Table:
   """Rules of any normalisation: our scale is torch's weight."""
   return (
-      Rule(rf"{pattern}\.weight", f"{path}/scale"),
-      Rule(rf"{pattern}\.bias", f"{path}/bias"),
+    Rule(rf"{pattern}\.weight", f"{path}/scale"),
+    Rule(rf"{pattern}\.bias", f"{path}/bias"),
   )
 
 
 def batch_norm_stats(pattern: str, path: str) -> Table:
   """Rules of a BatchNorm's running statistics."""
   return (
-      Rule(rf"{pattern}\.running_mean", f"{path}/mean"),
-      Rule(rf"{pattern}\.running_var", f"{path}/var"),
-      Rule(rf"{pattern}\.num_batches_tracked", f"{path}/count"),
+    Rule(rf"{pattern}\.running_mean", f"{path}/mean"),
+    Rule(rf"{pattern}\.running_var", f"{path}/var"),
+    Rule(rf"{pattern}\.num_batches_tracked", f"{path}/count"),
   )
 
 
 def linear(pattern: str, path: str) -> Table:
   """Rules of a Linear with its bias."""
   return (
-      Rule(rf"{pattern}\.weight", f"{path}/kernel", "linear"),
-      Rule(rf"{pattern}\.bias", f"{path}/bias"),
+    Rule(rf"{pattern}\.weight", f"{path}/kernel", "linear"),
+    Rule(rf"{pattern}\.bias", f"{path}/bias"),
   )
 
 
@@ -140,7 +140,7 @@ def rename(named: Mapping[str, Any], table: Table) -> dict[str, Any]:
 
 
 def to_torch(
-    flat: Mapping[str, Any], table: Table, names: Iterable[str]
+  flat: Mapping[str, Any], table: Table, names: Iterable[str]
 ) -> dict[str, Any]:
   """Returns our flat leaves under the given torch names, in torch's layout.
 

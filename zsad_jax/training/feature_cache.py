@@ -59,14 +59,14 @@ def make(config, method, backbone, mesh, datasets, skipped: list[str]):
   for name, value, known in fields:
     if value not in known:
       raise ValueError(
-          f"config.features.{name} is one of {', '.join(known)}, got {value!r}."
+        f"config.features.{name} is one of {', '.join(known)}, got {value!r}."
       )
   mosaics = any(data.mosaic_prob for data in datasets)
   if mosaics and place not in ("auto", "none"):
     raise ValueError(
-        f'config.features.place is "{place}", but mosaics show images '
-        "differently each time: set config.mosaic_prob to 0, or the place to "
-        '"none".'
+      f'config.features.place is "{place}", but mosaics show images '
+      "differently each time: set config.mosaic_prob to 0, or the place to "
+      '"none".'
     )
   if mosaics or place == "none":
     return None
@@ -112,8 +112,8 @@ class Features:
   def compute(self, skipped: list[str]) -> bool:
     """Runs the pass; False, with a line printed, where there is no room."""
     row = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-        jax.eval_shape(self._encode, self._backbone, self._nothing()),
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+      jax.eval_shape(self._encode, self._backbone, self._nothing()),
     )
     count = len(self._samples)
     room = count * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(row))
@@ -122,22 +122,22 @@ class Features:
     if jax.process_count() > 1 and place != "device":
       if asked != "auto":
         raise ValueError(
-            f'config.features.place is "{asked}", but processes do not share '
-            'their memory and files: use "auto", "device" or "none".'
+          f'config.features.place is "{asked}", but processes do not share '
+          'their memory and files: use "auto", "device" or "none".'
         )
       print(
-          f"Features take {room / 1e9:.2f} GB: too much for the devices, and "
-          "processes do not share their memory; each step encodes its images.",
-          flush=True,
+        f"Features take {room / 1e9:.2f} GB: too much for the devices, and "
+        "processes do not share their memory; each step encodes its images.",
+        flush=True,
       )
       return False
     where = self._open(place, row, count)
     references = count - self._images
     beside = f" and {references} references" if references else ""
     print(
-        f"Features of {self._images} images{beside}: {room / 1e9:.2f} GB in "
-        f"{self._config.features.dtype}, {where}",
-        flush=True,
+      f"Features of {self._images} images{beside}: {room / 1e9:.2f} GB in "
+      f"{self._config.features.dtype}, {where}",
+      flush=True,
     )
     if place == "disk":
       with feature_store.locked(self._folder):
@@ -150,8 +150,8 @@ class Features:
     size = self._config.image_size
     shape = (self._batch_size, size, size, 3)
     return {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
-        "class_id": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+      "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+      "class_id": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
     }
 
   def _open(self, place, row, count):
@@ -159,10 +159,10 @@ class Features:
     size = self._config.image_size
     shape = jax.ShapeDtypeStruct
     truth = {
-        "mask": shape((-(-size * size // 8),), np.uint8),
-        "has_mask": shape((), bool),
-        "label": shape((), np.int32),
-        "weight": shape((), np.float32),
+      "mask": shape((-(-size * size // 8),), np.uint8),
+      "has_mask": shape((), bool),
+      "label": shape((), np.int32),
+      "weight": shape((), np.float32),
     }
     if place == "disk":
       folder = self._folder
@@ -172,7 +172,9 @@ class Features:
       return f"in {folder}"
     self._truth = feature_store.Memory(truth, count)
     if place == "device":
-      self._rows = feature_store.Device(row, count, self._mesh, self._batch_size)
+      self._rows = feature_store.Device(
+        row, count, self._mesh, self._batch_size
+      )
       return "on the devices"
     self._rows = feature_store.Memory(row, count)
     return "in memory"
@@ -188,7 +190,7 @@ class Features:
     for sample in self._samples:
       digest.update(cache.facts(sample, self._config.image_size).encode())
     parent = self._config.features.folder or (
-        pathlib.Path(environment.default_cache_dir()) / "features"
+      pathlib.Path(environment.default_cache_dir()) / "features"
     )
     return pathlib.Path(parent) / digest.hexdigest()[:32]
 
@@ -199,13 +201,13 @@ class Features:
     chosen = [self._samples[i] for i in missing]
     config, missing = self._config, np.array(missing)
     batches = pipeline.eval_batches(
-        chosen,
-        class_names=pipeline.class_names(self._datasets),
-        image_size=config.image_size,
-        batch_size=self._batch_size,
-        skip_corrupt=config.skip_corrupt,
-        **distributed.shard(),
-        cache=cache.open_cache(config.decoded_cache),
+      chosen,
+      class_names=pipeline.class_names(self._datasets),
+      image_size=config.image_size,
+      batch_size=self._batch_size,
+      skip_corrupt=config.skip_corrupt,
+      **distributed.shard(),
+      cache=cache.open_cache(config.decoded_cache),
     )
     watch = _Watch(len(missing))
     for batch in batches:
@@ -218,7 +220,7 @@ class Features:
       keep = functools.partial(_lead, len(numbers))
       shown = {"image": batch["image"], "class_id": self._ids(batch, missing)}
       rows = self._encode(
-          self._backbone, predictor.put_batch(shown, self._mesh)
+        self._backbone, predictor.put_batch(shown, self._mesh)
       )
       if not isinstance(self._rows, feature_store.Device):
         rows = jax.tree.map(keep, rows)
@@ -242,12 +244,12 @@ class Features:
     """
     config, references = self._config, self._method.num_references
     steps = pipeline.train_numbers(
-        self._datasets,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        num_references=references,
-        **distributed.shard(),
+      self._datasets,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      start_step=start_step,
+      num_references=references,
+      **distributed.shard(),
     )
     for chosen in steps:
       numbers = chosen["index"]

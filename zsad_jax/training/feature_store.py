@@ -89,8 +89,7 @@ class Disk(Memory):
     self._done = np.lib.format.open_memmap(self.folder / _DONE, "r+")
     self._checks = np.lib.format.open_memmap(self.folder / _CHECKS, "r+")
     self._mapped = [
-        np.lib.format.open_memmap(self._path(i), "r+")
-        for i in range(len(shapes))
+      np.lib.format.open_memmap(self._path(i), "r+") for i in range(len(shapes))
     ]
     # NumPy's format has no name for bfloat16: it is stored as its bytes.
     return [x.view(dtype) for x, (_, dtype) in zip(self._mapped, shapes)]
@@ -113,8 +112,8 @@ class Disk(Memory):
       for leaf, array in enumerate(self._arrays):
         if _crc(array[number]) != self._checks[number, leaf]:
           raise ValueError(
-              f"{self._path(leaf)}: row {number} is damaged. Remove the folder "
-              f"{self.folder}; its features are computed again."
+            f"{self._path(leaf)}: row {number} is damaged. Remove the folder "
+            f"{self.folder}; its features are computed again."
           )
       self._trusted[number] = True
     return super().read(numbers)
@@ -133,13 +132,13 @@ class Device:
     self._count, self._size = count, batch_size
     batches = -(-count // batch_size)
     split, self._of_batch = (
-        NamedSharding(mesh, p) for p in (P(None, "data"), P("data"))
+      NamedSharding(mesh, p) for p in (P(None, "data"), P("data"))
     )
     zeros = lambda x: jnp.zeros((batches, batch_size, *x.shape), x.dtype)
     make = jax.jit(lambda: jax.tree.map(zeros, row), out_shardings=split)
     self._rows, self._written = make(), 0
     put = lambda rows, new, i: jax.tree.map(
-        lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), rows, new
+      lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), rows, new
     )
     self._put = jax.jit(put, donate_argnums=0)
     take = lambda rows, i, j: jax.tree.map(lambda a: a[i, j], rows)
@@ -158,8 +157,8 @@ class Device:
   def read(self, numbers):
     """Rows of this process's part of the numbers (b, ...), split along b."""
     place = (
-        jax.make_array_from_process_local_data(self._of_batch, part)
-        for part in divmod(numbers, self._size)
+      jax.make_array_from_process_local_data(self._of_batch, part)
+      for part in divmod(numbers, self._size)
     )
     return self._take(self._rows, *place)
 

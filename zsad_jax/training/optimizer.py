@@ -21,6 +21,6 @@ def make(name: str, settings, trained) -> optax.GradientTransformation:
     raise ValueError(f"config.optax_name: optax has no optimiser {name!r}.")
   labels = jax.tree.map(lambda used: "train" if used else "keep", trained)
   return optax.partition(
-      {"train": getattr(optax, name)(**settings), "keep": optax.set_to_zero()},
-      labels,
+    {"train": getattr(optax, name)(**settings), "keep": optax.set_to_zero()},
+    labels,
   )

@@ -1,9 +1,9 @@
 """Which epoch's parameters a run keeps: `config.selection`.
 
-  last       the last epoch's: nothing of the target is looked at
-  official   the epoch with the best mean pixel F1-max on the test images of
-             `config.selection_data`, as AdaCLIP's authors choose it. These
-             sets are targets too: say so beside the numbers.
+last       the last epoch's: nothing of the target is looked at
+official   the epoch with the best mean pixel F1-max on the test images of
+           `config.selection_data`, as AdaCLIP's authors choose it. These
+           sets are targets too: say so beside the numbers.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ def check(selection: str) -> None:
   """Raises ValueError for an unknown config.selection."""
   if selection not in ("last", "official"):
     raise ValueError(
-        f'config.selection is "last" or "official", got {selection!r}.'
+      f'config.selection is "last" or "official", got {selection!r}.'
     )
 
 
@@ -33,8 +33,7 @@ def make(config, workdir: pathlib.Path, method, backbone, mesh, stack):
   if config.selection == "last":
     return lambda step, params, stats: {}
   datasets = [
-      run_lib.open_dataset(config, name)
-      for name in config.selection_data
+    run_lib.open_dataset(config, name) for name in config.selection_data
   ]
   evaluate = evaluator.make(config, method, backbone, mesh)
   saved = checkpoint.Checkpoints(workdir / "best", keep=1)

@@ -24,10 +24,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 ACTIVATIONS = {
-    # OpenAI's weights were trained with this one.
-    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    # AdaCLIP and APRIL-GAN run them with this one, LAION's were trained so.
-    "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
+  # OpenAI's weights were trained with this one.
+  "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  # AdaCLIP and APRIL-GAN run them with this one, LAION's were trained so.
+  "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
 }
 
 KEPT = "kept"  # Name of what a block that recomputes does not recompute.
@@ -39,7 +39,7 @@ def _dense(width: int, dtype: str, name: str):
   if jax.default_backend() == "cpu":
     # Some CPUs are fast at bfloat16, but XLA only asks them for float32 sums.
     product = functools.partial(
-        jax.lax.dot_general, preferred_element_type=jnp.float32
+      jax.lax.dot_general, preferred_element_type=jnp.float32
     )
   layer = nn.Dense(width, dtype=dtype, dot_general=product, name=name)
   return lambda x: layer(x).astype(dtype)
@@ -67,12 +67,12 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x: Float[Array, "b t c"],
-      *,
-      asking: int | None,
-      seen: Bool[Array, "b t t"] | None,
-      value_value: bool,
+    self,
+    x: Float[Array, "b t c"],
+    *,
+    asking: int | None,
+    seen: Bool[Array, "b t t"] | None,
+    value_value: bool,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     b, t, c = x.shape
     # Products of two axes: gradients of others are twice as slow on a CPU.
@@ -122,18 +122,18 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x: Float[Array, "b t c"],
-      vv: Float[Array, "b t c"] | None = None,
-      asking: int | None = None,
-      seen: Bool[Array, "b t t"] | None = None,
+    self,
+    x: Float[Array, "b t c"],
+    vv: Float[Array, "b t c"] | None = None,
+    asking: int | None = None,
+    seen: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     attention_ = Attention(self.num_heads, self.causal, self.dtype, name="attn")
     attend, attend_vv = attention_(
-        LayerNorm(name="ln_1")(x),
-        asking=asking,
-        seen=seen,
-        value_value=vv is not None,
+      LayerNorm(name="ln_1")(x),
+      asking=asking,
+      seen=seen,
+      value_value=vv is not None,
     )
     x = checkpoint_name(x[:, :asking] + attend, KEPT)
     x = x + Mlp(self.act, self.dtype, name="mlp")(LayerNorm(name="ln_2")(x))

@@ -52,14 +52,14 @@ class ClipConfig:
 
 # Names by open_clip; ViT-H-14 has heads of 80 channels in its vision tower.
 MODELS = {
-    "ViT-B-32": ClipConfig(512, 224, 32, 768, 12, 512, 12),
-    "ViT-B-16": ClipConfig(512, 224, 16, 768, 12, 512, 12),
-    "ViT-L-14": ClipConfig(768, 224, 14, 1024, 24, 768, 12),
-    "ViT-L-14-336": ClipConfig(768, 336, 14, 1024, 24, 768, 12),
-    "ViT-B-16-plus-240": ClipConfig(
-        640, 240, 16, 896, 12, 640, 12, act="gelu_erf"
-    ),
-    "ViT-H-14": ClipConfig(
-        1024, 224, 14, 1280, 32, 1024, 24, vision_heads=16, act="gelu_erf"
-    ),
+  "ViT-B-32": ClipConfig(512, 224, 32, 768, 12, 512, 12),
+  "ViT-B-16": ClipConfig(512, 224, 16, 768, 12, 512, 12),
+  "ViT-L-14": ClipConfig(768, 224, 14, 1024, 24, 768, 12),
+  "ViT-L-14-336": ClipConfig(768, 336, 14, 1024, 24, 768, 12),
+  "ViT-B-16-plus-240": ClipConfig(
+    640, 240, 16, 896, 12, 640, 12, act="gelu_erf"
+  ),
+  "ViT-H-14": ClipConfig(
+    1024, 224, 14, 1280, 32, 1024, 24, vision_heads=16, act="gelu_erf"
+  ),
 }

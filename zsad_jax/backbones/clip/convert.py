@@ -29,11 +29,11 @@ MAX_LISTED = 8  # Names of each side in an error message.
 def openai_blocks(pattern, path):
   attn, ours = rf"{pattern}\.attn", f"{path}/attn"
   return (
-      *norm(rf"{pattern}\.(ln_[12])", rf"{path}/\2"),
-      Rule(rf"{attn}\.in_proj_weight", f"{ours}/in_proj/kernel", "linear"),
-      Rule(rf"{attn}\.in_proj_bias", f"{ours}/in_proj/bias"),
-      *linear(rf"{attn}\.out_proj", f"{ours}/out_proj"),
-      *linear(rf"{pattern}\.mlp\.(c_fc|c_proj)", rf"{path}/mlp/\2"),
+    *norm(rf"{pattern}\.(ln_[12])", rf"{path}/\2"),
+    Rule(rf"{attn}\.in_proj_weight", f"{ours}/in_proj/kernel", "linear"),
+    Rule(rf"{attn}\.in_proj_bias", f"{ours}/in_proj/bias"),
+    *linear(rf"{attn}\.out_proj", f"{ours}/out_proj"),
+    *linear(rf"{pattern}\.mlp\.(c_fc|c_proj)", rf"{path}/mlp/\2"),
   )
 
 
@@ -41,72 +41,68 @@ def hugging_face_blocks(pattern, path):
   """`_fuse_qkv` then makes in_proj of the three projections."""
   attn, ours = rf"{pattern}\.self_attn", f"{path}/attn"
   return (
-      *norm(rf"{pattern}\.layer_norm([12])", rf"{path}/ln_\2"),
-      *linear(rf"{attn}\.([qkv]_proj)", rf"{ours}/\2"),
-      *linear(rf"{attn}\.out_proj", f"{ours}/out_proj"),
-      *linear(rf"{pattern}\.mlp\.fc1", f"{path}/mlp/c_fc"),
-      *linear(rf"{pattern}\.mlp\.fc2", f"{path}/mlp/c_proj"),
+    *norm(rf"{pattern}\.layer_norm([12])", rf"{path}/ln_\2"),
+    *linear(rf"{attn}\.([qkv]_proj)", rf"{ours}/\2"),
+    *linear(rf"{attn}\.out_proj", f"{ours}/out_proj"),
+    *linear(rf"{pattern}\.mlp\.fc1", f"{path}/mlp/c_fc"),
+    *linear(rf"{pattern}\.mlp\.fc2", f"{path}/mlp/c_proj"),
   )
 
 
 OPENAI = (
-    Rule(r"visual\.conv1\.weight", "visual/conv1/kernel", "conv"),
-    Rule(r"visual\.class_embedding", "visual/class_embedding"),
-    Rule(r"visual\.positional_embedding", "visual/positional_embedding"),
-    *norm(r"visual\.(ln_pre|ln_post)", r"visual/\1"),
-    *openai_blocks(
-        r"visual\.transformer\.resblocks\.(\d+)", r"visual/resblocks_\1"
-    ),
-    Rule(r"visual\.proj", "visual/proj"),  # Used as x @ proj: not transposed.
-    Rule(r"token_embedding\.weight", "text/token_embedding"),
-    Rule(r"positional_embedding", "text/positional_embedding"),
-    *openai_blocks(r"transformer\.resblocks\.(\d+)", r"text/resblocks_\1"),
-    *norm(r"ln_final", "text/ln_final"),
-    Rule(r"text_projection", "text/text_projection"),
-    Rule(r"logit_scale", "logit_scale"),
+  Rule(r"visual\.conv1\.weight", "visual/conv1/kernel", "conv"),
+  Rule(r"visual\.class_embedding", "visual/class_embedding"),
+  Rule(r"visual\.positional_embedding", "visual/positional_embedding"),
+  *norm(r"visual\.(ln_pre|ln_post)", r"visual/\1"),
+  *openai_blocks(
+    r"visual\.transformer\.resblocks\.(\d+)", r"visual/resblocks_\1"
+  ),
+  Rule(r"visual\.proj", "visual/proj"),  # Used as x @ proj: not transposed.
+  Rule(r"token_embedding\.weight", "text/token_embedding"),
+  Rule(r"positional_embedding", "text/positional_embedding"),
+  *openai_blocks(r"transformer\.resblocks\.(\d+)", r"text/resblocks_\1"),
+  *norm(r"ln_final", "text/ln_final"),
+  Rule(r"text_projection", "text/text_projection"),
+  Rule(r"logit_scale", "logit_scale"),
 )
 # Sizes written beside OpenAI's weights; the causal mask.
 OPENAI_UNUSED = r"input_resolution|context_length|vocab_size|attn_mask"
 
 V, T = "vision_model", "text_model"
 HUGGING_FACE = (
-    Rule(
-        rf"{V}\.embeddings\.patch_embedding\.weight",
-        "visual/conv1/kernel",
-        "conv",
-    ),
-    Rule(rf"{V}\.embeddings\.class_embedding", "visual/class_embedding"),
-    Rule(
-        rf"{V}\.embeddings\.position_embedding\.weight",
-        "visual/positional_embedding",
-    ),
-    *norm(rf"{V}\.pre_layrnorm", "visual/ln_pre"),  # Their spelling.
-    *hugging_face_blocks(
-        rf"{V}\.encoder\.layers\.(\d+)", r"visual/resblocks_\1"
-    ),
-    *norm(rf"{V}\.post_layernorm", "visual/ln_post"),
-    Rule(r"visual_projection\.weight", "visual/proj", "linear"),
-    Rule(rf"{T}\.embeddings\.token_embedding\.weight", "text/token_embedding"),
-    Rule(
-        rf"{T}\.embeddings\.position_embedding\.weight",
-        "text/positional_embedding",
-    ),
-    *hugging_face_blocks(
-        rf"{T}\.encoder\.layers\.(\d+)", r"text/resblocks_\1"
-    ),
-    *norm(rf"{T}\.final_layer_norm", "text/ln_final"),
-    Rule(r"text_projection\.weight", "text/text_projection", "linear"),
-    Rule(r"logit_scale", "logit_scale"),
+  Rule(
+    rf"{V}\.embeddings\.patch_embedding\.weight",
+    "visual/conv1/kernel",
+    "conv",
+  ),
+  Rule(rf"{V}\.embeddings\.class_embedding", "visual/class_embedding"),
+  Rule(
+    rf"{V}\.embeddings\.position_embedding\.weight",
+    "visual/positional_embedding",
+  ),
+  *norm(rf"{V}\.pre_layrnorm", "visual/ln_pre"),  # Their spelling.
+  *hugging_face_blocks(rf"{V}\.encoder\.layers\.(\d+)", r"visual/resblocks_\1"),
+  *norm(rf"{V}\.post_layernorm", "visual/ln_post"),
+  Rule(r"visual_projection\.weight", "visual/proj", "linear"),
+  Rule(rf"{T}\.embeddings\.token_embedding\.weight", "text/token_embedding"),
+  Rule(
+    rf"{T}\.embeddings\.position_embedding\.weight",
+    "text/positional_embedding",
+  ),
+  *hugging_face_blocks(rf"{T}\.encoder\.layers\.(\d+)", r"text/resblocks_\1"),
+  *norm(rf"{T}\.final_layer_norm", "text/ln_final"),
+  Rule(r"text_projection\.weight", "text/text_projection", "linear"),
+  Rule(r"logit_scale", "logit_scale"),
 )
 # Counters 0, 1, 2, ... that older versions of transformers stored.
 HUGGING_FACE_UNUSED = rf"({V}|{T})\.embeddings\.position_ids"
 
 
 def from_openai(
-    state: Mapping[str, np.ndarray],
-    *,
-    act: str = "quick",
-    source: str = "the state dict",
+  state: Mapping[str, np.ndarray],
+  *,
+  act: str = "quick",
+  source: str = "the state dict",
 ) -> tuple[types.Params, clip_config.ClipConfig]:
   """Converts the state dict of OpenAI's CLIP or of open_clip.
 
@@ -130,10 +126,10 @@ def from_openai(
 
 
 def from_hugging_face(
-    state: Mapping[str, np.ndarray],
-    hf_config: Any,
-    *,
-    source: str = "the state dict",
+  state: Mapping[str, np.ndarray],
+  hf_config: Any,
+  *,
+  source: str = "the state dict",
 ) -> tuple[types.Params, clip_config.ClipConfig]:
   """Converts the state dict of transformers' CLIPModel; see `from_openai`.
 
@@ -158,19 +154,19 @@ def param_shapes(config: clip_config.ClipConfig) -> dict[str, tuple[int, ...]]:
   c, d, p = config.vision_width, config.embed_dim, config.patch_size
   c_text = config.text_width
   return {
-      "visual/conv1/kernel": (p, p, 3, c),
-      "visual/class_embedding": (c,),
-      "visual/positional_embedding": (1 + config.grid**2, c),
-      **_norm_shapes("visual/ln_pre", c),
-      **_block_shapes("visual", config.vision_layers, c),
-      **_norm_shapes("visual/ln_post", c),
-      "visual/proj": (c, d),
-      "text/token_embedding": (config.vocab_size, c_text),
-      "text/positional_embedding": (config.context_length, c_text),
-      **_block_shapes("text", config.text_layers, c_text),
-      **_norm_shapes("text/ln_final", c_text),
-      "text/text_projection": (c_text, d),
-      "logit_scale": (),
+    "visual/conv1/kernel": (p, p, 3, c),
+    "visual/class_embedding": (c,),
+    "visual/positional_embedding": (1 + config.grid**2, c),
+    **_norm_shapes("visual/ln_pre", c),
+    **_block_shapes("visual", config.vision_layers, c),
+    **_norm_shapes("visual/ln_post", c),
+    "visual/proj": (c, d),
+    "text/token_embedding": (config.vocab_size, c_text),
+    "text/positional_embedding": (config.context_length, c_text),
+    **_block_shapes("text", config.text_layers, c_text),
+    **_norm_shapes("text/ln_final", c_text),
+    "text/text_projection": (c_text, d),
+    "logit_scale": (),
   }
 
 
@@ -189,9 +185,9 @@ def check(params: types.Params, config: clip_config.ClipConfig, source: str):
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   """Says which names or shapes differ, both sides listed; "" if none does."""
   misshapen = [
-      f"{name}: expected {shape}, found {found[name]}"
-      for name, shape in expected.items()
-      if name in found and found[name] != shape
+    f"{name}: expected {shape}, found {found[name]}"
+    for name, shape in expected.items()
+    if name in found and found[name] != shape
   ]
   missing = [name for name in expected if name not in found]
   unknown = [name for name in found if name not in expected]
@@ -229,40 +225,40 @@ def _fuse_qkv(flat):
 def _infer_config(flat, act, source):
   """Reads the sizes of a model off its weights."""
   axes = {
-      "visual/conv1/kernel": 4,
-      "visual/positional_embedding": 2,
-      "visual/proj": 2,
-      "text/token_embedding": 2,
-      "text/positional_embedding": 2,
+    "visual/conv1/kernel": 4,
+    "visual/positional_embedding": 2,
+    "visual/proj": 2,
+    "text/token_embedding": 2,
+    "text/positional_embedding": 2,
   }
   shapes = {name: np.shape(flat[name]) for name in axes if name in flat}
   missing = [name for name in axes if name not in shapes]
   misshapen = [
-      f"{name}: expected {axes[name]} axes, found {shape}"
-      for name, shape in shapes.items()
-      if len(shape) != axes[name]
+    f"{name}: expected {axes[name]} axes, found {shape}"
+    for name, shape in shapes.items()
+    if len(shape) != axes[name]
   ]
   if missing or misshapen:
     unknown = [name for name in flat if "." in name]  # Ours have no dots.
     raise ValueError(
-        f"{source} is not a CLIP with a ViT image tower: "
-        + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
+      f"{source} is not a CLIP with a ViT image tower: "
+      + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
     )
   kernel, positions, proj, tokens, text_positions = map(shapes.get, axes)
   patch_size, vision_width = kernel[0], kernel[-1]
   return clip_config.ClipConfig(
-      embed_dim=proj[1],
-      image_size=math.isqrt(positions[0] - 1) * patch_size,
-      patch_size=patch_size,
-      vision_width=vision_width,
-      vision_layers=_count_blocks(flat, "visual"),
-      text_width=tokens[1],
-      text_layers=_count_blocks(flat, "text"),
-      vocab_size=tokens[0],
-      context_length=text_positions[0],
-      vision_heads=_count_heads("vision", vision_width, source),
-      text_heads=_count_heads("text", tokens[1], source),
-      act=act,
+    embed_dim=proj[1],
+    image_size=math.isqrt(positions[0] - 1) * patch_size,
+    patch_size=patch_size,
+    vision_width=vision_width,
+    vision_layers=_count_blocks(flat, "visual"),
+    text_width=tokens[1],
+    text_layers=_count_blocks(flat, "text"),
+    vocab_size=tokens[0],
+    context_length=text_positions[0],
+    vision_heads=_count_heads("vision", vision_width, source),
+    text_heads=_count_heads("text", tokens[1], source),
+    act=act,
   )
 
 
@@ -282,8 +278,8 @@ def _count_heads(tower, width, source):
       return getattr(model, f"{tower}_heads")
   if width % clip_config.HEAD_WIDTH:
     raise ValueError(
-        f"{source} has a {tower} tower of width {width}, expected a multiple "
-        f"of {clip_config.HEAD_WIDTH}, the width of a head."
+      f"{source} has a {tower} tower of width {width}, expected a multiple "
+      f"of {clip_config.HEAD_WIDTH}, the width of a head."
     )
   return width // clip_config.HEAD_WIDTH
 
@@ -294,28 +290,28 @@ def _translate_config(hf_config, source):
   acts = {vision.hidden_act, text.hidden_act}
   if len(acts) > 1 or not acts <= set(ACTS):
     raise ValueError(
-        f"{source}: hidden_act is {vision.hidden_act!r} in the vision tower "
-        f"and {text.hidden_act!r} in the text tower; expected one of "
-        f"{sorted(ACTS)} in both."
+      f"{source}: hidden_act is {vision.hidden_act!r} in the vision tower "
+      f"and {text.hidden_act!r} in the text tower; expected one of "
+      f"{sorted(ACTS)} in both."
     )
   if {vision.layer_norm_eps, text.layer_norm_eps} != {LAYER_NORM_EPS}:
     raise ValueError(
-        f"{source}: layer_norm_eps is {vision.layer_norm_eps} and "
-        f"{text.layer_norm_eps}; our towers have {LAYER_NORM_EPS}."
+      f"{source}: layer_norm_eps is {vision.layer_norm_eps} and "
+      f"{text.layer_norm_eps}; our towers have {LAYER_NORM_EPS}."
     )
   return clip_config.ClipConfig(
-      embed_dim=hf_config.projection_dim,
-      image_size=vision.image_size,
-      patch_size=vision.patch_size,
-      vision_width=vision.hidden_size,
-      vision_layers=vision.num_hidden_layers,
-      text_width=text.hidden_size,
-      text_layers=text.num_hidden_layers,
-      vocab_size=text.vocab_size,
-      context_length=text.max_position_embeddings,
-      vision_heads=vision.num_attention_heads,
-      text_heads=text.num_attention_heads,
-      act=ACTS[vision.hidden_act],
+    embed_dim=hf_config.projection_dim,
+    image_size=vision.image_size,
+    patch_size=vision.patch_size,
+    vision_width=vision.hidden_size,
+    vision_layers=vision.num_hidden_layers,
+    text_width=text.hidden_size,
+    text_layers=text.num_hidden_layers,
+    vocab_size=text.vocab_size,
+    context_length=text.max_position_embeddings,
+    vision_heads=vision.num_attention_heads,
+    text_heads=text.num_attention_heads,
+    act=ACTS[vision.hidden_act],
   )
 
 
@@ -332,12 +328,12 @@ def _block_shapes(tower, layers, c):
   for i in range(layers):
     path = f"{tower}/resblocks_{i}"
     shapes |= {
-        **_norm_shapes(f"{path}/ln_1", c),
-        **_linear_shapes(f"{path}/attn/in_proj", c, 3 * c),
-        **_linear_shapes(f"{path}/attn/out_proj", c, c),
-        **_norm_shapes(f"{path}/ln_2", c),
-        **_linear_shapes(f"{path}/mlp/c_fc", c, 4 * c),
-        **_linear_shapes(f"{path}/mlp/c_proj", 4 * c, c),
+      **_norm_shapes(f"{path}/ln_1", c),
+      **_linear_shapes(f"{path}/attn/in_proj", c, 3 * c),
+      **_linear_shapes(f"{path}/attn/out_proj", c, c),
+      **_norm_shapes(f"{path}/ln_2", c),
+      **_linear_shapes(f"{path}/mlp/c_fc", c, 4 * c),
+      **_linear_shapes(f"{path}/mlp/c_proj", 4 * c, c),
     }
   return shapes
 

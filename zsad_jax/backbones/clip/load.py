@@ -8,27 +8,27 @@ from zsad_jax.backbones.clip.config import MODELS, ClipConfig
 EMBEDDED = "embedded"  # The small CLIP that the package ships.
 RANDOM = "embedded_random"  # The same before its training.
 RANDOM_CONFIG = ClipConfig(
-    embed_dim=128,
-    image_size=112,
-    patch_size=8,
-    vision_width=160,
-    vision_layers=8,
-    text_width=160,
-    text_layers=5,
-    vision_heads=5,
-    text_heads=5,
+  embed_dim=128,
+  image_size=112,
+  patch_size=8,
+  vision_width=160,
+  vision_layers=8,
+  text_width=160,
+  text_layers=5,
+  vision_heads=5,
+  text_heads=5,
 )
 RANDOM_SEED = 0
 NOTES = {
-    EMBEDDED: (
-        "The backbone is the small CLIP of the package, trained on drawn "
-        "pictures: its numbers compare methods with one another, not with "
-        "published ones."
-    ),
-    RANDOM: (
-        "The backbone is the small CLIP of the package with random weights: "
-        "the numbers show what comes from the method alone."
-    ),
+  EMBEDDED: (
+    "The backbone is the small CLIP of the package, trained on drawn "
+    "pictures: its numbers compare methods with one another, not with "
+    "published ones."
+  ),
+  RANDOM: (
+    "The backbone is the small CLIP of the package with random weights: "
+    "the numbers show what comes from the method alone."
+  ),
 }
 
 
@@ -53,15 +53,15 @@ def load(name: str, path: str) -> model.Clip:
     return model.random_clip(RANDOM_CONFIG, RANDOM_SEED)
   if not path:
     raise ValueError(
-        f"config.backbone.path is empty: name the converted weights of {name} "
-        f"(python -m zsad_jax.convert --source=SOURCE --model={name} "
-        "--output=FILE)."
+      f"config.backbone.path is empty: name the converted weights of {name} "
+      f"(python -m zsad_jax.convert --source=SOURCE --model={name} "
+      "--output=FILE)."
     )
   params, config = weights.load(path)
   sizes = lambda c: {**dataclasses.asdict(c), "act": None}
   if sizes(config) != sizes(MODELS[name]):
     raise ValueError(
-        f"{path} holds {config}, but config.backbone.name is {name}, which is "
-        f"{MODELS[name]}."
+      f"{path} holds {config}, but config.backbone.name is {name}, which is "
+      f"{MODELS[name]}."
     )
   return model.from_params(params, config)

@@ -58,13 +58,13 @@ class Clip:
     return self.replace(params=params, dtype=dtype)
 
   def image(
-      self,
-      image,
-      *,
-      act: str | None = None,
-      pos_resize: str = "bilinear",
-      remat: bool = False,
-      **hooks: Any,
+    self,
+    image,
+    *,
+    act: str | None = None,
+    pos_resize: str = "bilinear",
+    remat: bool = False,
+    **hooks: Any,
   ):
     """Runs the vision tower; see `VisionTower.__call__` for the hooks.
 
@@ -81,8 +81,8 @@ class Clip:
     patch = self.config.patch_size
     if any(side % patch for side in image.shape[1:3]):
       raise ValueError(
-          f"Image of {image.shape[1]} x {image.shape[2]} pixels: the sides "
-          f"must be multiples of the patch size, {patch}."
+        f"Image of {image.shape[1]} x {image.shape[2]} pixels: the sides "
+        f"must be multiples of the patch size, {patch}."
       )
     act = act or self.config.act
     tower = VisionTower(self.config, act, pos_resize, self.dtype, remat)
@@ -92,10 +92,10 @@ class Clip:
     """Vision tokens (..., c) into the joint embedding (..., d)."""
     tower = VisionTower(self.config, self.config.act, "bilinear")
     return tower.apply(
-        {"params": self.params["visual"]},
-        tokens,
-        ln_post=ln_post,
-        method="project",
+      {"params": self.params["visual"]},
+      tokens,
+      ln_post=ln_post,
+      method="project",
     )
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -111,8 +111,8 @@ class Clip:
     end = tokenizer.end_positions(ids)
     if ids.max() >= self.config.vocab_size:
       raise ValueError(
-          f"The token table has {self.config.vocab_size} rows, but the "
-          f"tokenizer needs row {ids.max()}: these weights cannot read text."
+        f"The token table has {self.config.vocab_size} rows, but the "
+        f"tokenizer needs row {ids.max()}: these weights cannot read text."
       )
     return ids[:, : end.max() + 1], end
 
@@ -159,9 +159,9 @@ def _initial_std(name, shape, config):
   if name == "text/positional_embedding":
     return 0.01
   width, layers = (
-      (config.vision_width, config.vision_layers)
-      if name.startswith("visual")
-      else (config.text_width, config.text_layers)
+    (config.vision_width, config.vision_layers)
+    if name.startswith("visual")
+    else (config.text_width, config.text_layers)
   )
   if module in ("out_proj", "c_proj"):
     return (2 * layers * width) ** -0.5

@@ -20,18 +20,18 @@ from zsad_jax.torch_io import file as torch_file
 # OpenAI publishes each file under a URL that contains its SHA-256
 # (openaipublic.azureedge.net/clip/models/<SHA-256>/<file>).
 OPENAI_SHA256 = {
-    "ViT-B-32.pt": (
-        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
-    ),
-    "ViT-B-16.pt": (
-        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
-    ),
-    "ViT-L-14.pt": (
-        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
-    ),
-    "ViT-L-14-336px.pt": (
-        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
-    ),
+  "ViT-B-32.pt": (
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+  ),
+  "ViT-B-16.pt": (
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
+  ),
+  "ViT-L-14.pt": (
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+  ),
+  "ViT-L-14-336px.pt": (
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
+  ),
 }
 # open_clip's releases end in the first digits of their SHA-256.
 OPEN_CLIP_RELEASE = re.compile(r".+-([0-9a-f]{8})\.pt")
@@ -62,13 +62,13 @@ def read(source: str, act: str | None = None) -> Weights:
     path = _download(source)
   if not path.is_dir():
     raise FileNotFoundError(
-        f"{source} is no file, no directory and no name on the hub, such as "
-        "openai/clip-vit-large-patch14-336."
+      f"{source} is no file, no directory and no name on the hub, such as "
+      "openai/clip-vit-large-patch14-336."
     )
   if act:
     raise ValueError(
-        f"--act is for open_clip files; the activation of {source} is in its "
-        "config.json."
+      f"--act is for open_clip files; the activation of {source} is in its "
+      "config.json."
     )
   return _read_directory(path)
 
@@ -79,9 +79,9 @@ def check_sha256(path: pathlib.Path, digest: str) -> None:
   expected = OPENAI_SHA256.get(path.name) or (release and release[1])
   if expected and not digest.startswith(expected):
     raise ValueError(
-        f"{path} is not the file published under this name: its SHA-256 is "
-        f"{digest}, expected {expected}{'...' if release else ''}. Download "
-        "it again, or rename it if it is another file."
+      f"{path} is not the file published under this name: its SHA-256 is "
+      f"{digest}, expected {expected}{'...' if release else ''}. Download "
+      "it again, or rename it if it is another file."
     )
 
 
@@ -95,13 +95,13 @@ def _read_file(path, act):
     state = torch_file.read(path)
   if any(name.startswith("vision_model.") for name in state):
     raise ValueError(
-        f"{path} is a transformers model: pass the directory that holds it "
-        "and its config.json."
+      f"{path} is a transformers model: pass the directory that holds it "
+      "and its config.json."
     )
   if not act and not _is_from_openai(state):
     raise ValueError(
-        f"{path} does not say its activation. Pass --act=quick for a model "
-        "of OpenAI or one called -quickgelu, --act=gelu_erf for others."
+      f"{path} does not say its activation. Pass --act=quick for a model "
+      "of OpenAI or one called -quickgelu, --act=gelu_erf for others."
     )
   act = act or "quick"
   params, config = clip_convert.from_openai(state, act=act, source=str(path))
@@ -114,8 +114,8 @@ def _is_from_openai(state):
   Only OpenAI's files mix the two (`convert_weights` in their model.py).
   """
   dtypes = [
-      getattr(state.get(name), "dtype", None)
-      for name in ("visual.conv1.weight", "visual.class_embedding")
+    getattr(state.get(name), "dtype", None)
+    for name in ("visual.conv1.weight", "visual.class_embedding")
   ]
   return dtypes == [np.float16, np.float32]
 
@@ -127,20 +127,20 @@ def _read_directory(directory):
   config_file = directory / "config.json"
   if not config_file.is_file():
     raise FileNotFoundError(
-        f"{directory} has no config.json, so it is not a transformers model. "
-        "Pass an open_clip file itself, not its directory."
+      f"{directory} has no config.json, so it is not a transformers model. "
+      "Pass an open_clip file itself, not its directory."
     )
   fields = _read_json(config_file)
   if fields.get("model_type") != "clip":
     raise ValueError(
-        f"{config_file}: model_type is {fields.get('model_type')!r}, "
-        "expected 'clip'."
+      f"{config_file}: model_type is {fields.get('model_type')!r}, "
+      "expected 'clip'."
     )
   # Fills in the defaults that config.json leaves out.
   hf_config = transformers.CLIPConfig.from_dict(fields)
   state, files = _read_weights(directory)
   params, config = clip_convert.from_hugging_face(
-      state, hf_config, source=str(directory)
+    state, hf_config, source=str(directory)
   )
   return Weights(params, config, {file.name: _sha256(file) for file in files})
 
@@ -148,7 +148,7 @@ def _read_directory(directory):
 def _read_weights(directory):
   """Returns the arrays of a transformers model and the files they are in."""
   single, index, torch = (
-      directory / name for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH)
+    directory / name for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH)
   )
   if single.is_file():
     return weights.read_safetensors(single)[0], [single]
@@ -157,8 +157,8 @@ def _read_weights(directory):
   if torch.is_file():
     return torch_file.read(torch), [torch]
   raise FileNotFoundError(
-      f"{directory} has no weights; expected {SAFETENSORS}, "
-      f"{SAFETENSORS_INDEX} or {TORCH}."
+    f"{directory} has no weights; expected {SAFETENSORS}, "
+    f"{SAFETENSORS_INDEX} or {TORCH}."
   )
 
 
@@ -171,8 +171,8 @@ def _read_shards(index):
   missing = [file.name for file in files if not file.is_file()]
   if missing:
     raise FileNotFoundError(
-        f"{index} lists {len(files)} files, of which {len(missing)} are "
-        f"missing: {', '.join(missing)}. Download them, too."
+      f"{index} lists {len(files)} files, of which {len(missing)} are "
+      f"missing: {', '.join(missing)}. Download them, too."
     )
   state = {}
   for file in files:
@@ -180,9 +180,9 @@ def _read_shards(index):
     listed = {name for name, home in shard_of.items() if home == file.name}
     if listed != set(shard):
       raise ValueError(
-          f"{file} and {index.name} disagree: not in the file "
-          f"{sorted(listed - set(shard))}, not listed for it "
-          f"{sorted(set(shard) - listed)}."
+        f"{file} and {index.name} disagree: not in the file "
+        f"{sorted(listed - set(shard))}, not listed for it "
+        f"{sorted(set(shard) - listed)}."
       )
     state |= shard
   return state, files
@@ -209,10 +209,10 @@ def _download(name):
       path = fetch("config.json", TORCH)
   except Exception as error:  # The hub's, its HTTP library's and OS errors.
     raise FileNotFoundError(
-        f"{name} is no local file or directory and could not be fetched from "
-        f"the Hugging Face hub ({type(error).__name__}: {error}). Offline, "
-        "download its config.json and model.safetensors elsewhere and pass "
-        "--source=DIRECTORY."
+      f"{name} is no local file or directory and could not be fetched from "
+      f"the Hugging Face hub ({type(error).__name__}: {error}). Offline, "
+      "download its config.json and model.safetensors elsewhere and pass "
+      "--source=DIRECTORY."
     ) from error
   return path
 

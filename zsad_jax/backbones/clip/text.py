@@ -21,32 +21,32 @@ class TextTower(nn.Module):
   def setup(self):
     cfg, c = self.config, self.config.text_width
     self.token_embedding = self.param(
-        "token_embedding", nn.initializers.normal(0.02), (cfg.vocab_size, c)
+      "token_embedding", nn.initializers.normal(0.02), (cfg.vocab_size, c)
     )
     self.positional_embedding = self.param(
-        "positional_embedding",
-        nn.initializers.normal(0.01),
-        (cfg.context_length, c),
+      "positional_embedding",
+      nn.initializers.normal(0.01),
+      (cfg.context_length, c),
     )
     self.resblocks = [
-        blocks.ResBlock(cfg.text_heads, self.act, self.dtype, causal=True)
-        for _ in range(cfg.text_layers)
+      blocks.ResBlock(cfg.text_heads, self.act, self.dtype, causal=True)
+      for _ in range(cfg.text_layers)
     ]
     self.ln_final = blocks.LayerNorm()
     self.text_projection = self.param(
-        "text_projection", nn.initializers.normal(c**-0.5), (c, cfg.embed_dim)
+      "text_projection", nn.initializers.normal(c**-0.5), (c, cfg.embed_dim)
     )
 
   def __call__(
-      self,
-      embeds: Float[Array, "k t c"],
-      end: Int[Array, "k *s"],
-      *,
-      row: Int[Array, "k t"] | None = None,
-      seen: Bool[Array, "k t t"] | None = None,
-      prompts: Mapping[int, Float[Array, "_ m c"]] | None = None,
-      prompt_mode: str = "overwrite",
-      round_fp16: bool = False,
+    self,
+    embeds: Float[Array, "k t c"],
+    end: Int[Array, "k *s"],
+    *,
+    row: Int[Array, "k t"] | None = None,
+    seen: Bool[Array, "k t t"] | None = None,
+    prompts: Mapping[int, Float[Array, "_ m c"]] | None = None,
+    prompt_mode: str = "overwrite",
+    round_fp16: bool = False,
   ) -> tuple[Float[Array, "k *s d"], dict[str, Array]]:
     """Runs the tower.
 
@@ -70,12 +70,12 @@ class TextTower(nn.Module):
     """
     if prompt_mode not in ("overwrite", "insert"):
       raise ValueError(
-          f'prompt_mode is "overwrite" or "insert", got {prompt_mode!r}.'
+        f'prompt_mode is "overwrite" or "insert", got {prompt_mode!r}.'
       )
     if beyond := sorted(set(prompts or ()) - set(range(len(self.resblocks)))):
       raise ValueError(
-          f"Prompts for text block {beyond[-1]} (from 0), but the tower has "
-          f"{len(self.resblocks)} blocks: reduce the depth of the prompts."
+        f"Prompts for text block {beyond[-1]} (from 0), but the tower has "
+        f"{len(self.resblocks)} blocks: reduce the depth of the prompts."
       )
     position = jnp.arange(embeds.shape[1]) if row is None else row
     x = embeds + self.positional_embedding[position]
@@ -90,8 +90,9 @@ class TextTower(nn.Module):
           x = tokens.set_after_start(x, prompt, replace=replaced)
         if not replaced:
           end, replaced = end + prompt.shape[1], True
-          seen = seen if seen is None else tokens.see_inserted(
-              seen, prompt.shape[1])  # fmt: skip
+          seen = (
+            seen if seen is None else tokens.see_inserted(seen, prompt.shape[1])
+          )
       x, _ = block(x, seen=seen)
       out[f"block{i + 1:02d}"] = x
     out["tokens"] = self.ln_final(x)

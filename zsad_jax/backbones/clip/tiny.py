@@ -21,9 +21,7 @@ from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.runtime import files
 
 FILE = pathlib.Path(__file__).with_name("tiny_clip.safetensors")
-SHA256 = (
-    "4a46c81832427b0f79c727b837c74f9ea1ad59bd2af88165aee80729fb8e3bbb"
-)
+SHA256 = "4a46c81832427b0f79c727b837c74f9ea1ad59bd2af88165aee80729fb8e3bbb"
 TABLE, ROWS, IDS = "text/token_embedding", "text/token_rows", "text/token_ids"
 
 
@@ -38,10 +36,14 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
     ValueError: the file is damaged or not one of ours.
   """
   shipped, path = not path, pathlib.Path(path or FILE)
-  mend = "Install zsad_jax again." if shipped else (
+  mend = (
+    "Install zsad_jax again."
+    if shipped
+    else (
       "Make one with `python -m zsad_jax.pretrain "
       "--config=configs/tiny_clip.py`."
-  )  # fmt: skip
+    )
+  )
   if not path.is_file():
     raise FileNotFoundError(f"{path} is not a file. {mend}")
   if shipped:
@@ -53,7 +55,7 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
     rows, ids = tensors.pop(ROWS), tensors.pop(IDS)
   except (KeyError, TypeError) as error:
     raise ValueError(
-        f"{path} holds no embedded CLIP: {error} is missing or unknown. {mend}"
+      f"{path} holds no embedded CLIP: {error} is missing or unknown. {mend}"
     ) from error
   table = random_table(config, seed)
   table[ids] = rows
@@ -63,12 +65,12 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
 
 
 def save(
-    path: str | pathlib.Path,
-    clip: model.Clip,
-    *,
-    vocabulary: np.ndarray,
-    seed: int,
-    about: Mapping[str, Any],
+  path: str | pathlib.Path,
+  clip: model.Clip,
+  *,
+  vocabulary: np.ndarray,
+  seed: int,
+  about: Mapping[str, Any],
 ) -> str:
   """Writes a CLIP in float16; the file appears complete or not at all.
 
@@ -91,13 +93,13 @@ def save(
   tensors[ROWS] = tensors.pop(TABLE)[vocabulary]
   tensors[IDS] = np.asarray(vocabulary, np.int32)
   metadata = {
-      "format": weights.FORMAT,
-      "config": dataclasses.asdict(clip.config),
-      "seed": seed,
-      **about,
+    "format": weights.FORMAT,
+    "config": dataclasses.asdict(clip.config),
+    "seed": seed,
+    **about,
   }
   data = safetensors.numpy.save(
-      tensors, {weights.METADATA_KEY: json.dumps(metadata)}
+    tensors, {weights.METADATA_KEY: json.dumps(metadata)}
   )
   files.write_bytes(path, data)
   return hashlib.sha256(data).hexdigest()
@@ -113,5 +115,5 @@ def _check_digest(path, mend):
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   if digest != SHA256:
     raise ValueError(
-        f"{path} is damaged: its SHA-256 is {digest}, expected {SHA256}. {mend}"
+      f"{path} is damaged: its SHA-256 is {digest}, expected {SHA256}. {mend}"
     )

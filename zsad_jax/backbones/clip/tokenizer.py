@@ -31,14 +31,14 @@ WORD_END = "</w>"
 
 # Specials, English endings, letters, single digits, everything else.
 _PIECES = regex.compile(
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
-    r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE,
+  r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+  r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+  regex.IGNORECASE,
 )
 
 
 def encode(
-    texts: Sequence[str], *, context_length: int = 77, truncate: bool = False
+  texts: Sequence[str], *, context_length: int = 77, truncate: bool = False
 ) -> Int[np.ndarray, "n t"]:
   """Returns the token ids of each text, padded with zeros.
 
@@ -63,9 +63,9 @@ def encode(
     if len(ids) > context_length:
       if not truncate:
         raise ValueError(
-            f"A text needs {len(ids)} ids, start and end included, but the "
-            f"text tower holds {context_length}: {text!r}. Shorten it, or "
-            "pass truncate=True."
+          f"A text needs {len(ids)} ids, start and end included, but the "
+          f"text tower holds {context_length}: {text!r}. Shorten it, or "
+          "pass truncate=True."
         )
       ids = [*ids[: context_length - 1], END_ID]
     row[: len(ids)] = ids
@@ -73,7 +73,7 @@ def encode(
 
 
 def end_positions(
-    ids: Int[np.ndarray | jax.Array, "*n t"],
+  ids: Int[np.ndarray | jax.Array, "*n t"],
 ) -> Int[np.ndarray, "*n"]:
   """Returns where each text ends: its first 49407, the largest of all ids."""
   return np.argmax(np.asarray(ids), axis=-1)
@@ -140,9 +140,9 @@ def whole_words() -> list[tuple[str, int]]:
   ids, _ = _vocabulary()
   ends = len(WORD_END)
   return [
-      (symbol[:-ends], index)
-      for symbol, index in ids.items()
-      if symbol.endswith(WORD_END) and symbol[:-ends].isalpha()
+    (symbol[:-ends], index)
+    for symbol, index in ids.items()
+    if symbol.endswith(WORD_END) and symbol[:-ends].isalpha()
   ]
 
 
@@ -153,11 +153,11 @@ def _vocabulary():
   merges = [tuple(line.split()) for line in lines]
   letters = list(byte_letters().values())
   symbols = [
-      *letters,
-      *(letter + WORD_END for letter in letters),
-      *map("".join, merges),
-      START,
-      END,
+    *letters,
+    *(letter + WORD_END for letter in letters),
+    *map("".join, merges),
+    START,
+    END,
   ]
   ids = {symbol: i for i, symbol in enumerate(symbols)}
   return ids, {pair: rank for rank, pair in enumerate(merges)}
@@ -166,14 +166,14 @@ def _vocabulary():
 def _read_vocabulary():
   if not VOCABULARY.is_file():
     raise FileNotFoundError(
-        f"{VOCABULARY} is missing. It belongs to the package: install "
-        "zsad_jax again, or fetch the file that VOCABULARY.md describes."
+      f"{VOCABULARY} is missing. It belongs to the package: install "
+      "zsad_jax again, or fetch the file that VOCABULARY.md describes."
     )
   data = VOCABULARY.read_bytes()
   md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
   if md5 != VOCABULARY_MD5:
     raise ValueError(
-        f"{VOCABULARY} is not CLIP's vocabulary: its md5 is {md5}, expected "
-        f"{VOCABULARY_MD5}. Fetch the file that VOCABULARY.md describes."
+      f"{VOCABULARY} is not CLIP's vocabulary: its md5 is {md5}, expected "
+      f"{VOCABULARY_MD5}. Fetch the file that VOCABULARY.md describes."
     )
   return gzip.decompress(data).decode("utf-8")

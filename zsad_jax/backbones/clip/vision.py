@@ -26,33 +26,33 @@ class VisionTower(nn.Module):
     cfg, c = self.config, self.config.vision_width
     normal = nn.initializers.normal(c**-0.5)
     self.conv1 = nn.Conv(
-        c,
-        kernel_size=(cfg.patch_size, cfg.patch_size),
-        strides=(cfg.patch_size, cfg.patch_size),
-        padding="VALID",
-        use_bias=False,
-        dtype=self.dtype,
+      c,
+      kernel_size=(cfg.patch_size, cfg.patch_size),
+      strides=(cfg.patch_size, cfg.patch_size),
+      padding="VALID",
+      use_bias=False,
+      dtype=self.dtype,
     )
     self.class_embedding = self.param("class_embedding", normal, (c,))
     self.positional_embedding = self.param(
-        "positional_embedding", normal, (1 + cfg.grid**2, c)
+      "positional_embedding", normal, (1 + cfg.grid**2, c)
     )
     self.ln_pre, self.ln_post = blocks.LayerNorm(), blocks.LayerNorm()
     block = blocks.block_type(self.remat)
     self.resblocks = [
-        block(cfg.vision_heads, self.act, self.dtype)
-        for _ in range(cfg.vision_layers)
+      block(cfg.vision_heads, self.act, self.dtype)
+      for _ in range(cfg.vision_layers)
     ]
     self.proj = self.param("proj", normal, (c, cfg.embed_dim))
 
   def __call__(
-      self,
-      image: Float[Array, "b h w 3"],
-      *,
-      prompts: Float[Array, "b n m c"] | None = None,
-      vv_from: int | None = None,
-      last_patches: bool = True,
-      keep: Int[Array, "b k"] | None = None,
+    self,
+    image: Float[Array, "b h w 3"],
+    *,
+    prompts: Float[Array, "b n m c"] | None = None,
+    vv_from: int | None = None,
+    last_patches: bool = True,
+    keep: Int[Array, "b k"] | None = None,
   ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
     """Runs the tower.
 
@@ -75,8 +75,8 @@ class VisionTower(nn.Module):
     """
     if prompts is not None and prompts.shape[1] > len(self.resblocks):
       raise ValueError(
-          f"Prompts for {prompts.shape[1]} vision blocks, but the tower has "
-          f"{len(self.resblocks)}: reduce the depth of the prompts."
+        f"Prompts for {prompts.shape[1]} vision blocks, but the tower has "
+        f"{len(self.resblocks)}: reduce the depth of the prompts."
       )
     x = self.embed(image)
     if keep is not None:
@@ -103,13 +103,13 @@ class VisionTower(nn.Module):
     b, *grid, c = patches.shape
     class_token = jnp.broadcast_to(self.class_embedding, (b, 1, c))
     table = resample.resize_position_table(
-        self.positional_embedding, tuple(grid), method=self.pos_resize
+      self.positional_embedding, tuple(grid), method=self.pos_resize
     )
     x = jnp.concatenate([class_token, patches.reshape(b, -1, c)], axis=1)
     return x + table[None]
 
   def project(
-      self, x: Float[Array, "*b c"], *, ln_post: bool
+    self, x: Float[Array, "*b c"], *, ln_post: bool
   ) -> Float[Array, "*b d"]:
     """Tokens into the joint embedding, through ln_post or not."""
     return (self.ln_post(x) if ln_post else x) @ self.proj

@@ -29,7 +29,7 @@ HOW_TO_MAKE = "python -m zsad_jax.convert --source=SOURCE --output={path}"
 
 
 def load(
-    path: str | pathlib.Path,
+  path: str | pathlib.Path,
 ) -> tuple[types.Params, clip_config.ClipConfig]:
   """Reads a file that `save` wrote.
 
@@ -55,10 +55,10 @@ def load(
 
 
 def save(
-    path: str | pathlib.Path,
-    params: types.Params,
-    config: clip_config.ClipConfig,
-    source: Mapping[str, Any],
+  path: str | pathlib.Path,
+  params: types.Params,
+  config: clip_config.ClipConfig,
+  source: Mapping[str, Any],
 ) -> None:
   """Writes parameters in their dtypes; the file appears complete or not at all.
 
@@ -75,14 +75,14 @@ def save(
   path = pathlib.Path(path)
   clip_convert.check(params, config, f"What is to be saved as {path}")
   about = {
-      "format": FORMAT,
-      "config": dataclasses.asdict(config),
-      "source": source,
+    "format": FORMAT,
+    "config": dataclasses.asdict(config),
+    "source": source,
   }
   # safetensors writes the memory of an array as it lies: no transposed views.
   tensors = {
-      name: np.asarray(x, order="C")
-      for name, x in clip_convert.flatten(params).items()
+    name: np.asarray(x, order="C")
+    for name, x in clip_convert.flatten(params).items()
   }
   metadata = {METADATA_KEY: json.dumps(about)}
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def save(
 
 
 def read_safetensors(
-    path: pathlib.Path,
+  path: pathlib.Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """Returns the arrays and the metadata of any safetensors file.
 
@@ -107,8 +107,8 @@ def read_safetensors(
       return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
   except safetensors.SafetensorError as error:
     raise ValueError(
-        f"{path} is cut short or no safetensors file "
-        f"({path.stat().st_size:,} bytes; {error})."
+      f"{path} is cut short or no safetensors file "
+      f"({path.stat().st_size:,} bytes; {error})."
     ) from error
 
 
@@ -116,12 +116,10 @@ def _read_config(metadata, path):
   """Returns the sizes in the metadata of one of our files."""
   if METADATA_KEY not in metadata:
     raise ValueError(
-        f"{path} was not made by zsad_jax.convert: its metadata has no "
-        f"`{METADATA_KEY}`."
+      f"{path} was not made by zsad_jax.convert: its metadata has no "
+      f"`{METADATA_KEY}`."
     )
   about = json.loads(metadata[METADATA_KEY])
   if about["format"] != FORMAT:
-    raise ValueError(
-        f"{path} has format {about['format']}, expected {FORMAT}."
-    )
+    raise ValueError(f"{path} has format {about['format']}, expected {FORMAT}.")
   return clip_config.ClipConfig(**about["config"])

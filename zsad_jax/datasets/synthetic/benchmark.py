@@ -22,32 +22,53 @@ from zsad_jax.datasets.synthetic import goods, hardware, textures, twins
 VERSION = 1  # Raise it when a change to the drawing code changes pictures.
 # What `write` measures of version 1 at 112 px with seed 0.
 PIXELS = {
-    "auxiliary":
-        "11bf590dde0bde26fb81d12e4763c97a7dbd032cb9202dbb6ecb07b60464dfd9",
-    "benchmark":
-        "171543f81a855424a626f4b29a9160a6a120a8baf91bcf66a31b32e469d09cd6",
+  "auxiliary": "11bf590dde0bde26fb81d12e4763c97a7dbd032cb9202dbb6ecb07b60464dfd9",
+  "benchmark": "171543f81a855424a626f4b29a9160a6a120a8baf91bcf66a31b32e469d09cd6",
 }
 DIGEST = "sha256.txt"  # Beside meta.json.
 
 FAMILIES = textures.FAMILIES | hardware.FAMILIES | goods.FAMILIES
 
 TRAIN_CATEGORIES = (
-    "brushed_metal", "marble", "corrugated_cardboard", "concrete", "brick_wall",
-    "gear", "bolt", "key", "cookie", "button",
+  "brushed_metal",
+  "marble",
+  "corrugated_cardboard",
+  "concrete",
+  "brick_wall",
+  "gear",
+  "bolt",
+  "key",
+  "cookie",
+  "button",
 )
 TEST_CATEGORIES = (
-    "carpet", "wood", "leather", "terrazzo", "wire_grid", "knitted_wool",
-    "mosaic_tile", "hex_nut", "cable", "circuit_board", "zipper", "bottle",
-    "capsule", "toothbrush", "solar_cell", "tablet",
+  "carpet",
+  "wood",
+  "leather",
+  "terrazzo",
+  "wire_grid",
+  "knitted_wool",
+  "mosaic_tile",
+  "hex_nut",
+  "cable",
+  "circuit_board",
+  "zipper",
+  "bottle",
+  "capsule",
+  "toothbrush",
+  "solar_cell",
+  "tablet",
 )
 
 # Per category: normal pictures of the train split (few-shot references) and
 # of the test split, and anomalous ones, shared equally by its defects.
 DATASETS = {
-    "auxiliary": dict(categories=TRAIN_CATEGORIES, references=10, normal=30,
-                      anomalous=40),
-    "benchmark": dict(categories=TEST_CATEGORIES, references=8, normal=20,
-                      anomalous=20),
+  "auxiliary": dict(
+    categories=TRAIN_CATEGORIES, references=10, normal=30, anomalous=40
+  ),
+  "benchmark": dict(
+    categories=TEST_CATEGORIES, references=8, normal=20, anomalous=20
+  ),
 }
 SIZES = range(96, 257)
 
@@ -82,14 +103,18 @@ def draw(category, defect=None, *, index, split="test", size=112, seed=0):
 
 def _check(category, defect, size):
   if category not in FAMILIES:
-    raise ValueError(f"Unknown category {category!r}; there are "
-                     f"{', '.join(sorted(FAMILIES))}.")
+    raise ValueError(
+      f"Unknown category {category!r}; there are {', '.join(sorted(FAMILIES))}."
+    )
   if defect is not None and defect not in FAMILIES[category].defects:
-    raise ValueError(f"{category} has no defect {defect!r}, only "
-                     f"{', '.join(FAMILIES[category].defects)}.")
+    raise ValueError(
+      f"{category} has no defect {defect!r}, only "
+      f"{', '.join(FAMILIES[category].defects)}."
+    )
   if size not in SIZES:
-    raise ValueError(f"The size must be in {SIZES.start}.."
-                     f"{SIZES.stop - 1} pixels; got {size}.")
+    raise ValueError(
+      f"The size must be in {SIZES.start}..{SIZES.stop - 1} pixels; got {size}."
+    )
 
 
 def plan(dataset):
@@ -110,14 +135,22 @@ def plan(dataset):
     each = counts["anomalous"] // len(kinds)
     for k, defect in enumerate(kinds):
       for number in range(each):
-        yield ("test", category, defect, number,
-               counts["normal"] + k * each + number)
+        yield (
+          "test",
+          category,
+          defect,
+          number,
+          counts["normal"] + k * each + number,
+        )
 
 
 def fingerprint(size=112, seed=0):
   """Returns 12 hex digits that stand for everything that defines the set."""
-  kinds = {name: FAMILIES[name].defects
-           for counts in DATASETS.values() for name in counts["categories"]}
+  kinds = {
+    name: FAMILIES[name].defects
+    for counts in DATASETS.values()
+    for name in counts["categories"]
+  }
   facts = json.dumps([VERSION, DATASETS, kinds, size, seed], sort_keys=True)
   return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
@@ -133,8 +166,9 @@ def ensure(cache_dir, *, size=112, seed=0):
   Returns:
     Path of the directory that holds `auxiliary/` and `benchmark/`.
   """
-  return write(Path(cache_dir) / f"drawn-{fingerprint(size, seed)}",
-               size=size, seed=seed)
+  return write(
+    Path(cache_dir) / f"drawn-{fingerprint(size, seed)}", size=size, seed=seed
+  )
 
 
 def write(root, *, size=112, seed=0):
@@ -184,18 +218,22 @@ def departure(root: str | Path, dataset: str) -> str:
   if (Path(root) / DIGEST).read_text() == PIXELS[dataset]:
     return ""
   return (
-      f"The pictures differ from the embedded benchmark's version {VERSION} "
-      "(other releases of NumPy, SciPy or Pillow draw a little differently): "
-      "results are not quite comparable with published ones.")
+    f"The pictures differ from the embedded benchmark's version {VERSION} "
+    "(other releases of NumPy, SciPy or Pillow draw a little differently): "
+    "results are not quite comparable with published ones."
+  )
 
 
 def _write_dataset(root, dataset, *, size, seed):
-  meta = {split: {name: [] for name in DATASETS[dataset]["categories"]}
-          for split in ("train", "test")}
+  meta = {
+    split: {name: [] for name in DATASETS[dataset]["categories"]}
+    for split in ("train", "test")
+  }
   digest = hashlib.sha256()
   for split, category, defect, number, index in plan(dataset):
-    image, mask = draw(category, defect, index=index, split=split, size=size,
-                       seed=seed)
+    image, mask = draw(
+      category, defect, index=index, split=split, size=size, seed=seed
+    )
     digest.update(image.tobytes() + mask.tobytes())
     folder = defect or "good"
     image_path = f"{category}/{split}/{folder}/{number:03d}.png"
@@ -203,10 +241,15 @@ def _write_dataset(root, dataset, *, size, seed):
     _save(root / image_path, image)
     if defect:
       _save(root / mask_path, 255 * mask)
-    meta[split][category].append({
-        "img_path": image_path, "mask_path": mask_path if defect else "",
-        "cls_name": category, "specie_name": folder,
-        "anomaly": int(defect is not None)})
+    meta[split][category].append(
+      {
+        "img_path": image_path,
+        "mask_path": mask_path if defect else "",
+        "cls_name": category,
+        "specie_name": folder,
+        "anomaly": int(defect is not None),
+      }
+    )
   text = json.dumps(meta, indent=1) + "\n"
   (root / "meta.json").write_text(text, encoding="utf-8")
   (root / DIGEST).write_text(digest.hexdigest())

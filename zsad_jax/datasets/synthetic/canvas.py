@@ -13,9 +13,9 @@ from PIL import Image
 from scipy import ndimage
 
 SUPERSAMPLE = 2  # Scenes are drawn this much larger, then averaged.
-REACH = 2.2      # Noise covers [-REACH, REACH]: corners stay inside.
-AMBIENT = 0.35   # Share of the light that comes from everywhere.
-SHARPNESS = 5    # The highlight is a cosine to the power of two to this.
+REACH = 2.2  # Noise covers [-REACH, REACH]: corners stay inside.
+AMBIENT = 0.35  # Share of the light that comes from everywhere.
+SHARPNESS = 5  # The highlight is a cosine to the power of two to this.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,9 @@ def rgb(*color):
 def tinted(rng, color, spread=0.03):
   """Returns a colour near `color`, float32 (3, 1, 1)."""
   lightness = 1 + rng.uniform(-2 * spread, 2 * spread)
-  return rgb(*(np.asarray(color) * lightness
-               + rng.uniform(-spread, spread, 3) / 4))
+  return rgb(
+    *(np.asarray(color) * lightness + rng.uniform(-spread, spread, 3) / 4)
+  )
 
 
 def mix(first, second, share):
@@ -100,8 +101,9 @@ class Stage:
     height, gloss, region: float32 (n, n).
   """
 
-  def __init__(self, rng, size, color, *, turn=0.0, wander=0.0, zoom=0.08,
-               tilt=0.05):
+  def __init__(
+    self, rng, size, color, *, turn=0.0, wander=0.0, zoom=0.08, tilt=0.05
+  ):
     """Sets up view and light over a plain ground.
 
     Args:
@@ -117,8 +119,9 @@ class Stage:
     self._view = self._viewpoint(rng, turn, wander, zoom, tilt)
     unit = (np.arange(n, dtype=np.float32) + 0.5) * 2 / n - 1
     ux, uy = np.meshgrid(unit, unit)
-    row = lambda r: (np.float32(r[0]) * ux + np.float32(r[1]) * uy
-                     + np.float32(r[2]))
+    row = lambda r: (
+      np.float32(r[0]) * ux + np.float32(r[1]) * uy + np.float32(r[2])
+    )
     depth = row(self._view[2])
     self.x, self.y = row(self._view[0]) / depth, row(self._view[1]) / depth
     self.px = 2 / n * float(np.hypot(*self._view[:2, 0]))
@@ -145,8 +148,10 @@ class Stage:
     azimuth = np.pi * 1.25 + rng.uniform(-0.5, 0.5)
     elevation = rng.uniform(0.75, 0.95)
     flat = np.cos(elevation)
-    return np.array([flat * np.cos(azimuth), flat * np.sin(azimuth),
-                     np.sin(elevation)], np.float32)
+    return np.array(
+      [flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)],
+      np.float32,
+    )
 
   def noise(self, rng, across, along=None):
     """Smooth noise in about [-1, 1] that lies on the scene's plane.
@@ -164,20 +169,30 @@ class Stage:
     fine = max(across, along)
     n = self.n if fine > 20 else -(-self.n // (2 if fine > 8 else 4))
     pixel = np.array([[2 / n, 0, -1], [0, 2 / n, -1], [0, 0, 1]])
-    lay = np.array([[across, 0, REACH * across + 1],
-                    [0, along, REACH * along + 1], [0, 0, 1]])
+    lay = np.array(
+      [
+        [across, 0, REACH * across + 1],
+        [0, along, REACH * along + 1],
+        [0, 0, 1],
+      ]
+    )
     view = lay @ self._view @ pixel
     method = Image.Resampling.BILINEAR if fine > 8 else Image.Resampling.BICUBIC
-    noise = grid.transform((n, n), Image.Transform.PERSPECTIVE,
-                           (view / view[2, 2]).ravel()[:8], method)
+    noise = grid.transform(
+      (n, n),
+      Image.Transform.PERSPECTIVE,
+      (view / view[2, 2]).ravel()[:8],
+      method,
+    )
     if n < self.n:
       noise = noise.resize((self.n, self.n), Image.Resampling.BICUBIC)
     return np.asarray(noise)
 
   def clouds(self, rng, frequency, octaves=3):
     """Noise of several scales, each half as strong as the coarser one."""
-    total = sum(self.noise(rng, frequency * 2**i) / 2**i
-                for i in range(octaves))
+    total = sum(
+      self.noise(rng, frequency * 2**i) / 2**i for i in range(octaves)
+    )
     return total / (2 - 2 ** (1 - octaves))
 
   def cover(self, sdf, soft=0.0):
@@ -251,12 +266,14 @@ class Stage:
     shade = np.zeros_like(self.height)
     flat = np.hypot(*self.light[:2])
     for far in np.linspace(length / steps, length, steps, dtype=np.float32):
-      col, row = (reach + int(np.rint(far / self.px * v / flat))
-                  for v in self.light[:2])
-      higher = padded[row:row + self.n, col:col + self.n] - self.height
+      col, row = (
+        reach + int(np.rint(far / self.px * v / flat)) for v in self.light[:2]
+      )
+      higher = padded[row : row + self.n, col : col + self.n] - self.height
       shade = np.maximum(shade, higher - far * self.light[2] / flat)
-    soft = ndimage.uniform_filter(np.minimum(shade * 25, 1),
-                                  max(3, int(0.03 / self.px)))
+    soft = ndimage.uniform_filter(
+      np.minimum(shade * 25, 1), max(3, int(0.03 / self.px))
+    )
     return 1 - 0.75 * soft
 
 
@@ -267,8 +284,12 @@ class Camera:
     unit = np.linspace(-1, 1, size, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.09, 0.09, 2).astype(np.float32)
     vignette = np.float32(rng.uniform(0.02, 0.12))
-    field = (1 + slope_x * unit + slope_y * unit[:, None]
-             - vignette * (unit**2 + unit[:, None] ** 2))
+    field = (
+      1
+      + slope_x * unit
+      + slope_y * unit[:, None]
+      - vignette * (unit**2 + unit[:, None] ** 2)
+    )
     cast = 1 + rng.uniform(-0.012, 0.012, 3)
     gain = rng.uniform(0.93, 1.07) * cast
     self._field = field[..., None] * gain.astype(np.float32)

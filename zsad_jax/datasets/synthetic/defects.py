@@ -14,11 +14,11 @@ from scipy import ndimage
 from zsad_jax.datasets.synthetic import shapes
 
 UNIT = 1 / 112
-VISIBLE = 0.035    # Smallest change of a channel that counts as visible.
+VISIBLE = 0.035  # Smallest change of a channel that counts as visible.
 MIN_SHARE = 0.0013  # Of the picture: about 16 pixels at 112.
 MAX_SHARE = 0.33
 ATTEMPTS = 20
-PEN_SCALE = 4      # Strokes are drawn this much larger, then averaged.
+PEN_SCALE = 4  # Strokes are drawn this much larger, then averaged.
 
 
 class Sheet:
@@ -39,8 +39,9 @@ class Sheet:
     self.x = (cols - self.col) / np.float32(self.unit)
     self.y = (rows - self.row) / np.float32(self.unit)
     near = region * (self.x**2 + self.y**2 < 12**2)
-    self.tone = ((image * near[..., None]).sum((0, 1))
-                 / max(near.sum(), 1)).astype(np.float32)
+    self.tone = (
+      (image * near[..., None]).sum((0, 1)) / max(near.sum(), 1)
+    ).astype(np.float32)
 
   def _place(self, region):
     """Returns row and column of a point well inside the region."""
@@ -94,8 +95,9 @@ class Sheet:
   def bend(self, length, curl, step=1.5):
     """Points (k, 2) of a smooth line through the place, in units."""
     count = max(3, int(length / step))
-    turns = np.convolve(self.rng.normal(0, curl, count + 6), np.ones(7) / 2.6,
-                        "valid")
+    turns = np.convolve(
+      self.rng.normal(0, curl, count + 6), np.ones(7) / 2.6, "valid"
+    )
     heading = self.rng.uniform(0, 2 * np.pi) + np.cumsum(turns)
     points = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1), 0)
     return (points - points[count // 2]) * step
@@ -163,9 +165,10 @@ def hole(image, region, rng):
   edge = sheet.blob(rng.uniform(2.8, 8), 0.3) + 0.5 * sheet.noise(2)
   deep = sheet.cover(edge, 1.2)
   wall = np.clip(1.5 + edge / 4, 0, 1) * np.clip(
-      0.35 + (sheet.x + sheet.y) / 14, 0, 1)
+    0.35 + (sheet.x + sheet.y) / 14, 0, 1
+  )
   dark = sheet.tone * (0.12 + 0.45 * wall[..., None])
-  rim = np.exp(-((edge - 0.7) / 0.9) ** 2) * rng.uniform(0.05, 0.2)
+  rim = np.exp(-(((edge - 0.7) / 0.9) ** 2)) * rng.uniform(0.05, 0.2)
   light = np.sign(sheet.x + sheet.y)
   return _mixed(image, dark, deep) + (rim * light * (1 - deep))[..., None]
 
@@ -173,29 +176,42 @@ def hole(image, region, rng):
 def stain(image, region, rng):
   """A dried spill: tints what is below, darkest along its border."""
   sheet = Sheet(image, region, rng)
-  liquids = np.float32([(0.5, 0.34, 0.2), (0.3, 0.3, 0.34), (0.62, 0.4, 0.3),
-                        (0.4, 0.45, 0.3)])
+  liquids = np.float32(
+    [(0.5, 0.34, 0.2), (0.3, 0.3, 0.34), (0.62, 0.4, 0.3), (0.4, 0.45, 0.3)]
+  )
   tint = liquids[rng.integers(len(liquids))]
   edge = sheet.blob(rng.uniform(7, 18), 0.35) + 1.6 * sheet.noise(6)
   inside = sheet.cover(edge, 3)
-  border = np.exp(-((edge + 1.2) / 1.3) ** 2)
-  share = rng.uniform(0.3, 0.75) * inside * (
-      0.7 + 0.15 * sheet.noise(5) + 0.35 * border)
+  border = np.exp(-(((edge + 1.2) / 1.3) ** 2))
+  share = (
+    rng.uniform(0.3, 0.75)
+    * inside
+    * (0.7 + 0.15 * sheet.noise(5) + 0.35 * border)
+  )
   return image * (1 - share[..., None] * (1 - tint))
 
 
 def contamination(image, region, rng):
   """Foreign matter lying on top: a fibre, or crumbs, with its shadow."""
   sheet = Sheet(image, region, rng)
-  colors = np.float32([(0.75, 0.15, 0.15), (0.15, 0.3, 0.65), (0.1, 0.1, 0.1),
-                       (0.9, 0.88, 0.82), (0.3, 0.5, 0.2), (0.5, 0.35, 0.2)])
+  colors = np.float32(
+    [
+      (0.75, 0.15, 0.15),
+      (0.15, 0.3, 0.65),
+      (0.1, 0.1, 0.1),
+      (0.9, 0.88, 0.82),
+      (0.3, 0.5, 0.2),
+      (0.5, 0.35, 0.2),
+    ]
+  )
   # A colour close to the ground's would hide it; the farther half is used.
-  far = np.argsort(np.abs(colors - sheet.tone).sum(1))[len(colors) // 2:]
+  far = np.argsort(np.abs(colors - sheet.tone).sum(1))[len(colors) // 2 :]
   color = colors[rng.choice(far)] * np.float32(rng.uniform(0.85, 1.1))
   if rng.random() < 0.5:
     width = rng.uniform(0.9, 1.9)
-    body = sheet.strokes([(sheet.bend(rng.uniform(25, 60), 0.22),
-                           (width, width))])
+    body = sheet.strokes(
+      [(sheet.bend(rng.uniform(25, 60), 0.22), (width, width))]
+    )
   else:
     body = np.zeros(sheet.shape, np.float32)
     for _ in range(rng.integers(1, 8)):
@@ -212,14 +228,18 @@ def dent(image, region, rng):
   sheet = Sheet(image, region, rng)
   radius = rng.uniform(6, 13)
   edge = sheet.blob(0, 0) / radius
-  bowl = np.exp(-edge**2 * 1.4) * (edge < 1.8)
+  bowl = np.exp(-(edge**2) * 1.4) * (edge < 1.8)
   pull = rng.uniform(0.2, 0.45) * bowl
   rows, cols = np.indices(sheet.shape, dtype=np.float32)
   pull = pull * sheet.unit
   place = [rows + pull * sheet.y, cols + pull * sheet.x]
-  moved = np.stack([ndimage.map_coordinates(image[..., c], place, order=1,
-                                            mode="nearest")
-                    for c in range(3)], axis=-1)
+  moved = np.stack(
+    [
+      ndimage.map_coordinates(image[..., c], place, order=1, mode="nearest")
+      for c in range(3)
+    ],
+    axis=-1,
+  )
   slope = (sheet.x + sheet.y) / radius * bowl * rng.uniform(0.3, 0.65)
   image = np.where(bowl[..., None] > 0, moved, image)
   return image * (1 + slope)[..., None]
@@ -232,11 +252,18 @@ def discoloration(image, region, rng):
   mottle = np.clip(0.85 + 0.35 * sheet.noise(3), 0, 1)
   share = rng.uniform(0.4, 0.85) * sheet.cover(edge, 5) * mottle
   gray = image.mean(axis=-1, keepdims=True)
-  looks = (gray * np.float32([1.15, 0.66, 0.36]), 0.35 + 0.6 * gray,
-           gray * np.float32([0.5, 0.42, 0.38]), image[..., [1, 2, 0]])
+  looks = (
+    gray * np.float32([1.15, 0.66, 0.36]),
+    0.35 + 0.6 * gray,
+    gray * np.float32([0.5, 0.42, 0.38]),
+    image[..., [1, 2, 0]],
+  )
   # A change of hue shows on colours only, scorching on what is not dark.
-  visible = (0, 3 if np.ptp(sheet.tone) > 0.12 else 0,
-             2 if sheet.tone.mean() > 0.4 else 1)
+  visible = (
+    0,
+    3 if np.ptp(sheet.tone) > 0.12 else 0,
+    2 if sheet.tone.mean() > 0.4 else 1,
+  )
   return _mixed(image, looks[visible[rng.integers(3)]], share)
 
 
@@ -249,8 +276,10 @@ def glue(image, region, rng):
   wet = blurred * np.float32([0.86, 0.84, 0.74]) + np.float32(0.05)
   dome = ndimage.gaussian_filter(inside, 1.6 * sheet.unit)
   shine = np.clip(_relief(dome) * sheet.unit * 4 - 0.35, 0, 1)
-  return (_mixed(image, wet, inside * rng.uniform(0.75, 1))
-          + (shine + 0.35 * _relief(dome) * sheet.unit) * inside[..., None])
+  return (
+    _mixed(image, wet, inside * rng.uniform(0.75, 1))
+    + (shine + 0.35 * _relief(dome) * sheet.unit) * inside[..., None]
+  )
 
 
 def cut(image, region, rng):
@@ -261,7 +290,7 @@ def cut(image, region, rng):
   y = y + 0.012 * rng.uniform(-1, 1) * x * x
   edge = np.abs(y) - gape * np.maximum(1 - (x / half) ** 2, -1)
   slit = sheet.cover(edge, 0.8)
-  lips = np.exp(-((edge - 0.9) / 0.9) ** 2) * (np.abs(x) < half)
+  lips = np.exp(-(((edge - 0.9) / 0.9) ** 2)) * (np.abs(x) < half)
   lips = lips * np.sign(-y) * rng.uniform(0.24, 0.4)
   return _mixed(image * (1 + lips)[..., None], sheet.tone * 0.15, slit)
 
@@ -280,9 +309,21 @@ def abrasion(image, region, rng):
   return _mixed(image, worn, share)
 
 
-OVERLAYS = {draw.__name__: draw for draw in (
-    scratch, crack, hole, stain, contamination, dent, discoloration, glue, cut,
-    abrasion)}
+OVERLAYS = {
+  draw.__name__: draw
+  for draw in (
+    scratch,
+    crack,
+    hole,
+    stain,
+    contamination,
+    dent,
+    discoloration,
+    glue,
+    cut,
+    abrasion,
+  )
+}
 
 
 def changed(before, after):
@@ -325,5 +366,7 @@ def apply(kind, image, region, rng):
     mask = changed(image, damaged)
     if fits(mask):
       return np.where(mask[..., None] == 1, damaged, image), mask
-  raise ValueError(f"No visible {kind} in {ATTEMPTS} attempts; the region has "
-                   f"{int((region > 0.5).sum())} of {region.size} pixels.")
+  raise ValueError(
+    f"No visible {kind} in {ATTEMPTS} attempts; the region has "
+    f"{int((region > 0.5).sum())} of {region.size} pixels."
+  )

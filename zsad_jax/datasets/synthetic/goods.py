@@ -10,9 +10,15 @@ from zsad_jax.datasets.synthetic import shapes
 from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix, rgb, tinted
 
 # Strokes of a printed digit: middle (x, y), then whether it lies or stands.
-SEGMENTS = ((0, -0.1, 1, 0), (0, 0, 1, 0), (0, 0.1, 1, 0),
-            (-0.045, -0.05, 0, 1), (0.045, -0.05, 0, 1),
-            (-0.045, 0.05, 0, 1), (0.045, 0.05, 0, 1))
+SEGMENTS = (
+  (0, -0.1, 1, 0),
+  (0, 0, 1, 0),
+  (0, 0.1, 1, 0),
+  (-0.045, -0.05, 0, 1),
+  (0.045, -0.05, 0, 1),
+  (-0.045, 0.05, 0, 1),
+  (0.045, 0.05, 0, 1),
+)
 
 
 def bottle(rng, size, flaw):
@@ -21,8 +27,13 @@ def bottle(rng, size, flaw):
   x, y, radius = stage.x, stage.y, np.hypot(stage.x, stage.y)
   glass = tinted(rng, (0.3, 0.16, 0.07), 0.04)
   # Light from below leaves through the neck and, weaker, the shoulder.
-  through = 0.7 + 0.6 * shapes.smoothstep((0.8 - radius) * 3.2) * (
-      0.6 + 0.4 * np.cos(radius * 30)) + 0.15 * stage.clouds(rng, 2)
+  through = (
+    0.7
+    + 0.6
+    * shapes.smoothstep((0.8 - radius) * 3.2)
+    * (0.6 + 0.4 * np.cos(radius * 30))
+    + 0.15 * stage.clouds(rng, 2)
+  )
   stage.paint(radius - 0.82, glass * through, lift=0.16, bevel=0.4, gloss=0.7)
   rim = stage.chipped(radius - 0.47, flaw, 0.08, 0.18)
   stage.paint(rim, glass * 1.9, lift=0.1, bevel=0.07, gloss=0.9)
@@ -33,17 +44,20 @@ def bottle(rng, size, flaw):
   stage.albedo = mix(stage.albedo, amber, stage.cover(floor - 0.24, 0.12))
   for k in range(rng.integers(2, 4)):  # Windows mirrored in the shoulder.
     mx, my = shapes.turned(x, y, 2.2 * k + rng.uniform(-0.4, 0.4))
-    arc = np.maximum(np.abs(np.hypot(mx, my) - 0.64) - 0.035,
-                     np.abs(my) - 0.5 * mx)
-    stage.albedo = mix(stage.albedo, rgb(0.95, 0.92, 0.85),
-                       0.7 * stage.cover(arc, 0.03))
+    arc = np.maximum(
+      np.abs(np.hypot(mx, my) - 0.64) - 0.035, np.abs(my) - 0.5 * mx
+    )
+    stage.albedo = mix(
+      stage.albedo, rgb(0.95, 0.92, 0.85), 0.7 * stage.cover(arc, 0.03)
+    )
   return stage.render()
 
 
 def capsule(rng, size, flaw):
   """Two-coloured gelatine capsule with a printed code."""
-  stage = Stage(rng, size, tinted(rng, (0.84, 0.84, 0.82)), turn=0.5,
-                wander=0.08)
+  stage = Stage(
+    rng, size, tinted(rng, (0.84, 0.84, 0.82)), turn=0.5, wander=0.08
+  )
   x, y = stage.x, stage.y
   slip = flaw.amount("misplaced_part", 0.07, 0.14) * flaw.sign()
   cap = shapes.box(x, y - slip, 0.74, 0.29, 0.29)
@@ -71,8 +85,9 @@ def _code(stage, rng, x, y, flaw):
     dx, dy = x + 0.15 - 0.15 * k, y
     for on, (bx, by, wide, tall) in zip(pattern[k], SEGMENTS):
       if on:
-        bar = shapes.box(dx - bx, dy - by, 0.045 * wide + width / 2,
-                         0.05 * tall + width / 2)
+        bar = shapes.box(
+          dx - bx, dy - by, 0.045 * wide + width / 2, 0.05 * tall + width / 2
+        )
         ink = np.minimum(ink, bar)
   cover = stage.cover(ink, 0.01)
   if fault == 2:
@@ -83,12 +98,14 @@ def _code(stage, rng, x, y, flaw):
 
 def toothbrush(rng, size, flaw):
   """Brush head from above: tufts in rows; a tuft may be lost or splayed."""
-  stage = Stage(rng, size, tinted(rng, (0.36, 0.38, 0.42)), turn=0.25,
-                wander=0.05)
+  stage = Stage(
+    rng, size, tinted(rng, (0.36, 0.38, 0.42)), turn=0.25, wander=0.05
+  )
   x, y = stage.x, stage.y
   plastic = tinted(rng, (0.82, 0.84, 0.86))
-  handle = np.maximum(np.abs(x) - 0.15 - 0.12 * shapes.smoothstep(1.2 - y),
-                      0.5 - y)
+  handle = np.maximum(
+    np.abs(x) - 0.15 - 0.12 * shapes.smoothstep(1.2 - y), 0.5 - y
+  )
   outline = np.minimum(shapes.box(x, y + 0.12, 0.42, 0.74, 0.34), handle)
   stage.paint(outline, plastic, lift=0.1, bevel=0.08, gloss=0.5)
   _tufts(stage, rng, flaw)
@@ -112,8 +129,12 @@ def _tufts(stage, rng, flaw):
   white = tinted(rng, (0.88, 0.9, 0.9))
   color = mix(white, blue, np.mod(column + row, 3) == 0) * (0.85 * fringe)
   upright = bare | (place == lost) | (place == splayed)
-  stage.paint(shapes.circle(dx, dy, 0.086) + upright + 0.03 * (fringe - 1),
-              color, lift=0.09, bevel=0.06)
+  stage.paint(
+    shapes.circle(dx, dy, 0.086) + upright + 0.03 * (fringe - 1),
+    color,
+    lift=0.09,
+    bevel=0.06,
+  )
   if splayed >= 0:
     tx = stage.x - 0.18 * (splayed % 4 - 1.5)
     ty = stage.y + 0.12 - 0.18 * (splayed // 4 - 3)
@@ -127,21 +148,27 @@ def cookie(rng, size, flaw):
   stage = Stage(rng, size, tinted(rng, (0.8, 0.8, 0.82)), turn=3, wander=0.07)
   x, y = stage.x, stage.y
   angle = np.arctan2(y, x)
-  radius = 0.74 + sum(0.036 / k * np.sin(k * angle + rng.uniform(0, 6))
-                      for k in (2, 3, 5))
+  radius = 0.74 + sum(
+    0.036 / k * np.sin(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5)
+  )
   body = stage.chipped(np.hypot(x, y) - radius, flaw, 0.14, 0.27)
   crumb, lumps = stage.clouds(rng, 12), stage.clouds(rng, 3)
   baked = np.clip((np.hypot(x, y) / radius) ** 5 + 0.25 * lumps, 0, 1)
-  dough = mix(tinted(rng, (0.8, 0.6, 0.36)), rgb(0.5, 0.29, 0.13),
-              0.75 * baked)
+  dough = mix(tinted(rng, (0.8, 0.6, 0.36)), rgb(0.5, 0.29, 0.13), 0.75 * baked)
   stage.paint(body, dough * (1 + 0.13 * crumb), lift=0.15, bevel=0.3)
   stage.height += (0.014 * crumb + 0.03 * lumps) * stage.region
   nearest, gap, key = shapes.pebbles(x * 3.6 + 0.2 * lumps, y * 3.6, rng)
   sizes = rng.uniform(0.1, 0.36, shapes.TABLE**2).astype(np.float32)
-  chip = np.maximum((nearest - sizes.take(key)) / 3.6 + 0.012 * crumb,
-                    (0.1 - gap) / 3.6)
-  stage.paint(np.maximum(chip, body + 0.08), rgb(0.2, 0.11, 0.07), lift=0.03,
-              bevel=0.04, gloss=0.3)
+  chip = np.maximum(
+    (nearest - sizes.take(key)) / 3.6 + 0.012 * crumb, (0.1 - gap) / 3.6
+  )
+  stage.paint(
+    np.maximum(chip, body + 0.08),
+    rgb(0.2, 0.11, 0.07),
+    lift=0.03,
+    bevel=0.04,
+    gloss=0.3,
+  )
   return stage.render()
 
 
@@ -153,12 +180,16 @@ def button(rng, size, flaw):
   stage.albedo *= 1 + 0.12 * cloth
   bands = np.sin(6 * x + 5 * stage.noise(rng, 1.5))
   swirl = stage.clouds(rng, 1.6) + 0.3 * bands
-  resin = mix(tinted(rng, (0.82, 0.74, 0.62)), tinted(rng, (0.58, 0.46, 0.34)),
-              shapes.smoothstep(0.5 + 0.9 * swirl))
+  resin = mix(
+    tinted(rng, (0.82, 0.74, 0.62)),
+    tinted(rng, (0.58, 0.46, 0.34)),
+    shapes.smoothstep(0.5 + 0.9 * swirl),
+  )
   body = stage.chipped(shapes.circle(x, y, 0.7), flaw)
   stage.paint(body, resin, lift=0.12, bevel=0.1, gloss=0.6)
-  stage.paint(shapes.circle(x, y, 0.5), resin * 0.96, lift=-0.06, bevel=0.1,
-              gloss=0.5)
+  stage.paint(
+    shapes.circle(x, y, 0.5), resin * 0.96, lift=-0.06, bevel=0.1, gloss=0.5
+  )
   lost, moved = flaw.pick("missing_part", 4), flaw.pick("misplaced_part", 4)
   for k in range(4):
     if k == lost:
@@ -196,22 +227,34 @@ def tablet(rng, size, flaw):
 
 
 FAMILIES = {
-    "bottle": Family(
-        bottle, "object", ("crack", "contamination", "stain"),
-        ("chipped_edge",)),
-    "capsule": Family(
-        capsule, "object", ("crack", "scratch", "dent"),
-        ("print_error", "misplaced_part")),
-    "toothbrush": Family(
-        toothbrush, "object", ("contamination", "discoloration"),
-        ("missing_part", "bent_part")),
-    "cookie": Family(
-        cookie, "object", ("crack", "hole", "contamination"),
-        ("chipped_edge",)),
-    "button": Family(
-        button, "object", ("scratch", "crack"),
-        ("chipped_edge", "missing_part", "misplaced_part")),
-    "tablet": Family(
-        tablet, "object", ("crack", "stain"),
-        ("chipped_edge", "missing_part", "print_error")),
+  "bottle": Family(
+    bottle, "object", ("crack", "contamination", "stain"), ("chipped_edge",)
+  ),
+  "capsule": Family(
+    capsule,
+    "object",
+    ("crack", "scratch", "dent"),
+    ("print_error", "misplaced_part"),
+  ),
+  "toothbrush": Family(
+    toothbrush,
+    "object",
+    ("contamination", "discoloration"),
+    ("missing_part", "bent_part"),
+  ),
+  "cookie": Family(
+    cookie, "object", ("crack", "hole", "contamination"), ("chipped_edge",)
+  ),
+  "button": Family(
+    button,
+    "object",
+    ("scratch", "crack"),
+    ("chipped_edge", "missing_part", "misplaced_part"),
+  ),
+  "tablet": Family(
+    tablet,
+    "object",
+    ("crack", "stain"),
+    ("chipped_edge", "missing_part", "print_error"),
+  ),
 }

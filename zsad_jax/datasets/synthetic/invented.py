@@ -13,12 +13,18 @@ import numpy as np
 from zsad_jax.datasets.synthetic.canvas import Family, tinted
 
 COLORS = {
-    "white": (0.85, 0.84, 0.81), "gray": (0.5, 0.5, 0.5),
-    "black": (0.13, 0.13, 0.14), "red": (0.64, 0.17, 0.14),
-    "orange": (0.8, 0.45, 0.16), "yellow": (0.82, 0.7, 0.27),
-    "green": (0.26, 0.47, 0.26), "blue": (0.2, 0.34, 0.6),
-    "purple": (0.42, 0.26, 0.5), "brown": (0.42, 0.28, 0.18),
-    "beige": (0.78, 0.69, 0.54), "pink": (0.8, 0.52, 0.54),
+  "white": (0.85, 0.84, 0.81),
+  "gray": (0.5, 0.5, 0.5),
+  "black": (0.13, 0.13, 0.14),
+  "red": (0.64, 0.17, 0.14),
+  "orange": (0.8, 0.45, 0.16),
+  "yellow": (0.82, 0.7, 0.27),
+  "green": (0.26, 0.47, 0.26),
+  "blue": (0.2, 0.34, 0.6),
+  "purple": (0.42, 0.26, 0.5),
+  "brown": (0.42, 0.28, 0.18),
+  "beige": (0.78, 0.69, 0.54),
+  "pink": (0.8, 0.52, 0.54),
 }
 NEUTRAL = ("white", "gray", "black", "beige")
 PLAIN = 0.6  # Share of designs on a neutral ground.
@@ -94,8 +100,14 @@ def _paper(stage, rng):
   return 1 + 0.07 * stage.clouds(rng, 8) + 0.05 * stage.noise(rng, 60), 0.0
 
 
-MATERIALS = {"metal": _metal, "plastic": _plastic, "wooden": _wooden,
-             "rubber": _rubber, "ceramic": _ceramic, "paper": _paper}
+MATERIALS = {
+  "metal": _metal,
+  "plastic": _plastic,
+  "wooden": _wooden,
+  "rubber": _rubber,
+  "ceramic": _ceramic,
+  "paper": _paper,
+}
 
 
 def invent(rng: np.random.Generator, kinds) -> Design:
@@ -110,9 +122,9 @@ def invent(rng: np.random.Generator, kinds) -> Design:
   grounds = NEUTRAL if rng.random() < PLAIN else sorted(COLORS)
   ground = rng.choice([c for c in grounds if c not in (body, second)])
   colors = tuple(map(str, (body, second, ground)))
-  look = Look(colors, str(rng.choice(sorted(MATERIALS))),
-              tuple(rng.random(12).tolist()))
+  look = Look(
+    colors, str(rng.choice(sorted(MATERIALS))), tuple(rng.random(12).tolist())
+  )
   family = kinds[noun]
-  drawn = dataclasses.replace(
-      family, draw=functools.partial(family.draw, look))
+  drawn = dataclasses.replace(family, draw=functools.partial(family.draw, look))
   return Design(noun, look.material, colors[0], drawn)

@@ -24,17 +24,26 @@ def washer(look, x, y):
 
 
 def plate(look, x, y):
-  return shapes.box(x, y, look.between(0, 0.5, 0.8), look.between(1, 0.25, 0.7),
-                    look.between(2, 0, 0.2))
+  return shapes.box(
+    x,
+    y,
+    look.between(0, 0.5, 0.8),
+    look.between(1, 0.25, 0.7),
+    look.between(2, 0, 0.2),
+  )
 
 
 def block(look, x, y):
-  return shapes.polygon(x, y, look.one_of(0, (3, 5, 6, 7, 8)),
-                        look.between(1, 0.4, 0.68))
+  return shapes.polygon(
+    x, y, look.one_of(0, (3, 5, 6, 7, 8)), look.between(1, 0.4, 0.68)
+  )
 
 
 def star(look, x, y):
-  arms, depth = look.one_of(0, (4, 5, 6, 7, 8, 9, 12)), look.between(1, .06, .3)
+  arms, depth = (
+    look.one_of(0, (4, 5, 6, 7, 8, 9, 12)),
+    look.between(1, 0.06, 0.3),
+  )
   radius = np.hypot(x, y)
   wave = np.cos(arms * np.arctan2(y, x))
   return 0.8 * (radius - 0.58 - depth * wave * look.between(2, 0.5, 1))
@@ -42,30 +51,34 @@ def star(look, x, y):
 
 def cross(look, x, y):
   long, wide = look.between(0, 0.55, 0.8), look.between(1, 0.15, 0.3)
-  return np.minimum(shapes.box(x, y, long, wide, 0.05),
-                    shapes.box(x, y, wide, long * look.between(2, 0.6, 1),
-                               0.05))
+  return np.minimum(
+    shapes.box(x, y, long, wide, 0.05),
+    shapes.box(x, y, wide, long * look.between(2, 0.6, 1), 0.05),
+  )
 
 
 def bracket(look, x, y):
   long, wide = look.between(0, 0.5, 0.75), look.between(1, 0.15, 0.28)
   return np.minimum(
-      shapes.box(x, y + long - wide, long, wide, 0.05),
-      shapes.box(x + long - wide, y, wide, long, 0.05))
+    shapes.box(x, y + long - wide, long, wide, 0.05),
+    shapes.box(x + long - wide, y, wide, long, 0.05),
+  )
 
 
 def rod(look, x, y):
   wide = look.between(0, 0.1, 0.28)
   knob = shapes.circle(x - 0.55, y, wide * look.between(1, 1, 1.8))
-  return np.minimum(shapes.box(x, y, 0.78, wide, wide * look.one_of(2, (0, 1))),
-                    knob)
+  return np.minimum(
+    shapes.box(x, y, 0.78, wide, wide * look.one_of(2, (0, 1))), knob
+  )
 
 
 def vase(look, x, y):
   """Turned on a lathe: its half width is a smooth function of the height."""
   half = 0.36 + sum(
-      look.between(i, -0.13, 0.13) * np.cos((i + 1) * 2 * y + 6 * i)
-      for i in range(3))
+    look.between(i, -0.13, 0.13) * np.cos((i + 1) * 2 * y + 6 * i)
+    for i in range(3)
+  )
   return np.maximum(0.8 * (np.abs(x) - half), np.abs(y) - 0.75)
 
 
@@ -86,13 +99,20 @@ def _outlined(outline, look, rng, size, flaw):
   x, y = stage.x, stage.y
   bend = flaw.amount("bent_part", 0.2, 0.45) * flaw.sign()
   if bend:
-    y = y - bend * np.maximum(x - flaw.rng.uniform(-0.3, 0.2), 0)**2
+    y = y - bend * np.maximum(x - flaw.rng.uniform(-0.3, 0.2), 0) ** 2
   sdf = stage.chipped(outline(look, x, y), flaw)
   color, gloss = look.surface(stage, rng, look.tint(rng, 0))
-  stage.paint(sdf, color, lift=look.between(5, 0.04, 0.18),
-              bevel=look.between(6, 0.02, 0.3), gloss=gloss)
-  for arrange in (look.one_of(7, (_bands, _groove, _split, _plain)),
-                  look.one_of(8, (_round, _grid, _line))):
+  stage.paint(
+    sdf,
+    color,
+    lift=look.between(5, 0.04, 0.18),
+    bevel=look.between(6, 0.02, 0.3),
+    gloss=gloss,
+  )
+  for arrange in (
+    look.one_of(7, (_bands, _groove, _split, _plain)),
+    look.one_of(8, (_round, _grid, _line)),
+  ):
     arrange(stage, look, rng, flaw, x, y, sdf, gloss)
   return stage.render()
 
@@ -106,8 +126,9 @@ def _bands(stage, look, rng, flaw, x, y, sdf, gloss):
   del flaw, y, gloss
   _, across = shapes.sawtooth(x * look.between(9, 1.5, 6))
   band = np.maximum((np.abs(across) - 0.22) / 4, sdf + 0.03)
-  stage.paint(band, look.tint(rng, 1), lift=look.between(10, -0.02, 0.02),
-              bevel=0.03)
+  stage.paint(
+    band, look.tint(rng, 1), lift=look.between(10, -0.02, 0.02), bevel=0.03
+  )
 
 
 def _groove(stage, look, rng, flaw, x, y, sdf, gloss):
@@ -135,8 +156,11 @@ def _round(stage, look, rng, flaw, x, y, sdf, gloss):
 def _grid(stage, look, rng, flaw, x, y, sdf, gloss):
   """Equal parts in rows and columns."""
   step = look.between(10, 0.25, 0.4)
-  places = [((i - 0.5) * step, (j - 0.5) * step)
-            for i in range(2) for j in range(look.one_of(9, (2, 3)))]
+  places = [
+    ((i - 0.5) * step, (j - 0.5) * step)
+    for i in range(2)
+    for j in range(look.one_of(9, (2, 3)))
+  ]
   _parts(stage, look, rng, flaw, x, y, sdf, gloss, places)
 
 
@@ -166,15 +190,38 @@ def _parts(stage, look, rng, flaw, x, y, sdf, gloss, places):
       stage.cut(part)
       continue
     wrong = flaw.amount("wrong_color", 0.6, 1) if i == hit else 0.0
-    stage.paint(np.maximum(part, sdf), mix(color, odd, wrong),
-                lift=look.between(2, -0.04, 0.06), bevel=0.03, gloss=gloss)
+    stage.paint(
+      np.maximum(part, sdf),
+      mix(color, odd, wrong),
+      lift=look.between(2, -0.04, 0.06),
+      bevel=0.03,
+      gloss=gloss,
+    )
 
 
-STRUCTURAL = ("missing_part", "misplaced_part", "wrong_color", "bent_part",
-              "chipped_edge")
+STRUCTURAL = (
+  "missing_part",
+  "misplaced_part",
+  "wrong_color",
+  "bent_part",
+  "chipped_edge",
+)
 
 FAMILIES = {
-    outline.__name__: Family(functools.partial(_outlined, outline), "object",
-                             OVERLAYS, STRUCTURAL)
-    for outline in (disc, washer, plate, block, star, cross, bracket, rod, vase,
-                    frame, lens)}
+  outline.__name__: Family(
+    functools.partial(_outlined, outline), "object", OVERLAYS, STRUCTURAL
+  )
+  for outline in (
+    disc,
+    washer,
+    plate,
+    block,
+    star,
+    cross,
+    bracket,
+    rod,
+    vase,
+    frame,
+    lens,
+  )
+}

@@ -8,8 +8,18 @@ import numpy as np
 from zsad_jax.datasets.synthetic import shapes
 from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix
 
-OVERLAYS = ("scratch", "crack", "hole", "stain", "contamination", "dent",
-            "discoloration", "glue", "cut", "abrasion")
+OVERLAYS = (
+  "scratch",
+  "crack",
+  "hole",
+  "stain",
+  "contamination",
+  "dent",
+  "discoloration",
+  "glue",
+  "cut",
+  "abrasion",
+)
 
 
 def _surface(look, rng, size):
@@ -26,10 +36,13 @@ def _plane(stage, flaw):
   if not push:
     return x, y
   radius = flaw.rng.uniform(0.15, 0.35)
-  bump = push * np.exp(-((x - middle[0])**2 + (y - middle[1])**2) / radius**2)
+  bump = push * np.exp(
+    -((x - middle[0]) ** 2 + (y - middle[1]) ** 2) / radius**2
+  )
   angle = flaw.rng.uniform(0, 2 * np.pi)
   return x + bump * np.float32(np.cos(angle)), y + bump * np.float32(
-      np.sin(angle))
+    np.sin(angle)
+  )
 
 
 def _chosen(flaw, *frequencies):
@@ -55,8 +68,9 @@ def cloth(look, rng, size, flaw):
   warp = shapes.arch(across) * (0.4 + 0.6 * over)
   weft = shapes.arch(along) * (1.0 - 0.6 * over)
   yarn = _chosen(flaw, look.between(0, 5, 15))[0]
-  here = (column == yarn) & (np.abs(y - flaw.rng.uniform(-0.5, 0.5))
-                             < flaw.rng.uniform(0.2, 0.5))
+  here = (column == yarn) & (
+    np.abs(y - flaw.rng.uniform(-0.5, 0.5)) < flaw.rng.uniform(0.2, 0.5)
+  )
   if flaw.kind == "missing_part":
     warp = np.where(here, 0, warp)
   fibre = stage.noise(rng, 50)
@@ -78,7 +92,8 @@ def stripes(look, rng, size, flaw):
   share = look.between(2, 0.15, 0.4)
   line = shapes.smoothstep((share - np.abs(across)) * 8 + 0.5)
   here = (band == _chosen(flaw, frequency)[0]) & (
-      np.abs(y - flaw.rng.uniform(-0.5, 0.5)) < flaw.rng.uniform(0.1, 0.4))
+    np.abs(y - flaw.rng.uniform(-0.5, 0.5)) < flaw.rng.uniform(0.1, 0.4)
+  )
   if flaw.kind == "missing_part":
     line = np.where(here, 0, line)
   body, stage.gloss[:] = look.surface(stage, rng, look.tint(rng, 0))
@@ -95,7 +110,8 @@ def dots(look, rng, size, flaw):
   frequency = look.between(0, 2.5, 8)
   row, v = shapes.sawtooth(y * frequency)
   column, u = shapes.sawtooth(
-      x * frequency + 0.5 * look.one_of(1, (0, 1)) * np.mod(row, 2))
+    x * frequency + 0.5 * look.one_of(1, (0, 1)) * np.mod(row, 2)
+  )
   column_hit, row_hit = _chosen(flaw, frequency, frequency)
   here = (column == column_hit) & (row == row_hit)
   if flaw.kind == "misplaced_part":
@@ -108,8 +124,13 @@ def dots(look, rng, size, flaw):
   body, gloss = look.surface(stage, rng, look.tint(rng, 0))
   stage.albedo = body
   second = _faulty(look, rng, flaw, look.tint(rng, 1), here)
-  stage.paint(dot / frequency, second, lift=look.between(4, -0.03, 0.04),
-              bevel=0.04, gloss=gloss)
+  stage.paint(
+    dot / frequency,
+    second,
+    lift=look.between(4, -0.03, 0.04),
+    bevel=0.04,
+    gloss=gloss,
+  )
   return stage.render()
 
 
@@ -126,8 +147,9 @@ def stone(look, rng, size, flaw):
     edge = shapes.smoothstep(gap * 4 + look.between(2, 0.3, 1))
     total += tints[:, kinds, 0].take(key, axis=1) * tone.take(key) * edge / 2
   blend = look.between(3, 0.2, 0.8)
-  stage.albedo = mix(look.tint(rng, 0) * (1 + 0.1 * stage.clouds(rng, 3)),
-                     total, blend)
+  stage.albedo = mix(
+    look.tint(rng, 0) * (1 + 0.1 * stage.clouds(rng, 3)), total, blend
+  )
   stage.gloss[:] = look.between(4, 0, 0.2)
   return stage.render()
 
@@ -141,8 +163,11 @@ def checks(look, rng, size, flaw):
   row, _ = shapes.sawtooth(y * frequency * look.between(1, 0.6, 1))
   column_hit, row_hit = _chosen(flaw, frequency, 0.6 * frequency)
   here = (column == column_hit) & (row == row_hit)
-  color = mix(look.tint(rng, 0), look.tint(rng, 1),
-              np.mod(column + row, 2) * look.between(2, 0.3, 1))
+  color = mix(
+    look.tint(rng, 0),
+    look.tint(rng, 1),
+    np.mod(column + row, 2) * look.between(2, 0.3, 1),
+  )
   color = _faulty(look, rng, flaw, color, here)
   stage.albedo, stage.gloss[:] = look.surface(stage, rng, color)
   return stage.render()
@@ -158,8 +183,9 @@ def tiles(look, rng, size, flaw):
   column_hit, row_hit = _chosen(flaw, wide, tall)
   here = (column == column_hit) & (row == row_hit)
   joint = look.between(3, 0.01, 0.04)
-  outline = shapes.box(fx / wide, fy / tall, 0.5 / wide - joint,
-                       0.5 / tall - joint, 0.02)
+  outline = shapes.box(
+    fx / wide, fy / tall, 0.5 / wide - joint, 0.5 / tall - joint, 0.02
+  )
   if flaw.kind == "missing_part":
     outline = np.where(here, 0.1, outline)
   outline = stage.chipped(outline, flaw)
@@ -167,8 +193,13 @@ def tiles(look, rng, size, flaw):
   tone = tone.astype(np.float32).take(shapes.hashed(column, row))
   body, gloss = look.surface(stage, rng, look.tint(rng, 0) * tone)
   stage.albedo = look.tint(rng, 1) * (1 + 0.1 * stage.noise(rng, 50))
-  stage.paint(outline, _faulty(look, rng, flaw, body, here),
-              lift=0.03, bevel=0.03, gloss=gloss)
+  stage.paint(
+    outline,
+    _faulty(look, rng, flaw, body, here),
+    lift=0.03,
+    bevel=0.03,
+    gloss=gloss,
+  )
   return stage.render()
 
 
@@ -178,10 +209,11 @@ def plaster(look, rng, size, flaw):
   stage = _surface(look, rng, size)
   clouds = stage.clouds(rng, look.between(0, 1, 6), 4)
   grit = stage.noise(rng, look.between(1, 20, 70))
-  tone = (1 + look.between(2, 0, 0.25) * clouds
-          + look.between(3, 0, 0.14) * grit)
-  stage.albedo = mix(look.tint(rng, 0), look.tint(rng, 1),
-                     np.clip(0.4 * clouds, 0, 0.4)) * tone
+  tone = 1 + look.between(2, 0, 0.25) * clouds + look.between(3, 0, 0.14) * grit
+  stage.albedo = (
+    mix(look.tint(rng, 0), look.tint(rng, 1), np.clip(0.4 * clouds, 0, 0.4))
+    * tone
+  )
   stage.height = look.between(4, 0, 0.012) * grit
   stage.gloss[:] = look.between(5, 0, 0.3)
   return stage.render()
@@ -212,8 +244,9 @@ def fibres(look, rng, size, flaw):
   fine = stage.noise(rng, look.between(0, 30, 75), look.between(1, 1, 8))
   coarse = stage.noise(rng, look.between(2, 6, 20), look.between(3, 0.5, 3))
   strand = fine + 0.7 * coarse
-  stage.albedo = mix(look.tint(rng, 0), look.tint(rng, 1),
-                     np.clip(0.35 * coarse, 0, 0.5))
+  stage.albedo = mix(
+    look.tint(rng, 0), look.tint(rng, 1), np.clip(0.35 * coarse, 0, 0.5)
+  )
   stage.albedo *= 1 + look.between(4, 0.05, 0.25) * strand
   stage.height = look.between(5, 0, 0.008) * strand
   return stage.render()
@@ -224,14 +257,13 @@ def pebbles(look, rng, size, flaw):
   del flaw
   stage = _surface(look, rng, size)
   frequency = look.between(0, 4, 16)
-  _, gap, key = shapes.pebbles(stage.x * frequency,
-                               stage.y * frequency * look.between(1, 0.6, 1),
-                               rng)
+  _, gap, key = shapes.pebbles(
+    stage.x * frequency, stage.y * frequency * look.between(1, 0.6, 1), rng
+  )
   grain = shapes.smoothstep(gap * look.between(2, 1.2, 4))
   tone = rng.normal(1, look.between(3, 0, 0.2), shapes.TABLE**2)
   body, stage.gloss[:] = look.surface(stage, rng, look.tint(rng, 0))
-  stage.albedo = (body * tone.astype(np.float32).take(key)
-                  * (0.6 + 0.4 * grain))
+  stage.albedo = body * tone.astype(np.float32).take(key) * (0.6 + 0.4 * grain)
   stage.height = look.between(4, 0.005, 0.05) * grain
   return stage.render()
 
@@ -256,20 +288,23 @@ def mesh(look, rng, size, flaw):
 
 
 FAMILIES = {
-    "cloth": Family(cloth, "texture", OVERLAYS,
-                    ("missing_part", "wrong_color", "bent_part")),
-    "stripes": Family(stripes, "texture", OVERLAYS,
-                      ("missing_part", "wrong_color", "bent_part")),
-    "dots": Family(dots, "texture", OVERLAYS,
-                   ("missing_part", "wrong_color", "misplaced_part")),
-    "stone": Family(stone, "texture", OVERLAYS),
-    "checks": Family(checks, "texture", OVERLAYS,
-                     ("wrong_color", "bent_part")),
-    "tiles": Family(tiles, "texture", OVERLAYS,
-                    ("missing_part", "wrong_color", "chipped_edge")),
-    "plaster": Family(plaster, "texture", OVERLAYS),
-    "mat": Family(mat, "texture", OVERLAYS, ("missing_part", "bent_part")),
-    "fibres": Family(fibres, "texture", OVERLAYS),
-    "pebbles": Family(pebbles, "texture", OVERLAYS),
-    "mesh": Family(mesh, "texture", OVERLAYS, ("missing_part", "bent_part")),
+  "cloth": Family(
+    cloth, "texture", OVERLAYS, ("missing_part", "wrong_color", "bent_part")
+  ),
+  "stripes": Family(
+    stripes, "texture", OVERLAYS, ("missing_part", "wrong_color", "bent_part")
+  ),
+  "dots": Family(
+    dots, "texture", OVERLAYS, ("missing_part", "wrong_color", "misplaced_part")
+  ),
+  "stone": Family(stone, "texture", OVERLAYS),
+  "checks": Family(checks, "texture", OVERLAYS, ("wrong_color", "bent_part")),
+  "tiles": Family(
+    tiles, "texture", OVERLAYS, ("missing_part", "wrong_color", "chipped_edge")
+  ),
+  "plaster": Family(plaster, "texture", OVERLAYS),
+  "mat": Family(mat, "texture", OVERLAYS, ("missing_part", "bent_part")),
+  "fibres": Family(fibres, "texture", OVERLAYS),
+  "pebbles": Family(pebbles, "texture", OVERLAYS),
+  "mesh": Family(mesh, "texture", OVERLAYS, ("missing_part", "bent_part")),
 }

@@ -41,17 +41,19 @@ class Ranges:
   def __post_init__(self):
     if unknown := sorted(set(self.kinds) - KINDS.keys()):
       raise ValueError(
-          f"There is no kind of defect {unknown[0]!r}; there are "
-          f"{', '.join(KINDS)}."
+        f"There is no kind of defect {unknown[0]!r}; there are "
+        f"{', '.join(KINDS)}."
       )
     for name, least, most in (
-        ("number", 1, 20), ("size", 0.05, 1), ("strength", 0.05, 1),
-    ):  # fmt: skip
+      ("number", 1, 20),
+      ("size", 0.05, 1),
+      ("strength", 0.05, 1),
+    ):
       low, high = getattr(self, name)
       if not least <= low <= high <= most:
         raise ValueError(
-            f"{name} must be two numbers from {least} to {most}, the smaller "
-            f"one first; got {low}, {high}."
+          f"{name} must be two numbers from {least} to {most}, the smaller "
+          f"one first; got {low}, {high}."
         )
 
 
@@ -124,15 +126,21 @@ def _overlay(draw):
 
 
 KINDS: dict[str, Callable] = {
-    **{name: _overlay(draw) for name, draw in defects.OVERLAYS.items()},
-    **{draw.__name__: draw for draw in (
-        perlin, cut_paste, missing_part, misplaced_part)},
-}  # fmt: skip
+  **{name: _overlay(draw) for name, draw in defects.OVERLAYS.items()},
+  **{
+    draw.__name__: draw
+    for draw in (perlin, cut_paste, missing_part, misplaced_part)
+  },
+}
 
 
 def damage(
-    image: Photo, region: np.ndarray, other: Photo, kind: str, ranges: Ranges,
-    rng: np.random.Generator,
+  image: Photo,
+  region: np.ndarray,
+  other: Photo,
+  kind: str,
+  ranges: Ranges,
+  rng: np.random.Generator,
 ) -> tuple[Photo, np.ndarray]:
   """Puts defects of one kind on a picture.
 
@@ -171,8 +179,8 @@ def damage(
       break
   if not mask.any():
     raise ValueError(
-        f"No visible {kind} in {defects.ATTEMPTS} attempts; try larger "
-        "ranges of size or strength."
+      f"No visible {kind} in {defects.ATTEMPTS} attempts; try larger "
+      "ranges of size or strength."
     )
   return image, mask
 
@@ -200,7 +208,7 @@ def foreground(image: Photo) -> np.ndarray:
   away = np.abs(image - np.median(border, axis=0)).max(axis=-1)
   sigma = 1.5 * min(away.shape) / 112
   inside = ndimage.binary_fill_holes(
-      ndimage.gaussian_filter(away, sigma) > 0.06
+    ndimage.gaussian_filter(away, sigma) > 0.06
   )
   if not 0.05 < inside.mean() < 0.9:
     return np.ones(image.shape[:2], np.float32)
@@ -208,13 +216,13 @@ def foreground(image: Photo) -> np.ndarray:
 
 
 def synthesize(
-    images: Sequence[str],
-    output: Path,
-    *,
-    class_name: str,
-    per_image: int,
-    ranges: Ranges,
-    seed: int,
+  images: Sequence[str],
+  output: Path,
+  *,
+  class_name: str,
+  per_image: int,
+  ranges: Ranges,
+  seed: int,
 ) -> list[tuple[str, str, str]]:
   """Writes an auxiliary data set in MVTec AD's layout, with `meta.json`.
 
@@ -256,7 +264,7 @@ def synthesize(
       _save(output / path, damaged)
       _save(output / mask_path, mask)
       records["test"][class_name].append(
-          _record(path, mask_path, class_name, kind)
+        _record(path, mask_path, class_name, kind)
       )
       written.append((kind, str(output / path), str(output / mask_path)))
   text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
@@ -266,9 +274,12 @@ def synthesize(
 
 def _record(path, mask_path, class_name, kind):
   return {
-      "img_path": path, "mask_path": mask_path, "cls_name": class_name,
-      "specie_name": kind, "anomaly": int(bool(mask_path)),
-  }  # fmt: skip
+    "img_path": path,
+    "mask_path": mask_path,
+    "cls_name": class_name,
+    "specie_name": kind,
+    "anomaly": int(bool(mask_path)),
+  }
 
 
 def _load(path):

@@ -9,8 +9,13 @@ import numpy as np
 from zsad_jax.datasets.synthetic import shapes
 from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix, rgb, tinted
 
-STONES = ((0.45, 0.42, 0.4), (0.72, 0.52, 0.42), (0.3, 0.36, 0.38),
-          (0.86, 0.84, 0.8), (0.62, 0.6, 0.5))  # Chips of the terrazzo.
+STONES = (
+  (0.45, 0.42, 0.4),
+  (0.72, 0.52, 0.42),
+  (0.3, 0.36, 0.38),
+  (0.86, 0.84, 0.8),
+  (0.62, 0.6, 0.5),
+)  # Chips of the terrazzo.
 
 
 def _surface(rng, size, color, *, turn=0.2, tilt=0.06):
@@ -41,12 +46,14 @@ def carpet(rng, size, flaw):
   fibre = stage.noise(rng, 60) + 0.6 * stage.noise(rng, 25)
   light = tinted(rng, (0.68, 0.63, 0.54))
   dark = tinted(rng, (0.36, 0.4, 0.47))
-  light = mix(light, rgb(0.6, 0.2, 0.16),
-              here * flaw.amount("wrong_color", 0.3, 1))
+  light = mix(
+    light, rgb(0.6, 0.2, 0.16), here * flaw.amount("wrong_color", 0.3, 1)
+  )
   top = np.maximum(np.maximum(warp, weft), -0.2)
   tone = 0.5 + 0.5 * np.maximum(top, 0.1) + 0.13 * fibre
-  stage.albedo = tone * mix(dark, light,
-                            shapes.smoothstep(4 * (warp - weft) + 0.5))
+  stage.albedo = tone * mix(
+    dark, light, shapes.smoothstep(4 * (warp - weft) + 0.5)
+  )
   stage.height = 0.05 * top + 0.004 * fibre
   return stage.render()
 
@@ -74,8 +81,9 @@ def leather(rng, size, flaw):
   del flaw
   stage = _surface(rng, size, (0.3, 0.17, 0.1), turn=3)
   warp = stage.noise(rng, 3)
-  _, gap, key = shapes.pebbles(stage.x * 13 + 0.5 * warp,
-                               stage.y * 11 - 0.4 * warp, rng)
+  _, gap, key = shapes.pebbles(
+    stage.x * 13 + 0.5 * warp, stage.y * 11 - 0.4 * warp, rng
+  )
   pebble = shapes.smoothstep(gap * 2.2)
   each = rng.uniform(-1, 1, shapes.TABLE**2).astype(np.float32).take(key)
   folds = stage.clouds(rng, 1.5, 3)
@@ -95,8 +103,9 @@ def terrazzo(rng, size, flaw):
   speck = stage.noise(rng, 60)
   stage.albedo *= 1 + 0.04 * speck
   for frequency, share in ((13, 0.5), (5, 0.6)):
-    nearest, gap, key = shapes.pebbles(stage.x * frequency,
-                                       stage.y * frequency, rng)
+    nearest, gap, key = shapes.pebbles(
+      stage.x * frequency, stage.y * frequency, rng
+    )
     sizes = rng.uniform(0.3, 0.75, shapes.TABLE**2).astype(np.float32)
     sizes[rng.random(sizes.shape) > share] = -1  # No chip in this cell.
     edge = np.maximum(nearest - sizes.take(key), 0.16 - gap) / frequency
@@ -118,21 +127,23 @@ def wire_grid(rng, size, flaw):
   chosen, middle = int(flaw.rng.integers(-2, 3)), flaw.rng.uniform(-2, 2)
   bend = flaw.amount("bent_part", 0.3, 0.6) * flaw.sign()
   if bend:  # The wire leaves its cell, so it is measured from its own place.
-    path = chosen + 0.5 + bend * np.exp(-((v - middle) / 0.8) ** 2)
+    path = chosen + 0.5 + bend * np.exp(-(((v - middle) / 0.8) ** 2))
     others = np.where(column == chosen, 0.5, across)
     across = np.where(np.abs(u - path) < np.abs(others), u - path, others)
   if flaw.kind == "missing_part":
     gap = flaw.rng.uniform(0.4, 0.9)
     across = np.where((column == chosen) & _stretch(v, middle, gap), 1, across)
   steel = tinted(rng, (0.62, 0.64, 0.66)) * (
-      1 + 0.1 * stage.noise(rng, 30) + 0.06 * stage.noise(rng, 4))
+    1 + 0.1 * stage.noise(rng, 30) + 0.06 * stage.noise(rng, 4)
+  )
   radius = 0.15
   for offset, wave in ((along, -0.02 * over), (across, 0.02 * over)):
     outline = (np.abs(offset) - radius) / 4.2
     dome = np.sqrt(np.maximum(radius**2 - offset**2, 0)) / 4.2
     stage.paint(outline, steel, gloss=0.5)
-    stage.height = np.maximum(stage.height,
-                              (0.05 + dome + wave) * stage.cover(outline))
+    stage.height = np.maximum(
+      stage.height, (0.05 + dome + wave) * stage.cover(outline)
+    )
   return stage.render()
 
 
@@ -156,8 +167,9 @@ def knitted_wool(rng, size, flaw):
   wool, other = tinted(rng, (0.66, 0.3, 0.27)), tinted(rng, (0.85, 0.8, 0.7))
   striped = np.mod(row, 8) < 2
   wool = mix(wool, other, striped)
-  wool = mix(wool, rgb(0.25, 0.38, 0.5),
-             here * flaw.amount("wrong_color", 0.35, 1))
+  wool = mix(
+    wool, rgb(0.25, 0.38, 0.5), here * flaw.amount("wrong_color", 0.35, 1)
+  )
   shade = 0.35 + 0.65 * loop + 0.06 * twist * loop + 0.14 * fuzz
   stage.albedo = wool * shade
   stage.height = 0.055 * loop + 0.004 * fuzz + 0.003 * twist * loop
@@ -175,8 +187,9 @@ def mosaic_tile(rng, size, flaw):
   glaze = tinted(rng, (0.27, 0.5, 0.53), 0.05)
   clouds = stage.clouds(rng, 4)
   color = glaze * (1 + 0.07 * tone + 0.07 * clouds)
-  color = mix(color, rgb(0.72, 0.45, 0.25),
-              here * flaw.amount("wrong_color", 0.3, 1))
+  color = mix(
+    color, rgb(0.72, 0.45, 0.25), here * flaw.amount("wrong_color", 0.3, 1)
+  )
   stage.albedo *= 1 + 0.08 * stage.noise(rng, 60)
   outline = (edge + 0.06) / 3.1
   if flaw.kind == "missing_part":
@@ -193,8 +206,11 @@ def brushed_metal(rng, size, flaw):
   """Streaks along one direction and a broad sheen."""
   del flaw
   stage = _surface(rng, size, (0.62, 0.63, 0.64), turn=3)
-  streaks = (stage.noise(rng, 3, 110) + 0.8 * stage.noise(rng, 1, 60)
-             + 0.5 * stage.noise(rng, 8, 80))
+  streaks = (
+    stage.noise(rng, 3, 110)
+    + 0.8 * stage.noise(rng, 1, 60)
+    + 0.5 * stage.noise(rng, 8, 80)
+  )
   sheen = np.cos(stage.y * rng.uniform(1.2, 2.2) + rng.uniform(0, 6))
   stage.albedo *= 0.95 + 0.09 * streaks + 0.14 * sheen
   stage.height = 0.0012 * streaks
@@ -212,8 +228,11 @@ def marble(rng, size, flaw):
   vein = 0.75 * np.exp(-bold * 16) + 0.4 * np.exp(-fine * 28)
   vein = vein * np.clip(0.55 + 0.8 * stage.noise(rng, 1.6), 0, 1)
   gray = tinted(rng, (0.36, 0.38, 0.41))
-  stage.albedo = mix(stage.albedo * (1 + 0.08 * detail), gray,
-                     np.clip(vein + 0.12 * (clouds + 0.3), 0, 0.9))
+  stage.albedo = mix(
+    stage.albedo * (1 + 0.08 * detail),
+    gray,
+    np.clip(vein + 0.12 * (clouds + 0.3), 0, 0.9),
+  )
   stage.gloss[:] = 0.1
   return stage.render()
 
@@ -262,8 +281,11 @@ def brick_wall(rng, size, flaw):
   tone = rng.normal(0, 1, shapes.TABLE**2).astype(np.float32).take(key)
   clay = tinted(rng, (0.62, 0.32, 0.24), 0.04)
   color = clay * (1 + 0.13 * tone + 0.1 * clouds + 0.08 * grit)
-  color = mix(color, rgb(0.78, 0.66, 0.48) * (1 + 0.1 * clouds),
-              here * flaw.amount("wrong_color", 0.4, 1))
+  color = mix(
+    color,
+    rgb(0.78, 0.66, 0.48) * (1 + 0.1 * clouds),
+    here * flaw.amount("wrong_color", 0.4, 1),
+  )
   stage.albedo *= 1 + 0.1 * grit
   if flaw.kind == "missing_part":
     stage.height -= 0.06 * here * stage.cover(outline)
@@ -276,34 +298,53 @@ def brick_wall(rng, size, flaw):
 
 
 FAMILIES = {
-    "carpet": Family(
-        carpet, "texture", ("cut", "stain", "contamination"),
-        ("missing_part", "wrong_color")),
-    "wood": Family(wood, "texture", ("scratch", "hole", "stain", "crack")),
-    "leather": Family(
-        leather, "texture",
-        ("cut", "scratch", "glue", "abrasion", "discoloration")),
-    "terrazzo": Family(
-        terrazzo, "texture", ("crack", "hole", "stain", "scratch")),
-    "wire_grid": Family(
-        wire_grid, "texture", ("contamination", "discoloration"),
-        ("bent_part", "missing_part")),
-    "knitted_wool": Family(
-        knitted_wool, "texture", ("stain", "contamination"),
-        ("missing_part", "wrong_color")),
-    "mosaic_tile": Family(
-        mosaic_tile, "texture", ("crack", "glue"),
-        ("chipped_edge", "missing_part", "wrong_color")),
-    "brushed_metal": Family(
-        brushed_metal, "texture",
-        ("scratch", "dent", "stain", "discoloration")),
-    "marble": Family(
-        marble, "texture", ("crack", "hole", "discoloration", "scratch")),
-    "corrugated_cardboard": Family(
-        corrugated_cardboard, "texture", ("dent", "cut", "stain", "hole")),
-    "concrete": Family(
-        concrete, "texture", ("crack", "hole", "stain", "contamination")),
-    "brick_wall": Family(
-        brick_wall, "texture", ("crack", "discoloration"),
-        ("chipped_edge", "missing_part", "wrong_color")),
+  "carpet": Family(
+    carpet,
+    "texture",
+    ("cut", "stain", "contamination"),
+    ("missing_part", "wrong_color"),
+  ),
+  "wood": Family(wood, "texture", ("scratch", "hole", "stain", "crack")),
+  "leather": Family(
+    leather, "texture", ("cut", "scratch", "glue", "abrasion", "discoloration")
+  ),
+  "terrazzo": Family(
+    terrazzo, "texture", ("crack", "hole", "stain", "scratch")
+  ),
+  "wire_grid": Family(
+    wire_grid,
+    "texture",
+    ("contamination", "discoloration"),
+    ("bent_part", "missing_part"),
+  ),
+  "knitted_wool": Family(
+    knitted_wool,
+    "texture",
+    ("stain", "contamination"),
+    ("missing_part", "wrong_color"),
+  ),
+  "mosaic_tile": Family(
+    mosaic_tile,
+    "texture",
+    ("crack", "glue"),
+    ("chipped_edge", "missing_part", "wrong_color"),
+  ),
+  "brushed_metal": Family(
+    brushed_metal, "texture", ("scratch", "dent", "stain", "discoloration")
+  ),
+  "marble": Family(
+    marble, "texture", ("crack", "hole", "discoloration", "scratch")
+  ),
+  "corrugated_cardboard": Family(
+    corrugated_cardboard, "texture", ("dent", "cut", "stain", "hole")
+  ),
+  "concrete": Family(
+    concrete, "texture", ("crack", "hole", "stain", "contamination")
+  ),
+  "brick_wall": Family(
+    brick_wall,
+    "texture",
+    ("crack", "discoloration"),
+    ("chipped_edge", "missing_part", "wrong_color"),
+  ),
 }

@@ -22,8 +22,14 @@ class Twins(NamedTuple):
   mask: np.ndarray
 
 
-def draw(family: Family, defect: str | None, *, key: tuple[int, ...],
-         size: int, attempts: int = defects.ATTEMPTS) -> Twins | None:
+def draw(
+  family: Family,
+  defect: str | None,
+  *,
+  key: tuple[int, ...],
+  size: int,
+  attempts: int = defects.ATTEMPTS,
+) -> Twins | None:
   """Draws a scene and its damaged twin.
 
   Args:
