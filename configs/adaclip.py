@@ -49,7 +49,7 @@ def get_config(variant="embedded"):
 def _build(base):
   config = common.get_config()
   config.method = dict(
-    taps=(2, 4, 6, 8),
+    feature_layers=(2, 4, 6, 8),
     prompt_length=5,  # M.
     prompt_depth=4,  # J.
     prompt_branches="VL",
@@ -59,7 +59,7 @@ def _build(base):
     hsf_top_factor=5,
     hsf_mix=0.2,
     hsf_seed=111,
-    act="gelu_erf",
+    activation="gelu_erf",
     text_prompt_first_layer=False,
     text_prompt_mode="overwrite",
     dice="rows",
@@ -75,13 +75,13 @@ def _build(base):
     weight_decay=0.01,  # torch's default, not optax's.
   )
   if base == common.EMBEDDED:
-    config.method.act = "quick"  # What the embedded CLIP was trained with.
+    config.method.activation = "quick"  # As the embedded CLIP was trained.
     config.optax.learning_rate = 0.001  # Steadier on a small tower.
     config.memory.vv_from = None  # Shares the un-prompted pass.
     return config
   config = common.on_vit_l_14_336(config)
   config.memory.vv_from = None
-  config.method.taps = (6, 12, 18, 24)
+  config.method.feature_layers = (6, 12, 18, 24)
   config.method.remat = True
   config.epochs = 5
   config.selection = "official"

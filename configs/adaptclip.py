@@ -24,7 +24,7 @@ Expected numbers and run times: see the results in README.md.
 
 from configs import common
 
-_B16 = dict(taps=(3, 6, 9, 12), vv_from=4)
+_B16 = dict(feature_layers=(3, 6, 9, 12), vv_from=4)
 ABLATIONS = {
   "clip": dict(visual=False, textual=False, prompt_query=False),
   "ta": dict(visual=False, prompt_query=False),
@@ -38,7 +38,7 @@ ABLATIONS = {
   "no_vv": dict(vv_from=None),
   "own_heads": dict(share_heads=False),
   "b16": _B16,
-  "b16_alias": dict(alias_tap=True, **_B16),
+  "b16_alias": dict(alias_feature_layer=True, **_B16),
 }
 
 
@@ -60,9 +60,9 @@ def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.seed = 10
   config.method = dict(
-    taps=(5, 6, 7, 8),
+    feature_layers=(5, 6, 7, 8),
     vv_from=common.optional(5),
-    alias_tap=False,
+    alias_feature_layer=False,
     visual=True,
     textual=True,
     prompt_query=True,
@@ -83,6 +83,6 @@ def _build(base):
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.update(taps=(6, 12, 18, 24), vv_from=6)
+  config.method.update(feature_layers=(6, 12, 18, 24), vv_from=6)
   config.epochs = 15
   return config

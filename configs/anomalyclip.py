@@ -12,7 +12,7 @@ python -m zsad_jax.train --config=configs/anomalyclip.py
                                      e4 ... e16 context length, m1 ... m8
                                      length and d2 ... d12 depth of the deep
                                      tokens, multilayer (the first paper's
-                                     taps), no_vv (plain CLIP patches),
+                                     feature_layers), no_vv (plain CLIP patches),
                                      cls_ln_post, insert
 Few-shot (AnomalyCLIP+ of the AdaptCLIP paper): evaluate with --shots=1,2,4.
 
@@ -25,7 +25,7 @@ ABLATIONS = {
   **{f"e{e}": dict(context_length=e) for e in (4, 8, 12, 16)},
   **{f"m{m}": dict(deep_length=m) for m in (1, 2, 4, 8)},
   **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
-  "multilayer": dict(taps=(6, 12, 18, 24)),
+  "multilayer": dict(feature_layers=(6, 12, 18, 24)),
   "no_vv": dict(vv_from=None),
   "cls_ln_post": dict(cls_ln_post=True),
   "insert": dict(deep_mode="insert"),
@@ -40,7 +40,7 @@ def get_config(variant="embedded"):
 def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.method = dict(
-    taps=(8,),
+    feature_layers=(8,),
     vv_from=common.optional(5),
     context_length=12,  # E.
     deep_length=4,
@@ -55,6 +55,6 @@ def _build(base):
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.update(taps=(24,), vv_from=6, deep_depth=9)
+  config.method.update(feature_layers=(24,), vv_from=6, deep_depth=9)
   config.epochs = 15
   return config

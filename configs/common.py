@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
   config.mosaic_label = "stale"
   config.masks = "compat"
   config.decoded_cache = ""
-  config.features = dict(place="auto", dtype="float32", folder="")
+  config.features = dict(storage="auto", dtype="float32", folder="")
   config.skip_corrupt = False
 
   config.epochs = 1
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
   config.selection = "last"
   config.selection_data = ()
 
-  config.memory = dict(taps=(5, 6, 7, 8), vv_from=optional(5))
+  config.memory = dict(feature_layers=(5, 6, 7, 8), vv_from=optional(5))
 
   config.eval_batch_size = 8
   config.smooth_sigma = 4.0
@@ -89,7 +89,7 @@ def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
   config.image_size = 518
   config.eval_batch_size = 1
   config.prompt_names = "verbatim"
-  config.memory.taps, config.memory.vv_from = (6, 12, 18, 24), 6
+  config.memory.feature_layers, config.memory.vv_from = (6, 12, 18, 24), 6
   return config
 
 

@@ -51,7 +51,7 @@ def get_config(variant="embedded"):
 def _build(base):
   config = common.like_anomalyclip(common.get_config())
   config.method = dict(
-    tap=8,
+    feature_layer=8,
     vv_from=common.optional(5),
     num_prompts=10,  # K.
     normal_length=5,  # E.
@@ -78,6 +78,6 @@ def _build(base):
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.update(tap=24, vv_from=6, deep_depth=9)
+  config.method.update(feature_layer=24, vv_from=6, deep_depth=9)
   config.epochs = 7  # Without a schedule, the authors' epoch 7 of 15.
   return config

@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
   config.keep = 98
   config.whole_steps = 120
   config.objective = dict(
-    taps=("block05", "block08", "vv/block08"),
+    feature_layers=("block05", "block08", "vv/block08"),
     vv_from=5,
     temperature=0.07,
     captions=0.1,  # A sum over the captions of a batch.

@@ -157,19 +157,21 @@ def test_flops_of_fused_attention(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "layers, taps, first",
+  "layers, feature_layers, first",
   [
     (24, (6, 12, 18, 24), 6),
     (12, (3, 6, 9, 12), 4),
     (32, (8, 16, 24, 32), 9),
   ],
 )
-def test_methods_fit_towers_of_any_depth(layers, taps, first):
+def test_methods_fit_towers_of_any_depth(layers, feature_layers, first):
   method = methods.make_method("adaptclip", layers)
-  assert (method.taps, method.vv_from) == (taps, first)
-  assert methods.make_method("anomalyclip", layers).taps == (layers,)
-  assert methods.make_method("faprompt", layers).tap == layers
-  assert methods.make_method("adaclip", layers, taps=(1,)).taps == (1,)
+  assert (method.feature_layers, method.vv_from) == (feature_layers, first)
+  assert methods.make_method("anomalyclip", layers).feature_layers == (layers,)
+  assert methods.make_method("faprompt", layers).feature_layer == layers
+  assert methods.make_method(
+    "adaclip", layers, feature_layers=(1,)
+  ).feature_layers == (1,)
   assert methods.make_method("clip", layers) is not None
 
 
@@ -212,7 +214,7 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
 def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
   small = dataclasses.replace(DEEP, vision_layers=2, text_layers=2)
   monkeypatch.setitem(methods.MODELS, "small", small)
-  fields = dict(taps=(1, 2), prompt_depth=2, hsf="none")
+  fields = dict(feature_layers=(1, 2), prompt_depth=2, hsf="none")
   monkeypatch.setattr(steps, "Case", functools.partial(methods.Case, **fields))
   path = tmp_path / "numbers.json"
   options = types.SimpleNamespace(

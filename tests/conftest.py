@@ -38,6 +38,14 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 
 @pytest.fixture(scope="session", autouse=True)
+def console():
+  """Messages go to standard output, as in commands."""
+  from zsad_jax.runtime import console
+
+  console.configure()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def highest_precision():
   """Matrix products in full float32 wherever the tests run."""
   import jax

@@ -23,7 +23,7 @@ from absl import flags
 
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import calibration
-from zsad_jax.inference import few_shot, predictor, scoring
+from zsad_jax.inference import predictor, scoring
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -54,7 +54,7 @@ def calibrate(
     ValueError, FileNotFoundError: a path or the rate is not as it has to be.
   """
   beside = references.find(reference_paths) if reference_paths else ()
-  if not beside and few_shot.needs_references(run.method):
+  if not beside and run.method.needs_references:
     raise ValueError(f"{run.config.name} needs --references.")
   measure = lambda paths: _measure(run, paths, beside, class_name, skip_corrupt)
   scores, state = measure(normal)

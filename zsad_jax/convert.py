@@ -6,7 +6,7 @@ python -m zsad_jax.convert --output=weights/ViT-L-14-336.safetensors \
 makes the file of CLIP weights that all commands read. `--source` is one of
 
   an OpenAI archive     ViT-L-14-336px.pt; its SHA-256 is checked
-  an open_clip file     .pt, .bin or .safetensors; --act says its activation
+  an open_clip file     .pt, .bin or .safetensors; --activation says its activation
   a transformers model  the directory with config.json
   a name on the hub     openai/clip-vit-large-patch14-336; downloads it
 
@@ -46,9 +46,9 @@ def define_flags():
   flags.DEFINE_string("source", None, "File, directory or hub name.")
   flags.DEFINE_string("output", None, "Safetensors file to write.")
   flags.DEFINE_enum(
-    "act",
+    "activation",
     None,
-    sorted(clip_convert.ACTS.values()),
+    sorted(clip_convert.HF_ACTIVATIONS.values()),
     "Activation of an open_clip file: `quick` if its model is called "
     "-quickgelu, else `gelu_erf`. Other sources say it themselves.",
   )
@@ -69,7 +69,7 @@ def convert(
   source: str,
   output: str,
   *,
-  act: str | None = None,
+  activation: str | None = None,
   model: str | None = None,
 ) -> None:
   """Reads weights from `source`, writes them to `output`, prints a summary.
@@ -77,14 +77,14 @@ def convert(
   Args:
     source: see the module's docstring.
     output: safetensors file to write.
-    act: "quick" or "gelu_erf"; for open_clip files only.
+    activation: "quick" or "gelu_erf"; for open_clip files only.
     model: name in `clip.config.MODELS` whose sizes the weights must have.
 
   Raises:
     ValueError: the source is not what it should be.
     OSError: a file is missing or cannot be read or written.
   """
-  clip = sources.read(source, act)
+  clip = sources.read(source, activation)
   if model:
     check_model(clip.config, model, source)
   about = {"name": pathlib.Path(source).name, "sha256": clip.sha256}
@@ -102,7 +102,7 @@ def check_model(
     f"{name}: expected {expected[name]}, found {found[name]}"
     for name in expected
     # One architecture was trained with either activation.
-    if name != "act" and expected[name] != found[name]
+    if name != "activation" and expected[name] != found[name]
   ]
   if differing:
     raise ValueError(f"{source} is not a {model}: {'; '.join(differing)}.")
@@ -144,7 +144,7 @@ def paper_config(method: str):
 
 # Flags that a use of the command needs, and those that it can have.
 USES = (
-  (("source", "output"), ("act", "model")),
+  (("source", "output"), ("activation", "model")),
   (("method", "checkpoint", "workdir"), ("config",)),
   (("workdir", "export"), ()),
 )
@@ -170,7 +170,10 @@ def main(options):
   use = chosen_use(options)
   if "source" in use:
     convert(
-      options.source, options.output, act=options.act, model=options.model
+      options.source,
+      options.output,
+      activation=options.activation,
+      model=options.model,
     )
   elif "export" in use:
     authors_checkpoint.export(options.workdir, options.export)

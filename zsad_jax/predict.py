@@ -32,7 +32,7 @@ from scipy import ndimage
 
 from zsad_jax import backbones
 from zsad_jax.datasets import preprocess, references
-from zsad_jax.inference import few_shot, predictor, scoring
+from zsad_jax.inference import predictor, scoring
 from zsad_jax.reporting import figures
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -96,7 +96,7 @@ def predict(
   """
   images = scoring.find_images(paths)
   normal = references.find(reference_paths) if reference_paths else ()
-  if not normal and few_shot.needs_references(run.method):
+  if not normal and run.method.needs_references:
     raise ValueError(f"{run.config.name} needs --references.")
   stored = _threshold(run, bool(normal), limit)
   batch_size = predictor.round_up(min(batch_size, len(images)))

@@ -81,7 +81,7 @@ def _train(config, workdir, stack):
   method = run_lib.make_method(config.method_name, config.method.to_dict())
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)
-  trained = method.trained(params)
+  trained = method.trainable_mask(params)
   aux = distributed.replicate(method.prepare(backbone, names), mesh)
   backbone = distributed.replicate(backbone, mesh)
 

@@ -1,108 +1,256 @@
-"""Types shared by the whole package. Imports nothing from it."""
+"""Types shared by the whole package."""
 
+import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import (
+  Any,
+  ClassVar,
+  Literal,
+  Protocol,
+  TypedDict,
+  runtime_checkable,
+)
 
 import jax
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 Params = Mapping[str, Any]  # Nested dict of arrays; "a/b/kernel" when flat.
 Batch = Mapping[str, Any]  # See `datasets/pipeline.py` for the keys.
-Features = Mapping[str, Any]  # What a method's `encode` returns.
+Features = Mapping[str, Any]  # Returned by a method's `encode`.
+
+# Activations of CLIP's MLPs: OpenAI's x * sigmoid(1.702 x), and erf-GELU.
+Activation = Literal["quick", "gelu_erf"]
+# Resampling of position tables, see `layers/resample.py`.
+PositionResize = Literal["bilinear", "bicubic", "bicubic_antialias"]
 
 NORMAL, ANOMALOUS = 0, 1  # States, on the last axis, everywhere.
 
 
-def check_choices(method, **choices: Sequence[str]) -> None:
-  """Raises ValueError when a field of a method is none of its choices."""
-  for field, known in choices.items():
-    if getattr(method, field) not in known:
-      raise ValueError(
-        f"config.method.{field} is one of {', '.join(known)}, got "
-        f"{getattr(method, field)!r}."
-      )
-
-
 class Prediction(TypedDict):
-  """What every method returns for a batch of images."""
+  """Prediction for a batch of images."""
 
   anomaly_map: Float[Array, "b h w"]  # [0, 1], input resolution, unsmoothed.
   pred_score: Float[Array, " b"]  # [0, 1], higher = more anomalous.
 
 
 @runtime_checkable
-class Backbone(Protocol):
-  """Frozen CLIP. A pytree: it enters `jit` as an argument, not a constant."""
+class ImageBackbone(Protocol):
+  """Frozen image encoder.
+
+  A pytree: it is passed to `jit` as an argument, not closed over.
+  """
 
   @property
-  def embed_dim(self) -> int: ...
+  def embed_dim(self) -> int:
+    """Width of the embedding, d."""
+    ...
 
   @property
-  def patch_size(self) -> int: ...
+  def patch_size(self) -> int:
+    """Side of a patch in pixels."""
+    ...
 
   @property
-  def vision_layers(self) -> int: ...
+  def vision_layers(self) -> int:
+    """Number of blocks of the image encoder."""
+    ...
 
   @property
-  def vision_width(self) -> int: ...
+  def vision_width(self) -> int:
+    """Channels of the image encoder."""
+    ...
 
-  @property
-  def text_width(self) -> int: ...
+  def normalize(
+    self, pixels: UInt8[Array | np.ndarray, "*b h w 3"]
+  ) -> Float[Array | np.ndarray, "*b h w 3"]:
+    """Normalize pixels in [0, 255] with the encoder's mean and deviation."""
+    ...
 
-  def image(self, image, **hooks): ...
+  def image(self, image: Any, **hooks: Any) -> Any:
+    """Encode normalized images; return embeddings and named activations."""
+    ...
 
-  def project(self, tokens, *, ln_post: bool): ...
-
-  def tokenize(self, texts: Sequence[str]): ...
-
-  def embed_tokens(self, ids): ...
-
-  def text(self, embeds, end, **hooks): ...
+  def project(self, tokens: Any, *, ln_post: bool) -> Any:
+    """Project tokens into the embedding space."""
+    ...
 
 
 @runtime_checkable
-class Detector(Protocol):
-  """What predicts: pure functions of frozen dataclasses.
+class TextBackbone(Protocol):
+  """Frozen text encoder."""
 
-  One that compares images with references (normal images of the same class)
-  also has `remember(features)`: features of references, every leaf
-  (n, shots, ...), to a memory, every leaf (n, ...), which then stands in
-  features["memory"]; n is the batch, or 1 for all of it. One whose prediction
-  without references is a part of the one with them also has
-  `beside(alone, features)`, from the first to the second.
-  """
+  @property
+  def text_width(self) -> int:
+    """Channels of the text encoder."""
+    ...
 
-  def prepare(self, backbone: Backbone, class_names: Sequence[str]) -> Any:
-    """Returns what depends on the class names alone; runs outside `jit`."""
+  def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ids (k, t) and end positions (k,)."""
+    ...
 
-  def encode(self, backbone: Backbone, batch: Batch) -> Features:
-    """Returns what the frozen backbone alone says of a batch of images.
+  def embed_tokens(self, ids: Any) -> Any:
+    """Look up token embeddings: (..., t) to (..., t, c)."""
+    ...
 
-    "pixels" among the features are the normalised images themselves.
+  def text(self, embeds: Any, end: Any, **hooks: Any) -> Any:
+    """Encode token embeddings; return embeddings and named activations."""
+    ...
+
+
+@runtime_checkable
+class Backbone(ImageBackbone, TextBackbone, Protocol):
+  """Frozen vision-language model with a shared embedding space."""
+
+
+@runtime_checkable
+class DetectionModel(Protocol):
+  """A model that predicts: pure functions of a frozen dataclass."""
+
+  def prepare(self, backbone: Any, class_names: Sequence[str]) -> Any:
+    """Return everything that depends on the class names only.
+
+    Runs outside `jit`, once per data set.
     """
+    ...
 
-  def predict(self, params, stats, backbone, aux, features) -> Prediction:
-    """Returns maps and scores; an image's result depends on it alone."""
+  def encode(self, backbone: Any, batch: Batch) -> Features:
+    """Return frozen features of a batch; they depend on no parameter.
+
+    "pixels" among the features are the normalized images themselves.
+    """
+    ...
+
+  def predict(
+    self, params: Any, stats: Any, backbone: Any, aux: Any, features: Features
+  ) -> Prediction:
+    """Predict maps and scores; an image's result depends on it alone."""
+    ...
 
 
 @runtime_checkable
-class Method(Detector, Protocol):
-  """One detector: one paper, one file in `methods/`, class `Method`.
+class FewShotDetector(DetectionModel, Protocol):
+  """A model that compares images with normal references of the same class.
 
-  An implementation is a frozen dataclass whose fields are the paper's
-  hyperparameters (`config.method`). What is frozen is decided by which
-  argument a value is. `num_references` are given with each training image; a
-  method that learns from none gets a memory by `fewshot.py`.
+  `predict` does so where features["memory_bank"] is given.
   """
 
+  def build_memory_bank(self, features: Features) -> Any:
+    """Build the memory bank of reference images.
+
+    Args:
+      features: of references, every leaf (n, shots, ...); n is the batch, or
+        1 for a memory that all images share.
+
+    Returns:
+      The memory bank, every leaf (n, ...).
+    """
+    ...
+
+
+@runtime_checkable
+class FusesZeroShot(FewShotDetector, Protocol):
+  """A few-shot detector that extends its own zero-shot prediction."""
+
+  def fuse_with_references(
+    self, zero_shot: Prediction, features: Features
+  ) -> Prediction:
+    """Combine a zero-shot prediction with the comparison to references."""
+    ...
+
+
+class Method(DetectionModel, Protocol):
+  """A detector: one paper, one file in `methods/`, one class `Method`.
+
+  An implementation is a frozen dataclass that derives from this class; its
+  fields are the paper's hyperparameters (`config.method`). Parameters that
+  are not trained are passed as separate arguments.
+
+  Attributes:
+    checkpoint_spec: layout of the authors' checkpoint, a
+      `torch_io.rules.Checkpoint`; None where there is none.
+  """
+
+  checkpoint_spec: ClassVar[Any] = None
+
+  def __post_init__(self):
+    check_choices(type(self), vars(self))
+
   @property
-  def num_references(self) -> int: ...
+  def num_references(self) -> int:
+    """Number of reference images given with each training image."""
+    return 0
 
-  def init(self, rng: jax.Array, backbone: Backbone) -> tuple[Params, Params]:
-    """Returns the trainable parameters and the running statistics."""
+  @property
+  def needs_references(self) -> bool:
+    """Whether the method requires reference images to predict."""
+    return False
 
-  def trained(self, params: Params) -> Params:
-    """Returns a tree like `params`: False where the loss never reads a leaf."""
+  @property
+  def image_hooks(self) -> Mapping[str, Any]:
+    """Keyword arguments of `backbone.image` that all its features share."""
+    return {}
 
-  def loss(self, params, stats, backbone, aux, features, batch, rng):
-    """Returns `(scalar, (parts, stats))`, parts being named scalars."""
+  def init(self, rng: jax.Array, backbone: Any) -> tuple[Params, Params]:
+    """Return the initial trainable parameters and running statistics."""
+    ...
+
+  def trainable_mask(self, params: Params) -> Params:
+    """Return a tree like `params`: False for leaves the loss never reads."""
+    return jax.tree.map(lambda _: True, params)
+
+  def loss(
+    self,
+    params: Any,
+    stats: Any,
+    backbone: Any,
+    aux: Any,
+    features: Features,
+    batch: Batch,
+    rng: jax.Array,
+  ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+    """Return `(scalar, (parts, stats))`; parts are named scalars."""
+    ...
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+  """Return the values that a `Literal` type (or `Literal | None`) allows.
+
+  Args:
+    hint: a resolved type hint.
+
+  Returns:
+    The allowed values; () where the type is no `Literal`.
+  """
+  if typing.get_origin(hint) is Literal:
+    return typing.get_args(hint)
+  parts = typing.get_args(hint)
+  literal = [p for p in parts if typing.get_origin(p) is Literal]
+  if not literal:
+    return ()
+  none = (None,) if type(None) in parts else ()
+  return typing.get_args(literal[0]) + none
+
+
+def check_choices(
+  cls: type, values: Mapping[str, Any], prefix: str = "config.method"
+) -> None:
+  """Check values of a dataclass's `Literal` fields.
+
+  Args:
+    cls: the dataclass.
+    values: by name of the field; other fields are ignored.
+    prefix: of the field's name in the message.
+
+  Raises:
+    ValueError: a field has a value that its type does not allow.
+  """
+  hints = typing.get_type_hints(cls)
+  for field in dataclasses.fields(cls):
+    known = choices(hints[field.name])
+    if known and field.name in values and values[field.name] not in known:
+      raise ValueError(
+        f"{prefix}.{field.name} is one of {', '.join(map(str, known))}, got "
+        f"{values[field.name]!r}."
+      )

@@ -24,7 +24,9 @@ def normal(*shape):
   return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("act", "vv_from", "pos_resize"))
+@functools.partial(
+  jax.jit, static_argnames=("activation", "vv_from", "pos_resize")
+)
 def image(clip, pixels, **hooks):
   return clip.image(pixels, **hooks)
 
@@ -67,8 +69,8 @@ def test_dual_path_is_a_sum_of_value_attention(small_clip):
     expected = expected + (
       weights @ v @ attn["out_proj"]["kernel"] + attn["out_proj"]["bias"]
     )
-    tap = out[f"vv/block{i + 1:02d}"]
-    np.testing.assert_allclose(tap, expected, atol=2e-5)
+    layer = out[f"vv/block{i + 1:02d}"]
+    np.testing.assert_allclose(layer, expected, atol=2e-5)
   assert "vv/block01" not in out
 
 
@@ -83,7 +85,7 @@ def test_dual_path_leaves_the_main_stream_alone(small_clip):
 def test_visual_prompts_are_set_anew_then_carried_along(small_clip):
   pixels, prompts = normal(2, 32, 32, 3), normal(2, 2, 3, 64)
   _, out = image(small_clip, pixels, prompts=prompts)
-  assert out["block03"].shape == (2, 17, 64)  # Cut off in the taps.
+  assert out["block03"].shape == (2, 17, 64)  # Cut off in the feature_layers.
   # Prompts of the first block do not survive the second's; what they did to
   # the patches does. With one prompted block they are carried to the end.
   first_only = prompts.at[:, 1].set(0.0)
@@ -121,7 +123,7 @@ def test_wrong_sides_are_named(small_clip):
   with pytest.raises(ValueError, match="30 x 32.*patch size, 8"):
     small_clip.image(normal(1, 30, 32, 3))
   with pytest.raises(ValueError, match="'relu'"):
-    small_clip.image(normal(1, 32, 32, 3), act="relu")
+    small_clip.image(normal(1, 32, 32, 3), activation="relu")
 
 
 def test_cut_sentences_give_the_same_embedding(small_clip):
@@ -208,7 +210,7 @@ def test_parameter_count_of_vit_l():
 def test_named_sizes_build(name):
   sizes = config.MODELS[name]
   image = jnp.zeros((1, sizes.image_size, sizes.image_size, 3))
-  tower = VisionTower(sizes, sizes.act, "bilinear")
+  tower = VisionTower(sizes, sizes.activation, "bilinear")
   shapes = jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
   found = {
     f"visual/{k}": x.shape for k, x in clip_convert.flatten(shapes).items()
@@ -238,3 +240,12 @@ def test_bfloat16_is_near_and_leaves_float32_behind(small_clip):
   assert not np.array_equal(look(half)[0], look(small_clip)[0])
   again = half.computing_in("bfloat16")
   np.testing.assert_array_equal(look(again)[0], look(half)[0])
+
+
+def test_normalize():
+  image = np.array([[[0, 255, 51]]], np.uint8)
+  expected = (np.array([0, 1, 0.2]) - config.MEAN) / config.STD
+  for array in (image, jnp.asarray(image), image[None]):
+    result = model.normalize(array)
+    assert result.dtype == np.float32 and result.shape == array.shape
+    np.testing.assert_allclose(result.reshape(3), expected, rtol=1e-6)

@@ -25,13 +25,13 @@ def _assert_same(found, expected):
 
 def test_round_trip_keeps_values_and_stored_dtypes(tmp_path, tiny):
   path = tmp_path / "new" / "tiny.safetensors"
-  params, config = clip_convert.from_openai(tiny, act="gelu_erf")
+  params, config = clip_convert.from_openai(tiny, activation="gelu_erf")
   weights.save(path, params, config, {"name": "tiny.pt"})
   stored, metadata = weights.read_safetensors(path)
   _assert_same(stored, params)  # float16; kernels are transposed views.
   about = json.loads(metadata["zsad_jax"])
   assert about["source"] == {"name": "tiny.pt"}
-  assert about["config"]["act"] == "gelu_erf"
+  assert about["config"]["activation"] == "gelu_erf"
   loaded, loaded_config = weights.load(path)
   assert loaded_config == config
   floats = {

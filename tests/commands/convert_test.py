@@ -159,7 +159,9 @@ def test_sizes_are_read_off_the_weights(model):
     name: np.broadcast_to(np.float16(0), shape)
     for name, shape in clip_convert.param_shapes(expected).items()
   }
-  assert clip_convert._infer_config(flat, expected.act, "test") == expected
+  assert (
+    clip_convert._infer_config(flat, expected.activation, "test") == expected
+  )
 
 
 def test_unusual_width_is_refused(tiny):
@@ -270,7 +272,7 @@ def test_torch_formats_convert_to_the_same(tmp_path, capsys):
       str(source),
       digest,
       "vision_layers=2",
-      "act=quick",
+      "activation=quick",
       "608,321 in float16 and float32",
       str(output),
     ):
@@ -283,7 +285,9 @@ def test_sharded_directory(tmp_path, hf_directory, tiny, capsys):
   output = tmp_path / "out.safetensors"
   convert.convert(str(hf_directory), str(output))
   params, config = weights.load(output)
-  assert config == TINY  # Heads, act, 77 and 49408 by transformers' defaults.
+  assert (
+    config == TINY
+  )  # Heads, activation, 77 and 49408 by transformers' defaults.
   expected, _ = clip_convert.from_openai(
     {name: x.astype(np.float32) for name, x in tiny.items()}
   )
@@ -310,7 +314,7 @@ def test_shards_must_agree_with_the_index(hf_directory):
 
 
 def test_directories_that_are_no_models(hf_directory):
-  with pytest.raises(ValueError, match="--act is for open_clip files"):
+  with pytest.raises(ValueError, match="--activation is for open_clip files"):
     sources.read(str(hf_directory), "quick")
   for shard in hf_directory.glob("model*"):
     shard.unlink()
@@ -352,7 +356,7 @@ def test_open_clip_files_need_an_act(tmp_path, tiny, tiny_hf):
   _write_safetensors(path, tiny)
   with pytest.raises(ValueError, match="does not say its activation"):
     sources.read(str(path))
-  assert sources.read(str(path), "gelu_erf").config.act == "gelu_erf"
+  assert sources.read(str(path), "gelu_erf").config.activation == "gelu_erf"
   _write_safetensors(path, tiny_hf)
   with pytest.raises(ValueError, match="pass the directory"):
     sources.read(str(path), "quick")
@@ -382,7 +386,9 @@ def test_model_of_other_sizes(tmp_path):
   with pytest.raises(ValueError, match=message):
     convert.convert(str(JIT), str(output), model="ViT-B-32")
   assert not output.exists()
-  large = dataclasses.replace(clip_config.MODELS["ViT-L-14"], act="gelu_erf")
+  large = dataclasses.replace(
+    clip_config.MODELS["ViT-L-14"], activation="gelu_erf"
+  )
   convert.check_model(large, "ViT-L-14", "LAION's has the other activation")
 
 

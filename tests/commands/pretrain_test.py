@@ -235,7 +235,7 @@ def test_keeping_every_patch_changes_nothing(pairs):
 
 def test_the_loss_is_what_its_parts_say(pairs):
   settings = tiny_clip.get_config().objective.to_dict()
-  settings.update(taps=("block02",), vv_from=None)
+  settings.update(feature_layers=("block02",), vv_from=None)
   goal = objective.Objective(**settings)
   vocabulary = captions.vocabulary()
   trainable, table = objective.init(SIZES, vocabulary, 0)
@@ -246,7 +246,7 @@ def test_the_loss_is_what_its_parts_say(pairs):
   np.testing.assert_allclose(loss, sum(parts.values()), rtol=1e-6)
   clip = objective.assemble(trainable, table, vocabulary, SIZES)
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-  image, taps = jax.jit(clip.image)(batch["image"])
+  image, out = jax.jit(clip.image)(batch["image"])
   read = jax.jit(lambda ids, end: clip.text(clip.embed_tokens(ids), end)[0])
   said = unit(np.asarray(read(batch["captions"], batch["end"])))
   z = np.exp(clip.params["logit_scale"]) * unit(image) @ said.T - 2.0
@@ -259,7 +259,7 @@ def test_the_loss_is_what_its_parts_say(pairs):
     for i in (0, 1)
   )
   direction = (anomalous - normal).T / 0.07
-  patches = unit(np.asarray(clip.project(taps["block02"][:, 1:], ln_post=True)))
+  patches = unit(np.asarray(clip.project(out["block02"][:, 1:], ln_post=True)))
   total = weights = 0.0
   for i in range(8):
     for j in range(64):
@@ -299,7 +299,7 @@ def config(cache, pairs, monkeypatch):
     measure_steps=60,
     checkpoint_steps=20,
   )
-  config.objective.update(taps=("block02",), vv_from=2)
+  config.objective.update(feature_layers=("block02",), vv_from=2)
   return config
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import zsad_jax
-from tests.helpers import small_run
 from zsad_jax import methods
 from zsad_jax.inference import few_shot, predictor
 from zsad_jax.runs import checkpoint
@@ -25,7 +24,7 @@ CLASSES = ["hex nut", "wood-grain"]
 def setup(request, small_clip):
   """The method, its parameters, and a batch of four images."""
   module = methods.module(request.param)
-  method = module.Method(**small_run.METHODS.get(request.param, {}))
+  method = module.Method(**module.TINY)
   params, stats = jax.jit(method.init)(jax.random.key(0), small_clip)
   aux = method.prepare(small_clip, CLASSES)
   rng = np.random.default_rng(0)
@@ -59,16 +58,16 @@ def predict(method, params, stats, backbone, aux, batch, memory=None):
   batch = {k: x for k, x in batch.items() if k != "references"}
   features = predictor.encode(method, backbone, batch)
   if memory is not None:
-    features["memory"] = memory
+    features["memory_bank"] = memory
   return method.predict(params, stats, backbone, aux, features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def remember(method, backbone, images):
+def build_memory_bank(method, backbone, images):
   """The memory of references (k, 32, 32, 3) of class 0."""
   batch = {"image": images, "class_id": jnp.zeros(len(images), jnp.int32)}
   features = predictor.encode(method, backbone, batch)
-  return method.remember(jax.tree.map(lambda x: x[None], features))
+  return method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,13 +119,13 @@ def test_images_are_scored_alone(setup, small_clip):
 def test_images_are_scored_alone_beside_references(setup, small_clip):
   """Every method has a few-shot form; the order of references is no matter."""
   method, params, stats, aux, batch = setup
-  few = few_shot.with_memory(method, taps=(2, 3), vv_from=2)
+  few = few_shot.with_memory_bank(method, feature_layers=(2, 3), vv_from=2)
   assert (few is method) == bool(method.num_references)
   references = jnp.flip(batch["image"][:3], axis=2)
   given = few, params, stats, small_clip, aux
-  memory = remember(few, small_clip, references)
+  memory = build_memory_bank(few, small_clip, references)
   whole = check_alone(lambda b: predict(*given, b, memory), batch)
-  other = remember(few, small_clip, references[::-1])
+  other = build_memory_bank(few, small_clip, references[::-1])
   close(predict(*given, batch, other), whole, 1e-5)
   alone = predict(*given, batch)
   close(alone, predict(method, *given[1:], batch), 1e-6)
@@ -136,11 +135,13 @@ def test_images_are_scored_alone_beside_references(setup, small_clip):
 def test_an_image_is_nearest_to_itself(setup, small_clip):
   """The image that is its own reference is the least anomalous of all."""
   method, params, stats, aux, batch = setup
-  few = few_shot.with_memory(method, taps=(2, 3), vv_from=2)
+  few = few_shot.with_memory_bank(method, feature_layers=(2, 3), vv_from=2)
   if few is method:
     pytest.skip("What a learned comparison says of it is its own affair.")
   given = few, params, stats, small_clip, aux
-  memory = remember(few, small_clip, jnp.repeat(batch["image"][:1], 3, 0))
+  memory = build_memory_bank(
+    few, small_clip, jnp.repeat(batch["image"][:1], 3, 0)
+  )
   alone, beside = predict(*given, batch), predict(*given, batch, memory)
   # Nothing but half of the method's own map is left of the first image.
   close(beside["anomaly_map"][0], 0.5 * alone["anomaly_map"][0], 1e-5)
@@ -175,7 +176,7 @@ def test_gradients_are_finite_and_where_the_method_says(learner, small_clip):
     method, params, stats, small_clip, aux, batch
   )
   np.testing.assert_allclose(loss, sum(parts.values()), rtol=1e-6)
-  trained = method.trained(params)
+  trained = method.trainable_mask(params)
   assert jax.tree.structure(trained) == jax.tree.structure(params)
   for grad, used in zip(jax.tree.leaves(grads), jax.tree.leaves(trained)):
     assert np.isfinite(grad).all()
@@ -184,7 +185,9 @@ def test_gradients_are_finite_and_where_the_method_says(learner, small_clip):
 
 def test_two_steps_lower_the_loss(learner, small_clip):
   method, params, stats, aux, batch = learner
-  tx = optimizer.make("adamw", {"learning_rate": 1e-3}, method.trained(params))
+  tx = optimizer.make(
+    "adamw", {"learning_rate": 1e-3}, method.trainable_mask(params)
+  )
   opt, values = tx.init(params), []
   for _ in range(3):
     (loss, (_, stats)), grads = loss_and_grads(
@@ -216,6 +219,8 @@ def test_checkpoint_round_trip(learner, small_clip, tmp_path):
 def test_a_method_or_field_that_is_not_there_is_named():
   with pytest.raises(ValueError, match="method_name: There is no.*a_clip.py"):
     run_lib.make_method("ada_clip", {})
-  with pytest.raises(ValueError, match="method.tap: adaclip has no such"):
-    run_lib.make_method("adaclip", {"tap": 3})
+  with pytest.raises(
+    ValueError, match="method.feature_layer: adaclip has no such"
+  ):
+    run_lib.make_method("adaclip", {"feature_layer": 3})
   assert methods.names() == METHODS

@@ -152,8 +152,10 @@ def test_unknown_names_are_errors_that_list_what_there_is():
     CONFIGS["faprompt"].get_config("paper,paper_mvtec")
   with pytest.raises(ValueError, match="methods/adaklip.py"):
     run_lib.make_method("adaklip", {})
-  with pytest.raises(ValueError, match="config.method.tap.*taps"):
-    run_lib.make_method("adaclip", {"tap": 1})
+  with pytest.raises(
+    ValueError, match="config.method.feature_layer.*feature_layers"
+  ):
+    run_lib.make_method("adaclip", {"feature_layer": 1})
   with pytest.raises(ValueError, match="ViT-L-14-336"):
     backbones.load("ViT-L-14-335", "")
   with pytest.raises(FileNotFoundError, match="zsad_jax.convert"):

@@ -1,6 +1,5 @@
 """Tests of decoding: Pillow, called directly, is the reference."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -183,15 +182,6 @@ def test_a_sample_without_mask_has_an_empty_one(tmp_path):
   sample = index.Sample(write(tmp_path / "a.png", RGB), "", "nut", "", 0)
   image, mask = preprocess.open_pair(sample)
   assert mask.size == image.size == (30, 40) and mask.getbbox() is None
-
-
-def test_normalize():
-  image = np.array([[[0, 255, 51]]], np.uint8)
-  expected = (np.array([0, 1, 0.2]) - preprocess.MEAN) / preprocess.STD
-  for array in (image, jnp.asarray(image), image[None]):
-    result = preprocess.normalize(array)
-    assert result.dtype == np.float32 and result.shape == array.shape
-    np.testing.assert_allclose(result.reshape(3), expected, rtol=1e-6)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):

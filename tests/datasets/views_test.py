@@ -56,7 +56,9 @@ def only(data, view):
 @pytest.fixture(scope="module")
 def compare(small_clip):
   return evaluator.Evaluator(
-    method=few_shot.with_memory(clip.Method(), taps=(2, 3), vv_from=2),
+    method=few_shot.with_memory_bank(
+      clip.Method(), feature_layers=(2, 3), vv_from=2
+    ),
     backbone=small_clip,
     mesh=distributed.make_mesh(),
     image_size=32,

@@ -41,7 +41,7 @@ def _adaclip(method, sizes):
   for j in range(method.prompt_depth):
     shapes[f"text_prompter.static_prompts.{j}"] = (m, text)
     shapes[f"visual_prompter.static_prompts.{j}"] = (m, vision)
-  for i in range(len(method.taps)):
+  for i in range(len(method.feature_layers)):
     shapes |= _linear(f"patch_token_layer.head.{i}", vision, d)
   shapes |= _linear("cls_token_layer.head.0", d, d)
   for i in range(m):
@@ -86,7 +86,7 @@ def _adaptclip(method, sizes):
     shapes[f"{fc}.0.weight"] = (d // 4, d)
     shapes |= _batch_norm(f"{fc}.1", d // 4)
     shapes[f"{fc}.3.weight"] = (d, d // 4)
-  for i in range(len(method.taps)):
+  for i in range(len(method.feature_layers)):
     shapes |= _batch_norm(f"pq_learner.sharebn.{i}", d)
     head = f"pq_learner.local_adapter.{i}"
     shapes[f"{head}.0.weight"] = (wide, d, 3, 3)

@@ -27,43 +27,6 @@ BACKBONE = ClipConfig(
   text_layers=2,
 )
 
-# Settings that fit `conftest.small_clip`; a method that is not here is tried
-# as it is.
-METHODS = {
-  "adaclip": dict(
-    taps=(1, 3),
-    prompt_length=2,
-    prompt_depth=2,
-    num_clusters=3,
-    hsf_top_factor=2,
-  ),
-  "anomalyclip": dict(
-    taps=(2, 3),
-    vv_from=2,
-    context_length=3,
-    deep_length=2,
-    deep_depth=3,
-    round_fp16=False,
-  ),
-  "faprompt": dict(
-    tap=3,
-    vv_from=2,
-    num_prompts=3,
-    num_patches=4,
-    deep_length=2,
-    deep_depth=3,
-    round_fp16=False,
-  ),
-  "adaptclip": dict(
-    taps=(2, 3),
-    vv_from=2,
-    context_length=3,
-    head_widths=(8, 4),
-    pool_topk=3,
-    sigma=1.0,
-  ),
-}
-
 
 def get_config(data):
   """AdaCLIP, small, on a folder of `write_images`.
@@ -73,7 +36,7 @@ def get_config(data):
   if data.startswith("anomalyclip,"):
     return get_anomalyclip_config(data.removeprefix("anomalyclip,"))
   config = adaclip.get_config()
-  config.method.taps = (1, 2)
+  config.method.feature_layers = (1, 2)
   config.method.prompt_length = 2
   config.method.prompt_depth = 2
   config.method.num_clusters = 2
@@ -84,7 +47,9 @@ def get_config(data):
 def get_anomalyclip_config(data):
   """AnomalyCLIP, small, on a folder of `write_mvtec`."""
   config = anomalyclip.get_config()
-  config.method.update(taps=(2,), context_length=2, deep_length=2, deep_depth=2)
+  config.method.update(
+    feature_layers=(2,), context_length=2, deep_length=2, deep_depth=2
+  )
   return _shrink(config, data)
 
 
@@ -92,7 +57,7 @@ def get_adaptclip_config(data):
   """AdaptCLIP, small, on a folder of `write_mvtec`."""
   config = adaptclip.get_config()
   config.method.update(
-    taps=(1, 2),
+    feature_layers=(1, 2),
     context_length=2,
     head_widths=(8, 4),
     pool_topk=2,
@@ -104,7 +69,7 @@ def get_adaptclip_config(data):
 def _shrink(config, data):
   config.backbone.name = clip_load.RANDOM
   config.image_size = 32
-  config.memory.taps = (1, 2)
+  config.memory.feature_layers = (1, 2)
   config.train_data = config.test_data = (data,)
   config.allow_trained = True
   config.epochs = 2

@@ -19,10 +19,10 @@ def by_hand(q, k, v, causal):
   return out
 
 
-def drawn(tokens, asking=None):
+def drawn(tokens, num_queries=None):
   rng = np.random.default_rng(tokens)
   q, k, v = rng.standard_normal((3, 2, tokens, 3, 8))
-  return 3 * q[:, :asking], k, v
+  return 3 * q[:, :num_queries], k, v
 
 
 LONG = attention.LONG

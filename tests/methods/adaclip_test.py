@@ -15,7 +15,7 @@ from zsad_jax.backbones.clip import config
 from zsad_jax.methods import adaclip
 
 SMALL = adaclip.Method(
-  taps=(1, 3),
+  feature_layers=(1, 3),
   prompt_length=2,
   prompt_depth=3,
   num_clusters=3,
@@ -70,7 +70,7 @@ def official(world):
 
 # Row of the list "where paper and code differ" -> what it must change.
 FLAGS = {
-  "act": (dict(act="quick"), "both"),
+  "activation": (dict(activation="quick"), "both"),
   "hsf paper": (dict(hsf="paper"), "score"),
   "hsf none": (dict(hsf="none"), "score"),
   "hsf mean": (dict(hsf="topk_mean"), "score"),
@@ -127,11 +127,11 @@ def test_unknown_fusion_is_an_error(world):
 
 def test_text_set_0_is_kept_out_of_training(small_clip):
   params, _ = SMALL.init(jax.random.key(0), small_clip)
-  trained = SMALL.trained(params)
+  trained = SMALL.trainable_mask(params)
   assert not trained["static_text_prompts"]["0"]
   assert trained["static_text_prompts"]["1"]
   every = dataclasses.replace(SMALL, text_prompt_first_layer=True)
-  assert all(jax.tree.leaves(every.trained(params)))
+  assert all(jax.tree.leaves(every.trainable_mask(params)))
 
 
 def test_parameter_count_at_full_size():

@@ -19,7 +19,7 @@ from zsad_jax.layers import prompt_query, prompts
 from zsad_jax.methods import adaptclip
 
 SMALL = adaptclip.Method(
-  taps=(2, 3), vv_from=2, head_widths=(4, 3), pool_topk=3, sigma=2.0
+  feature_layers=(2, 3), vv_from=2, head_widths=(4, 3), pool_topk=3, sigma=2.0
 )
 NOTHING = dict(visual=False, textual=False, prompt_query=False)
 TAU = 0.07
@@ -69,17 +69,17 @@ def encoded(small_clip, batch):
 
   @jax.jit
   def both(backbone, image):
-    _, out = backbone.image(image, act="quick")
-    taps = [
-      backbone.project(out[f"block{tap:02d}"], ln_post=True)[:, 1:]
-      for tap in (1, 2, 3)
+    _, out = backbone.image(image, activation="quick")
+    projected = [
+      backbone.project(out[f"block{layer:02d}"], ln_post=True)[:, 1:]
+      for layer in (1, 2, 3)
     ]
     encode = lambda method: method.encode(backbone, {"image": image})
     return {
       "ours": encode(SMALL),
       "plain": encode(changed(vv_from=None)),
-      "alias": encode(changed(taps=(1, 3), alias_tap=True)),
-      "clip": jnp.stack(taps, axis=1),
+      "alias": encode(changed(feature_layers=(1, 3), alias_feature_layer=True)),
+      "clip": jnp.stack(projected, axis=1),
     }
 
   return both(small_clip, batch["image"])
@@ -91,12 +91,12 @@ def features(encoded):
   ours = encoded["ours"]
   patches = ours["patch_units"][..., ::-1]
   order = jnp.array([[1, 2], [2, 0], [0, 1]])
-  memory = SMALL.remember({"patch_units": patches[order]})
-  return {**ours, "memory": memory}
+  memory = SMALL.build_memory_bank({"patch_units": patches[order]})
+  return {**ours, "memory_bank": memory}
 
 
 def without_memory(features):
-  return {k: x for k, x in features.items() if k != "memory"}
+  return {k: x for k, x in features.items() if k != "memory_bank"}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -246,7 +246,7 @@ def test_prediction_fuses_all_adapters(official):
 
 def test_distance_is_the_least_of_all_references(features, official):
   _, levels, _ = official
-  query, bank = np.asarray(features["patch_units"]), features["memory"]
+  query, bank = np.asarray(features["patch_units"]), features["memory_bank"]
   for i, level in enumerate(levels):
     nearest = [
       1 - (q[i] @ np.asarray(r[:, i]).reshape(32, -1).T).max(axis=-1)
@@ -310,7 +310,7 @@ def test_flags_reach_the_prompt_query_adapter(model, features, official):
   """Context, pooling: each changes what it should of the levels."""
   first = {  # Of the levels alone, to compile less.
     "patch_units": features["patch_units"][:, :1],
-    "memory": features["memory"][:, :, :1],
+    "memory_bank": features["memory_bank"][:, :, :1],
   }
   theirs = official[1][0]
   for changes, maps in ((dict(context=False), 1), (dict(pool_topk=1), 0)):
@@ -451,9 +451,9 @@ def test_static_sentences(small_clip, aux):
   assert not any("broken" in x for x in anomalous)
   # The mean of the embeddings as they are, duplicates included.
   ids, end = small_clip.tokenize(normal + anomalous)
-  embeds, _ = jax.jit(lambda x, end: small_clip.text(x, end, act="quick"))(
-    small_clip.embed_tokens(ids), end
-  )
+  embeds, _ = jax.jit(
+    lambda x, end: small_clip.text(x, end, activation="quick")
+  )(small_clip.embed_tokens(ids), end)
   for unit, some in zip(aux["static_units"], np.split(np.array(embeds), [147])):
     close(unit, numpy_reference.unit(some.mean(axis=0)))
 

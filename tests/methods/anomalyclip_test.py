@@ -14,11 +14,12 @@ import pytest
 from tests.helpers import numpy_reference
 from zsad_jax.backbones.clip import config
 from zsad_jax.methods import anomalyclip
+from zsad_jax.runs import run as run_lib
 
 SMALL = anomalyclip.Method(
-  taps=(3,), vv_from=2, context_length=3, deep_length=2, deep_depth=3
+  feature_layers=(3,), vv_from=2, context_length=3, deep_length=2, deep_depth=3
 )
-TAPS = (2, 3)  # Of the features: one tap or both are looked at.
+FEATURE_LAYERS = (2, 3)  # Of the features; tests use one or both.
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
@@ -26,7 +27,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 def encode(method, backbone, image):
   """Features as they are, with plain CLIP's tokens, and CLIP's own outputs."""
   variant = functools.partial(dataclasses.replace, method)
-  embed, out = backbone.image(image, act="quick")
+  embed, out = backbone.image(image, activation="quick")
   project = lambda name: backbone.project(out[name], ln_post=True)[:, 1:]
   return {
     "ours": method.encode(backbone, {"image": image}),
@@ -34,7 +35,9 @@ def encode(method, backbone, image):
     "plain": variant(vv_from=None).encode(backbone, {"image": image}),
     "clip": embed,
     "class": backbone.project(out["class"], ln_post=False),
-    "patches": [project(f"block{tap:02d}") for tap in method.taps],
+    "patches": [
+      project(f"block{layer:02d}") for layer in method.feature_layers
+    ],
   }
 
 
@@ -70,19 +73,21 @@ def batch():
 
 @pytest.fixture(scope="module")
 def encoded(small_clip, batch):
-  both = dataclasses.replace(SMALL, taps=TAPS)
+  both = dataclasses.replace(SMALL, feature_layers=FEATURE_LAYERS)
   return encode(both, small_clip, batch["image"])
 
 
-def some_taps(features, taps):
-  rows = np.array([TAPS.index(tap) for tap in taps])
+def select_layers(features, feature_layers):
+  rows = np.array([FEATURE_LAYERS.index(layer) for layer in feature_layers])
   return {**features, "patch_units": features["patch_units"][:, rows]}
 
 
 # Settings that the arithmetic depends on.
 VARIANTS = {
   "official": {},
-  "others": dict(taps=TAPS, map_weight=1.0, temperature=0.5),
+  "others": dict(
+    feature_layers=FEATURE_LAYERS, map_weight=1.0, temperature=0.5
+  ),
 }
 
 
@@ -91,7 +96,7 @@ def test_loss_and_prediction_by_hand(
   small_clip, params, aux, batch, encoded, name
 ):
   method = dataclasses.replace(SMALL, **VARIANTS[name])
-  features = some_taps(encoded["ours"], method.taps)
+  features = select_layers(encoded["ours"], method.feature_layers)
   has_mask = jnp.array([True, True, False])
   batch = {**batch, "has_mask": has_mask}
   embeds, parts, prediction = run(
@@ -105,7 +110,7 @@ def test_loss_and_prediction_by_hand(
     numpy_reference.cross_entropy(logits, batch["label"]).mean(),
   )
   terms, maps = np.zeros(3), []
-  for i in range(len(method.taps)):
+  for i in range(len(method.feature_layers)):
     patches = np.asarray(features["patch_units"])[:, i]
     prob = numpy_reference.softmax(patches @ units.T / tau)[..., 1]
     maps.append(numpy_reference.to_map(prob))
@@ -123,7 +128,7 @@ def test_loss_and_prediction_by_hand(
 def test_without_masks_there_is_no_pixel_loss(
   small_clip, params, aux, batch, encoded
 ):
-  features = some_taps(encoded["ours"], SMALL.taps)
+  features = select_layers(encoded["ours"], SMALL.feature_layers)
   unknown = {**batch, "has_mask": jnp.zeros(3, bool)}
   _, parts, _ = run(SMALL, params, small_clip, aux, features, unknown)
   assert parts.pop("image_ce") > 0
@@ -175,7 +180,7 @@ def test_deep_modes_differ(small_clip, params, aux):
   run = lambda method: text(method, params, small_clip, aux)
   assert np.abs(run(SMALL) - run(mode(deep_mode="insert"))).max() > 1e-2
   with pytest.raises(ValueError, match="overwrite.*insert.*'append'"):
-    run(mode(deep_mode="append"))
+    run_lib.make_method("anomalyclip", {"deep_mode": "append"})
 
 
 def test_rounding_is_that_of_the_deep_tokens(small_clip, params, aux):

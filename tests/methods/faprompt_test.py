@@ -16,7 +16,7 @@ from zsad_jax.backbones.clip import config
 from zsad_jax.methods import faprompt
 
 SMALL = faprompt.Method(
-  tap=3,
+  feature_layer=3,
   vv_from=2,
   num_prompts=3,
   normal_length=3,
@@ -58,7 +58,7 @@ def features(small_clip, batch):
 @functools.partial(jax.jit, static_argnums=0)
 def forward(method, params, backbone, aux, features):
   result = method.forward(params, backbone, aux, features)
-  return result, method.read(result, (32, 32))
+  return result, method.to_prediction(result, (32, 32))
 
 
 @functools.partial(jax.jit, static_argnums=0)

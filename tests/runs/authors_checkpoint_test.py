@@ -14,24 +14,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import small_run
-from tests.helpers.authors_files import AUTHORS, BUFFER, nest, random_state
 from tests.conftest import GOLDENS
-from zsad_jax.runs import (
-    checkpoint,
-    authors_checkpoint,
-    run as run_lib,
-    threshold as threshold_lib,
-)
+from tests.helpers.authors_files import AUTHORS, BUFFER, nest, random_state
 from zsad_jax import backbones, convert, predict
-from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
-from zsad_jax.torch_io import file as torch_file
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.layers import prompt_learner
+from zsad_jax.runs import (
+  authors_checkpoint,
+  checkpoint,
+)
+from zsad_jax.runs import (
+  run as run_lib,
+)
+from zsad_jax.runs import (
+  threshold as threshold_lib,
+)
+from zsad_jax.torch_io import file as torch_file
 from zsad_jax.torch_io import rules
 
-METHODS = tuple(small_run.METHODS)
+METHODS = ("adaclip", "anomalyclip", "faprompt", "adaptclip")
 FULL = clip_config.MODELS["ViT-L-14-336"]
 FULL_B = clip_config.MODELS["ViT-B-16-plus-240"]
 
@@ -44,9 +47,7 @@ def module_of(name):
 
 def shape_clip(sizes):
   """A CLIP of which only the sizes exist; its token table takes no memory."""
-  table = np.broadcast_to(
-      np.float32(0), (sizes.vocab_size, sizes.text_width)
-  )
+  table = np.broadcast_to(np.float32(0), (sizes.vocab_size, sizes.text_width))
   return clip.Clip({"text": {"token_embedding": table}}, sizes)
 
 
@@ -81,41 +82,45 @@ def test_full_size_files_have_the_authors_names_and_shapes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "sizes", "trainable", "stored"),
-    [
-        ("adaclip", {}, FULL, 10_661_632, 10_665_472),
-        ("anomalyclip", {}, FULL, 43_008, 5_555_200),
-        ("faprompt", {}, FULL, 4_100_064, 9_612_256),
-        ("adaptclip", {}, FULL, 1_763_266, 1_763_266),
-        ("adaptclip", {"prompt_query": False}, FULL, 609_024, 609_024),
-        ("adaptclip", {}, FULL_B, 1_414_978, 1_414_978),
-        ("adaptclip", {"prompt_query": False}, FULL_B, 425_600, 425_600),
-    ],
+  ("name", "settings", "sizes", "trainable", "stored"),
+  [
+    ("adaclip", {}, FULL, 10_661_632, 10_665_472),
+    ("anomalyclip", {}, FULL, 43_008, 5_555_200),
+    ("faprompt", {}, FULL, 4_100_064, 9_612_256),
+    ("adaptclip", {}, FULL, 1_763_266, 1_763_266),
+    ("adaptclip", {"prompt_query": False}, FULL, 609_024, 609_024),
+    ("adaptclip", {}, FULL_B, 1_414_978, 1_414_978),
+    ("adaptclip", {"prompt_query": False}, FULL_B, 425_600, 425_600),
+  ],
 )
 def test_published_parameter_counts(name, settings, sizes, trainable, stored):
   method, backbone = module_of(name).Method(**settings), clip.Clip({}, sizes)
   params, _ = init_shapes(method, backbone)
-  used = jax.tree.map(lambda x, t: x.size * t, params, method.trained(params))
+  used = jax.tree.map(
+    lambda x, t: x.size * t, params, method.trainable_mask(params)
+  )
   assert sum(jax.tree.leaves(used)) == trainable
-  assert authors_checkpoint.stored_parameters(method, backbone, params) == stored
+  assert (
+    authors_checkpoint.stored_parameters(method, backbone, params) == stored
+  )
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "goldens"),
-    [
-        ("anomalyclip", {"context_length": 6}, ["tokenized_prompts"]),
-        ("faprompt", {"num_prompts": 4}, ["tokenized_pos", "tokenized_neg"]),
-        ("adaptclip", {"context_length": 5}, ["learned_prompt_token_ids"]),
-    ],
+  ("name", "settings", "goldens"),
+  [
+    ("anomalyclip", {"context_length": 6}, ["tokenized_prompts"]),
+    ("faprompt", {"num_prompts": 4}, ["tokenized_pos", "tokenized_neg"]),
+    ("adaptclip", {"context_length": 5}, ["learned_prompt_token_ids"]),
+  ],
 )
 def test_stored_ids_are_those_of_the_authors_sentences(
-    name, settings, goldens, small_clip
+  name, settings, goldens, small_clip
 ):
   module = module_of(name)
   buffers = module.CHECKPOINT.buffers(module.Method(**settings), small_clip)
   found = [
-      buffers[f"{module.CHECKPOINT.groups[0]}.tokenized_prompts_{state}"][0]
-      for state in ("pos", "neg")
+    buffers[f"{module.CHECKPOINT.groups[0]}.tokenized_prompts_{state}"][0]
+    for state in ("pos", "neg")
   ]
   with np.load(GOLDENS / f"{name}.npz") as golden:
     expected = np.concatenate([golden[key] for key in goldens])
@@ -143,20 +148,20 @@ def loaded_clip(monkeypatch, small_clip):
 
 def small_config(name, **settings):
   return ml_collections.ConfigDict(
-      dict(
-          name=f"{name}_small",
-          method_name=name,
-          method=small_run.METHODS[name] | settings,
-          backbone=dict(name="embedded_random", path=""),
-          image_size=32,
-          smooth_sigma=1.0,
-          matmul_precision="highest",
-      )
+    dict(
+      name=f"{name}_small",
+      method_name=name,
+      method=module_of(name).TINY | settings,
+      backbone=dict(name="embedded_random", path=""),
+      image_size=32,
+      smooth_sigma=1.0,
+      matmul_precision="highest",
+    )
   )
 
 
 def make_file(path, name, small_clip, **kwargs):
-  method = module_of(name).Method(**small_run.METHODS[name])
+  method = module_of(name).Method(**module_of(name).TINY)
   state = random_state(name, method, small_clip.config, **kwargs)
   torch_file.write(path, nest(state, name))
   return state
@@ -171,9 +176,11 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("name", METHODS)
 def test_round_trip(name, tmp_path, small_clip, loaded_clip, capsys):
   state = make_file(tmp_path / "in.pth", name, small_clip, half=True)
-  authors_checkpoint.convert(tmp_path / "in.pth", tmp_path / "run", small_config(name))
+  authors_checkpoint.convert(
+    tmp_path / "in.pth", tmp_path / "run", small_config(name)
+  )
   lines = capsys.readouterr().out.splitlines()
-  method = module_of(name).Method(**small_run.METHODS[name])
+  method = module_of(name).Method(**module_of(name).TINY)
   reported = [line.split()[0] for line in lines][: len(state)]
   assert reported == [*authors_checkpoint.entries(method, small_clip)]
   buffers = sum(bool(BUFFER.search(key)) for key in state)
@@ -185,9 +192,9 @@ def test_round_trip(name, tmp_path, small_clip, loaded_clip, capsys):
   stored = module_of(name).CHECKPOINT
   for tree, table in ((run.params, stored.names), (run.stats, stored.stats)):
     mine = {
-        key: x
-        for key, x in state.items()
-        if rules.find(key, table) and "_adapter.1." not in key
+      key: x
+      for key, x in state.items()
+      if rules.find(key, table) and "_adapter.1." not in key
     }
     ours = clip_convert.flatten(tree)
     theirs = rules.rename(mine, table)
@@ -224,23 +231,25 @@ def test_a_run_of_ours_is_completed(tmp_path, small_clip, loaded_clip):
 
 
 def test_buffers_may_be_rounded(tmp_path, small_clip):
-  method = module_of("anomalyclip").Method(**small_run.METHODS["anomalyclip"])
+  method = module_of("anomalyclip").Method(**module_of("anomalyclip").TINY)
   state = random_state("anomalyclip", method, small_clip.config)
-  own = prompt_learner.buffers(
-      small_clip, "prompt_learner", method.sentences()
-  )
+  own = prompt_learner.buffers(small_clip, "prompt_learner", method.sentences())
   state |= {
-      key: x if "tokenized" in key else x.astype(np.float16)
-      for key, x in own.items()
+    key: x if "tokenized" in key else x.astype(np.float16)
+    for key, x in own.items()
   }
   torch_file.write(tmp_path / "in.pth", state)
-  report = authors_checkpoint.read(tmp_path / "in.pth", method, small_clip).report
+  report = authors_checkpoint.read(
+    tmp_path / "in.pth", method, small_clip
+  ).report
   assert sum(line.endswith("verified") for line in report) == 6
   state["prompt_learner.tokenized_prompts_neg"] = state[
-      "prompt_learner.tokenized_prompts_pos"
+    "prompt_learner.tokenized_prompts_pos"
   ]
   torch_file.write(tmp_path / "in.pth", state)
-  report = authors_checkpoint.read(tmp_path / "in.pth", method, small_clip).report
+  report = authors_checkpoint.read(
+    tmp_path / "in.pth", method, small_clip
+  ).report
   assert report[-1].startswith("warning: 1 frozen")
 
 
@@ -272,7 +281,7 @@ def refuse(tmp_path, name, message):
   before = sorted(tmp_path.iterdir())
   with pytest.raises(ValueError, match=message):
     authors_checkpoint.convert(
-        tmp_path / "in.pth", tmp_path / "run", small_config(name)
+      tmp_path / "in.pth", tmp_path / "run", small_config(name)
     )
   assert sorted(tmp_path.iterdir()) == before
 
@@ -287,17 +296,17 @@ def test_names_and_shapes_have_to_fit(tmp_path, small_clip, loaded_clip):
   state[key] = np.zeros(32, np.int64)
   torch_file.write(tmp_path / "in.pth", state)
   parts = (
-      f"in.pth does not fit adaclip: 1 missing: {prefix}.bias; ",
-      f"1 unknown: {prefix}.biases; 2 misshapen: ",
-      f"{key}: expected (32,), found (32,) of integers, ",
-      f"{prefix}.weight: expected (32, 64), found (64, 32).",
+    f"in.pth does not fit adaclip: 1 missing: {prefix}.bias; ",
+    f"1 unknown: {prefix}.biases; 2 misshapen: ",
+    f"{key}: expected (32,), found (32,) of integers, ",
+    f"{prefix}.weight: expected (32, 64), found (64, 32).",
   )
   refuse(tmp_path, "adaclip", re.escape("".join(parts)) + "$")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_other_methods_files_are_recognised(
-    name, tmp_path, small_clip, loaded_clip
+  name, tmp_path, small_clip, loaded_clip
 ):
   make_file(tmp_path / "in.pth", name, small_clip)
   for other in set(METHODS) - {name}:
@@ -330,7 +339,7 @@ def test_a_workdir_is_not_written_over(tmp_path, small_clip, loaded_clip):
 
 
 def test_a_failed_write_leaves_nothing(
-    tmp_path, small_clip, loaded_clip, monkeypatch
+  tmp_path, small_clip, loaded_clip, monkeypatch
 ):
   def full_disk(*_):
     raise OSError(28, "No space left on device")
@@ -345,13 +354,15 @@ def test_a_failed_write_leaves_nothing(
 
 def test_a_method_without_a_checkpoint(small_clip, monkeypatch):
   module = module_of("adaclip")
-  method = module.Method(**small_run.METHODS["adaclip"])
+  method = module.Method(**module_of("adaclip").TINY)
   params, _ = init_shapes(method, small_clip)
   monkeypatch.delattr(module, "CHECKPOINT")
   with pytest.raises(ValueError, match="no CHECKPOINT in .*adaclip.py"):
     authors_checkpoint.entries(method, small_clip)
   count = sum(x.size for x in jax.tree.leaves(params))
-  assert authors_checkpoint.stored_parameters(method, small_clip, params) == count
+  assert (
+    authors_checkpoint.stored_parameters(method, small_clip, params) == count
+  )
 
 
 # ---- The command's flags
@@ -366,15 +377,15 @@ class _Options(dict):
 
 def test_flags_ask_for_one_use():
   use = lambda *given: convert.chosen_use(_Options(dict.fromkeys(given, "x")))
-  assert use("source", "output", "act") == ("source", "output")
+  assert use("source", "output", "activation") == ("source", "output")
   assert "checkpoint" in use("method", "checkpoint", "workdir", "config")
   assert use("workdir", "export") == ("workdir", "export")
   for given in (
-      (),
-      ("workdir",),
-      ("method", "checkpoint"),
-      ("workdir", "export", "config"),
-      ("source", "output", "workdir"),
+    (),
+    ("workdir",),
+    ("method", "checkpoint"),
+    ("workdir", "export", "config"),
+    ("source", "output", "workdir"),
   ):
     listed = ", ".join(f"--{name}" for name in sorted(given)) or "none"
     with pytest.raises(ValueError, match=f"; or --workdir.*Given: {listed}"):
@@ -387,9 +398,9 @@ def test_default_configuration(tmp_path, monkeypatch):
     convert.paper_config("x")
   (tmp_path / "configs").mkdir()
   (tmp_path / "configs" / "x.py").write_text(
-      "import ml_collections\n"
-      "def get_config(variant):\n"
-      "  return ml_collections.ConfigDict({'name': variant})\n"
+    "import ml_collections\n"
+    "def get_config(variant):\n"
+    "  return ml_collections.ConfigDict({'name': variant})\n"
   )
   config = convert.paper_config("x")
   assert config.name == "paper" and config.is_locked

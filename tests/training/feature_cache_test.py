@@ -42,7 +42,7 @@ def prepared(name, data, place, folder="", dtype="float32"):
   config = CONFIGS[name](data)
   config.batch_size = 3  # Does not divide the images.
   config.mosaic_prob = 0.0
-  config.features = dict(place=place, dtype=dtype, folder=str(folder))
+  config.features = dict(storage=place, dtype=dtype, folder=str(folder))
   return config
 
 
@@ -164,9 +164,9 @@ def test_images_are_kept_as_bytes(data):
 @pytest.mark.parametrize(
   "settings, message",
   [
-    (dict(place="gpu"), "config.features.place is one of auto, device"),
+    (dict(storage="gpu"), "config.features.storage is one of auto, device"),
     (dict(dtype="int8"), "config.features.dtype is one of float32"),
-    (dict(place="host"), "mosaics show images differently"),
+    (dict(storage="host"), "mosaics show images differently"),
   ],
 )
 def test_what_cannot_be_is_refused(settings, message, data, tmp_path):
@@ -195,4 +195,4 @@ def test_the_nearest_place_with_room_is_taken(room, free, place, monkeypatch):
 
   monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
   monkeypatch.setattr(feature_cache.distributed, "free_memory", lambda: 1000)
-  assert feature_cache._place(room) == place
+  assert feature_cache._choose_storage(room) == place

@@ -4,7 +4,9 @@ A folder has a module `load` with
 
   NAMES             what `config.backbone.name` can be
   NOTES             by name, a sentence to print with results; optional names
-  load(name, path)  the backbone, a pytree with the protocols of `types.py`
+  load(name, path, dtype)  the backbone, a pytree that implements
+                           `types.ImageBackbone`, and `types.TextBackbone`
+                           where it has a text encoder
 """
 
 import importlib
@@ -38,7 +40,7 @@ def note(name: str) -> str:
   return ""
 
 
-def load(name: str, path: str, dtype: str = "float32") -> types.Backbone:
+def load(name: str, path: str, dtype: str = "float32") -> types.ImageBackbone:
   """Returns the frozen backbone that `config.backbone` names.
 
   Args:
@@ -56,7 +58,7 @@ def load(name: str, path: str, dtype: str = "float32") -> types.Backbone:
     )
   for folder in folders():
     if name in _module(folder).NAMES:
-      return _module(folder).load(name, path).computing_in(dtype)
+      return _module(folder).load(name, path, dtype)
   raise ValueError(
     f"config.backbone.name: no model {name!r}; known: {', '.join(names())}."
   )

@@ -49,7 +49,7 @@ class Trainer:
   def __init__(self, method, backbone, mesh):
     self._mesh = mesh
     params, stats = jax.jit(method.init)(jax.random.key(0), backbone)
-    tx = optimizer.make("adam", ADAM, method.trained(params))
+    tx = optimizer.make("adam", ADAM, method.trainable_mask(params))
     self._state = params, stats, tx.init(params)
     self._frozen = backbone, method.prepare(backbone, ["x"])
     self._program = None
@@ -86,7 +86,7 @@ def measure(name, backbone, dataset, options) -> dict[str, object]:
   method = make_method(name, backbone.vision_layers)
   mesh = distributed.make_mesh()
   config = types.SimpleNamespace(
-    features=types.SimpleNamespace(place="auto", dtype="float32", folder=""),
+    features=types.SimpleNamespace(storage="auto", dtype="float32", folder=""),
     image_size=options.image_size,
     batch_size=BATCH,
     eval_batch_size=1,

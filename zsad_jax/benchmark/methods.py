@@ -21,7 +21,6 @@ from zsad_jax import methods
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip.config import MODELS, ClipConfig
 from zsad_jax.benchmark import roofline
-from zsad_jax.datasets import preprocess
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import environment, files
 
@@ -119,10 +118,10 @@ def make_method(name: str, layers: int, **fields):
   quarter, as in AdaptCLIP's configuration for 12.
   """
   method = methods.module(name).Method()
-  share = lambda tap: tap * layers // 24
+  share = lambda layer: layer * layers // 24
   fit = {
-    "tap": share,
-    "taps": lambda taps: tuple(map(share, taps)),
+    "feature_layer": share,
+    "feature_layers": lambda chosen: tuple(map(share, chosen)),
     "vv_from": lambda _: layers // 4 + 1,
   }
   for field, fitted in fit.items():
@@ -158,7 +157,7 @@ class Case:
     def predict(model, backbone, aux, batch, memory):
       features = predictor.encode(method, backbone, batch)
       if memory is not None:
-        features = {**features, "memory": memory}
+        features = {**features, "memory_bank": memory}
       return method.predict(*model, backbone, aux, features)
 
     given = {key: self.batch[key] for key in keys}
@@ -175,7 +174,7 @@ class Case:
     several = jax.tree.map(
       lambda x: jnp.repeat(x[None], shots, axis=1), features
     )
-    return self.method.remember(several)
+    return self.method.build_memory_bank(several)
 
   def training(self, cached: bool, gradient: bool = True):
     """The gradient of a step, or its loss, and their arguments."""
@@ -210,7 +209,7 @@ class Case:
 @jax.jit
 def plain(backbone, pixels):
   """One pass of the vision tower."""
-  return backbone.image(preprocess.normalize(pixels))[0]
+  return backbone.image(backbone.normalize(pixels))[0]
 
 
 def define_model_flags():
@@ -270,7 +269,7 @@ def main(options):
   tokens = b * (1 + (side // backbone.patch_size) ** 2)
   add("matrix products", *products(backbone.config, tokens, options.dtype))
   add("vision tower", plain, backbone, pixels)
-  peer = torch_vision(backbone.config, preprocess.normalize(pixels))
+  peer = torch_vision(backbone.config, backbone.normalize(pixels))
   if peer:
     clock.add("transformers", peer)
   for name in options.methods:

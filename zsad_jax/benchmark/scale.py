@@ -37,7 +37,11 @@ TINY = ClipConfig(
   text_layers=2,
 )
 METHOD = anomalyclip.Method(
-  taps=(1, 2), vv_from=1, context_length=2, deep_length=2, deep_depth=2
+  feature_layers=(1, 2),
+  vv_from=1,
+  context_length=2,
+  deep_length=2,
+  deep_depth=2,
 )
 
 

@@ -3,7 +3,7 @@
 The only module that imports TensorFlow, which does the parallel work and never
 sees an accelerator. A batch is a dict of NumPy arrays:
 
-  image       uint8   (b, s, s, 3)  see `preprocess.normalize`
+  image       uint8   (b, s, s, 3)  see `ImageBackbone.normalize`
   mask        uint8   (b, s, s)     1 = anomalous
   has_mask    bool    (b,)          False: the pixels' states are unknown
   label       int32   (b,)          0 = normal, 1 = anomalous

@@ -11,17 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageChops, ImageOps
 
 from zsad_jax.datasets import index
 
-# Not Pillow's limit, which cannot be told from a damaged file: see MAX_PIXELS.
+# Pillow's own limit raises the error of a corrupt file; see MAX_PIXELS.
 Image.MAX_IMAGE_PIXELS = None
-
-# Of CLIP's training images, RGB in [0, 1] (OpenAI's preprocessing).
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 MAX_PIXELS = int(os.environ.get("ZSAD_JAX_MAX_PIXELS", 200_000_000))
 _MAX_16_BIT = 65535
@@ -71,13 +67,6 @@ def load_mask(
   size_of_image = open_image(image_path).size
   mask = open_mask(path, image_path, size_of_image, lossy=lossy)
   return resize_mask(mask, size)
-
-
-def normalize(
-  image: UInt8[Array | np.ndarray, "*b h w 3"],
-) -> Float32[Array | np.ndarray, "*b h w 3"]:
-  """Returns pixels in [0, 255] as CLIP expects them; for NumPy and JAX."""
-  return (image.astype(np.float32) / 255.0 - MEAN) / STD
 
 
 def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:

@@ -12,7 +12,6 @@ from jaxtyping import Shaped
 
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import evaluator
-from zsad_jax.inference import few_shot as few_shot_lib
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -35,7 +34,7 @@ def store(run: run_lib.Run) -> None:
     {s.class_name for s in data.train} >= set(data.class_names)
     for data in datasets
   )
-  zero_shot = not few_shot_lib.needs_references(run.method)
+  zero_shot = not run.method.needs_references
   if not (few_shot or zero_shot):
     raise ValueError(
       f"{run.config.name} needs references, but the auxiliary data "

@@ -62,7 +62,7 @@ class Category:
   listed: list[index.Sample]
   samples: list[index.Sample]
   pred_score: np.ndarray
-  measure: accumulators.Streamed | accumulators.Kept
+  measure: accumulators.StreamingPixelMetrics | accumulators.ExactPixelMetrics
   gallery: gallery_lib.Gallery
   skipped: list[str]
 
@@ -169,7 +169,7 @@ class Evaluator:
     if not paths:
       return None
     images = [preprocess.load_image(p, self.image_size) for p in paths]
-    return predictor.remember(
+    return predictor.build_memory_bank(
       np.stack(images), class_id, batch_size=self.batch_size
     )
 
@@ -185,7 +185,7 @@ class Evaluator:
         truth = {k: batch[k][keep] for k in ("index", "mask", "has_mask")}
         truth["index"] = numbers[truth["index"]]
         seen.append(truth["index"])
-        predictions = distributed.mine(predict_these(batch))
+        predictions = distributed.local_rows(predict_these(batch))
         for category, parts, prediction in zip(found, scores, predictions):
           maps = self._smooth(prediction["anomaly_map"][keep])
           parts.append(prediction["pred_score"][keep])
@@ -235,9 +235,13 @@ def _joined(category, seen, scores, skipped):
     scores: of each batch, their scores.
     skipped: messages.
   """
-  parts = [distributed.exchange(part) for part in category.measure.parts()]
+  parts = [
+    distributed.all_gather_object(part) for part in category.measure.parts()
+  ]
   category.measure.join(parts)
-  given = distributed.exchange((seen, scores, category.gallery, skipped))
+  given = distributed.all_gather_object(
+    (seen, scores, category.gallery, skipped)
+  )
   all_seen, all_scores, galleries, messages = zip(*given)
   gallery = category.gallery
   for number, other in enumerate(galleries):
@@ -317,7 +321,7 @@ def make(
   if skip_corrupt is None:
     skip_corrupt = config.skip_corrupt
   if few_shot:
-    method = few_shot_lib.with_memory(method, **config.memory)
+    method = few_shot_lib.with_memory_bank(method, **config.memory)
   return Evaluator(
     method=method,
     backbone=backbone,

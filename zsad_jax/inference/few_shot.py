@@ -14,28 +14,29 @@ from zsad_jax import types
 from zsad_jax.layers import dual_path, memory_bank, similarity
 
 
-def with_memory(method: types.Method, *, taps, vv_from) -> types.Detector:
+def with_memory_bank(
+  method: types.Method, *, feature_layers, vv_from
+) -> types.DetectionModel:
   """The method itself if it knows references, else its "+" form."""
-  return method if method.num_references else Plus(method, tuple(taps), vv_from)
-
-
-def needs_references(method: types.Method) -> bool:
-  """Whether a method says nothing without references."""
-  return getattr(method, "needs_references", False)
+  return (
+    method
+    if method.num_references
+    else WithMemoryBank(method, tuple(feature_layers), vv_from)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
-class Plus:
+class WithMemoryBank:
   """A zero-shot method beside a memory; for prediction only.
 
   Attributes:
-    method: the method; it needs the fields `act` and `pos_resize`.
-    taps: layers (1-based) whose patches are compared.
+    method: the zero-shot method.
+    feature_layers: layers (1-based) whose patches are compared.
     vv_from: first layer of the value-value stream; None for plain CLIP.
   """
 
   method: types.Method
-  taps: tuple[int, ...]
+  feature_layers: tuple[int, ...]
   vv_from: int | None
 
   def prepare(self, backbone, class_names):
@@ -49,41 +50,42 @@ class Plus:
     _, tokens = dual_path.encode(
       backbone,
       batch["image"],
-      taps=self.taps,
+      feature_layers=self.feature_layers,
       vv_from=self.vv_from,
-      act=self.method.act,
-      pos_resize=self.method.pos_resize,
       class_ln_post=False,
+      **self.method.image_hooks,
     )
     return {
       "method": self.method.encode(backbone, batch),
       "patch_units": similarity.unit(jnp.stack(tokens, axis=1)[:, :, 1:]),
     }
 
-  def remember(self, features):
+  def build_memory_bank(self, features):
     """Patches of references: (n, shots, layers, l, d) as they are."""
     return features["patch_units"]
 
   def predict(self, params, stats, backbone, aux, features):
     """The method's prediction, with a memory averaged with the distance."""
-    alone = self.method.predict(
+    zero_shot = self.method.predict(
       params, stats, backbone, aux, features["method"]
     )
-    return self.beside(alone, features) if "memory" in features else alone
+    if "memory_bank" not in features:
+      return zero_shot
+    return self.fuse_with_references(zero_shot, features)
 
-  def beside(self, alone, features):
+  def fuse_with_references(self, zero_shot, features):
     """A prediction made without a memory, averaged with the distance to it."""
-    bank, layers = features["memory"], range(len(self.taps))
+    bank, layers = features["memory_bank"], range(len(self.feature_layers))
     distances = [
       memory_bank.nearest(features["patch_units"][:, i], bank[:, :, i])[0]
       for i in layers
     ]
     # Half of a cosine distance lies in [0, 1], as probabilities do.
     distance = 0.5 * sum(distances) / len(distances)
-    size = alone["anomaly_map"].shape[1:]
+    size = zero_shot["anomaly_map"].shape[1:]
     few = similarity.to_map(distance[..., None], size, method="bilinear")
     few = few[..., 0]
     return {
-      "anomaly_map": 0.5 * (alone["anomaly_map"] + few),
-      "pred_score": 0.5 * (alone["pred_score"] + few.max(axis=(1, 2))),
+      "anomaly_map": 0.5 * (zero_shot["anomaly_map"] + few),
+      "pred_score": 0.5 * (zero_shot["pred_score"] + few.max(axis=(1, 2))),
     }

@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zsad_jax import types
-from zsad_jax.datasets import preprocess
 from zsad_jax.layers import smoothing
 from zsad_jax.runtime import distributed
 
@@ -38,21 +37,21 @@ def put_batch(batch: Mapping[str, Any], mesh) -> dict[str, Any]:
 
 
 def encode(
-  method: types.Detector, backbone: types.Backbone, batch: types.Batch
+  method: types.DetectionModel, backbone: types.Backbone, batch: types.Batch
 ):
   """Features of a batch of uint8 images; runs inside jit.
 
   Where the batch brings "references" (b, k, s, s, 3), each image's own, their
-  memory stands in features["memory"]. Where it brings "features" and
+  memory stands in features["memory_bank"]. Where it brings "features" and
   "reference_features" instead of images, these are what was encoded before.
   """
   if "features" in batch:
-    features = _widened(batch["features"])
+    features = _widened(backbone, batch["features"])
     if "reference_features" not in batch:
       return features
-    known = _widened(batch["reference_features"])
-    return {**features, "memory": method.remember(known)}
-  images = preprocess.normalize(batch["image"])
+    known = _widened(backbone, batch["reference_features"])
+    return {**features, "memory_bank": method.build_memory_bank(known)}
+  images = backbone.normalize(batch["image"])
   features = method.encode(backbone, {**batch, "image": images})
   if "references" not in batch:
     return features
@@ -60,20 +59,20 @@ def encode(
   of_references = method.encode(
     backbone,
     {
-      "image": preprocess.normalize(batch["references"].reshape(b * k, *shape)),
+      "image": backbone.normalize(batch["references"].reshape(b * k, *shape)),
       "class_id": jnp.repeat(batch["class_id"], k),
     },
   )
   each = jax.tree.map(lambda x: x.reshape(b, k, *x.shape[1:]), of_references)
-  return {**features, "memory": method.remember(each)}
+  return {**features, "memory_bank": method.build_memory_bank(each)}
 
 
-def _widened(features):
+def _widened(backbone, features):
   """Features as they are computed with, however they were kept."""
 
   def wide(x):
     if x.dtype == jnp.uint8:  # Images.
-      return preprocess.normalize(x)
+      return backbone.normalize(x)
     return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
   return jax.tree.map(wide, features)
@@ -101,22 +100,22 @@ class Predictor:
 
   def __init__(
     self,
-    method: types.Detector,
+    method: types.DetectionModel,
     backbone: types.Backbone,
     class_names: Sequence[str],
     mesh: jax.sharding.Mesh,
     *,
     smooth_sigma: float = 0.0,
   ):
-    self._shares = hasattr(method, "beside")
+    self._shares = isinstance(method, types.FusesZeroShot)
     self._mesh = mesh
     self._backbone, self._aux = distributed.replicate(
       (backbone, method.prepare(backbone, class_names)), mesh
     )
     self._encode = jax.jit(functools.partial(encode, method))
     # References are all one image's, as far as shapes are concerned.
-    self._remember = jax.jit(
-      lambda features: method.remember(jax.tree.map(_lead, features))
+    self._build_memory_bank = jax.jit(
+      lambda features: method.build_memory_bank(jax.tree.map(_lead, features))
     )
 
     split = NamedSharding(mesh, P("data"))
@@ -125,9 +124,11 @@ class Predictor:
     def predict(params, stats, backbone, aux, features, memories):
       run = lambda f: method.predict(params, stats, backbone, aux, f)
       alone = run(features) if self._shares or None in memories else None
-      beside = lambda f: method.beside(alone, f) if self._shares else run(f)
+      beside = lambda f: (
+        method.fuse_with_references(alone, f) if self._shares else run(f)
+      )
       results = [
-        alone if memory is None else beside({**features, "memory": memory})
+        alone if memory is None else beside({**features, "memory_bank": memory})
         for memory in memories
       ]
       if not smooths():
@@ -147,7 +148,7 @@ class Predictor:
     needed = {k: batch[k] for k in ("image", "class_id")}
     return self._encode(self._backbone, put_batch(needed, self._mesh))
 
-  def remember(
+  def build_memory_bank(
     self, images: np.ndarray, class_id: int, *, batch_size: int
   ) -> Any:
     """Returns the memory of k references of one class, on all devices.
@@ -165,10 +166,12 @@ class Predictor:
         "image": np.pad(chunk, padding),
         "class_id": np.full(batch_size, class_id, np.int32),
       }
-      parts.append(distributed.whole(self.encode(distributed.share(batch))))
+      parts.append(
+        distributed.all_gather(self.encode(distributed.local_slice(batch)))
+      )
     whole = lambda *xs: np.concatenate(xs)[: len(images)]
     joined = jax.tree.map(whole, *parts)
-    return distributed.replicate(self._remember(joined), self._mesh)
+    return distributed.replicate(self._build_memory_bank(joined), self._mesh)
 
   def predict(
     self,
@@ -183,7 +186,7 @@ class Predictor:
       params: trained parameters.
       stats: running statistics.
       features: `encode`'s.
-      memories: `remember`'s; None for zero-shot.
+      memories: `build_memory_bank`'s; None for zero-shot.
 
     Returns:
       For each memory: "anomaly_map" (b, s, s) and "pred_score" (b,), float32,

@@ -85,8 +85,8 @@ class Scorer:
     self._run, self.zero_shot = run, True
     method = run.method
     if reference_images:
-      method = few_shot.with_memory(method, **run.config.memory)
-      self.zero_shot = not few_shot.needs_references(run.method)
+      method = few_shot.with_memory_bank(method, **run.config.memory)
+      self.zero_shot = not run.method.needs_references
     self._model = predictor.Predictor(
       method, run.backbone, [class_name], distributed.make_mesh()
     )
@@ -94,18 +94,20 @@ class Scorer:
     if reference_images:
       size = run.config.image_size
       images = [preprocess.load_image(p, size) for p in reference_images]
-      self._memory = self._model.remember(
+      self._memory = self._model.build_memory_bank(
         np.stack(images), 0, batch_size=batch_size
       )
 
   def __call__(self, pixels):
     """The prediction, and scores without references (None: no such thing)."""
     batch = {"image": pixels, "class_id": np.zeros(len(pixels), np.int32)}
-    features = self._model.encode(distributed.share(batch))
+    features = self._model.encode(distributed.local_slice(batch))
     given = self._run.params, self._run.stats, features
     if self._memory is None or not self.zero_shot:
       memories = (self._memory,)
     else:
       memories = self._memory, None
-    result, *alone = distributed.whole(self._model.predict(*given, memories))
+    result, *alone = distributed.all_gather(
+      self._model.predict(*given, memories)
+    )
     return result, alone[0]["pred_score"] if alone else None

@@ -60,13 +60,15 @@ def copies(method, name: str) -> list[str]:
   The authors' list repeats one module, and their file its tensors.
 
   Args:
-    method: with fields `taps` and `share_heads`.
+    method: with fields `feature_layers` and `share_heads`.
     name: of the first level's head; else there are no copies.
   """
   match = re.fullmatch(r"(pq_learner\.\w+_adapter)\.0\.(.*)", name)
   if not (match and method.share_heads):
     return []
-  return [f"{match[1]}.{i}.{match[2]}" for i in range(1, len(method.taps))]
+  return [
+    f"{match[1]}.{i}.{match[2]}" for i in range(1, len(method.feature_layers))
+  ]
 
 
 def init(rng, d: int, *, levels: int, widths, share_heads: bool):

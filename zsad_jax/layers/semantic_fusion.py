@@ -7,7 +7,7 @@ from zsad_jax.layers import kmeans, similarity
 from zsad_jax.types import ANOMALOUS
 
 
-def suspicion(patch_logits):
+def patch_anomaly_prob(patch_logits):
   """Anomalous probability per patch: (b, levels, l, 2) -> (b, l)."""
   return jax.nn.softmax(patch_logits.mean(axis=1))[..., ANOMALOUS]
 
@@ -22,7 +22,7 @@ def fuse(patch_units, prob, *, mode, k, count, seed, labels=None):
 
   Args:
     patch_units: (levels, l, d) projected unit patch tokens.
-    prob: (l,) anomalous probability per patch, see `suspicion`.
+    prob: (l,) anomalous probability per patch, see `patch_anomaly_prob`.
     mode: "official", "paper" or "topk_mean", see `Method.hsf`.
     k: number of clusters K.
     count: number of patches looked at, not in mode "paper".

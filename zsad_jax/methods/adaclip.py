@@ -23,13 +23,13 @@ The rest of the list (data, selection, mosaics) stands in configs/adaclip.py.
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import losses
+from zsad_jax import losses, types
 from zsad_jax.layers import (
   linear,
   prompt_trie,
@@ -60,11 +60,11 @@ CHECKPOINT = Checkpoint(prefixed("clip_model.", TORCH_NAMES))
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(types.Method):
   """Hyperparameters, with the authors' values as defaults.
 
   Attributes:
-    taps: layers (1-based) whose patch tokens are compared with the text.
+    feature_layers: layers (1-based) whose patch tokens are compared with the text.
     prompt_length: M, tokens per prompted layer.
     prompt_depth: J, first layers that are prompted.
     prompt_branches: "V", "L" or "VL": towers that are prompted.
@@ -76,7 +76,7 @@ class Method:
     hsf_mix: share of HSF in the image embedding.
     hsf_seed: seed of k-means, the same for every image.
     cosine_scale: factor of all cosines, CLIP's own logit scale.
-    act: activation in both towers, see above.
+    activation: activation in both towers, see above.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
     round_fp16: round text prompts to float16, as autocast does on a GPU.
     text_prompt_first_layer: prompt text block 1 as well, see above.
@@ -86,27 +86,30 @@ class Method:
     remat: recompute the vision MLPs in the backward pass, for memory.
   """
 
-  num_references: ClassVar[int] = 0
-
-  taps: tuple[int, ...] = (6, 12, 18, 24)
+  feature_layers: tuple[int, ...] = (6, 12, 18, 24)
   prompt_length: int = 5
   prompt_depth: int = 4
-  prompt_branches: str = "VL"
-  prompt_types: str = "SD"
-  hsf: str = "official"
+  prompt_branches: Literal["V", "L", "VL"] = "VL"
+  prompt_types: Literal["S", "D", "SD"] = "SD"
+  hsf: Literal["official", "paper", "topk_mean", "none"] = "official"
   num_clusters: int = 20
   hsf_top_factor: int = 5
   hsf_mix: float = 0.2
   hsf_seed: int = 111
   cosine_scale: float = 100.0
-  act: str = "gelu_erf"
-  pos_resize: str = "bicubic"
+  activation: types.Activation = "gelu_erf"
+  pos_resize: types.PositionResize = "bicubic"
   round_fp16: bool = False
   text_prompt_first_layer: bool = False
-  text_prompt_mode: str = "overwrite"
-  dice: str = "rows"
-  train_map: str = "levels"
+  text_prompt_mode: Literal["overwrite", "insert"] = "overwrite"
+  dice: Literal["rows", "image"] = "rows"
+  train_map: Literal["levels", "mean"] = "levels"
   remat: bool = True
+
+  @property
+  def image_hooks(self):
+    """The activation and the resizing of CLIP's position table."""
+    return {"activation": self.activation, "pos_resize": self.pos_resize}
 
   def init(self, rng, backbone):
     """Static prompts are normal, linear layers as torch initialises them."""
@@ -127,14 +130,14 @@ class Method:
     params = {
       "static_text_prompts": static(text),
       "static_visual_prompts": static(width),
-      "patch_projection": heads(len(self.taps), width, d),
+      "patch_projection": heads(len(self.feature_layers), width, d),
       "class_projection": heads(1, d, d),
       "dynamic_visual_prompts": heads(m, d, width),
       "dynamic_text_prompts": heads(m, d, text),
     }
     return params, {}
 
-  def trained(self, params):
+  def trainable_mask(self, params):
     """The authors' optimiser skips what gets no gradient, decay included."""
     tower = {"V": "visual", "L": "text"}
     kind = {"S": "static", "D": "dynamic"}
@@ -210,7 +213,7 @@ class Method:
         j: layers[:, j] for j in range(first, self.prompt_depth)
       }
     embed, _ = backbone.text(
-      backbone.embed_tokens(ids), end, act=self.act, **hooks
+      backbone.embed_tokens(ids), end, activation=self.activation, **hooks
     )
     embed = similarity.unit(embed)
     normal = prompts.ADACLIP_NORMAL_SENTENCES
@@ -242,10 +245,13 @@ class Method:
     embed, out = self._image(backbone, image, **hooks)
     project = lambda head, x: similarity.unit(linear.apply(head, x))
     class_unit = project(params["class_projection"]["0"], embed)
-    levels = [params["patch_projection"][str(i)] for i in range(len(self.taps))]
+    levels = [
+      params["patch_projection"][str(i)]
+      for i in range(len(self.feature_layers))
+    ]
     patch_units = [
-      project(head, out[f"block{tap:02d}"][:, 1:])
-      for head, tap in zip(levels, self.taps)
+      project(head, out[f"block{layer:02d}"][:, 1:])
+      for head, layer in zip(levels, self.feature_layers)
     ]
     text_units = self.text(params, backbone, aux, features)
     patch_logits = self.cosine_scale * jnp.stack(
@@ -311,9 +317,9 @@ class Method:
     """Levels are averaged as logits, then softmax: one interpolation."""
     del stats
     result = self.forward(params, backbone, aux, features)
-    return self.read(result, features["pixels"].shape[1:3])
+    return self.to_prediction(result, features["pixels"].shape[1:3])
 
-  def read(self, result, size):
+  def to_prediction(self, result, size):
     """`forward`'s result as a prediction of h x w pixels."""
     prob = _map_prob(result["patch_logits"].mean(axis=1), size)
     return {
@@ -323,13 +329,13 @@ class Method:
 
   def _image(self, backbone, image, **hooks):
     return backbone.image(
-      image, act=self.act, pos_resize=self.pos_resize, **hooks
+      image, activation=self.activation, pos_resize=self.pos_resize, **hooks
     )
 
   def fuse(self, patch_units, patch_logits, labels):
     """Semantic fusion of each image: (b, d)."""
     units = jnp.stack(patch_units, axis=1)
-    prob = semantic_fusion.suspicion(patch_logits)
+    prob = semantic_fusion.patch_anomaly_prob(patch_logits)
     fuse = functools.partial(
       semantic_fusion.fuse,
       mode=self.hsf,
@@ -346,3 +352,24 @@ def _map_prob(patch_logits, size):
   """(b, l, 2) -> (b, h, w, 2): logits are interpolated, then softmax."""
   logits = similarity.to_map(patch_logits, size, method="bilinear_corners")
   return jax.nn.softmax(logits)
+
+
+PAPER_NAME = "AdaCLIP"  # In the tables of the papers.
+# Ablation of the configuration -> its name in the tables of the papers.
+PAPER_VARIANTS = {
+  "k10": "AdaCLIP [HSF K=10]",
+  "k20": "AdaCLIP [HSF K=20]",
+  "k40": "AdaCLIP [HSF K=40]",
+  "k80": "AdaCLIP [HSF K=80]",
+  "hsf_none": "AdaCLIP [w/o HSF, max value]",
+  "v": "AdaCLIP [prompt image encoder only]",
+  "l": "AdaCLIP [prompt text encoder only]",
+}
+# Settings for a backbone of three blocks of width 64, for tests.
+TINY = dict(
+  feature_layers=(1, 3),
+  prompt_length=2,
+  prompt_depth=2,
+  num_clusters=3,
+  hsf_top_factor=2,
+)

@@ -20,7 +20,7 @@ published numbers; a field of `Method` gives the paper's text:
   vv_from        patches come from the value-value stream; None for plain CLIP
   pool_topk      mean of the 10 largest values; 1 is max pooling
   share_heads    one pair of heads for all levels; False gives each its own
-  alias_tap      False; True for what the authors' code does to a layer right
+  alias_feature_layer      False; True for what the authors' code does to a layer right
                  before `vv_from`, whose tokens it overwrites in place
   context        query and residual; False for the residual alone (ablation)
   joint          visual and textual adapter apart; True compares the outputs
@@ -28,6 +28,7 @@ published numbers; a field of `Method` gives the paper's text:
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,14 +71,14 @@ STATIC = prompts.adaptclip()
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(types.Method):
   """Hyperparameters, with the authors' values as defaults.
 
   Attributes:
-    taps: layers (1-based) that are compared with references; the last one is
+    feature_layers: layers (1-based) that are compared with references; the last one is
       also compared with the text.
     vv_from: first layer of the value-value stream; None for plain CLIP.
-    alias_tap: read the last layer where the layer before `vv_from` is meant.
+    alias_feature_layer: read the last layer where the layer before `vv_from` is meant.
     visual: whether there is the visual adapter.
     textual: whether there is the textual adapter.
     prompt_query: whether there is the prompt-query adapter.
@@ -92,14 +93,14 @@ class Method:
     temperature: of the softmax over the states.
     fusion: "official" or "paper", see above.
     sigma: of the Gaussian, in pixels, before a map's maximum is taken.
-    act: activation of both towers.
+    activation: activation of both towers.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
     cls_ln_post: send the class token through ln_post.
   """
 
-  taps: tuple[int, ...] = (6, 12, 18, 24)
+  feature_layers: tuple[int, ...] = (6, 12, 18, 24)
   vv_from: int | None = 6
-  alias_tap: bool = False
+  alias_feature_layer: bool = False
   visual: bool = True
   textual: bool = True
   prompt_query: bool = True
@@ -112,14 +113,14 @@ class Method:
   share_heads: bool = True
   train_shots: int = 1
   temperature: float = 0.07
-  fusion: str = "official"
+  fusion: Literal["official", "paper"] = "official"
   sigma: float = 4.0
-  act: str = "quick"
-  pos_resize: str = "bilinear"
+  activation: types.Activation = "quick"
+  pos_resize: types.PositionResize = "bilinear"
   cls_ln_post: bool = False
 
   def __post_init__(self):
-    types.check_choices(self, fusion=("official", "paper"))
+    types.Method.__post_init__(self)
     if self.joint and not (self.visual and self.textual):
       raise ValueError("config.method.joint needs visual and textual.")
 
@@ -130,6 +131,11 @@ class Method:
   @property
   def needs_references(self):
     return self.prompt_query and not (self.visual or self.textual)
+
+  @property
+  def image_hooks(self):
+    """The activation and the resizing of CLIP's position table."""
+    return {"activation": self.activation, "pos_resize": self.pos_resize}
 
   def init(self, rng, backbone):
     """Prompts are normal, all layers as torch initialises them."""
@@ -153,15 +159,11 @@ class Method:
       params["prompt_query"], stats["prompt_query"] = prompt_query.init(
         rngs[2],
         backbone.embed_dim,
-        levels=len(self.taps),
+        levels=len(self.feature_layers),
         widths=self.head_widths,
         share_heads=self.share_heads,
       )
     return params, stats
-
-  def trained(self, params):
-    """All of it."""
-    return jax.tree.map(lambda _: True, params)
 
   def prepare(self, backbone, class_names):
     """Placeholders and static text about an object; class names are unused."""
@@ -183,31 +185,32 @@ class Method:
   def static_text(self, backbone, sentences):
     """Mean embedding of the fixed sentences of each state: (2, d)."""
     embed, _ = backbone.text(
-      sentences["embeds"], sentences["end"], act=self.act
+      sentences["embeds"], sentences["end"], activation=self.activation
     )
     normal = len(STATIC[0])
     return jnp.stack([embed[:normal].mean(0), embed[normal:].mean(0)])
 
   def encode(self, backbone, batch):
     """Embeddings of the image and of all tokens of each level."""
-    read = lambda tap: self.taps[-1] if self._overwritten(tap) else tap
+    read = lambda layer: (
+      self.feature_layers[-1] if self._overwritten(layer) else layer
+    )
     image, tokens = dual_path.encode(
       backbone,
       batch["image"],
-      taps=[read(tap) for tap in self.taps],
+      feature_layers=[read(layer) for layer in self.feature_layers],
       vv_from=self.vv_from,
-      act=self.act,
-      pos_resize=self.pos_resize,
       class_ln_post=self.cls_ln_post,
+      **self.image_hooks,
     )
     patches = similarity.unit(jnp.stack(tokens, axis=1)[:, :, 1:])
     # The last level is kept with its class token and length, for the adapter.
     return {"image": image, "tokens": tokens[-1], "patch_units": patches}
 
-  def _overwritten(self, tap):
-    return self.alias_tap and tap + 1 == self.vv_from
+  def _overwritten(self, layer):
+    return self.alias_feature_layer and layer + 1 == self.vv_from
 
-  def remember(self, features):
+  def build_memory_bank(self, features):
     """Patches of references: (n, shots, levels, l, d) as they are."""
     return features["patch_units"]
 
@@ -219,7 +222,7 @@ class Method:
   def text(self, params, backbone, aux):
     """Embeddings of the learned states, not normalised: (2, d) (Eq. 4)."""
     prompts_ = self.learned_prompts(params, aux)
-    embed, _ = backbone.text(prompts_, aux["end"], act=self.act)
+    embed, _ = backbone.text(prompts_, aux["end"], activation=self.activation)
     return embed
 
   def adapted(self, params, stats, features, weight):
@@ -277,7 +280,7 @@ class Method:
       params["prompt_query"],
       stats["prompt_query"],
       features["patch_units"],
-      features["memory"],
+      features["memory_bank"],
       size,
       context=self.context,
       topk=self.pool_topk,
@@ -322,7 +325,7 @@ class Method:
       for p in probs
     ]
     distance = None
-    if self.prompt_query and "memory" in features:
+    if self.prompt_query and "memory_bank" in features:
       levels, _ = self.compare(params, stats, features, size, None)
       pq_maps, pq_scores, distance = prompt_query.summary(levels)
       maps, scores = [*maps, pq_maps], [*scores, pq_scores]
@@ -346,3 +349,25 @@ class Method:
     else:
       score = prompt_query.harmonic_mean([mean(scores), peak])
     return {"anomaly_map": anomaly_map, "pred_score": score}
+
+
+PAPER_NAME = "AdaptCLIP"  # In the tables of the papers.
+# Ablation of the configuration -> its name in the tables of the papers.
+PAPER_VARIANTS = {
+  "clip": "naive CLIP",
+  "ta": "AdaptCLIP [TA only]",
+  "va": "AdaptCLIP [VA only]",
+  "joint": "AdaptCLIP [TA+VA, joint learning]",
+  "zero": "AdaptCLIP [TA+VA, alternating learning]",
+  "pqa_residual": "AdaptCLIP [PQA only, w/o context]",
+  "pqa": "AdaptCLIP [PQA only, w context]",
+}
+# Settings for a backbone of three blocks of width 64, for tests.
+TINY = dict(
+  feature_layers=(2, 3),
+  vv_from=2,
+  context_length=3,
+  head_widths=(8, 4),
+  pool_topk=3,
+  sigma=1.0,
+)

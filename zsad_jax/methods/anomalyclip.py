@@ -12,8 +12,8 @@ context with the value-value stream (3.3).
 Where paper and authors' code differ, the default is the code, which made the
 published numbers; a field of `Method` gives the other:
 
-  taps           the last layer; (6, 12, 18, 24) is the first paper's text
-  map_weight     4, for the sum over taps
+  feature_layers           the last layer; (6, 12, 18, 24) is the first paper's text
+  map_weight     4, for the sum over feature_layers
   deep_mode      deep tokens overwrite rows 1 ... 4; "insert" makes room
   cls_ln_post    the class token skips ln_post, unlike CLIP's own embedding
   round_fp16     deep tokens are rounded to float16
@@ -21,7 +21,7 @@ The temperature is 0.07, not CLIP's own logit scale, in the code and here.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,11 @@ CHECKPOINT = prompt_learner.checkpoint(
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(types.Method):
   """Hyperparameters, with the authors' values as defaults.
 
   Attributes:
-    taps: layers (1-based) whose patch tokens are compared with the text.
+    feature_layers: layers (1-based) whose patch tokens are compared with the text.
     vv_from: first layer of the value-value stream; None for plain CLIP.
     context_length: E, learned vectors per prompt.
     deep_length: M, learned tokens per text layer.
@@ -55,30 +55,30 @@ class Method:
       own: layers 2 ... deep_depth.
     temperature: of the softmax over the states.
     map_weight: lambda, the weight of the losses on maps.
-    act: activation of both towers.
+    activation: activation of both towers.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
     deep_mode: "overwrite" or "insert", see above.
     cls_ln_post: see above.
     round_fp16: see above.
   """
 
-  num_references: ClassVar[int] = 0
-
-  taps: tuple[int, ...] = (24,)
+  feature_layers: tuple[int, ...] = (24,)
   vv_from: int | None = 6
   context_length: int = 12
   deep_length: int = 4
   deep_depth: int = 9
   temperature: float = 0.07
   map_weight: float = 4.0
-  act: str = "quick"
-  pos_resize: str = "bilinear"
-  deep_mode: str = "overwrite"
+  activation: types.Activation = "quick"
+  pos_resize: types.PositionResize = "bilinear"
+  deep_mode: Literal["overwrite", "insert"] = "overwrite"
   cls_ln_post: bool = False
   round_fp16: bool = True
 
-  def __post_init__(self):
-    types.check_choices(self, deep_mode=("overwrite", "insert"))
+  @property
+  def image_hooks(self):
+    """The activation and the resizing of CLIP's position table."""
+    return {"activation": self.activation, "pos_resize": self.pos_resize}
 
   def init(self, rng, backbone):
     """All learned vectors are normal with deviation 0.02."""
@@ -89,10 +89,6 @@ class Method:
     )
     context = {"normal": vectors(rngs[0]), "anomalous": vectors(rngs[1])}
     return {"context": context, "deep": deep}, {}
-
-  def trained(self, params):
-    """All of it: what is dead in the authors' checkpoint is not built."""
-    return jax.tree.map(lambda _: True, params)
 
   def prepare(self, backbone, class_names):
     """Placeholder sentences about an object; class names are not used."""
@@ -110,15 +106,14 @@ class Method:
     )
 
   def encode(self, backbone, batch):
-    """Unit embeddings of the image and, per tap, of its patches (Sec. 3.3)."""
+    """Unit embeddings of the image and, per layer, of its patches (Sec. 3.3)."""
     image, patches = dual_path.encode(
       backbone,
       batch["image"],
-      taps=self.taps,
+      feature_layers=self.feature_layers,
       vv_from=self.vv_from,
-      act=self.act,
-      pos_resize=self.pos_resize,
       class_ln_post=self.cls_ln_post,
+      **self.image_hooks,
     )
     return {
       "class_unit": similarity.unit(image),
@@ -136,7 +131,7 @@ class Method:
     embed, _ = backbone.text(
       self.prompts(params, aux),
       aux["end"],
-      act=self.act,
+      activation=self.activation,
       prompts=prompt_learner.deep_prompts(params["deep"]),
       prompt_mode=self.deep_mode,
       round_fp16=self.round_fp16,
@@ -148,7 +143,7 @@ class Method:
 
     Returns:
       Dict of: text_units (2, d); image_logits (b, 2); patch_prob
-      (b, taps, l, 2).
+      (b, feature_layers, l, 2).
     """
     text_units = similarity.unit(self.text(params, backbone, aux))
     cosines = similarity.cosines(features["class_unit"], text_units)
@@ -162,7 +157,7 @@ class Method:
     }
 
   def loss_terms(self, result, batch):
-    """Losses per image: (b,), and per image and tap: (b, taps, 3)."""
+    """Losses per image: (b,), and per image and layer: (b, feature_layers, 3)."""
     image = losses.cross_entropy(result["image_logits"], batch["label"])
     mask, prob = batch["mask"], result["patch_prob"]
     maps = similarity.to_maps(prob, mask.shape[1:], method="bilinear")
@@ -174,7 +169,7 @@ class Method:
     return image, pixel
 
   def loss(self, params, stats, backbone, aux, features, batch, rng):
-    """Cross-entropy + lambda times focal and Dice of all taps (Code)."""
+    """Cross-entropy + lambda times focal and Dice of all feature_layers (Code)."""
     del rng  # No dropout.
     result = self.forward(params, backbone, aux, features)
     image, pixel = self.loss_terms(result, batch)
@@ -193,14 +188,26 @@ class Method:
     return sum(parts.values()), (parts, stats)
 
   def predict(self, params, stats, backbone, aux, features):
-    """The map is the mean over taps; the authors' sum ranks alike."""
+    """The map is the mean over feature_layers; the authors' sum ranks alike."""
     del stats
     result = self.forward(params, backbone, aux, features)
-    return self.read(result, similarity.image_size(backbone, features))
+    return self.to_prediction(result, similarity.image_size(backbone, features))
 
-  def read(self, result, size):
+  def to_prediction(self, result, size):
     """`forward`'s result as a prediction of h x w pixels."""
     prob = result["patch_prob"][..., ANOMALOUS:].mean(axis=1)
     score = jax.nn.softmax(result["image_logits"])[:, ANOMALOUS]
     anomaly_map = similarity.to_map(prob, size, method="bilinear")
     return {"anomaly_map": anomaly_map[..., 0], "pred_score": score}
+
+
+PAPER_NAME = "AnomalyCLIP"  # In the tables of the papers.
+# Settings for a backbone of three blocks of width 64, for tests.
+TINY = dict(
+  feature_layers=(2, 3),
+  vv_from=2,
+  context_length=3,
+  deep_length=2,
+  deep_depth=3,
+  round_fp16=False,
+)

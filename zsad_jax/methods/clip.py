@@ -11,7 +11,7 @@ that AnomalyCLIP's appendix compares with.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,40 +22,39 @@ from zsad_jax.types import ANOMALOUS
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(types.Method):
   """Settings.
 
   Attributes:
     prompts: "states", WinCLIP's sentences, or "pair".
     temperature: of the softmax over the states; it changes no ranking of
       images.
-    act: activation of both towers; None for the one of the weights.
+    activation: activation of both towers; None for the one of the weights.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
   """
 
-  num_references: ClassVar[int] = 0
-
-  prompts: str = "states"
+  prompts: Literal["states", "pair"] = "states"
   temperature: float = 0.01
-  act: str | None = None
-  pos_resize: str = "bicubic_antialias"
+  activation: types.Activation | None = None
+  pos_resize: types.PositionResize = "bicubic_antialias"
 
-  def __post_init__(self):
-    types.check_choices(self, prompts=("states", "pair"))
+  @property
+  def image_hooks(self):
+    """The activation and the resizing of CLIP's position table."""
+    return {"activation": self.activation, "pos_resize": self.pos_resize}
 
   def init(self, rng, backbone):
     """There is nothing to learn."""
     del rng, backbone
     return {}, {}
 
-  def trained(self, params):
-    return params
-
   def prepare(self, backbone, class_names):
     """Mean unit embeddings of each class's sentences (Sec. 3.1): (n, 2, d)."""
     embed = jax.jit(
       lambda ids, end: similarity.unit(
-        backbone.text(backbone.embed_tokens(ids), end, act=self.act)[0]
+        backbone.text(
+          backbone.embed_tokens(ids), end, activation=self.activation
+        )[0]
       )
     )
     units = []
@@ -80,11 +79,10 @@ class Method:
     image, patches = dual_path.encode(
       backbone,
       batch["image"],
-      taps=(backbone.vision_layers,),
+      feature_layers=(backbone.vision_layers,),
       vv_from=None,
-      act=self.act,
-      pos_resize=self.pos_resize,
       class_ln_post=True,
+      **self.image_hooks,
     )
     return {
       "class_unit": similarity.unit(image),
@@ -117,3 +115,7 @@ class Method:
       "anomaly_map": anomaly_map[..., 0],
       "pred_score": image[:, ANOMALOUS],
     }
+
+
+PAPER_NAME = "CLIP"  # In the tables of the papers.
+TINY = {}  # Settings for a backbone of three blocks, for tests.

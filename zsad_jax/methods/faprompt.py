@@ -11,7 +11,7 @@
   Eq. 9      Method.forward
   Eq. 10     Method.image_terms
   Eq. 11     Method.loss
-  Eq. 12     Method.read
+  Eq. 12     Method.to_prediction
 
 Numbers are those of the paper's review version. Where it and the authors' code
 differ, the default is the code, which made the published numbers; a field of
@@ -29,7 +29,7 @@ differ, the default is the code, which made the published numbers; a field of
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +55,11 @@ CHECKPOINT = prompt_learner.checkpoint(
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(types.Method):
   """Hyperparameters, with the authors' values as defaults.
 
   Attributes:
-    tap: layer (1-based) whose patch tokens are compared with the text.
+    feature_layer: layer (1-based) whose patch tokens are compared with the text.
     vv_from: first layer of the value-value stream; None for plain CLIP.
     num_prompts: K, abnormal prompts.
     normal_length: E, learned vectors of the normal prompt, shared by all.
@@ -77,13 +77,11 @@ class Method:
     oc_ordered: count each pair twice, see above.
     image_loss: "official" or "paper", see above.
     map_weights, max_weights, damaged_word, round_fp16: see above.
-    act: activation of both towers.
+    activation: activation of both towers.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
   """
 
-  num_references: ClassVar[int] = 0
-
-  tap: int = 24
+  feature_layer: int = 24
   vv_from: int | None = 6
   num_prompts: int = 10
   normal_length: int = 5
@@ -94,25 +92,22 @@ class Method:
   deep_depth: int = 9
   temperature: float = 0.07
   prior_weight: float = 1.0
-  prior_select: str = "first"
-  prior_reduce: str = "mean"
+  prior_select: Literal["first", "topk"] = "first"
+  prior_reduce: Literal["mean", "sum"] = "mean"
   oc_weight: float = 0.1
   oc_ordered: bool = False
   map_weights: tuple[float, float] = (1.0, 0.5)
-  image_loss: str = "official"
+  image_loss: Literal["official", "paper"] = "official"
   max_weights: tuple[float, float] = (2.0, 1.0)
   damaged_word: bool = True
-  act: str = "quick"
-  pos_resize: str = "bilinear"
+  activation: types.Activation = "quick"
+  pos_resize: types.PositionResize = "bilinear"
   round_fp16: bool = True
 
-  def __post_init__(self):
-    types.check_choices(
-      self,
-      prior_select=("first", "topk"),
-      prior_reduce=("mean", "sum"),
-      image_loss=("official", "paper"),
-    )
+  @property
+  def image_hooks(self):
+    """The activation and the resizing of CLIP's position table."""
+    return {"activation": self.activation, "pos_resize": self.pos_resize}
 
   def init(self, rng, backbone):
     """Vectors are normal, the prior network as torch initialises it."""
@@ -133,10 +128,6 @@ class Method:
         "2": linear.init(rngs[4], hidden, c),
       }
     return params, {}
-
-  def trained(self, params):
-    """All of it: what is dead in the authors' checkpoint is not built."""
-    return jax.tree.map(lambda _: True, params)
 
   def prepare(self, backbone, class_names):
     """Placeholder sentences about an object; class names are not used."""
@@ -161,11 +152,10 @@ class Method:
     image, patches = dual_path.encode(
       backbone,
       batch["image"],
-      taps=(self.tap,),
+      feature_layers=(self.feature_layer,),
       vv_from=self.vv_from,
-      act=self.act,
-      pos_resize=self.pos_resize,
       class_ln_post=False,
+      **self.image_hooks,
     )
     return {
       "class_unit": similarity.unit(image),
@@ -200,7 +190,7 @@ class Method:
     return backbone.text(
       prompts,
       end,
-      act=self.act,
+      activation=self.activation,
       prompts=prompt_learner.deep_prompts(params["deep"]),
       round_fp16=self.round_fp16,
       **hooks,
@@ -332,9 +322,9 @@ class Method:
     """Maps of both passes averaged."""
     del stats
     result = self.forward(params, backbone, aux, features)
-    return self.read(result, similarity.image_size(backbone, features))
+    return self.to_prediction(result, similarity.image_size(backbone, features))
 
-  def read(self, result, size):
+  def to_prediction(self, result, size):
     """`forward`'s result as a prediction of h x w pixels (Eq. 12)."""
     # With two states, 1 - normal = abnormal; interpolation is linear.
     prob = 0.5 * (result["patch_prob"] + result["refined_prob"])
@@ -346,3 +336,22 @@ def _prototypes(normal, abnormal):
   """Unit embeddings (2, d) of the normal and the mean abnormal prompt."""
   mean = abnormal.mean(axis=0, keepdims=True)
   return similarity.unit(jnp.concatenate([normal, mean]))
+
+
+PAPER_NAME = "FAPrompt"  # In the tables of the papers.
+# Ablation of the configuration -> its name in the tables of the papers.
+PAPER_VARIANTS = {
+  "k1": "FAPrompt [CAP K=1, + DAP]",
+  "no_dap": "FAPrompt [AnomalyCLIP + CAP]",
+  "no_cap": "FAPrompt [AnomalyCLIP + DAP]",
+}
+# Settings for a backbone of three blocks of width 64, for tests.
+TINY = dict(
+  feature_layer=3,
+  vv_from=2,
+  num_prompts=3,
+  num_patches=4,
+  deep_length=2,
+  deep_depth=3,
+  round_fp16=False,
+)

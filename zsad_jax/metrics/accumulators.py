@@ -18,7 +18,7 @@ PIXEL = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
 BOUND = "_bound"  # After the name of a metric: of its error.
 
 
-class Streamed:
+class StreamingPixelMetrics:
   """Constant memory; every value with the bound of its error."""
 
   def __init__(self):
@@ -68,7 +68,7 @@ class Streamed:
       return {}
 
 
-class Kept:
+class ExactPixelMetrics:
   """Keeps all maps of a category, for what cannot be streamed."""
 
   def __init__(self, variant: "Variant | None" = None):
@@ -76,12 +76,12 @@ class Kept:
     self._masks, self._maps = [], []
 
   def update(self, gt_mask, anomaly_map) -> None:
-    """Takes in some images; see `Streamed`."""
+    """Takes in some images; see `StreamingPixelMetrics`."""
     self._masks.append(gt_mask)
     self._maps.append(anomaly_map)
 
   def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Masks and maps of each batch; see `Streamed`."""
+    """Masks and maps of each batch; see `StreamingPixelMetrics`."""
     return list(zip(self._masks, self._maps))
 
   def join(self, parts) -> None:
@@ -210,13 +210,13 @@ VARIANTS = {
   ),
   "per_image": Variant(per_image=True),
 }
-MEASURES = {"streamed": Streamed, "exact": Kept} | {
-  name: (lambda variant=variant: Kept(variant))
+MEASURES = {"streamed": StreamingPixelMetrics, "exact": ExactPixelMetrics} | {
+  name: (lambda variant=variant: ExactPixelMetrics(variant))
   for name, variant in VARIANTS.items()
 }
 
 
-def make(name: str) -> Streamed | Kept:
+def make(name: str) -> StreamingPixelMetrics | ExactPixelMetrics:
   """A measure of that name.
 
   Raises:

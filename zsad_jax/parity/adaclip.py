@@ -31,7 +31,7 @@ def quantities(golden, entry):
 def _method(config, case):
   """The method that the manifest describes."""
   return adaclip.Method(
-    taps=tuple(config["taps"]),
+    feature_layers=tuple(config["taps"]),
     prompt_length=config["length"],
     prompt_depth=config["depth"],
     prompt_branches="V" * case["visual_prompts"] + "L" * case["text_prompts"],
@@ -41,7 +41,7 @@ def _method(config, case):
     hsf_top_factor=config["hsf_topk_factor"],
     hsf_mix=config["hsf_mix"],
     cosine_scale=config["cosine_scale"],
-    act=case["act"],
+    activation=case["act"],
     pos_resize=config["pos_resize"],
     round_fp16=config["round_fp16"],
     text_prompt_first_layer=0 in config["text_prompt_blocks"],
@@ -144,18 +144,18 @@ class _Run:
     yield "text_features", jnp.moveaxis(result["text_units"], 1, 2)
     size = features["pixels"].shape[1:3]
     maps = self.method.level_maps(result, size)
-    for i, tap in enumerate(self.method.taps):
-      yield f"patch_proj_{tap}", result["patch_units"][i]
-      yield f"logits_{tap}", result["patch_logits"][:, i]
-      yield f"train_map_{tap}", maps[:, i, ..., 1]
+    for i, layer in enumerate(self.method.feature_layers):
+      yield f"patch_proj_{layer}", result["patch_units"][i]
+      yield f"logits_{layer}", result["patch_logits"][:, i]
+      yield f"train_map_{layer}", maps[:, i, ..., 1]
     yield "train_score", result["image_prob"]
     if "fused" in result:
-      prob = semantic_fusion.suspicion(result["patch_logits"])
+      prob = semantic_fusion.patch_anomaly_prob(result["patch_logits"])
       count = self.method.hsf_top_factor * self.method.num_clusters
       top = lambda p: semantic_fusion.top_patches(p, count)
       yield "hsf_topk_indices", jax.vmap(top)(prob)
       yield "hsf_feature", result["fused"]
-    prediction = self.method.read(result, size)
+    prediction = self.method.to_prediction(result, size)
     yield "anomaly_map", prediction["anomaly_map"]
     yield "anomaly_score", prediction["pred_score"]
     sigma = self.entry.config["sigma"]
@@ -194,7 +194,7 @@ class _Run:
       self.entry,
       loss_and_grads,
       self.params,
-      self.method.trained(self.params),
+      self.method.trainable_mask(self.params),
     )
     yield "traj/losses", losses
     for name, value in self.named(params).items():

@@ -26,10 +26,12 @@ def quantities(golden, entry):
     part: entry.images(f"{part}_u8") for part in ("query", "prompt_pool")
   }
   for part, image in images.items():
-    embed, tokens = golden_lib.image_side(method, backbone, image, method.taps)
+    embed, tokens = golden_lib.image_side(
+      method, backbone, image, method.feature_layers
+    )
     yield f"{part}/image_features", embed
-    for tap, x in zip(method.taps, tokens):
-      yield f"{part}/patch_{tap}", x
+    for layer, x in zip(method.feature_layers, tokens):
+      yield f"{part}/patch_{layer}", x
   yield from _text(backbone, method, params, aux, entry)
   run = _Run(
     method,
@@ -49,7 +51,7 @@ def quantities(golden, entry):
 def _method(config):
   """The method that the manifest describes."""
   return adaptclip.Method(
-    taps=tuple(config["taps"]),
+    feature_layers=tuple(config["taps"]),
     vv_from=config["dual_from"],
     context=config["pq_context"],
     context_length=config["n_ctx"],
@@ -58,7 +60,7 @@ def _method(config):
     pool_topk=config["pool_topk"],
     temperature=config["temperature"],
     sigma=float(config["sigma"]),
-    act=config["act"],
+    activation=config["act"],
     pos_resize=config["pos_resize"],
   )
 
@@ -109,7 +111,7 @@ def _adapters(method, params, stats, backbone, aux, features, weight):
   for name, (logits, prob) in found.items():
     maps = similarity.to_map(prob, size, method="bilinear")
     said |= {f"{name}_logits": logits, f"{name}_map": maps[..., 1]}
-  if "memory" in features:
+  if "memory_bank" in features:
     levels, _ = method.compare(params, stats, features, size, weight)
     summary = prompt_query.summary(levels)
     said |= {
@@ -163,7 +165,7 @@ class _Run:
       return features
     chosen = self.entry[f"prompt_idx_{kind}"][:, :shots]
     pool = jax.tree.map(lambda x: x[chosen], self.images["prompt_pool"])
-    return {**features, "memory": self.method.remember(pool)}
+    return {**features, "memory_bank": self.method.build_memory_bank(pool)}
 
   def evaluation(self, method, shots):
     said, prediction = _evaluation(
@@ -211,7 +213,7 @@ class _Run:
       self.entry,
       golden_lib.steps(run),
       self.params,
-      self.method.trained(self.params),
+      self.method.trainable_mask(self.params),
       self.stats,
     )
     yield "traj/losses", history

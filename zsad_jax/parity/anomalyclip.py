@@ -22,10 +22,12 @@ def quantities(golden, entry):
   tokens = None
   for prefix, vv_from in (("plain/", None), ("", method.vv_from)):
     variant = dataclasses.replace(method, vv_from=vv_from)
-    embed, tokens = golden_lib.image_side(variant, backbone, image, method.taps)
+    embed, tokens = golden_lib.image_side(
+      variant, backbone, image, method.feature_layers
+    )
     yield f"{prefix}image_features", embed
-    for tap, x in zip(method.taps, tokens):
-      yield f"{prefix}patch_{tap}", x
+    for layer, x in zip(method.feature_layers, tokens):
+      yield f"{prefix}patch_{layer}", x
   yield from _prompts(method, params, aux, backbone, entry)
   given = backbone, aux, golden_lib.encode(method, backbone, image)
   run = functools.partial(
@@ -39,7 +41,7 @@ def quantities(golden, entry):
   yield from _scores(method, trained.seen, tokens, entry)
   yield from _losses(trained, entry)
   history, after, _ = golden_lib.trajectory(
-    entry, golden_lib.steps(run), params, method.trained(params), {}
+    entry, golden_lib.steps(run), params, method.trainable_mask(params), {}
   )
   yield "traj/losses", history
   for name, value in _named(after, entry).items():
@@ -49,14 +51,14 @@ def quantities(golden, entry):
 def _method(config):
   """The method that the manifest describes."""
   return anomalyclip.Method(
-    taps=tuple(config["taps"]),
+    feature_layers=tuple(config["taps"]),
     vv_from=config["dual_from"],
     context_length=config["n_ctx"],
     deep_length=config["t_n_ctx"],
     deep_depth=config["depth"],
     temperature=config["temperature"],
     map_weight=float(config["lam"]),
-    act=config["act"],
+    activation=config["act"],
     pos_resize=config["pos_resize"],
     round_fp16=config["round_fp16"],
   )
@@ -71,10 +73,13 @@ def _prompts(method, params, aux, backbone, entry):
 
 
 def _look(method, params, stats, backbone, aux, features):
-  """Text, scores, and the map of each tap and of the taps from each one on."""
+  """Text, scores, and the map of each layer and of the feature_layers from each one on."""
   del stats
   result = method.forward(params, backbone, aux, features)
-  size, count = similarity.image_size(backbone, features), len(method.taps)
+  size, count = (
+    similarity.image_size(backbone, features),
+    len(method.feature_layers),
+  )
   prob, maps = result["patch_prob"], {}
   for first in range(count):
     for last in {first + 1, count}:
@@ -83,7 +88,7 @@ def _look(method, params, stats, backbone, aux, features):
   return {
     **result,
     "text": method.text(params, backbone, aux),
-    "score": method.read(result, size)["pred_score"],
+    "score": method.to_prediction(result, size)["pred_score"],
     "maps": maps,
   }
 
@@ -95,15 +100,15 @@ def _scores(method, seen, tokens, entry):
   yield "test/image_score", seen["score"]
   # With the class token in front, as the authors compare it, too.
   compare = jax.jit(similarity.state_prob, static_argnames="temperature")
-  for i, (tap, x) in enumerate(zip(method.taps, tokens)):
+  for i, (layer, x) in enumerate(zip(method.feature_layers, tokens)):
     yield (
-      f"similarity_{tap}",
+      f"similarity_{layer}",
       compare(
         similarity.unit(x), seen["text_units"], temperature=method.temperature
       ),
     )
-    yield f"similarity_map_{tap}", seen["maps"][i, i + 1]
-  count = len(method.taps)
+    yield f"similarity_map_{layer}", seen["maps"][i, i + 1]
+  count = len(method.feature_layers)
   for first in range(count):
     name = f"_from_layer_idx_{first}" if first else ""
     # The authors add up what `predict` averages.

@@ -13,7 +13,7 @@ from zsad_jax.backbones.clip import sources, tokenizer
 from zsad_jax.layers import resample
 from zsad_jax.torch_io import file as torch_file
 
-_ACTS = {"quick": "quick", "gelu": "gelu_erf"}  # Stored name -> ours.
+_ACTIVATIONS = {"quick": "quick", "gelu": "gelu_erf"}  # Stored name -> ours.
 _DEFAULT_RESIZE = "bicubic"  # Of views that name none.
 
 
@@ -23,12 +23,16 @@ def quantities(golden, entry):
   ids = tokenizer.encode(entry.text("texts_utf8"), truncate=True)
   yield "token_ids", ids
   yield from _position_tables(backbone, entry)
-  yield from _towers(backbone, entry, ids, set(_ACTS))
+  yield from _towers(backbone, entry, ids, set(_ACTIVATIONS))
   for config in golden.other_files("config.json"):
     if config.name != "config.json":
       continue  # Such as tokenizer_config.json.
     loaded = _hugging_face(config.parent)
-    acts = {name for name, act in _ACTS.items() if act == loaded.config.act}
+    acts = {
+      name
+      for name, activation in _ACTIVATIONS.items()
+      if activation == loaded.config.activation
+    }
     for name, value in _towers(loaded, entry, ids, acts):
       yield f"{config.parent.name}: {name}", value
   yield from _torch_files(golden, entry)
@@ -54,26 +58,28 @@ def _towers(backbone, entry, ids, acts):
   """Both towers, for each activation and view in the stored names."""
   parts = [name.split("/") for name in entry.expected()]
   for act in sorted(acts & {p[0] for p in parts}):
-    yield from _text(backbone, ids, act, _ACTS[act])
+    yield from _text(backbone, ids, act, _ACTIVATIONS[act])
     for view in sorted({p[1] for p in parts if p[0] == act and len(p) == 3}):
       image, _, resize = view.partition("_")
       run = functools.partial(
         backbone.image,
-        act=_ACTS[act],
+        activation=_ACTIVATIONS[act],
         pos_resize=resize or _DEFAULT_RESIZE,
       )
       embed, out = jax.jit(run)(_image(entry, image))
       yield f"{act}/{view}/image_features", embed
       for layer in range(1, backbone.config.vision_layers + 1):
-        tap = out[f"block{layer:02d}"]
-        yield f"{act}/{view}/tokens_{layer}", tap
-        projected = backbone.project(tap, ln_post=True)
+        tokens = out[f"block{layer:02d}"]
+        yield f"{act}/{view}/tokens_{layer}", tokens
+        projected = backbone.project(tokens, ln_post=True)
         yield f"{act}/{view}/tokens_proj_{layer}", projected
 
 
-def _text(backbone, ids, act, our_act):
+def _text(backbone, ids, act, activation):
   embed, out = backbone.text(
-    backbone.embed_tokens(ids), tokenizer.end_positions(ids), act=our_act
+    backbone.embed_tokens(ids),
+    tokenizer.end_positions(ids),
+    activation=activation,
   )
   yield f"{act}/text_features", embed
   yield f"{act}/text_tokens_ln_final", out["tokens"]

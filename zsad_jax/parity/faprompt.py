@@ -22,7 +22,9 @@ def quantities(golden, entry):
   )
   aux = method.prepare(backbone, ())
   image = entry.images("image_u8")
-  embed, tokens = golden_lib.image_side(method, backbone, image, (method.tap,))
+  embed, tokens = golden_lib.image_side(
+    method, backbone, image, (method.feature_layer,)
+  )
   yield "image_features", embed
   yield "patch_features", tokens[0]
   yield from _prompts(method, params, aux, backbone, entry)
@@ -50,7 +52,7 @@ def _method(config, vision_layers):
   """The method that the manifest describes."""
   weights = config["loss_weights"]
   return faprompt.Method(
-    tap=vision_layers,
+    feature_layer=vision_layers,
     vv_from=config["dual_from"],
     num_prompts=config["num_p"],
     normal_length=config["n_ctx_pos"],
@@ -63,7 +65,7 @@ def _method(config, vision_layers):
     oc_weight=weights["oc"],
     map_weights=(weights["map1"], weights["map2"]),
     max_weights=tuple(map(float, config["max_weights"])),
-    act=config["act"],
+    activation=config["act"],
     pos_resize=config["pos_resize"],
     round_fp16=config["round_fp16"],
   )
@@ -87,7 +89,7 @@ def _look(method, params, stats, backbone, aux, features):
   size, prob = similarity.image_size(backbone, features), result["patch_prob"]
   return {
     **result,
-    **method.read(result, size),
+    **method.to_prediction(result, size),
     "top": jax.lax.top_k(prob[..., 1], method.num_patches)[1],
     "map": similarity.to_map(prob, size, method="bilinear")[..., 1],
   }
@@ -133,7 +135,7 @@ def _losses(method, trained, entry):
 
 def _trajectory(method, run, params, entry):
   history, after, _ = golden_lib.trajectory(
-    entry, golden_lib.steps(run), params, method.trained(params), {}
+    entry, golden_lib.steps(run), params, method.trainable_mask(params), {}
   )
   yield "traj/losses", history
   for name, value in _named(after, entry).items():

@@ -15,7 +15,6 @@ from scipy import ndimage
 
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import model as clip_model
-from zsad_jax.datasets import preprocess
 from zsad_jax.layers import dual_path
 from zsad_jax.torch_io import rules
 from zsad_jax.training import optimizer
@@ -56,7 +55,7 @@ class Entry:
 
   def images(self, name: str) -> jax.Array:
     """Stored uint8 images (b, 3, h, w) as network input (b, h, w, 3)."""
-    return preprocess.normalize(
+    return clip_model.normalize(
       jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
     )
 
@@ -131,15 +130,15 @@ def gradients(grads: Mapping[str, Any]):
     yield f"gradnorm/{name}", np.linalg.norm(np.ravel(grad))
 
 
-@functools.partial(jax.jit, static_argnames=("method", "taps"))
-def image_side(method, backbone, image, taps):
+@functools.partial(jax.jit, static_argnames=("method", "feature_layers"))
+def image_side(method, backbone, image, feature_layers):
   """Embeddings of the images and of all their tokens; see `dual_path`."""
   return dual_path.encode(
     backbone,
     image,
-    taps=taps,
+    feature_layers=feature_layers,
     vv_from=method.vv_from,
-    act=method.act,
+    activation=method.activation,
     pos_resize=method.pos_resize,
     class_ln_post=False,
   )

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip import tokenizer
-from zsad_jax.datasets import preprocess
 from zsad_jax.pretraining import captions
 from zsad_jax.pretraining.pictures import Pairs
 
@@ -55,7 +55,7 @@ def make(
   ids, end = tokens([caption.text for caption in told])
   state_ids, state_end = tokens([*itertools.chain(*zip(*stated))])
   return {
-    "image": preprocess.normalize(np.concatenate(images.swapaxes(0, 1))),
+    "image": clip.normalize(np.concatenate(images.swapaxes(0, 1))),
     "damage": np.concatenate([np.zeros_like(damage), damage]),
     "keep": np.tile(_kept(rng, damage, keep), (2, 1)),
     "captions": ids,

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 
-from zsad_jax.datasets import preprocess
 from zsad_jax.layers import prompts, similarity
 from zsad_jax.metrics import exact
 from zsad_jax.pretraining import batches, captions
@@ -57,8 +56,8 @@ def _direction(model):
 
 @jax.jit
 def _image(model, image):
-  embed, taps = model.image(image)
-  last = taps[f"block{model.vision_layers:02d}"][:, 1:]
+  embed, out = model.image(image)
+  last = out[f"block{model.vision_layers:02d}"][:, 1:]
   return (
     similarity.unit(embed),
     similarity.unit(model.project(last, ln_post=True)),
@@ -73,7 +72,7 @@ def _text(model, ids, end):
 
 def _embed(model, pictures):
   starts = range(0, len(pictures), BATCH)
-  batch = lambda i: preprocess.normalize(pictures[i : i + BATCH])
+  batch = lambda i: model.normalize(pictures[i : i + BATCH])
   parts = [jax.device_get(_image(model, batch(i))) for i in starts]
   return tuple(np.concatenate(x) for x in zip(*parts))
 

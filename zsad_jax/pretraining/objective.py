@@ -46,7 +46,7 @@ class Objective:
   """Weights and settings of the loss.
 
   Attributes:
-    taps: of the vision tower whose patches are compared with the text, such
+    feature_layers: layers whose patches are compared with the text, such
       as "block08" and "vv/block08".
     vv_from: first layer of the value-value stream.
     temperature: of states and patches; the one the methods use.
@@ -56,7 +56,7 @@ class Objective:
     positive: weight of damaged patches.
   """
 
-  taps: tuple[str, ...]
+  feature_layers: tuple[str, ...]
   vv_from: int | None
   temperature: float
   captions: float
@@ -77,7 +77,7 @@ class Objective:
     """
     model = assemble(trainable, table, vocabulary, config)
     keep, damage = batch["keep"], batch["damage"]
-    image, taps = model.image(batch["image"], vv_from=self.vv_from, keep=keep)
+    image, out = model.image(batch["image"], vv_from=self.vv_from, keep=keep)
     image = similarity.unit(image)
     said = self._read(model, batch["captions"], batch["end"])
     logits = image @ said.T * jnp.exp(model.params["logit_scale"])
@@ -93,8 +93,8 @@ class Objective:
     damage = jnp.take_along_axis(damage, keep, axis=1)
     patches = jnp.stack(
       [
-        self._patches(model, taps[tap], direction, damage[..., None])
-        for tap in self.taps
+        self._patches(model, out[layer], direction, damage[..., None])
+        for layer in self.feature_layers
       ]
     )
     parts = {
@@ -110,7 +110,7 @@ class Objective:
     return similarity.unit(embed)
 
   def _patches(self, model, tokens, direction, damage):
-    """Weighted cross-entropy of a tap's patches (b, 1 + k, c)."""
+    """Weighted cross-entropy of a layer's patches (b, 1 + k, c)."""
     units = similarity.unit(model.project(tokens[:, 1:], ln_post=True))
     damaged = (damage >= self.visible).astype(jnp.float32)
     weight = jnp.where(damaged > 0, self.positive, damage == 0)

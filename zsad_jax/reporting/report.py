@@ -12,7 +12,6 @@ from zsad_jax.datasets import cache, index, preprocess, references
 from zsad_jax.datasets.references import NONE, References
 from zsad_jax.evaluation import evaluator, paper_results
 from zsad_jax.evaluation import protocol as protocol_lib
-from zsad_jax.inference import few_shot
 from zsad_jax.metrics import exact
 from zsad_jax.reporting import figures
 from zsad_jax.reporting import html as html_lib
@@ -171,7 +170,7 @@ def evaluate(
 def _choices(run, dataset, choose):
   """The references to compare with; one shot for what needs some."""
   choices = list(choose(dataset))
-  if not few_shot.needs_references(run.method):
+  if not run.method.needs_references:
     return choices
   return [c for c in choices if c.images] or [
     references.sample(dataset, shots=1, seed=references.SEEDS[0])

@@ -30,11 +30,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from zsad_jax import backbones
-from zsad_jax import types, methods
-from zsad_jax.runs import checkpoint, run as run_lib, threshold as threshold_lib
-from zsad_jax.runtime import files
+from zsad_jax import backbones, methods, types
 from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.runs import checkpoint
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import files
 from zsad_jax.torch_io import file as torch_file
 from zsad_jax.torch_io import rules
 
@@ -82,7 +83,7 @@ class Released:
 
 
 def stored_parameters(
-    method: types.Method, backbone: types.Backbone, params: types.Params
+  method: types.Method, backbone: types.Backbone, params: types.Params
 ) -> int:
   """Number of parameters in the authors' checkpoint: ours and the unused."""
   count = sum(x.size for x in jax.tree.leaves(params))
@@ -100,8 +101,8 @@ def entries(method: types.Method, backbone: types.Backbone) -> dict[str, Entry]:
   stored = getattr(_module(method), "CHECKPOINT", None)
   if stored is None:
     raise ValueError(
-        f"{name_of(method)} has no released form: there is no CHECKPOINT in "
-        f"zsad_jax/methods/{name_of(method)}.py."
+      f"{name_of(method)} has no released form: there is no CHECKPOINT in "
+      f"zsad_jax/methods/{name_of(method)}.py."
     )
   result = {}
   model = jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
@@ -123,7 +124,7 @@ def entries(method: types.Method, backbone: types.Backbone) -> dict[str, Entry]:
 
 
 def read(
-    path: str | pathlib.Path, method: types.Method, backbone: types.Backbone
+  path: str | pathlib.Path, method: types.Method, backbone: types.Backbone
 ) -> Released:
   """Reads the authors' file of a method.
 
@@ -152,17 +153,17 @@ def read(
     lines.append(f"{name:{width}}  {str(shape):18}  {fate}")
   if foreign:
     lines.append(
-        f"warning: {len(foreign)} frozen tensors are not those of this "
-        "backbone; was the checkpoint made with other CLIP weights?"
+      f"warning: {len(foreign)} frozen tensors are not those of this "
+      "backbone; was the checkpoint made with other CLIP weights?"
     )
   trees = (clip_convert.unflatten(flat[kind]) for kind in ("params", "stats"))
   return Released(*trees, kept, tuple(lines))
 
 
 def convert(
-    path: str | pathlib.Path,
-    workdir: str | pathlib.Path,
-    config: ml_collections.ConfigDict,
+  path: str | pathlib.Path,
+  workdir: str | pathlib.Path,
+  config: ml_collections.ConfigDict,
 ) -> None:
   """Makes a run of the authors' file, and prints what became of each tensor.
 
@@ -202,9 +203,9 @@ def export(workdir: str | pathlib.Path, path: str | pathlib.Path) -> None:
   state = to_state(run)
   groups = _module(run.method).CHECKPOINT.groups
   part = lambda group: {
-      name.removeprefix(f"{group}."): x
-      for name, x in state.items()
-      if name.startswith(f"{group}.")
+    name.removeprefix(f"{group}."): x
+    for name, x in state.items()
+    if name.startswith(f"{group}.")
   }
   nested = {group: part(group) for group in groups} if groups else state
   torch_file.write(path, nested)
@@ -219,7 +220,8 @@ def to_state(run: run_lib.Run) -> dict[str, np.ndarray]:
     with np.load(path) as stored:
       kept = dict(stored)
   flat = {
-      "params": clip_convert.flatten(run.params), "stats": clip_convert.flatten(run.stats)
+    "params": clip_convert.flatten(run.params),
+    "stats": clip_convert.flatten(run.stats),
   }
   state = {}
   for name, entry in entries(run.method, run.backbone).items():
@@ -247,8 +249,8 @@ def _module(method):
 def _check(path, found, known, method, backbone):
   """Raises ValueError unless the file has what is known, as it is known."""
   problem = clip_convert.differences(
-      {name: _form(e.shape, e.dtype) for name, e in known.items()},
-      {name: _form(x.shape, x.dtype) for name, x in found.items()},
+    {name: _form(e.shape, e.dtype) for name, e in known.items()},
+    {name: _form(x.shape, x.dtype) for name, x in found.items()},
   )
   if problem:
     other = _recognise(found, method, backbone)
@@ -256,11 +258,11 @@ def _check(path, found, known, method, backbone):
     raise ValueError(f"{path} does not fit {name_of(method)}: {problem}{hint}")
   for name, entry in known.items():
     if entry.kind == "copy" and not np.array_equal(
-        found[name], found[entry.source]
+      found[name], found[entry.source]
     ):
       raise ValueError(
-          f"{path}: {name} is not equal to {entry.source}, of which it has to "
-          "be a copy."
+        f"{path}: {name} is not equal to {entry.source}, of which it has to "
+        "be a copy."
       )
 
 

@@ -20,7 +20,7 @@ class Checkpoints:
   def __init__(self, folder: str | pathlib.Path, *, keep: int = KEEP):
     self._folder = pathlib.Path(folder).absolute()
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
+      max_to_keep=keep, cleanup_tmp_directories=True
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -58,8 +58,8 @@ class Checkpoints:
       found = self._manager.restore(step, args=args)
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(
-          f"{self._folder / str(step)} does not fit this configuration; use "
-          f"another --workdir, or the settings it was made with. ({error})"
+        f"{self._folder / str(step)} does not fit this configuration; use "
+        f"another --workdir, or the settings it was made with. ({error})"
       ) from error
     return {name: found[name] for name in like}, found["meta"]
 

@@ -18,12 +18,12 @@ class Writer:
   """
 
   def __init__(
-      self,
-      workdir: str | pathlib.Path,
-      *,
-      first_step: int,
-      total_steps: int,
-      tensorboard: bool = False,
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    first_step: int,
+    total_steps: int,
+    tensorboard: bool = False,
   ):
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     self._total = total_steps
@@ -58,9 +58,9 @@ class Writer:
     left = round(per_step * (self._total - step))
     speed = batch_size / per_step
     print(
-        f"step {step}/{self._total}  loss {loss:.4f}  "
-        f"{speed:.1f} images/s  {left // 60}:{left % 60:02d} left",
-        flush=True,
+      f"step {step}/{self._total}  loss {loss:.4f}  "
+      f"{speed:.1f} images/s  {left // 60}:{left % 60:02d} left",
+      flush=True,
     )
     self._last = (step, now)
     return speed
@@ -77,10 +77,10 @@ def check_finite(measured: Mapping[int, Mapping[str, Any]]) -> None:
   bad = [step for step, values in measured.items() if not finite(values)]
   if bad:
     raise ValueError(
-        f"The loss or its update is not finite in steps {bad[0]} to {bad[-1]} "
-        f"(looked at steps {min(measured)} to {max(measured)}). The last "
-        "checkpoint is from before; lower config.optax.learning_rate or "
-        "change config.seed."
+      f"The loss or its update is not finite in steps {bad[0]} to {bad[-1]} "
+      f"(looked at steps {min(measured)} to {max(measured)}). The last "
+      "checkpoint is from before; lower config.optax.learning_rate or "
+      "change config.seed."
     )
 
 
@@ -89,6 +89,6 @@ def _open_board(workdir):
     from tensorboardX import SummaryWriter
   except ImportError as error:
     raise ValueError(
-        "config.tensorboard needs tensorboardX: pip install tensorboardX."
+      "config.tensorboard needs tensorboardX: pip install tensorboardX."
     ) from error
   return SummaryWriter(str(workdir))

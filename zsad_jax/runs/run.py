@@ -1,12 +1,12 @@
 """What a configuration stands for, and what a run leaves in its workdir.
 
-  config.json      the configuration, with all overrides
-  checkpoints/     parameters, statistics, optimiser, step, position in data
-  best/            parameters of the epoch chosen by config.selection
-  metrics.jsonl    losses and evaluations
-  threshold.json   threshold and map range for `predict`
-  threshold_few_shot.json   the same beside references
-  released.npz     what else an authors' checkpoint held
+config.json      the configuration, with all overrides
+checkpoints/     parameters, statistics, optimiser, step, position in data
+best/            parameters of the epoch chosen by config.selection
+metrics.jsonl    losses and evaluations
+threshold.json   threshold and map range for `predict`
+threshold_few_shot.json   the same beside references
+released.npz     what else an authors' checkpoint held
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ import jax
 import ml_collections
 
 from zsad_jax import backbones, methods, types
-from zsad_jax.runs import checkpoint
-from zsad_jax.runtime import files, distributed
 from zsad_jax.datasets import index, registry
+from zsad_jax.runs import checkpoint, migration
+from zsad_jax.runtime import distributed, files
+
 
 def open_dataset(config: ml_collections.ConfigDict, name: str) -> index.Dataset:
   """Opens a data set as a configuration reads it; see `registry`."""
@@ -44,11 +45,13 @@ def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:
   known = {f.name for f in dataclasses.fields(module.Method)}
   if unknown := sorted(set(settings) - known):
     raise ValueError(
-        f"config.method.{unknown[0]}: {name} has no such field; it has "
-        f"{', '.join(sorted(known))}."
+      f"config.method.{unknown[0]}: {name} has no such field; it has "
+      f"{', '.join(sorted(known))}."
     )
   as_tuple = lambda v: tuple(v) if isinstance(v, list) else v
-  return module.Method(**{k: as_tuple(v) for k, v in settings.items()})
+  values = {k: as_tuple(v) for k, v in settings.items()}
+  types.check_choices(module.Method, values)
+  return module.Method(**values)
 
 
 def count(params: types.Params) -> int:
@@ -59,7 +62,7 @@ def count(params: types.Params) -> int:
 def count_trained(method: types.Method, params: types.Params) -> int:
   """Number of parameters that are trained."""
   used = jax.tree.map(
-      lambda p, t: p.size if t else 0, params, method.trained(params)
+    lambda p, t: p.size if t else 0, params, method.trainable_mask(params)
   )
   return sum(jax.tree.leaves(used))
 
@@ -94,22 +97,55 @@ class Run:
     return count_trained(self.method, self.params)
 
 
-def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict):
-  """Writes config.json; a run that is there must have the same one.
+def save_config(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Write config.json; an existing run must have the same configuration.
+
+  A configuration of an older version is compared under the present names of
+  its fields, and replaced.
 
   Raises:
     ValueError: the workdir holds a run of another configuration.
   """
   text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
   path = workdir / "config.json"
-  if path.exists() and path.read_text(encoding="utf-8") != text:
-    old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+  if path.exists():
+    old = _complete(json.loads(path.read_text(encoding="utf-8")))
+    new = _complete(json.loads(text))
     changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-    raise ValueError(
+    if changed:
+      raise ValueError(
         f"{workdir} holds a run of another configuration (different: "
         f"{', '.join(changed)}); choose another --workdir or remove it."
-    )
+      )
   files.write_text(path, text)
+
+
+def _complete(document):
+  """Return a configuration with every field of its method."""
+  document = migration.upgrade(document)
+  if "method_name" in document:  # Pretraining has no method.
+    method = make_method(document["method_name"], document["method"])
+    fields = json.loads(json.dumps(dataclasses.asdict(method)))
+    document["method"] = fields
+  return document
+
+
+def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+  """Read the configuration of a run of any version.
+
+  Raises:
+    FileNotFoundError: the folder holds no run.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path} does not exist: --workdir names the folder of a run made by "
+      "python -m zsad_jax.train or zsad_jax.convert."
+    )
+  document = json.loads(path.read_text(encoding="utf-8"))
+  return ml_collections.ConfigDict(migration.upgrade(document))
 
 
 def load(workdir: str | pathlib.Path) -> Run:
@@ -122,13 +158,7 @@ def load(workdir: str | pathlib.Path) -> Run:
     ValueError: what is there does not fit together.
   """
   workdir = pathlib.Path(workdir)
-  path = workdir / "config.json"
-  if not path.is_file():
-    raise FileNotFoundError(
-        f"{path} does not exist: --workdir names the folder of a run made by "
-        "python -m zsad_jax.train or zsad_jax.convert."
-    )
-  config = ml_collections.ConfigDict(json.loads(path.read_text("utf-8")))
+  config = read_config(workdir)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   backbone = backbones.load(**config.backbone)
   method = make_method(config.method_name, config.method.to_dict())
@@ -142,11 +172,11 @@ def load(workdir: str | pathlib.Path) -> Run:
   finally:
     saved.close()
   return Run(
-      workdir=workdir,
-      config=config.lock(),
-      backbone=backbone,
-      method=method,
-      step=meta["step"],
-      seconds=meta.get("seconds", math.nan),
-      **found["model"],
+    workdir=workdir,
+    config=config.lock(),
+    backbone=backbone,
+    method=method,
+    step=meta["step"],
+    seconds=meta.get("seconds", math.nan),
+    **found["model"],
   )

@@ -43,10 +43,10 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
     return Threshold(**json.loads(path.read_text(encoding="utf-8")))
   if few_shot and (workdir / FILE).is_file():
     raise FileNotFoundError(
-        f"{path} does not exist: the auxiliary data had no normal images to "
-        "serve as references. Give a --threshold."
+      f"{path} does not exist: the auxiliary data had no normal images to "
+      "serve as references. Give a --threshold."
     )
   raise FileNotFoundError(
-      f"{path} does not exist: training was not finished. Run the training "
-      "command again; it goes on where it stopped."
+    f"{path} does not exist: training was not finished. Run the training "
+    "command again; it goes on where it stopped."
   )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
-from zsad_jax.runtime import distributed, environment
+from zsad_jax.runtime import console, distributed, environment
 
 
 def run(
@@ -56,6 +56,7 @@ def run(
       _save_memory()
       _keep_compiled()
       distributed.start()
+      console.configure(primary=distributed.is_primary())
       with distributed.together():
         return main(flags.FLAGS)
     except BrokenPipeError:  # The reader, such as `head`, has seen enough.

@@ -171,6 +171,11 @@ def _on_tpu():
   return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
+def is_primary() -> bool:
+  """Whether this process writes the results; others compute the same."""
+  return jax.process_index() == 0
+
+
 def make_mesh() -> jax.sharding.Mesh:
   """All devices along one axis, "data": images are split, all else copied."""
   return jax.make_mesh(
@@ -196,7 +201,7 @@ def replicate(tree, mesh: jax.sharding.Mesh):
   return jax.tree.map(put, tree)
 
 
-def whole(tree):
+def all_gather(tree):
   """Arrays of all processes, joined along their first axis, on every host.
 
   Args:
@@ -207,7 +212,7 @@ def whole(tree):
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def mine(tree):
+def local_rows(tree):
   """This process's rows of arrays that are split over all devices."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
@@ -219,13 +224,13 @@ def mine(tree):
   return jax.tree.map(rows, tree)
 
 
-def exchange(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
   """What each process gives, in their order, on every host."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(pickle.dumps(value), np.uint8)
   # Whole numbers go over as 32 bits; no process gives 4 GB at once.
-  sizes = whole(np.array([len(data)], np.uint32))
+  sizes = all_gather(np.array([len(data)], np.uint32))
   padded = np.pad(data, (0, int(sizes.max()) - len(data)))
   given = multihost_utils.process_allgather(padded)
   return [pickle.loads(x[:n].tobytes()) for x, n in zip(given, sizes)]
@@ -236,7 +241,7 @@ def shard() -> dict[str, int]:
   return dict(num_shards=jax.process_count(), shard=jax.process_index())
 
 
-def share(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def local_slice(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """This process's rows of a batch that all processes hold."""
   count, mine = jax.process_count(), jax.process_index()
   return {k: np.array_split(v, count)[mine] for k, v in batch.items()}
@@ -254,4 +259,4 @@ def any_of(flag: bool) -> bool:
   """Whether a flag is set in any process; all have to ask."""
   if jax.process_count() == 1:
     return flag
-  return bool(whole(np.array([flag])).any())
+  return bool(all_gather(np.array([flag])).any())

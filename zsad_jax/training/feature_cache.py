@@ -4,7 +4,7 @@ What `Method.encode` returns depends on no trained parameter. Where an image is
 always shown the same way, one pass computes it for all images and references;
 a step then reads rows of a store. `config.features`:
 
-  place    auto     device if they fit there, else host, else disk
+  storage    auto     device if they fit there, else host, else disk
            device   split over the devices
            host     in memory
            disk     mapped files, which later runs use again
@@ -28,7 +28,7 @@ from zsad_jax.inference import predictor
 from zsad_jax.runtime import distributed, environment
 from zsad_jax.training import feature_store
 
-PLACES = ("auto", "device", "host", "disk", "none")
+STORAGES = ("auto", "device", "host", "disk", "none")
 DTYPES = ("float32", "bfloat16")
 _SHARE = 0.5  # Of the free memory that features may take.
 _PATIENCE = 30.0  # Seconds between two lines about how far the pass is.
@@ -54,21 +54,21 @@ def make(config, method, backbone, mesh, datasets, skipped: list[str]):
     OSError: there is no room on the disk.
     ValueError: a setting is unknown or cannot be met, an image cannot be read.
   """
-  place, dtype = config.features.place, config.features.dtype
-  fields = (("place", place, PLACES), ("dtype", dtype, DTYPES))
+  storage, dtype = config.features.storage, config.features.dtype
+  fields = (("storage", storage, STORAGES), ("dtype", dtype, DTYPES))
   for name, value, known in fields:
     if value not in known:
       raise ValueError(
         f"config.features.{name} is one of {', '.join(known)}, got {value!r}."
       )
   mosaics = any(data.mosaic_prob for data in datasets)
-  if mosaics and place not in ("auto", "none"):
+  if mosaics and storage not in ("auto", "none"):
     raise ValueError(
-      f'config.features.place is "{place}", but mosaics show images '
-      "differently each time: set config.mosaic_prob to 0, or the place to "
+      f'config.features.storage is "{storage}", but mosaics show images '
+      "differently each time: set config.mosaic_prob to 0, or the storage to "
       '"none".'
     )
-  if mosaics or place == "none":
+  if mosaics or storage == "none":
     return None
   features = Features(config, method, backbone, mesh, datasets)
   return features if features.compute(skipped) else None
@@ -117,12 +117,12 @@ class Features:
     )
     count = len(self._samples)
     room = count * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(row))
-    asked = self._config.features.place
-    place = _place(room) if asked == "auto" else asked
-    if jax.process_count() > 1 and place != "device":
+    asked = self._config.features.storage
+    storage = _choose_storage(room) if asked == "auto" else asked
+    if jax.process_count() > 1 and storage != "device":
       if asked != "auto":
         raise ValueError(
-          f'config.features.place is "{asked}", but processes do not share '
+          f'config.features.storage is "{asked}", but processes do not share '
           'their memory and files: use "auto", "device" or "none".'
         )
       print(
@@ -131,7 +131,7 @@ class Features:
         flush=True,
       )
       return False
-    where = self._open(place, row, count)
+    where = self._open(storage, row, count)
     references = count - self._images
     beside = f" and {references} references" if references else ""
     print(
@@ -139,7 +139,7 @@ class Features:
       f"{self._config.features.dtype}, {where}",
       flush=True,
     )
-    if place == "disk":
+    if storage == "disk":
       with feature_store.locked(self._folder):
         self._fill(skipped)
     else:
@@ -154,7 +154,7 @@ class Features:
       "class_id": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
     }
 
-  def _open(self, place, row, count):
+  def _open(self, storage, row, count):
     """Opens the stores; returns where they are, in words."""
     size = self._config.image_size
     shape = jax.ShapeDtypeStruct
@@ -164,14 +164,14 @@ class Features:
       "label": shape((), np.int32),
       "weight": shape((), np.float32),
     }
-    if place == "disk":
+    if storage == "disk":
       folder = self._folder
       with feature_store.locked(folder):
         self._rows = feature_store.Disk(row, count, folder / "features")
         self._truth = feature_store.Disk(truth, count, folder / "truth")
       return f"in {folder}"
     self._truth = feature_store.Memory(truth, count)
-    if place == "device":
+    if storage == "device":
       self._rows = feature_store.Device(
         row, count, self._mesh, self._batch_size
       )
@@ -214,7 +214,7 @@ class Features:
       truth = {key: batch[key] for key in _TRUTH}
       truth["mask"] = _packed(batch["mask"])
       truth["index"] = batch["index"]
-      truth = distributed.whole(truth)
+      truth = distributed.all_gather(truth)
       places = truth.pop("index")
       numbers = missing[places[places >= 0]]
       keep = functools.partial(_lead, len(numbers))
@@ -266,7 +266,7 @@ class Features:
       yield batch
 
 
-def _place(room: int) -> str:
+def _choose_storage(room: int) -> str:
   """Where this many bytes fit."""
   stats = jax.local_devices()[0].memory_stats()
   if stats is None:  # A CPU's memory is the host's.

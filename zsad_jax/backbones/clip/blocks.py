@@ -57,7 +57,7 @@ class Attention(nn.Module):
   """Multi-head self-attention, with an optional value-value twin.
 
   Both share the projections: softmax(Q K^T / sqrt(c / heads)) V, and the same
-  with V for Q and K. Only the first `asking` tokens are attended for in the
+  with V for Q and K. Only the first `num_queries` tokens are attended for in the
   main one; None: all of them. `seen` says which tokens each one sees.
   """
 
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     self,
     x: Float[Array, "b t c"],
     *,
-    asking: int | None,
+    num_queries: int | None,
     seen: Bool[Array, "b t t"] | None,
     value_value: bool,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
@@ -86,20 +86,20 @@ class Attention(nn.Module):
       out = attention.attend(q, k, v, causal=self.causal, seen=seen)
       return out_proj(out.reshape(-1, c)).reshape(b, -1, c)
 
-    return attend(q[:, :asking], k), attend(v, v) if value_value else None
+    return attend(q[:, :num_queries], k), attend(v, v) if value_value else None
 
 
 class Mlp(nn.Module):
   """Two linear layers around the activation, hidden width 4 c."""
 
-  act: str
+  activation: str
   dtype: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
     c = x.shape[-1]
     hidden = _dense(4 * c, self.dtype, "c_fc")(x.reshape(-1, c))
-    hidden = activation(self.act)(hidden)
+    hidden = activation(self.activation)(hidden)
     return _dense(c, self.dtype, "c_proj")(hidden).reshape(x.shape)
 
 
@@ -108,7 +108,7 @@ class ResBlock(nn.Module):
 
   `vv` is the value-value stream beside the main one: it adds the value-value
   attention of the *main* stream's tokens, skips the MLP and never feeds back.
-  Of the main stream the first `asking` tokens are computed, None: all of them.
+  Of the main stream the first `num_queries` tokens are computed, None: all of them.
   `seen` says which tokens each one sees; None: all, or those before it.
 
   Matrix products are computed in `dtype`; the streams, the norms and the
@@ -116,7 +116,7 @@ class ResBlock(nn.Module):
   """
 
   num_heads: int
-  act: str
+  activation: str
   dtype: str = "float32"
   causal: bool = False
 
@@ -125,18 +125,20 @@ class ResBlock(nn.Module):
     self,
     x: Float[Array, "b t c"],
     vv: Float[Array, "b t c"] | None = None,
-    asking: int | None = None,
+    num_queries: int | None = None,
     seen: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     attention_ = Attention(self.num_heads, self.causal, self.dtype, name="attn")
     attend, attend_vv = attention_(
       LayerNorm(name="ln_1")(x),
-      asking=asking,
+      num_queries=num_queries,
       seen=seen,
       value_value=vv is not None,
     )
-    x = checkpoint_name(x[:, :asking] + attend, KEPT)
-    x = x + Mlp(self.act, self.dtype, name="mlp")(LayerNorm(name="ln_2")(x))
+    x = checkpoint_name(x[:, :num_queries] + attend, KEPT)
+    x = x + Mlp(self.activation, self.dtype, name="mlp")(
+      LayerNorm(name="ln_2")(x)
+    )
     return x, None if vv is None else vv + attend_vv
 
 

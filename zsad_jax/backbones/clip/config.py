@@ -1,6 +1,14 @@
 """Sizes of CLIP models: a named table, and the type that holds them."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# Of CLIP's training images, RGB in [0, 1] (OpenAI's preprocessing).
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 HEAD_WIDTH = 64  # In every CLIP model, both towers.
 
@@ -21,7 +29,7 @@ class ClipConfig:
     context_length: rows of the text position table.
     vision_heads: attention heads; 0 means one per 64 channels.
     text_heads: likewise.
-    act: activation the weights were trained with, "quick" or "gelu_erf".
+    activation: activation the weights were trained with, "quick" or "gelu_erf".
       Methods choose theirs; this one is for plain CLIP.
   """
 
@@ -36,7 +44,7 @@ class ClipConfig:
   context_length: int = 77
   vision_heads: int = 0
   text_heads: int = 0
-  act: str = "quick"
+  activation: str = "quick"
 
   def __post_init__(self):
     for tower in ("vision", "text"):
@@ -50,6 +58,20 @@ class ClipConfig:
     return self.image_size // self.patch_size
 
 
+def from_dict(sizes: Mapping[str, Any]) -> ClipConfig:
+  """Build a configuration from the metadata of a file of weights.
+
+  Args:
+    sizes: fields of `ClipConfig`; files of version 0.1 call the activation
+      "act".
+
+  Raises:
+    TypeError: a field is missing or unknown.
+  """
+  old = {"act": "activation"}
+  return ClipConfig(**{old.get(k, k): v for k, v in sizes.items()})
+
+
 # Names by open_clip; ViT-H-14 has heads of 80 channels in its vision tower.
 MODELS = {
   "ViT-B-32": ClipConfig(512, 224, 32, 768, 12, 512, 12),
@@ -57,9 +79,9 @@ MODELS = {
   "ViT-L-14": ClipConfig(768, 224, 14, 1024, 24, 768, 12),
   "ViT-L-14-336": ClipConfig(768, 336, 14, 1024, 24, 768, 12),
   "ViT-B-16-plus-240": ClipConfig(
-    640, 240, 16, 896, 12, 640, 12, act="gelu_erf"
+    640, 240, 16, 896, 12, 640, 12, activation="gelu_erf"
   ),
   "ViT-H-14": ClipConfig(
-    1024, 224, 14, 1280, 32, 1024, 24, vision_heads=16, act="gelu_erf"
+    1024, 224, 14, 1280, 32, 1024, 24, vision_heads=16, activation="gelu_erf"
   ),
 }

@@ -21,7 +21,7 @@ from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.torch_io.rules import Rule, linear, norm, rename
 
 # Names of Hugging Face's config for the activations that we have.
-ACTS = {"quick_gelu": "quick", "gelu": "gelu_erf"}
+HF_ACTIVATIONS = {"quick_gelu": "quick", "gelu": "gelu_erf"}
 LAYER_NORM_EPS = 1e-5  # Built into our towers.
 MAX_LISTED = 8  # Names of each side in an error message.
 
@@ -101,7 +101,7 @@ HUGGING_FACE_UNUSED = rf"({V}|{T})\.embeddings\.position_ids"
 def from_openai(
   state: Mapping[str, np.ndarray],
   *,
-  act: str = "quick",
+  activation: str = "quick",
   source: str = "the state dict",
 ) -> tuple[types.Params, clip_config.ClipConfig]:
   """Converts the state dict of OpenAI's CLIP or of open_clip.
@@ -110,7 +110,7 @@ def from_openai(
     state: arrays by torch name. The sizes of the model are read off them; the
       heads are those of known models of the same width, else one per 64
       channels.
-    act: activation the weights were trained with; the file does not say.
+    activation: activation the weights were trained with; the file does not say.
     source: what messages call the state dict.
 
   Returns:
@@ -120,7 +120,7 @@ def from_openai(
     ValueError: names or shapes are not those of a CLIP with a ViT.
   """
   flat = rename(_without(state, OPENAI_UNUSED), OPENAI)
-  config = _infer_config(flat, act, source)
+  config = _infer_config(flat, activation, source)
   check(flat, config, source)
   return unflatten(flat), config
 
@@ -222,7 +222,7 @@ def _fuse_qkv(flat):
   return flat
 
 
-def _infer_config(flat, act, source):
+def _infer_config(flat, activation, source):
   """Reads the sizes of a model off its weights."""
   axes = {
     "visual/conv1/kernel": 4,
@@ -258,7 +258,7 @@ def _infer_config(flat, act, source):
     context_length=text_positions[0],
     vision_heads=_count_heads("vision", vision_width, source),
     text_heads=_count_heads("text", tokens[1], source),
-    act=act,
+    activation=activation,
   )
 
 
@@ -288,11 +288,11 @@ def _translate_config(hf_config, source):
   """Returns our sizes for a `transformers.CLIPConfig`."""
   vision, text = hf_config.vision_config, hf_config.text_config
   acts = {vision.hidden_act, text.hidden_act}
-  if len(acts) > 1 or not acts <= set(ACTS):
+  if len(acts) > 1 or not acts <= set(HF_ACTIVATIONS):
     raise ValueError(
       f"{source}: hidden_act is {vision.hidden_act!r} in the vision tower "
       f"and {text.hidden_act!r} in the text tower; expected one of "
-      f"{sorted(ACTS)} in both."
+      f"{sorted(HF_ACTIVATIONS)} in both."
     )
   if {vision.layer_norm_eps, text.layer_norm_eps} != {LAYER_NORM_EPS}:
     raise ValueError(
@@ -311,7 +311,7 @@ def _translate_config(hf_config, source):
     context_length=text.max_position_embeddings,
     vision_heads=vision.num_attention_heads,
     text_heads=text.num_attention_heads,
-    act=ACTS[vision.hidden_act],
+    activation=HF_ACTIVATIONS[vision.hidden_act],
   )
 
 

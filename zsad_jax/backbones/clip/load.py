@@ -35,11 +35,12 @@ NOTES = {
 NAMES = (EMBEDDED, RANDOM, *MODELS)
 
 
-def load(name: str, path: str) -> model.Clip:
+def load(name: str, path: str, dtype: str = "float32") -> model.Clip:
   """Returns the frozen CLIP of that name.
 
   Args:
     name: one of `NAMES`.
+    dtype: of matrix products, see `backbones.DTYPES`.
     path: file written by `python -m zsad_jax.convert`; for "embedded" one of
       `python -m zsad_jax.pretrain` instead of the package's.
 
@@ -47,6 +48,10 @@ def load(name: str, path: str) -> model.Clip:
     FileNotFoundError: there is no such file.
     ValueError: the file holds a model of other sizes.
   """
+  return _load(name, path).computing_in(dtype)
+
+
+def _load(name, path):
   if name == EMBEDDED:
     return tiny.load(path)
   if name == RANDOM:
@@ -58,7 +63,7 @@ def load(name: str, path: str) -> model.Clip:
       "--output=FILE)."
     )
   params, config = weights.load(path)
-  sizes = lambda c: {**dataclasses.asdict(c), "act": None}
+  sizes = lambda c: {**dataclasses.asdict(c), "activation": None}
   if sizes(config) != sizes(MODELS[name]):
     raise ValueError(
       f"{path} holds {config}, but config.backbone.name is {name}, which is "

@@ -7,10 +7,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, UInt8
 
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import tokenizer
-from zsad_jax.backbones.clip.config import ClipConfig
+from zsad_jax.backbones.clip.config import MEAN, STD, ClipConfig
 from zsad_jax.backbones.clip.text import TextTower
 from zsad_jax.backbones.clip.vision import VisionTower
 from zsad_jax.types import Params
@@ -57,11 +58,15 @@ class Clip:
     params = jax.tree_util.tree_map_with_path(cast, self.params)
     return self.replace(params=params, dtype=dtype)
 
+  def normalize(self, pixels):
+    """Normalize RGB pixels in [0, 255]; see `normalize`."""
+    return normalize(pixels)
+
   def image(
     self,
     image,
     *,
-    act: str | None = None,
+    activation: str | None = None,
     pos_resize: str = "bilinear",
     remat: bool = False,
     **hooks: Any,
@@ -70,7 +75,7 @@ class Clip:
 
     Args:
       image: (b, h, w, 3), normalised, sides divisible by the patch size.
-      act: "quick" or "gelu_erf"; None for the one of the weights.
+      activation: "quick" or "gelu_erf"; None for the one of the weights.
       pos_resize: how the position table is resized, see `resample.matrix`.
       remat: recompute MLPs in the backward pass to save memory.
       **hooks: `prompts`, `vv_from`, `last_patches`, `keep`.
@@ -84,13 +89,13 @@ class Clip:
         f"Image of {image.shape[1]} x {image.shape[2]} pixels: the sides "
         f"must be multiples of the patch size, {patch}."
       )
-    act = act or self.config.act
-    tower = VisionTower(self.config, act, pos_resize, self.dtype, remat)
+    activation = activation or self.config.activation
+    tower = VisionTower(self.config, activation, pos_resize, self.dtype, remat)
     return tower.apply({"params": self.params["visual"]}, image, **hooks)
 
   def project(self, tokens, *, ln_post: bool):
     """Vision tokens (..., c) into the joint embedding (..., d)."""
-    tower = VisionTower(self.config, self.config.act, "bilinear")
+    tower = VisionTower(self.config, self.config.activation, "bilinear")
     return tower.apply(
       {"params": self.params["visual"]},
       tokens,
@@ -120,11 +125,20 @@ class Clip:
     """Rows of the token table: (..., t) -> (..., t, c)."""
     return self.params["text"]["token_embedding"][jnp.asarray(ids)]
 
-  def text(self, embeds, end, *, act: str | None = None, **hooks: Any):
+  def text(self, embeds, end, *, activation: str | None = None, **hooks: Any):
     """Runs the text tower; see `TextTower.__call__` for the hooks."""
-    tower = TextTower(self.config, act or self.config.act, self.dtype)
+    tower = TextTower(
+      self.config, activation or self.config.activation, self.dtype
+    )
     params = {"params": self.params["text"]}
     return tower.apply(params, embeds, jnp.asarray(end), **hooks)
+
+
+def normalize(
+  pixels: UInt8[Array | np.ndarray, "*b h w 3"],
+) -> Float32[Array | np.ndarray, "*b h w 3"]:
+  """Normalize RGB pixels in [0, 255] as OpenAI's preprocessing does."""
+  return (pixels.astype(np.float32) / 255.0 - MEAN) / STD
 
 
 def from_params(params: Params, config: ClipConfig) -> Clip:

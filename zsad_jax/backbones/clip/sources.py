@@ -52,11 +52,11 @@ class Weights(NamedTuple):
   sha256: dict[str, str]
 
 
-def read(source: str, act: str | None = None) -> Weights:
+def read(source: str, activation: str | None = None) -> Weights:
   """Reads weights from a file, a directory or the hub."""
   path = pathlib.Path(source)
   if path.is_file():
-    return _read_file(path, act)
+    return _read_file(path, activation)
   looks_like_hub = HUB_NAME.fullmatch(source) and not path.is_absolute()
   if not path.is_dir() and path.suffix not in FILE_SUFFIXES and looks_like_hub:
     path = _download(source)
@@ -65,10 +65,10 @@ def read(source: str, act: str | None = None) -> Weights:
       f"{source} is no file, no directory and no name on the hub, such as "
       "openai/clip-vit-large-patch14-336."
     )
-  if act:
+  if activation:
     raise ValueError(
-      f"--act is for open_clip files; the activation of {source} is in its "
-      "config.json."
+      f"--activation is for open_clip files; the activation of {source} is in "
+      "its config.json."
     )
   return _read_directory(path)
 
@@ -85,7 +85,7 @@ def check_sha256(path: pathlib.Path, digest: str) -> None:
     )
 
 
-def _read_file(path, act):
+def _read_file(path, activation):
   """Reads a state dict in the layout of OpenAI and open_clip."""
   digest = _sha256(path)
   check_sha256(path, digest)
@@ -98,13 +98,15 @@ def _read_file(path, act):
       f"{path} is a transformers model: pass the directory that holds it "
       "and its config.json."
     )
-  if not act and not _is_from_openai(state):
+  if not activation and not _is_from_openai(state):
     raise ValueError(
-      f"{path} does not say its activation. Pass --act=quick for a model "
-      "of OpenAI or one called -quickgelu, --act=gelu_erf for others."
+      f"{path} does not say its activation. Pass --activation=quick for a "
+      "model of OpenAI or one called -quickgelu, --activation=gelu_erf for others."
     )
-  act = act or "quick"
-  params, config = clip_convert.from_openai(state, act=act, source=str(path))
+  activation = activation or "quick"
+  params, config = clip_convert.from_openai(
+    state, activation=activation, source=str(path)
+  )
   return Weights(params, config, {path.name: digest})
 
 

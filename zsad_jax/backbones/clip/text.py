@@ -15,7 +15,7 @@ class TextTower(nn.Module):
   """Token embeddings to sentence embeddings. Plain CLIP with hooks off."""
 
   config: ClipConfig
-  act: str
+  activation: str
   dtype: str = "float32"
 
   def setup(self):
@@ -29,7 +29,7 @@ class TextTower(nn.Module):
       (cfg.context_length, c),
     )
     self.resblocks = [
-      blocks.ResBlock(cfg.text_heads, self.act, self.dtype, causal=True)
+      blocks.ResBlock(cfg.text_heads, self.activation, self.dtype, causal=True)
       for _ in range(cfg.text_layers)
     ]
     self.ln_final = blocks.LayerNorm()
@@ -54,7 +54,7 @@ class TextTower(nn.Module):
       embeds: embeddings of t <= context_length tokens, positions not added.
         Rows after the end token never matter: cut them to save time.
       end: position of each sentence's end token; (k, s) where s sentences are
-        joined to a tree, see `layers/sentence_tree.py`.
+        joined to a tree, see `layers/prompt_trie.py`.
       row, seen: of a tree; None for plain sentences.
       prompts: deep prompts by 0-based block: set at that block's input, right
         after the start token, one set for all sentences (leading axis 1) or
@@ -65,7 +65,7 @@ class TextTower(nn.Module):
         official AnomalyCLIP and FAPrompt do on a GPU.
 
     Returns:
-      ln_final(end token) @ text_projection, not normalised, and the taps:
+      ln_final(end token) @ text_projection, not normalised, and the feature_layers:
       "blockNN" and "tokens" (ln_final of all rows), each (k, t, c).
     """
     if prompt_mode not in ("overwrite", "insert"):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import model, weights
 from zsad_jax.backbones.clip.config import ClipConfig
@@ -51,7 +52,7 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
   tensors, metadata = weights.read_safetensors(path)
   try:
     about = json.loads(metadata[weights.METADATA_KEY])
-    config, seed = ClipConfig(**about["config"]), about["seed"]
+    config, seed = clip_config.from_dict(about["config"]), about["seed"]
     rows, ids = tensors.pop(ROWS), tensors.pop(IDS)
   except (KeyError, TypeError) as error:
     raise ValueError(

@@ -17,7 +17,7 @@ class VisionTower(nn.Module):
   """
 
   config: ClipConfig
-  act: str
+  activation: str
   pos_resize: str
   dtype: str = "float32"
   remat: bool = False
@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
     self.ln_pre, self.ln_post = blocks.LayerNorm(), blocks.LayerNorm()
     block = blocks.block_type(self.remat)
     self.resblocks = [
-      block(cfg.vision_heads, self.act, self.dtype)
+      block(cfg.vision_heads, self.activation, self.dtype)
       for _ in range(cfg.vision_layers)
     ]
     self.proj = self.param("proj", normal, (c, cfg.embed_dim))
@@ -70,7 +70,7 @@ class VisionTower(nn.Module):
 
     Returns:
       The class embedding ln_post(class token) @ proj, not normalised, and the
-      taps: "blockNN" and, from `vv_from` on, "vv/blockNN", each
+      feature_layers: "blockNN" and, from `vv_from` on, "vv/blockNN", each
       (b, 1 + l, c), and "class" (b, c), the final class token as it is.
     """
     if prompts is not None and prompts.shape[1] > len(self.resblocks):

@@ -122,4 +122,4 @@ def _read_config(metadata, path):
   about = json.loads(metadata[METADATA_KEY])
   if about["format"] != FORMAT:
     raise ValueError(f"{path} has format {about['format']}, expected {FORMAT}.")
-  return clip_config.ClipConfig(**about["config"])
+  return clip_config.from_dict(about["config"])

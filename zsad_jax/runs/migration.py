@@ -1,0 +1,32 @@
+"""Names of configuration fields in older versions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Section -> old name -> present name; "" is the configuration itself.
+RENAMED = {
+  "method": {
+    "taps": "feature_layers",
+    "tap": "feature_layer",
+    "alias_tap": "alias_feature_layer",
+    "act": "activation",
+  },
+  "memory": {"taps": "feature_layers"},
+  "features": {"place": "storage"},
+  "objective": {"taps": "feature_layers"},
+}
+
+
+def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a configuration under the present names of its fields.
+
+  Args:
+    document: content of a `config.json`, of any version.
+  """
+  result = dict(document)
+  for section, names in RENAMED.items():
+    if section in result:
+      result[section] = {
+        names.get(key, key): value for key, value in result[section].items()
+      }
+  return result
