@@ -140,7 +140,7 @@ def is_message(node: ast.AST) -> bool:
 
 
 def is_property(node: ast.FunctionDef) -> bool:
-  """Return whether a function is a property, whose docstring is a noun phrase."""
+  """Return whether a function is a property: its docstring is a noun phrase."""
   return any("property" in ast.unparse(d) for d in node.decorator_list)
 
 
