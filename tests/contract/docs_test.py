@@ -50,18 +50,21 @@ def commands(text):
 
 
 def defined_flags(command, arguments, monkeypatch):
-  """Return the names of the flags that a command defines."""
-  names = set()
+  """Return the names of the flags that a command defines.
 
-  def record(name, *_, **__):
-    names.add(name)
+  They are defined in a fresh `FlagValues`, not in the global one.
+  """
+  values = flags.FlagValues()
+
+  def redirected(define):
+    return lambda *args, **kw: define(*args, **{"flag_values": values, **kw})
 
   for library in (flags, config_flags):
-    for attribute in dir(library):
-      if attribute.startswith("DEFINE"):
-        monkeypatch.setattr(library, attribute, record)
+    for name in dir(library):
+      if name.startswith("DEFINE_") and name != "DEFINE_flag":
+        monkeypatch.setattr(library, name, redirected(getattr(library, name)))
+  monkeypatch.setattr(flags, "FLAGS", values)
   monkeypatch.setattr(flags, "mark_flag_as_required", lambda *_, **__: None)
-  monkeypatch.setattr(flags, "mark_flags_as_required", lambda *_, **__: None)
   spec = importlib.util.find_spec(f"zsad_jax.{command}")
   is_package = spec.submodule_search_locations is not None
   modules = [spec.name + (".__main__" if is_package else "")]
@@ -69,7 +72,8 @@ def defined_flags(command, arguments, monkeypatch):
     modules += [f"zsad_jax.benchmark.{a}" for a in arguments[:1]]
   for module in modules:
     importlib.import_module(module).define_flags()
-  return names
+  monkeypatch.undo()
+  return set(values)
 
 
 def slug(heading):
