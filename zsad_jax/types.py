@@ -169,7 +169,7 @@ class Method(DetectionModel, Protocol):
 
   Attributes:
     checkpoint_spec: layout of the authors' checkpoint, a
-      `torch_io.rules.Checkpoint`; None where there is none.
+      `torch_io.rules.CheckpointSpec`; None where there is none.
   """
 
   checkpoint_spec: ClassVar[Any] = None

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.layers import prompt_trie, tokens
-from zsad_jax.torch_io.rules import Checkpoint, Rule, Table
+from zsad_jax.torch_io.rules import CheckpointSpec, Rule, Table
 from zsad_jax.types import Backbone
 
 STD = 0.02  # Of all learned vectors (authors' code).
@@ -81,15 +81,15 @@ def nodes(
   return chosen, each(tree.end), hooks
 
 
-def checkpoint(names: Table, *groups: str, **fields) -> Checkpoint:
+def checkpoint(names: Table, *groups: str, **fields) -> CheckpointSpec:
   """How a method is stored that has a function `sentences`.
 
   Args:
-    names: see `torch_names.Checkpoint`.
+    names: see `torch_names.CheckpointSpec`.
     *groups: likewise; the first one has the tokens of the sentences.
     **fields: likewise.
   """
-  return Checkpoint(
+  return CheckpointSpec(
     names,
     groups=groups,
     buffers=lambda method, backbone: buffers(

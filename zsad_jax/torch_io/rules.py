@@ -45,7 +45,7 @@ Table = tuple[Rule, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSpec:
   """How the authors of a method store it; `released.py` reads and writes it.
 
   Attributes:
