@@ -233,7 +233,9 @@ def test_a_run_of_ours_is_completed(tmp_path, small_clip, loaded_clip):
 def test_buffers_may_be_rounded(tmp_path, small_clip):
   method = module_of("anomalyclip").Method(**module_of("anomalyclip").TINY)
   state = random_state("anomalyclip", method, small_clip.config)
-  own = prompt_learner.buffers(small_clip, "prompt_learner", method.sentences())
+  own = prompt_learner.buffers(
+    small_clip, "prompt_learner", method.prompt_templates()
+  )
   state |= {
     key: x if "tokenized" in key else x.astype(np.float16)
     for key, x in own.items()

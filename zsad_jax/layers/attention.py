@@ -15,7 +15,7 @@ def attend(
   v: Float[Array, "b s h d"],
   *,
   causal: bool,
-  seen: Bool[Array, "b t s"] | None = None,
+  attention_mask: Bool[Array, "b t s"] | None = None,
 ) -> Float[Array, "b t h d"]:
   """Returns softmax(q k^T / sqrt(d)) v of each head.
 
@@ -28,10 +28,10 @@ def attend(
     k: keys.
     v: values.
     causal: whether a query sees only the keys up to its own position.
-    seen: which keys each query sees, instead of `causal`; None: `causal` says.
+    attention_mask: True for the keys of each query, instead of `causal`.
   """
-  if seen is not None:
-    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
+  if attention_mask is not None:
+    return jax.nn.dot_product_attention(q, k, v, mask=attention_mask[:, None])
   if kernels.one_cpu() and not causal and k.shape[1] >= LONG:
     return _by_head(q, k, v)
   half = q.dtype in (jnp.bfloat16, jnp.float16)

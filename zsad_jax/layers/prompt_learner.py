@@ -22,7 +22,7 @@ PROJECTED = 896  # Width of layers that are stored there and never used.
 DEEP_RULE = Rule(r"prompt_learner\.compound_prompts_text\.(\d+)", r"deep/\1")
 
 
-class Sentence(NamedTuple):
+class PromptTemplate(NamedTuple):
   """A sentence about a state, with placeholders for learned vectors."""
 
   text: str
@@ -59,15 +59,15 @@ def deep_prompts(deep: Mapping[str, jax.Array]) -> dict[int, jax.Array]:
   return {int(k) + 1: vectors[None] for k, vectors in deep.items()}
 
 
-def branches(k: int, length: int, shared: int) -> prompt_trie.Tree:
+def branches(k: int, length: int, shared: int) -> prompt_trie.PromptTrie:
   """k sentences of `length` tokens, which begin with `shared` equal ones."""
   ids = np.arange(k * length).reshape(k, length)
   ids[:, :shared] = ids[0, :shared]
-  return prompt_trie.grow(ids, np.full(k, length - 1))
+  return prompt_trie.build(ids, np.full(k, length - 1))
 
 
 def nodes(
-  tree: prompt_trie.Tree, embeds: Float[Array, "b k t c"]
+  tree: prompt_trie.PromptTrie, embeds: Float[Array, "b k t c"]
 ) -> tuple[Float[Array, "b n c"], Int[Array, "b k"], dict[str, Array]]:
   """The sentences of b images, all joined alike, as the text tower takes them.
 
@@ -77,7 +77,10 @@ def nodes(
   b, k, t, c = embeds.shape
   chosen = embeds.reshape(b, k * t, c)[:, jnp.asarray(tree.source)]
   each = lambda x: jnp.broadcast_to(jnp.asarray(x), (b, *x.shape))
-  hooks = {"row": each(tree.row), "seen": each(tree.seen)}
+  hooks = {
+    "positions": each(tree.position),
+    "attention_mask": each(tree.attention_mask),
+  }
   return chosen, each(tree.end), hooks
 
 
@@ -93,7 +96,7 @@ def checkpoint(names: Table, *groups: str, **fields) -> CheckpointSpec:
     names,
     groups=groups,
     buffers=lambda method, backbone: buffers(
-      backbone, groups[0], method.sentences()
+      backbone, groups[0], method.prompt_templates()
     ),
     **fields,
   )
@@ -110,7 +113,7 @@ def unused(method, backbone: Backbone) -> dict[str, tuple[int, ...]]:
 
 
 def buffers(
-  backbone: Backbone, group: str, sentences: Sequence[Sentence]
+  backbone: Backbone, group: str, sentences: Sequence[PromptTemplate]
 ) -> dict[str, np.ndarray]:
   """Frozen tokens and ids of the sentences, which the authors store, too.
 

@@ -12,23 +12,26 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 
-class Tree(NamedTuple):
+class PromptTrie(NamedTuple):
   """k sentences of t tokens as n nodes, the start token first.
 
   Attributes:
     source: a place among the k t tokens where the node's token stands.
-    row: position of the node in its sentences.
-    seen: which nodes (columns) a node sees, itself among them.
+    position: of the node in its sentences.
+    attention_mask: True for the nodes (columns) that a node attends to: its
+      ancestors and itself.
     end: node of each sentence's end token.
   """
 
   source: Int[np.ndarray, "*b n"]
-  row: Int[np.ndarray, "*b n"]
-  seen: Bool[np.ndarray, "*b n n"]
+  position: Int[np.ndarray, "*b n"]
+  attention_mask: Bool[np.ndarray, "*b n n"]
   end: Int[np.ndarray, "*b k"]
 
 
-def grow(ids: Int[np.ndarray, "k t"], end: Int[np.ndarray, " k"]) -> Tree:
+def build(
+  ids: Int[np.ndarray, "k t"], end: Int[np.ndarray, " k"]
+) -> PromptTrie:
   """Joins sentences up to their end tokens.
 
   Args:
@@ -51,18 +54,18 @@ def grow(ids: Int[np.ndarray, "k t"], end: Int[np.ndarray, " k"]) -> Tree:
     if parent is not None:
       seen[node] |= seen[parent]
   row = seen.sum(axis=1) - 1
-  return Tree(np.array(source), row, seen, np.array(ends))
+  return PromptTrie(np.array(source), row, seen, np.array(ends))
 
 
-def stack(trees: Sequence[Tree]) -> Tree:
+def stack(trees: Sequence[PromptTrie]) -> PromptTrie:
   """Trees of equally many sentences, padded by nodes that none of them sees."""
-  size = max(len(tree.row) for tree in trees)
+  size = max(len(tree.position) for tree in trees)
 
   def padded(tree):
-    more = size - len(tree.row)
-    seen = np.pad(tree.seen, (0, more))
+    more = size - len(tree.position)
+    seen = np.pad(tree.attention_mask, (0, more))
     np.fill_diagonal(seen, True)  # A softmax needs something to see.
-    source, row = (np.pad(x, (0, more)) for x in (tree.source, tree.row))
-    return Tree(source, row, seen, tree.end)
+    source, row = (np.pad(x, (0, more)) for x in (tree.source, tree.position))
+    return PromptTrie(source, row, seen, tree.end)
 
-  return Tree(*map(np.stack, zip(*map(padded, trees))))
+  return PromptTrie(*map(np.stack, zip(*map(padded, trees))))

@@ -25,10 +25,10 @@ _ADACLIP_TEMPLATES = (
 )
 # By state, as everywhere: normal, anomalous.
 STATES = (_ADACLIP_NORMAL, _ADACLIP_ANOMALOUS)
-ADACLIP_NORMAL_SENTENCES = len(_ADACLIP_NORMAL) * len(_ADACLIP_TEMPLATES)
+ADACLIP_NUM_NORMAL_PROMPTS = len(_ADACLIP_NORMAL) * len(_ADACLIP_TEMPLATES)
 
 
-def sentences(
+def fill_templates(
   name: str, states: tuple[str, ...], templates: tuple[str, ...]
 ) -> list[str]:
   """template(state(name)) for each state and each template, state-major."""
@@ -46,8 +46,8 @@ def adaclip(class_name: str) -> tuple[list[str], list[str]]:
   """
   name = class_name.replace("-", " ")
   return (
-    sentences(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
-    sentences(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
+    fill_templates(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
+    fill_templates(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
   )
 
 
@@ -87,8 +87,8 @@ _ADAPTCLIP_TEMPLATES = (
 def adaptclip() -> tuple[list[str], list[str]]:
   """AdaptCLIP's 147 normal and 84 anomalous sentences about an object."""
   return (
-    sentences("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
-    sentences("object", _WINCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
+    fill_templates("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
+    fill_templates("object", _WINCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
   )
 
 
@@ -145,6 +145,6 @@ _WINCLIP_TEMPLATES = tuple(
 def winclip(name: str) -> tuple[list[str], list[str]]:
   """WinCLIP's 154 normal and 88 anomalous sentences about a class."""
   return (
-    sentences(name, _ADACLIP_NORMAL, _WINCLIP_TEMPLATES),
-    sentences(name, _WINCLIP_ANOMALOUS, _WINCLIP_TEMPLATES),
+    fill_templates(name, _ADACLIP_NORMAL, _WINCLIP_TEMPLATES),
+    fill_templates(name, _WINCLIP_ANOMALOUS, _WINCLIP_TEMPLATES),
   )

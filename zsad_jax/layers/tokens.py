@@ -23,30 +23,30 @@ def set_after_start(
   return jnp.concatenate([x[:, :1], vectors, rest], axis=1)
 
 
-def set_rows(
+def overwrite_positions(
   x: Float[Array, "b n c"],
   vectors: Float[Array, "_ m c"],
-  row: Int[Array, "b n"],
+  positions: Int[Array, "b n"],
 ) -> Float[Array, "b n c"]:
   """Puts m vectors over rows 1 ... m of sentences that are joined to trees.
 
   Args:
     x: nodes of b trees.
     vectors: one set for all trees (leading axis 1) or one for each.
-    row: of each node in its sentences.
+    positions: of each node in its sentences.
   """
   b, m = x.shape[0], vectors.shape[1]
   vectors = jnp.broadcast_to(vectors, (b, *vectors.shape[1:]))
-  place = jnp.clip(row - 1, 0, m - 1)[..., None]
-  set_here = ((row >= 1) & (row <= m))[..., None]
+  place = jnp.clip(positions - 1, 0, m - 1)[..., None]
+  set_here = ((positions >= 1) & (positions <= m))[..., None]
   return jnp.where(set_here, jnp.take_along_axis(vectors, place, axis=1), x)
 
 
-def see_inserted(seen: Bool[Array, "b n n"], m: int) -> Bool[Array, "b o o"]:
+def extend_mask(mask: Bool[Array, "b n n"], m: int) -> Bool[Array, "b o o"]:
   """What nodes see once m vectors stand after the start token, node 0."""
-  b, n, _ = seen.shape
+  b, n, _ = mask.shape
   before = jnp.tri(1 + m, 1 + m + n - 1, dtype=bool)
   after = jnp.ones((b, n - 1, 1 + m), bool)
-  after = jnp.concatenate([after, seen[:, 1:, 1:]], axis=2)
+  after = jnp.concatenate([after, mask[:, 1:, 1:]], axis=2)
   before = jnp.broadcast_to(before, (b, *before.shape))
   return jnp.concatenate([before, after], axis=1)

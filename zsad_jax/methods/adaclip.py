@@ -159,10 +159,15 @@ class Method(types.Method):
     found = [
       backbone.tokenize(sum(prompts.adaclip(name), [])) for name in class_names
     ]
-    tree = prompt_trie.stack([prompt_trie.grow(*pair) for pair in found])
+    tree = prompt_trie.stack([prompt_trie.build(*pair) for pair in found])
     ids = [pair[0].ravel()[at] for pair, at in zip(found, tree.source)]
-    parts = {"ids": np.stack(ids), "row": tree.row, "seen": tree.seen}
-    return jax.tree.map(jnp.asarray, parts | {"end": tree.end})
+    parts = {
+      "ids": np.stack(ids),
+      "positions": tree.position,
+      "attention_mask": tree.attention_mask,
+      "end": tree.end,
+    }
+    return jax.tree.map(jnp.asarray, parts)
 
   def encode(self, backbone, batch):
     """The un-prompted embedding g0, which the dynamic prompts are made of."""
@@ -203,7 +208,7 @@ class Method(types.Method):
     """Unit embeddings of the states of each image's class: (b, 2, d)."""
     tree = jax.tree.map(lambda x: x[features["class_id"]], aux)
     ids, end = tree.pop("ids"), tree.pop("end")
-    hooks = {"row": tree["row"], "seen": tree["seen"]}
+    hooks = {key: tree[key] for key in ("positions", "attention_mask")}
     if "L" in self.prompt_branches:
       layers = self.prompts(params, features, "text")
       first = 0 if self.text_prompt_first_layer else 1
@@ -216,7 +221,7 @@ class Method(types.Method):
       backbone.embed_tokens(ids), end, activation=self.activation, **hooks
     )
     embed = similarity.unit(embed)
-    normal = prompts.ADACLIP_NORMAL_SENTENCES
+    normal = prompts.ADACLIP_NUM_NORMAL_PROMPTS
     means = [embed[:, :normal].mean(1), embed[:, normal:].mean(1)]
     return similarity.unit(jnp.stack(means, axis=1))
 

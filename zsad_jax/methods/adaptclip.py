@@ -168,7 +168,7 @@ class Method(types.Method):
   def prepare(self, backbone, class_names):
     """Placeholders and static text about an object; class names are unused."""
     del class_names
-    texts = [sentence.text for sentence in self.sentences()]
+    texts = [sentence.text for sentence in self.prompt_templates()]
     static = jax.jit(self.static_text)(
       backbone, prompt_learner.placeholders(backbone, sum(STATIC, []))
     )
@@ -177,10 +177,10 @@ class Method(types.Method):
       "static_units": similarity.unit(static),
     }
 
-  def sentences(self):
+  def prompt_templates(self):
     """What the learned vectors of the two states stand in."""
     m = self.context_length
-    return (prompt_learner.Sentence(" ".join(["X"] * m) + ".", m),) * 2
+    return (prompt_learner.PromptTemplate(" ".join(["X"] * m) + ".", m),) * 2
 
   def static_text(self, backbone, sentences):
     """Mean embedding of the fixed sentences of each state: (2, d)."""

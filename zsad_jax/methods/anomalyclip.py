@@ -93,16 +93,16 @@ class Method(types.Method):
   def prepare(self, backbone, class_names):
     """Placeholder sentences about an object; class names are not used."""
     del class_names
-    texts = [sentence.text for sentence in self.sentences()]
+    texts = [sentence.text for sentence in self.prompt_templates()]
     return prompt_learner.placeholders(backbone, texts)
 
-  def sentences(self):
+  def prompt_templates(self):
     """What the learned vectors of the two states stand in."""
     m = self.context_length
     words = " ".join(["X"] * m)
     return (
-      prompt_learner.Sentence(f"{words} object.", m),
-      prompt_learner.Sentence(f"{words} damaged object.", m),
+      prompt_learner.PromptTemplate(f"{words} object.", m),
+      prompt_learner.PromptTemplate(f"{words} damaged object.", m),
     )
 
   def encode(self, backbone, batch):

@@ -59,13 +59,13 @@ class Method(types.Method):
     )
     units = []
     for name in class_names:
-      states = self.sentences(name)
+      states = self.state_prompts(name)
       ids, end = backbone.tokenize([*states[0], *states[1]])
       each = jnp.split(embed(ids, end), [len(states[0])])
       units.append(jnp.stack([x.mean(axis=0) for x in each]))
     return {"text_units": similarity.unit(jnp.stack(units))}
 
-  def sentences(self, name):
+  def state_prompts(self, name):
     """Normal and anomalous sentences about a class."""
     name = name.replace("_", " ")
     if self.prompts == "pair":

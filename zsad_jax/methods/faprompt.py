@@ -132,19 +132,19 @@ class Method(types.Method):
   def prepare(self, backbone, class_names):
     """Placeholder sentences about an object; class names are not used."""
     del class_names
-    texts = [sentence.text for sentence in self.sentences()]
+    texts = [sentence.text for sentence in self.prompt_templates()]
     aux = prompt_learner.placeholders(backbone, texts)
     shape = self.num_prompts, aux["embeds"].shape[1]
     tree = prompt_learner.branches(*shape, shared=1 + self.normal_length)
     return {**aux, "abnormal": tree}
 
-  def sentences(self):
+  def prompt_templates(self):
     """What the learned vectors of the two states stand in."""
     m, k = self.normal_length, self.num_prompts
     own, rest = self.abnormal_length, "damaged " * self.damaged_word + "object."
     return (
-      prompt_learner.Sentence("N " * m + "object.", m),
-      prompt_learner.Sentence("N " * m + "A " * own + rest, m + own, k),
+      prompt_learner.PromptTemplate("N " * m + "object.", m),
+      prompt_learner.PromptTemplate("N " * m + "A " * own + rest, m + own, k),
     )
 
   def encode(self, backbone, batch):

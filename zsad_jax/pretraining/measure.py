@@ -48,7 +48,9 @@ def measure(model, pairs: Pairs, *, seed: int) -> dict[str, float]:
 def _direction(model):
   """From the mean normal to the mean anomalous sentence: (d,)."""
   normal, anomalous = (
-    _read(model, prompts.sentences("object", states, prompts.PHOTOS)).mean(0)
+    _read(model, prompts.fill_templates("object", states, prompts.PHOTOS)).mean(
+      0
+    )
     for states in prompts.STATES
   )
   return anomalous - normal

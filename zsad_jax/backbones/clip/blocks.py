@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
   Both share the projections: softmax(Q K^T / sqrt(c / heads)) V, and the same
   with V for Q and K. Only the first `num_queries` tokens are attended for in the
-  main one; None: all of them. `seen` says which tokens each one sees.
+  main one; None: all of them. `attention_mask` selects the keys of each query.
   """
 
   num_heads: int
@@ -71,7 +71,7 @@ class Attention(nn.Module):
     x: Float[Array, "b t c"],
     *,
     num_queries: int | None,
-    seen: Bool[Array, "b t t"] | None,
+    attention_mask: Bool[Array, "b t t"] | None,
     value_value: bool,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     b, t, c = x.shape
@@ -83,7 +83,9 @@ class Attention(nn.Module):
     out_proj = _dense(c, self.dtype, "out_proj")
 
     def attend(q, k):
-      out = attention.attend(q, k, v, causal=self.causal, seen=seen)
+      out = attention.attend(
+        q, k, v, causal=self.causal, attention_mask=attention_mask
+      )
       return out_proj(out.reshape(-1, c)).reshape(b, -1, c)
 
     return attend(q[:, :num_queries], k), attend(v, v) if value_value else None
@@ -109,7 +111,7 @@ class ResBlock(nn.Module):
   `vv` is the value-value stream beside the main one: it adds the value-value
   attention of the *main* stream's tokens, skips the MLP and never feeds back.
   Of the main stream the first `num_queries` tokens are computed, None: all of them.
-  `seen` says which tokens each one sees; None: all, or those before it.
+  `attention_mask` selects the keys of each query; None: all, or causal.
 
   Matrix products are computed in `dtype`; the streams, the norms and the
   softmax stay in float32.
@@ -126,13 +128,13 @@ class ResBlock(nn.Module):
     x: Float[Array, "b t c"],
     vv: Float[Array, "b t c"] | None = None,
     num_queries: int | None = None,
-    seen: Bool[Array, "b t t"] | None = None,
+    attention_mask: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     attention_ = Attention(self.num_heads, self.causal, self.dtype, name="attn")
     attend, attend_vv = attention_(
       LayerNorm(name="ln_1")(x),
       num_queries=num_queries,
-      seen=seen,
+      attention_mask=attention_mask,
       value_value=vv is not None,
     )
     x = checkpoint_name(x[:, :num_queries] + attend, KEPT)

@@ -42,8 +42,8 @@ class TextTower(nn.Module):
     embeds: Float[Array, "k t c"],
     end: Int[Array, "k *s"],
     *,
-    row: Int[Array, "k t"] | None = None,
-    seen: Bool[Array, "k t t"] | None = None,
+    positions: Int[Array, "k t"] | None = None,
+    attention_mask: Bool[Array, "k t t"] | None = None,
     prompts: Mapping[int, Float[Array, "_ m c"]] | None = None,
     prompt_mode: str = "overwrite",
     round_fp16: bool = False,
@@ -54,8 +54,8 @@ class TextTower(nn.Module):
       embeds: embeddings of t <= context_length tokens, positions not added.
         Rows after the end token never matter: cut them to save time.
       end: position of each sentence's end token; (k, s) where s sentences are
-        joined to a tree, see `layers/prompt_trie.py`.
-      row, seen: of a tree; None for plain sentences.
+        joined to a trie, see `layers/prompt_trie.py`.
+      positions, attention_mask: of a prompt trie; None for plain prompts.
       prompts: deep prompts by 0-based block: set at that block's input, right
         after the start token, one set for all sentences (leading axis 1) or
         one per sentence (k). No position is added to them.
@@ -77,23 +77,23 @@ class TextTower(nn.Module):
         f"Prompts for text block {beyond[-1]} (from 0), but the tower has "
         f"{len(self.resblocks)} blocks: reduce the depth of the prompts."
       )
-    position = jnp.arange(embeds.shape[1]) if row is None else row
-    x = embeds + self.positional_embedding[position]
+    trie = positions is not None
+    rows = positions if trie else jnp.arange(embeds.shape[1])
+    x = embeds + self.positional_embedding[rows]
     prompts, out = dict(prompts or {}), {}
     replaced = prompt_mode == "overwrite"  # Rows the next prompts replace.
     for i, block in enumerate(self.resblocks):
       if i in prompts:
         prompt = _rounded(prompts[i]) if round_fp16 else prompts[i]
-        if row is not None and prompt_mode == "overwrite":
-          x = tokens.set_rows(x, prompt, row)
+        if trie and prompt_mode == "overwrite":
+          x = tokens.overwrite_positions(x, prompt, positions)
         else:
           x = tokens.set_after_start(x, prompt, replace=replaced)
         if not replaced:
           end, replaced = end + prompt.shape[1], True
-          seen = (
-            seen if seen is None else tokens.see_inserted(seen, prompt.shape[1])
-          )
-      x, _ = block(x, seen=seen)
+          if attention_mask is not None:
+            attention_mask = tokens.extend_mask(attention_mask, prompt.shape[1])
+      x, _ = block(x, attention_mask=attention_mask)
       out[f"block{i + 1:02d}"] = x
     out["tokens"] = self.ln_final(x)
     places = end.reshape(end.shape[0], -1, 1)

@@ -80,8 +80,8 @@ class VisionTower(nn.Module):
       )
     x = self.embed(image)
     if keep is not None:
-      seen = jnp.pad(keep + 1, ((0, 0), (1, 0)))  # The class token is first.
-      x = jnp.take_along_axis(x, seen[..., None], axis=1)
+      kept = jnp.pad(keep + 1, ((0, 0), (1, 0)))  # The class token is first.
+      x = jnp.take_along_axis(x, kept[..., None], axis=1)
     x = self.ln_pre(x)
     tokens, vv, out = x.shape[1], None, {}
     for i, block in enumerate(self.resblocks):
