@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from zsad_jax.types import Backbone
+from zsad_jax.types import ImageBackbone
 
 
 def encode(
-  backbone: Backbone,
+  backbone: ImageBackbone,
   image: Float[Array, "b h w 3"],
   *,
   feature_layers: Sequence[int],

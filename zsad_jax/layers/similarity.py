@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zsad_jax.layers import resample
-from zsad_jax.types import Backbone, Features
+from zsad_jax.types import Features, ImageBackbone
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -53,7 +53,7 @@ def to_maps(
   return maps.reshape(b, n, *size, s)
 
 
-def image_size(backbone: Backbone, features: Features) -> tuple[int, int]:
+def image_size(backbone: ImageBackbone, features: Features) -> tuple[int, int]:
   """Height and width of the square images whose patches were encoded."""
   side = round(features["patch_units"].shape[-2] ** 0.5)
   return side * backbone.patch_size, side * backbone.patch_size

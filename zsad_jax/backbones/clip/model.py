@@ -52,7 +52,7 @@ class Clip:
   def text_width(self) -> int:
     return self.config.text_width
 
-  def computing_in(self, dtype: str) -> "Clip":
+  def with_dtype(self, dtype: str) -> "Clip":
     """The same CLIP with another `dtype`, its kernels stored in it."""
     cast = lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x
     params = jax.tree_util.tree_map_with_path(cast, self.params)
