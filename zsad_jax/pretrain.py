@@ -84,6 +84,7 @@ def pretrain(config: Any, workdir: pathlib.Path) -> bool:
 
 
 def _pretrain(config, workdir, stack):
+  # ---- Devices, data, model.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   mesh = distributed.make_mesh()
   replicated = NamedSharding(mesh, P())
@@ -99,6 +100,8 @@ def _pretrain(config, workdir, stack):
   vocabulary = captions.vocabulary()
   trainable, table = init(sizes, vocabulary, config.seed)
   table = jax.device_put(table, replicated)
+
+  # ---- Optimizer, state; resume if a run exists.
   tx = optimizer(config)
   run_lib.save_config(workdir, config)
   state = {"params": trainable, "opt": tx.init(trainable), "step": np.int32(0)}
@@ -118,6 +121,7 @@ def _pretrain(config, workdir, stack):
     flush=True,
   )
 
+  # ---- One step, logging, evaluation.
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, table, batch):
     loss = lambda p: objective.loss(p, table, vocabulary, sizes, batch)
@@ -152,6 +156,7 @@ def _pretrain(config, workdir, stack):
     print("  ".join(f"{k} {v:.1f}" for k, v in metrics.items()), flush=True)
     return model, metrics
 
+  # ---- Loop.
   while step < config.steps and not stop.requested:
     batch = batches.make(
       pairs,
@@ -173,6 +178,8 @@ def _pretrain(config, workdir, stack):
       saved.save(step, {"step": step}, state=state)
     if step % config.measure_steps == 0 and step < config.steps:
       log.write(step, evaluate()[1])
+
+  # ---- Final evaluation, weights.
   flush()
   saved.save(step, {"step": step}, state=state)
   if step < config.steps:

@@ -86,7 +86,7 @@ TO_HUGGING_FACE = [
 
 
 def _to_hugging_face(state):
-  """Yields the arrays of an OpenAI state dict as transformers names them."""
+  """Yield the arrays of an OpenAI state dict under names of transformers."""
   for name, x in state.items():
     for ours, theirs in TO_HUGGING_FACE:
       name = re.sub(ours, theirs, name)
@@ -103,7 +103,7 @@ def _write_safetensors(path, state, **kwargs):
 
 
 def _assert_same(found, expected):
-  """Same names, shapes, dtypes and values."""
+  """Check for equal names, shapes, data types and values."""
   found, expected = clip_convert.flatten(found), clip_convert.flatten(expected)
   assert found.keys() == expected.keys()
   for name, x in expected.items():
@@ -152,7 +152,7 @@ def test_published_parameter_counts(model, count):
 
 
 @pytest.mark.parametrize("model", clip_config.MODELS)
-def test_sizes_are_read_off_the_weights(model):
+def test_sizes_are_inferred_from_the_weights(model):
   expected = clip_config.MODELS[model]
   # Arrays of the full shapes that take no memory, under our own names.
   flat = {
@@ -182,7 +182,7 @@ def test_unused_entries_are_dropped(tiny, tiny_hf):
   _assert_same(params, clip_convert.from_openai(tiny)[0])
 
 
-def test_both_sides_are_listed(tiny):
+def test_the_error_lists_all_differences(tiny):
   state = dict(tiny)
   del state["visual.ln_post.bias"]
   state["visual.transformer.resblocks.3.attn.extra"] = np.zeros(3)
@@ -224,7 +224,7 @@ def test_not_a_vit(tiny):
 
 
 def _hf_config(**fields):
-  """The config as transformers completes it, vision fields replaced."""
+  """Return a complete config of transformers; replace vision fields."""
   vision = HF_CONFIG["vision_config"] | fields
   return transformers.CLIPConfig(**HF_CONFIG | {"vision_config": vision})
 
@@ -235,7 +235,7 @@ def test_hugging_face_equals_openai(tiny, tiny_hf):
   _assert_same(params, clip_convert.from_openai(tiny)[0])
 
 
-def test_hugging_face_configs_we_cannot_run(tiny_hf):
+def test_unsupported_hugging_face_configs(tiny_hf):
   for fields, message in [
     ({"hidden_act": "relu"}, "hidden_act is 'relu' in the vision tower"),
     ({"hidden_act": "gelu"}, "expected one of .* in both"),
@@ -285,9 +285,8 @@ def test_sharded_directory(tmp_path, hf_directory, tiny, capsys):
   output = tmp_path / "out.safetensors"
   convert.convert(str(hf_directory), str(output))
   params, config = weights.load(output)
-  assert (
-    config == TINY
-  )  # Heads, activation, 77 and 49408 by transformers' defaults.
+  # Heads, activation, 77 and 49408 are defaults of transformers.
+  assert config == TINY
   expected, _ = clip_convert.from_openai(
     {name: x.astype(np.float32) for name, x in tiny.items()}
   )
@@ -351,7 +350,7 @@ def test_hub_name(hf_directory, monkeypatch):
     sources.read("weights/absent.pt")
 
 
-def test_open_clip_files_need_an_act(tmp_path, tiny, tiny_hf):
+def test_open_clip_files_need_an_activation(tmp_path, tiny, tiny_hf):
   path = tmp_path / "open_clip_model.safetensors"
   _write_safetensors(path, tiny)
   with pytest.raises(ValueError, match="does not store its activation"):
