@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zsad_jax import types
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip import tokenizer
 from zsad_jax.pretraining import captions
@@ -28,7 +29,7 @@ def make(
   keep: int | None,
   states: int,
   seed: int,
-) -> dict[str, np.ndarray]:
+) -> types.Batch:
   """Return the batch of a step.
 
   Args:
