@@ -169,7 +169,7 @@ class Method(DetectionModel, Protocol):
 
   @property
   def checkpoint_spec(self) -> Any:
-    """Layout of the authors' checkpoint, a `torch_io.rules.Checkpoint`.
+    """Layout of the authors' checkpoint, a `torch_io.rules.CheckpointSpec`.
 
     None where there is none.
     """

@@ -221,7 +221,7 @@ def test_named_sizes_build(name):
 
 
 def test_bfloat16_is_near_and_leaves_float32_behind(small_clip):
-  half = small_clip.computing_in("bfloat16")
+  half = small_clip.with_dtype("bfloat16")
   kernels = [
     x.dtype
     for path, x in jax.tree_util.tree_leaves_with_path(half.params)
@@ -238,7 +238,7 @@ def test_bfloat16_is_near_and_leaves_float32_behind(small_clip):
       difference = np.linalg.norm(a - b) / np.linalg.norm(b)
       assert 1e-5 < difference < 2e-2 or np.array_equal(a, b)
   assert not np.array_equal(look(half)[0], look(small_clip)[0])
-  again = half.computing_in("bfloat16")
+  again = half.with_dtype("bfloat16")
   np.testing.assert_array_equal(look(again)[0], look(half)[0])
 
 

@@ -54,7 +54,7 @@ def test_the_package_file_is_checked_by_its_digest(saved, monkeypatch):
   broken = path.with_name("broken.safetensors")
   broken.write_bytes(damaged)
   monkeypatch.setattr(tiny, "FILE", broken)
-  with pytest.raises(ValueError, match="broken.safetensors is damaged"):
+  with pytest.raises(ValueError, match="broken.safetensors is corrupt"):
     tiny.load()
   monkeypatch.setattr(tiny, "FILE", path.with_name("absent"))
   with pytest.raises(FileNotFoundError, match="Install zsad_jax again"):

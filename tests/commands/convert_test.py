@@ -354,7 +354,7 @@ def test_hub_name(hf_directory, monkeypatch):
 def test_open_clip_files_need_an_act(tmp_path, tiny, tiny_hf):
   path = tmp_path / "open_clip_model.safetensors"
   _write_safetensors(path, tiny)
-  with pytest.raises(ValueError, match="does not say its activation"):
+  with pytest.raises(ValueError, match="does not store its activation"):
     sources.read(str(path))
   assert sources.read(str(path), "gelu_erf").config.activation == "gelu_erf"
   _write_safetensors(path, tiny_hf)

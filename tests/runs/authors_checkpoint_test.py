@@ -328,7 +328,7 @@ def test_damaged_and_evil_files(tmp_path, small_clip, loaded_clip):
   path = tmp_path / "in.pth"
   make_file(path, "anomalyclip", small_clip)
   path.write_bytes(path.read_bytes()[:-100])
-  refuse(tmp_path, "anomalyclip", "in.pth is damaged or cut short")
+  refuse(tmp_path, "anomalyclip", "in.pth is corrupt or truncated")
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("in/data.pkl", pickle.dumps({"a": _Command()}, protocol=2))
   refuse(tmp_path, "anomalyclip", "in.pth would run code")

@@ -153,7 +153,7 @@ def test_other_names_are_refused(tmp_path, module, name):
 def test_truncated_torch_file(tmp_path, size):
   path = tmp_path / "cut.pt"
   path.write_bytes(STATE_DICT.read_bytes()[:size])
-  with pytest.raises(ValueError, match=f"cut.pt is damaged .*{size:,} bytes"):
+  with pytest.raises(ValueError, match=f"cut.pt is corrupt .*{size:,} bytes"):
     torch_file.read(path)
 
 

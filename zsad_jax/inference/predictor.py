@@ -37,7 +37,7 @@ def put_batch(batch: Mapping[str, Any], mesh) -> dict[str, Any]:
 
 
 def encode(
-  method: types.DetectionModel, backbone: types.Backbone, batch: types.Batch
+  method: types.DetectionModel, backbone: types.ImageBackbone, batch: types.Batch
 ):
   """Features of a batch of uint8 images; runs inside jit.
 
@@ -101,7 +101,7 @@ class Predictor:
   def __init__(
     self,
     method: types.DetectionModel,
-    backbone: types.Backbone,
+    backbone: types.ImageBackbone,
     class_names: Sequence[str],
     mesh: jax.sharding.Mesh,
     *,

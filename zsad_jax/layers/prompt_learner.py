@@ -4,7 +4,7 @@ Zhou et al., ICLR 2024, Sec. 3.2 and 3.3; FAPrompt and AdaptCLIP extend it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.layers import prompt_trie, tokens
-from zsad_jax.torch_io.rules import Checkpoint, Rule, Table
-from zsad_jax.types import ImageBackbone, Method, Params, TextBackbone
+from zsad_jax.torch_io.rules import CheckpointSpec, Rule, Table
+from zsad_jax.types import ImageBackbone, Params, TextBackbone
 
 STD = 0.02  # Of all learned vectors (authors' code).
 CONTEXT = 77  # Tokens of a prompt in the authors' checkpoints.
@@ -122,19 +122,19 @@ def checkpoint(
   templates: Sequence[PromptTemplate],
   unused_depth: int = 1,
   stats: Table = (),
-  copies: Callable[[Method, str], Iterable[str]] = lambda method, name: (),
-) -> Checkpoint:
+  copies: Callable[[Any, str], Iterable[str]] = lambda method, name: (),
+) -> CheckpointSpec:
   """Describe the authors' checkpoint of a method with learned prompts.
 
   Args:
-    names: see `rules.Checkpoint`.
-    *groups: see `rules.Checkpoint`; the first one has the prompts' tokens.
+    names: see `rules.CheckpointSpec`.
+    *groups: see `rules.CheckpointSpec`; the first one has the prompts' tokens.
     templates: prompts of the normal and the anomalous state.
     unused_depth: text layers with learned tokens, see `unused`.
-    stats: see `rules.Checkpoint`.
-    copies: see `rules.Checkpoint`.
+    stats: see `rules.CheckpointSpec`.
+    copies: see `rules.CheckpointSpec`.
   """
-  return Checkpoint(
+  return CheckpointSpec(
     names,
     stats=stats,
     groups=groups,

@@ -37,7 +37,7 @@ from zsad_jax.layers import (
   semantic_fusion,
   similarity,
 )
-from zsad_jax.torch_io.rules import Checkpoint, Rule, prefixed
+from zsad_jax.torch_io.rules import CheckpointSpec, Rule, prefixed
 from zsad_jax.torch_io.rules import linear as linear_rules
 from zsad_jax.types import ANOMALOUS
 
@@ -56,7 +56,7 @@ TORCH_NAMES = (
     r"dynamic_\1_prompts/\2",
   ),
 )
-CHECKPOINT = Checkpoint(prefixed("clip_model.", TORCH_NAMES))
+CHECKPOINT = CheckpointSpec(prefixed("clip_model.", TORCH_NAMES))
 
 
 @dataclasses.dataclass(frozen=True)

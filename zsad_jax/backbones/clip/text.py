@@ -1,4 +1,4 @@
-"""CLIP's text tower with the hooks of every method."""
+"""CLIP's text tower, with hooks for the methods."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from zsad_jax.layers import tokens
 
 
 class TextTower(nn.Module):
-  """Token embeddings to sentence embeddings. Plain CLIP with hooks off."""
+  """Causal text transformer; plain CLIP if no hook is used."""
 
   config: ClipConfig
   activation: str
@@ -48,25 +48,33 @@ class TextTower(nn.Module):
     prompt_mode: str = "overwrite",
     round_fp16: bool = False,
   ) -> tuple[Float[Array, "k *s d"], dict[str, Array]]:
-    """Runs the tower.
+    """Encode token embeddings.
 
     Args:
       embeds: embeddings of t <= context_length tokens, positions not added.
-        Rows after the end token never matter: cut them to save time.
-      end: position of each sentence's end token; (k, s) where s sentences are
-        joined to a trie, see `layers/prompt_trie.py`.
-      positions, attention_mask: of a prompt trie; None for plain prompts.
-      prompts: deep prompts by 0-based block: set at that block's input, right
-        after the start token, one set for all sentences (leading axis 1) or
-        one per sentence (k). No position is added to them.
-      prompt_mode: "overwrite" writes over rows 1 ... m (all official code);
-        "insert" makes room for them at the first prompted block.
-      round_fp16: round prompts, and their gradient, to float16, as the
-        official AnomalyCLIP and FAPrompt do on a GPU.
+        Tokens after the end token do not change the result; leave them out
+        to save time.
+      end: positions of the end tokens; (k, s) if each row is a trie of s
+        prompts, see `layers/prompt_trie.py`.
+      positions: rows of the position table, for a trie; None for 0 ... t - 1.
+      attention_mask: keys that each token attends to, for a trie; None for
+        causal attention.
+      prompts: deep prompts by block (0-based): m vectors set at the input of
+        that block after the start token, the same for all texts (leading
+        axis 1) or for each text (k). No position is added to them.
+      prompt_mode: "overwrite" replaces tokens 1 ... m (all official code);
+        "insert" adds the vectors to the sequence at the first prompted block.
+      round_fp16: round prompts and their gradients to float16, as the
+        official code of AnomalyCLIP and FAPrompt does on a GPU.
 
     Returns:
-      ln_final(end token) @ text_projection, not normalised, and the feature_layers:
-      "blockNN" and "tokens" (ln_final of all rows), each (k, t, c).
+      The text embeddings ln_final(end token) @ text_projection, not of unit
+      length, and named activations: "blockNN" and "tokens" (ln_final of all
+      tokens), each (k, t, c).
+
+    Raises:
+      ValueError: `prompt_mode` is unknown, or there are prompts for a block
+        that the tower does not have.
     """
     if prompt_mode not in ("overwrite", "insert"):
       raise ValueError(
@@ -81,7 +89,7 @@ class TextTower(nn.Module):
     rows = positions if trie else jnp.arange(embeds.shape[1])
     x = embeds + self.positional_embedding[rows]
     prompts, out = dict(prompts or {}), {}
-    replaced = prompt_mode == "overwrite"  # Rows the next prompts replace.
+    replaced = prompt_mode == "overwrite"  # Prompts replace tokens.
     for i, block in enumerate(self.resblocks):
       if i in prompts:
         prompt = _rounded(prompts[i]) if round_fp16 else prompts[i]
@@ -96,8 +104,8 @@ class TextTower(nn.Module):
       x, _ = block(x, attention_mask=attention_mask)
       out[f"block{i + 1:02d}"] = x
     out["tokens"] = self.ln_final(x)
-    places = end.reshape(end.shape[0], -1, 1)
-    last = jnp.take_along_axis(out["tokens"], places, axis=1)
+    rows = end.reshape(end.shape[0], -1, 1)
+    last = jnp.take_along_axis(out["tokens"], rows, axis=1)
     last = last.reshape(*end.shape, -1)
     return last @ self.text_projection, out
 
