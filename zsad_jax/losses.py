@@ -5,6 +5,7 @@ in each docstring.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -194,3 +195,64 @@ def segmentation(
     dice(normal.reshape(items), 1.0 - target),
   ]
   return jnp.stack([x.reshape(b, -1).mean(axis=1) for x in values], axis=-1)
+
+
+def segmentation_levels(
+  prob: Float[Array, "b n h w 2"],
+  mask: Shaped[Array, "b h w"],
+  *,
+  dice_over: str,
+) -> Float[Array, "b n 3"]:
+  """Compute `segmentation` of n maps per image."""
+  return jax.vmap(
+    lambda m: segmentation(m, mask, dice_over=dice_over),
+    in_axes=1,
+    out_axes=1,
+  )(prob)
+
+
+def image_score(
+  score: Float[Array, " b"],
+  logits: Float[Array, "b 2"],
+  label: Shaped[Array, " b"],
+  *,
+  mode: Literal["official", "paper"],
+) -> dict[str, Float[Array, " b"]]:
+  """Compute FAPrompt's losses of the image score (Eq. 10).
+
+  Args:
+    score: anomaly score in [0, 1].
+    logits: of the states.
+    label: state of each image.
+    mode: "paper", focal loss of the score; "official", cross-entropy of the
+      logits, and focal loss with the score as a logit.
+
+  Returns:
+    Losses by name, one value per image.
+  """
+  target = label.astype(score.dtype)
+  if mode == "paper":
+    return {"image_focal": binary_focal(score, target)}
+  return {
+    "image_ce": cross_entropy(logits, label),
+    "image_focal": binary_focal_with_logits(score, target),
+  }
+
+
+def segmentation_parts(
+  terms: Float[Array, "b n 3"], weight: Float[Array, " b"]
+) -> dict[str, Float[Array, ""]]:
+  """Name and average the terms of `segmentation`, summed over n maps.
+
+  Args:
+    terms: focal and both Dice losses per image and map.
+    weight: of the images; 0 for images without mask.
+
+  Returns:
+    "pixel_focal", "dice_anomalous" and "dice_normal".
+  """
+  names = ("pixel_focal", "dice_anomalous", "dice_normal")
+  return {
+    name: weighted_mean(terms[..., i].sum(axis=1), weight)
+    for i, name in enumerate(names)
+  }

@@ -1,9 +1,12 @@
 """Frozen image encoding of AnomalyCLIP, shared by FAPrompt and AdaptCLIP."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zsad_jax.layers import similarity
 from zsad_jax.types import Activation, ImageBackbone, PositionResize
 
 
@@ -76,3 +79,21 @@ def encode(
     backbone.project(out["class"], ln_post=class_ln_post),
     [backbone.project(x, ln_post=True) for x in tokens],
   )
+
+
+def encode_units(
+  backbone: ImageBackbone, image: Float[Array, "b h w 3"], **settings: Any
+) -> tuple[Float[Array, "b d"], Float[Array, "b n l d"]]:
+  """Embed the image and the patches of n layers as unit vectors.
+
+  Args:
+    backbone: frozen image encoder.
+    image: normalized images.
+    **settings: see `encode`.
+
+  Returns:
+    The class embedding, and the patch embeddings per layer.
+  """
+  embed, tokens = encode(backbone, image, **settings)
+  patches = jnp.stack(tokens, axis=1)[:, :, 1:]
+  return similarity.unit(embed), similarity.unit(patches)

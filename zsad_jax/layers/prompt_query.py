@@ -19,6 +19,7 @@ from zsad_jax.layers import (
   linear,
   memory_bank,
   resample,
+  score_fusion,
 )
 from zsad_jax.torch_io.rules import Rule, batch_norm_stats
 from zsad_jax.torch_io.rules import norm as norm_rules
@@ -188,16 +189,14 @@ def summary(
   levels: Sequence[Mapping[str, Array]],
 ) -> tuple[Float[Array, "b h w"], Float[Array, " b"], Float[Array, "b h w"]]:
   """Return mean map, mean score and harmonic mean distance of `forward`."""
-  mean = lambda xs: sum(xs) / len(xs)
+  mean = lambda xs: sum(xs[1:], start=xs[0]) / len(xs)
   maps = mean([x["maps"][..., ANOMALOUS] for x in levels])
   scores = mean([jax.nn.softmax(x["logits"])[:, ANOMALOUS] for x in levels])
-  return maps, scores, harmonic_mean([x["distance"] for x in levels])
-
-
-def harmonic_mean(values: Sequence[Float[Array, "*b"]]) -> Float[Array, "*b"]:
-  """Return n / sum(1 / x); 0 where a value is 0."""
-  mean = len(values) / sum(1.0 / x for x in values)
-  return jnp.where(jnp.isfinite(mean), mean, 0.0)
+  return (
+    maps,
+    scores,
+    score_fusion.harmonic_mean([x["distance"] for x in levels]),
+  )
 
 
 def init(

@@ -8,8 +8,11 @@ nodes attend to their ancestors; the results equal those of the single prompts.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
+
+from zsad_jax.types import TextBackbone
 
 
 class PromptTrie(NamedTuple):
@@ -74,3 +77,27 @@ def stack(tries: Sequence[PromptTrie]) -> PromptTrie:
     return PromptTrie(source, position, attention_mask, trie.end)
 
   return PromptTrie(*map(np.stack, zip(*map(padded, tries))))
+
+
+def tokenize(
+  backbone: TextBackbone, prompts: Sequence[Sequence[str]]
+) -> dict[str, Array]:
+  """Build and stack the tries of several sets of prompts.
+
+  Args:
+    backbone: frozen text encoder.
+    prompts: n sets of equally many prompts.
+
+  Returns:
+    "ids", tokens of the nodes, "positions", "attention_mask" and "end", each
+    with a leading axis n.
+  """
+  found = [backbone.tokenize(texts) for texts in prompts]
+  trie = stack([build(*pair) for pair in found])
+  ids = [pair[0].ravel()[at] for pair, at in zip(found, trie.source)]
+  return {
+    "ids": jnp.asarray(np.stack(ids)),
+    "positions": jnp.asarray(trie.position),
+    "attention_mask": jnp.asarray(trie.attention_mask),
+    "end": jnp.asarray(trie.end),
+  }

@@ -27,7 +27,7 @@ def apply(
   *,
   weight: Float[Array, " b"] | None,
 ) -> tuple[Float[Array, "b *n d"], Params]:
-  """Compute x + up(relu(norm(down(x)))).
+  """Compute x + up(relu(norm(down(x)))) (Eq. 3).
 
   Args:
     params: see `init`.

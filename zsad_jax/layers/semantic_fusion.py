@@ -1,5 +1,8 @@
 """Hybrid semantic fusion (HSF) of patches into one embedding, from AdaCLIP."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -65,6 +68,31 @@ def fuse(
   centres, size = kmeans.cluster_means(chosen.mean(axis=0), labels, k)
   # An empty cluster has no centre and does not count.
   return similarity.unit(centres.sum(axis=0) / (size > 0).sum())
+
+
+def fuse_images(
+  patch_units: Float[Array, "b levels l d"],
+  patch_logits: Float[Array, "b levels l 2"],
+  labels: Int[Array, "b n"] | None,
+  **settings: Any,
+) -> Float[Array, "b d"]:
+  """Fuse the patches of each image.
+
+  Args:
+    patch_units: projected unit patch tokens.
+    patch_logits: logits of the states.
+    labels: see `fuse`.
+    **settings: see `fuse`.
+
+  Returns:
+    A unit vector per image.
+  """
+  prob = patch_anomaly_prob(patch_logits)
+  one = functools.partial(fuse, **settings)
+  if labels is None:
+    return jax.vmap(one)(patch_units, prob)
+  with_labels = lambda u, p, l: one(u, p, labels=l)
+  return jax.vmap(with_labels)(patch_units, prob, labels)
 
 
 def _best_cluster(patches, prob, k, seed):
