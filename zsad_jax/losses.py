@@ -62,7 +62,7 @@ def binary_focal(
   prob: Float[Array, "*b"],
   target: Float[Array, "*b"],
   *,
-  gamma: int = GAMMA,
+  gamma: int | float = GAMMA,
 ) -> Float[Array, "*b"]:
   """Compute the focal loss of one probability per item.
 
@@ -88,7 +88,7 @@ def binary_focal_with_logits(
   logits: Float[Array, "*b"],
   target: Float[Array, "*b"],
   *,
-  gamma: int = GAMMA,
+  gamma: int | float = GAMMA,
 ) -> Float[Array, "*b"]:
   """Compute the focal loss of one logit per item.
 
@@ -255,4 +255,33 @@ def segmentation_parts(
   return {
     name: weighted_mean(terms[..., i].sum(axis=1), weight)
     for i, name in enumerate(names)
+  }
+
+
+def adapter_parts(
+  outputs: Sequence[tuple[Float[Array, "b 2"], Float[Array, "b h w 2"]]],
+  batch: types.Batch,
+  name: str,
+) -> dict[str, Float[Array, ""]]:
+  """Compute AdaptCLIP's losses of one adapter, summed over its levels.
+
+  Args:
+    outputs: image logits and maps of each level.
+    batch: label, mask, has_mask and weight of the images.
+    name: of the adapter.
+
+  Returns:
+    "<name>_global", cross-entropy, and "<name>_local", focal + Dice losses.
+  """
+  label, mask, weight = batch["label"], batch["mask"], batch["weight"]
+  image = [cross_entropy(x, label) for x, _ in outputs]
+  pixel = [
+    segmentation(maps, mask, dice_over="image").sum(axis=-1)
+    for _, maps in outputs
+  ]
+  # Images without mask have no map loss.
+  masked = weight * batch["has_mask"]
+  return {
+    f"{name}_global": weighted_mean(sum(image[1:], image[0]), weight),
+    f"{name}_local": weighted_mean(sum(pixel[1:], pixel[0]), masked),
   }

@@ -91,7 +91,9 @@ def apply_after_transposed(
     params["kernel"],
   )
   if kernels.one_cpu():
-    blocks = _convolve_by_products(x, kernel, indicator.any((1, 3)).T)
+    blocks = _convolve_by_products(
+      x, kernel, np.asarray(indicator.any((1, 3))).T
+    )
   else:
     blocks = _convolve(x, kernel.reshape(*kernel.shape[:3], -1))
   blocks = blocks.reshape(b, h, w, stride, stride, c_out).swapaxes(2, 3)
@@ -180,7 +182,9 @@ def _convolve_by_products(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _sum_shifted(products: Float[Array, "n m"], starts, length, c_out):
+def _sum_shifted(
+  products: Float[Array, "n m"], starts, length, c_out
+) -> Float[Array, "l k"]:
   """Sum groups of columns, each group shifted to a row of its own.
 
   Args:

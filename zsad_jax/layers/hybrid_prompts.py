@@ -4,6 +4,8 @@ Cao et al., ECCV 2024, App. 2.1. Names of parameters are
 {static,dynamic}_{visual,text}_prompts.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -34,7 +36,7 @@ def init_heads(rng: jax.Array, number: int, c_in: int, c_out: int) -> Params:
 
 def combine(
   params: Params,
-  image_embed: Float[Array, "b d"] | None,
+  image_embed: Any,
   tower: str,
   *,
   kinds: str,
@@ -44,7 +46,7 @@ def combine(
 
   Args:
     params: trainable parameters.
-    image_embed: embedding of the un-prompted image, for kind D.
+    image_embed: (b, d), of the un-prompted image; read for kind D alone.
     tower: "visual" or "text".
     kinds: "S", "D" or "SD".
     depth: J, prompted layers.
@@ -52,16 +54,17 @@ def combine(
   Returns:
     (b, J, M, c); the batch axis is 1 where all images share the prompts.
   """
-  result = 0.0
+  parts = []
   if "S" in kinds:
     static = params[f"static_{tower}_prompts"]
-    result += jnp.stack([static[str(j)] for j in range(len(static))])[None]
+    parts.append(jnp.stack([static[str(j)] for j in range(len(static))])[None])
   if "D" in kinds:
     heads = params[f"dynamic_{tower}_prompts"]
     dynamic = [
       linear.apply(heads[str(m)], image_embed) for m in range(len(heads))
     ]
-    result += jnp.stack(dynamic, axis=1)[:, None]
+    parts.append(jnp.stack(dynamic, axis=1)[:, None])
+  result = sum(parts[1:], start=parts[0])
   shape = (result.shape[0], depth, *result.shape[2:])
   return jnp.broadcast_to(result, shape)
 

@@ -189,7 +189,7 @@ def summary(
   levels: Sequence[Mapping[str, Array]],
 ) -> tuple[Float[Array, "b h w"], Float[Array, " b"], Float[Array, "b h w"]]:
   """Return mean map, mean score and harmonic mean distance of `forward`."""
-  mean = lambda xs: sum(xs[1:], start=xs[0]) / len(xs)
+  mean = score_fusion.mean
   maps = mean([x["maps"][..., ANOMALOUS] for x in levels])
   scores = mean([jax.nn.softmax(x["logits"])[:, ANOMALOUS] for x in levels])
   return (

@@ -1,4 +1,4 @@
-"""Residual MLP with a normalized bottleneck: AdaptCLIP's visual adapter."""
+"""Residual MLP with a normalized bottleneck."""
 
 import jax
 from jaxtyping import Array, Float
@@ -27,7 +27,7 @@ def apply(
   *,
   weight: Float[Array, " b"] | None,
 ) -> tuple[Float[Array, "b *n d"], Params]:
-  """Compute x + up(relu(norm(down(x)))) (Eq. 3).
+  """Compute x + up(relu(norm(down(x)))).
 
   Args:
     params: see `init`.

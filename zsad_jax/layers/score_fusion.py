@@ -10,10 +10,15 @@ from zsad_jax.layers import smoothing
 from zsad_jax.types import Prediction
 
 
+def mean(values: Sequence[Float[Array, "*b"]]) -> Float[Array, "*b"]:
+  """Return the arithmetic mean of several arrays."""
+  return sum(values[1:], start=values[0]) / len(values)
+
+
 def harmonic_mean(values: Sequence[Float[Array, "*b"]]) -> Float[Array, "*b"]:
   """Return n / sum(1 / x); 0 where a value is 0."""
-  mean = len(values) / sum(1.0 / x for x in values)
-  return jnp.where(jnp.isfinite(mean), mean, 0.0)
+  result = len(values) / sum(1.0 / x for x in values)
+  return jnp.where(jnp.isfinite(result), result, 0.0)
 
 
 def fuse(
@@ -37,7 +42,6 @@ def fuse(
   Returns:
     The prediction.
   """
-  mean = lambda xs: sum(xs[1:], start=xs[0]) / len(xs)
   if mode == "paper":
     return {"anomaly_map": mean(maps), "pred_score": mean(scores)}
   anomaly_map = mean(maps)

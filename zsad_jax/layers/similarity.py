@@ -42,6 +42,24 @@ def state_prob(
   return jax.nn.softmax(cosines(units, text_units) / temperature)
 
 
+def compare(
+  image: Float[Array, "b d"],
+  patches: Float[Array, "b l d"],
+  text_units: Float[Array, "s d"],
+  temperature: float,
+) -> tuple[Float[Array, "b s"], Float[Array, "b l s"]]:
+  """Compute image logits and patch probabilities of the states.
+
+  Args:
+    image: embeddings, not normalized.
+    patches: embeddings, not normalized.
+    text_units: unit embeddings of the states.
+    temperature: of the softmax.
+  """
+  logits = cosines(unit(image), text_units) / temperature
+  return logits, state_prob(unit(patches), text_units, temperature)
+
+
 def to_map(
   patch_values: Float[Array, "b l s"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "b h w s"]:

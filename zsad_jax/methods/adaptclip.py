@@ -2,8 +2,8 @@
 
   Eq. 1      Method.branches
   Eq. 2      Method.branches
-  Eq. 3      residual_mlp.apply
-  Eq. 4      Method.text
+  Eq. 3      visual_adapter.apply
+  Eq. 4      textual_adapter.text
   Eq. 5      prompt_query.align
   Eq. 6      prompt_query.joint
   Eq. 7      prompt_query.local_head
@@ -42,11 +42,11 @@ from zsad_jax.layers import (
   dual_path,
   prompt_learner,
   prompt_query,
-  prompts,
   ranges,
-  residual_mlp,
   score_fusion,
   similarity,
+  textual_adapter,
+  visual_adapter,
 )
 from zsad_jax.torch_io.rules import CheckpointSpec, Rule
 from zsad_jax.types import ANOMALOUS, Batch, Features, ImageBackbone, Params
@@ -54,7 +54,6 @@ from zsad_jax.types import ANOMALOUS, Batch, Features, ImageBackbone, Params
 Aux = Mapping[str, Array]  # See `Method.prepare`.
 # Per adapter: image logits (b, 2) and patch probabilities (b, l, 2).
 Branches = dict[str, tuple[Array, Array]]
-STATIC = prompts.adaptclip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,20 +142,12 @@ class Method(types.Method):
     rngs = jax.random.split(rng, 3)
     params, stats, d = {}, {}, backbone.embed_dim
     if self.textual:
-      width = prompt_learner.require_text(backbone).text_width
-      shape = (self.context_length, width)
-      params["textual"] = {
-        state: prompt_learner.init(key, *shape)
-        for state, key in zip(
-          ("normal", "anomalous"), jax.random.split(rngs[0])
-        )
-      }
+      c = prompt_learner.require_text(backbone).text_width
+      length = self.context_length
+      params["textual"] = textual_adapter.init(rngs[0], length, c)
     if self.visual:
-      params["visual"], stats["visual"] = {}, {}
-      for name, key in zip(("global", "local"), jax.random.split(rngs[1])):
-        params["visual"][name], stats["visual"][name] = residual_mlp.init(
-          key, d, d // self.reduction
-        )
+      sizes = d, d // self.reduction
+      params["visual"], stats["visual"] = visual_adapter.init(rngs[1], *sizes)
     if self.prompt_query:
       params["prompt_query"], stats["prompt_query"] = prompt_query.init(
         rngs[2],
@@ -168,47 +159,29 @@ class Method(types.Method):
     return params, stats
 
   def prepare(self, backbone: ImageBackbone, class_names: Sequence[str]) -> Aux:
-    """Embed templates and static prompts, where text is used.
-
-    They are object-agnostic: class names are unused.
-    """
+    """Embed object-agnostic prompts where text is used."""
     del class_names
     if self.needs_references:  # The prompt-query adapter alone.
       return {}
     text = prompt_learner.require_text(backbone)
-    texts = [template.text for template in self.prompt_templates()]
-    static = jax.jit(self.static_text)(
-      text, prompt_learner.placeholders(text, sum(STATIC, []))
-    )
-    return {
-      **prompt_learner.placeholders(text, texts),
-      "static_units": similarity.unit(static),
-    }
+    given = self.prompt_templates(), self.activation
+    return textual_adapter.prepare(text, *given)
 
   def prompt_templates(self) -> tuple[prompt_learner.PromptTemplate, ...]:
     """Return the prompts of both states, with placeholder words."""
     m = self.context_length
     return (prompt_learner.PromptTemplate(" ".join(["X"] * m) + ".", m),) * 2
 
-  def static_text(
-    self, backbone: types.TextBackbone, static: Mapping[str, Array]
-  ) -> Float[Array, "2 d"]:
-    """Return the mean embedding of the fixed prompts of each state."""
-    embed, _ = backbone.text(
-      static["embeds"], static["end"], activation=self.activation
-    )
-    normal = len(STATIC[0])
-    return jnp.stack([embed[:normal].mean(0), embed[normal:].mean(0)])
-
   def encode(self, backbone: ImageBackbone, batch: Batch) -> Features:
     """Return embeddings of the image and of all tokens of each level."""
-    read = lambda layer: (
-      self.feature_layers[-1] if self._overwritten(layer) else layer
-    )
+    # What the authors' code reads for the layer right before `vv_from`.
+    read = dict(zip(self.feature_layers, self.feature_layers))
+    if self.alias_feature_layer and self.vv_from:
+      read[self.vv_from - 1] = self.feature_layers[-1]
     image, tokens = dual_path.encode(
       backbone,
       batch["image"],
-      feature_layers=[read(layer) for layer in self.feature_layers],
+      feature_layers=[read[layer] for layer in self.feature_layers],
       vv_from=self.vv_from,
       class_ln_post=self.cls_ln_post,
       **self.image_hooks,
@@ -217,27 +190,11 @@ class Method(types.Method):
     # The adapter takes the last level with class token, not normalized.
     return {"image": image, "tokens": tokens[-1], "patch_units": patches}
 
-  def _overwritten(self, layer):
-    return self.alias_feature_layer and layer + 1 == self.vv_from
-
   def build_memory_bank(
     self, features: Features
   ) -> Float[Array, "n shots levels l d"]:
     """Return the patches of references."""
     return features["patch_units"]
-
-  def learned_prompts(self, params: Params, aux: Aux) -> Float[Array, "2 t c"]:
-    """Return token embeddings of both prompts with the learned vectors."""
-    vectors = [params["textual"][name] for name in ("normal", "anomalous")]
-    return prompt_learner.with_context(aux["embeds"], jnp.stack(vectors))
-
-  def text(
-    self, params: Params, backbone: types.TextBackbone, aux: Aux
-  ) -> Float[Array, "2 d"]:
-    """Embed the learned states, without normalization (Eq. 4)."""
-    embeds = self.learned_prompts(params, aux)
-    embed, _ = backbone.text(embeds, aux["end"], activation=self.activation)
-    return embed
 
   def branches(
     self,
@@ -266,29 +223,22 @@ class Method(types.Method):
     plain = features["image"], features["tokens"]
     sides, new = {}, dict(stats)
     if self.visual:
-      adapted, new["visual"] = {}, {}
-      for name, key in (("global", "image"), ("local", "tokens")):
-        adapted[key], new["visual"][name] = residual_mlp.apply(
-          params["visual"][name],
-          stats["visual"][name],
-          features[key],
-          weight=weight,
-        )
-      sides["visual"] = tuple(adapted.values()), aux["static_units"]
+      adapted, new["visual"] = visual_adapter.apply(
+        params["visual"], stats["visual"], *plain, weight=weight
+      )
+      sides["visual"] = adapted, aux["static_units"]
     if self.textual:
-      text = prompt_learner.require_text(backbone)
-      sides["textual"] = plain, similarity.unit(self.text(params, text, aux))
+      text, given = prompt_learner.require_text(backbone), params["textual"]
+      learned = textual_adapter.text(given, text, aux, self.activation)
+      sides["textual"] = plain, similarity.unit(learned)
     if self.joint:
       sides = {"joint": (sides["visual"][0], sides["textual"][1])}
     if not (sides or self.prompt_query):  # Plain CLIP.
       sides["clip"] = plain, aux["static_units"]
-    result = {}
-    for name, ((image, tokens), text_units) in sides.items():
-      cosines = similarity.cosines(similarity.unit(image), text_units)
-      prob = similarity.state_prob(
-        similarity.unit(tokens[:, 1:]), text_units, self.temperature
-      )
-      result[name] = cosines / self.temperature, prob
+    result = {
+      name: similarity.compare(image, tokens[:, 1:], units, self.temperature)
+      for name, ((image, tokens), units) in sides.items()
+    }
     return result, new
 
   def compare(
@@ -323,8 +273,7 @@ class Method(types.Method):
   ) -> tuple[Array, tuple[dict[str, Array], Params]]:
     """Return cross-entropy, focal and Dice of all adapters, levels (Code)."""
     del rng  # No dropout.
-    weight, mask = batch["weight"], batch["mask"]
-    size = mask.shape[1:]
+    weight, size = batch["weight"], batch["mask"].shape[1:]
     found, new = self.branches(params, stats, backbone, aux, features, weight)
     outputs = {
       name: [(logits, similarity.to_map(prob, size, method="bilinear"))]
@@ -335,20 +284,9 @@ class Method(types.Method):
         params, stats, features, size, weight
       )
       outputs["prompt_query"] = [(x["logits"], x["maps"]) for x in levels]
-    masked = weight * batch["has_mask"]  # Images without mask have no map loss.
     parts = {}
-    for name, pairs in outputs.items():
-      image = [losses.cross_entropy(x, batch["label"]) for x, _ in pairs]
-      pixel = [
-        losses.segmentation(maps, mask, dice_over="image").sum(axis=-1)
-        for _, maps in pairs
-      ]
-      parts[f"{name}_global"] = losses.weighted_mean(
-        sum(image[1:], image[0]), weight
-      )
-      parts[f"{name}_local"] = losses.weighted_mean(
-        sum(pixel[1:], pixel[0]), masked
-      )
+    for name, levels in outputs.items():
+      parts |= losses.adapter_parts(levels, batch, name)
     return losses.total(parts), (parts, new)
 
   def predict(
@@ -374,29 +312,20 @@ class Method(types.Method):
       pq_maps, pq_scores, distance = prompt_query.summary(levels)
       maps, scores = [*maps, pq_maps], [*scores, pq_scores]
     if not maps:
-      raise ValueError(
-        "AdaptCLIP with the prompt-query adapter alone needs references."
-      )
+      raise ValueError("The prompt-query adapter alone needs references.")
     return score_fusion.fuse(
       maps, scores, distance, mode=self.fusion, sigma=self.sigma
     )
 
 
-# Names in the authors' checkpoint ("adater" is its spelling).
-_LOCAL = r"visual_learner\.local_adater", "visual/local"
-_GLOBAL = r"visual_learner\.global_adapter", "visual/global"
+# Names in the authors' checkpoint.
 TORCH_NAMES = (
   Rule(r"textual_learner\.ctx_pos", "textual/normal", "lead2"),
   Rule(r"textual_learner\.ctx_neg", "textual/anomalous", "lead2"),
-  *residual_mlp.rules(*_LOCAL),
-  *residual_mlp.rules(*_GLOBAL),
+  *visual_adapter.TORCH_NAMES,
   *prompt_query.TORCH_NAMES,
 )
-TORCH_STATS = (
-  *residual_mlp.stats_rules(*_LOCAL),
-  *residual_mlp.stats_rules(*_GLOBAL),
-  *prompt_query.TORCH_STATS,
-)
+TORCH_STATS = (*visual_adapter.TORCH_STATS, *prompt_query.TORCH_STATS)
 PAPER_NAME = "AdaptCLIP"  # In the tables of the papers.
 # Ablation of the configuration -> its name in the tables of the papers.
 PAPER_VARIANTS = {
