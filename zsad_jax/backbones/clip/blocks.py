@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from zsad_jax.layers import attention
+from zsad_jax.layers import attention, kernels
 
 
 class LayerNorm(nn.LayerNorm):
@@ -37,13 +37,9 @@ SAVED = "saved"  # Name of activations that are not recomputed, see `remat`.
 
 def _dense(width: int, dtype: str, name: str):
   """A linear layer of `dtype`."""
-  product = None
-  if jax.default_backend() == "cpu":
-    # Some CPUs are fast at bfloat16, but XLA only asks them for float32 sums.
-    product = functools.partial(
-      jax.lax.dot_general, preferred_element_type=jnp.float32
-    )
-  layer = nn.Dense(width, dtype=dtype, dot_general=product, name=name)
+  layer = nn.Dense(
+    width, dtype=dtype, dot_general=kernels.dot_general(), name=name
+  )
   return lambda x: layer(x).astype(dtype)
 
 
