@@ -16,7 +16,6 @@ are zeros.
 """
 
 import dataclasses
-import importlib
 import io
 import logging
 import math
@@ -94,7 +93,7 @@ def stored_parameters(
   It is the number of our parameters and of the unused ones.
   """
   count = sum(x.size for x in jax.tree.leaves(params))
-  spec = _spec(method)
+  spec: rules.CheckpointSpec | None = method.checkpoint_spec
   unused = spec.unused(method, backbone) if spec else {}
   return count + sum(map(math.prod, unused.values()))
 
@@ -269,13 +268,8 @@ def name_of(method: types.Method) -> str:
   return type(method).__module__.rpartition(".")[2]
 
 
-def _spec(method: types.Method) -> rules.CheckpointSpec | None:
-  module = importlib.import_module(type(method).__module__)
-  return method.checkpoint_spec or getattr(module, "CHECKPOINT", None)
-
-
 def _required_spec(method: types.Method) -> rules.CheckpointSpec:
-  spec = _spec(method)
+  spec = method.checkpoint_spec
   if spec is None:
     raise ValueError(
       f"{name_of(method)} has no checkpoint of its authors: there is no "
@@ -315,7 +309,7 @@ def _recognize(found, method, backbone) -> str | None:
   generic = lambda names: {re.sub(r"\d+", "0", name) for name in names}
   for name in methods.names():
     other = methods.module(name).Method()
-    if name == name_of(method) or _spec(other) is None:
+    if name == name_of(method) or other.checkpoint_spec is None:
       continue
     if generic(expected_tensors(other, backbone)) == generic(found):
       return name
