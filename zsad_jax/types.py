@@ -5,7 +5,6 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import (
   Any,
-  ClassVar,
   Literal,
   Protocol,
   TypedDict,
@@ -166,13 +165,15 @@ class Method(DetectionModel, Protocol):
   An implementation is a frozen dataclass that derives from this class; its
   fields are the paper's hyperparameters (`config.method`). Parameters that
   are not trained are passed as separate arguments.
-
-  Attributes:
-    checkpoint_spec: layout of the authors' checkpoint, a
-      `torch_io.rules.Checkpoint`; None where there is none.
   """
 
-  checkpoint_spec: ClassVar[Any] = None
+  @property
+  def checkpoint_spec(self) -> Any:
+    """Layout of the authors' checkpoint, a `torch_io.rules.CheckpointSpec`.
+
+    None where there is none.
+    """
+    return None
 
   def __post_init__(self):
     check_choices(type(self), vars(self))

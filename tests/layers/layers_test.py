@@ -160,7 +160,7 @@ def test_fusion_by_hand():
 
 def test_adaclip_sentences():
   normal, anomalous = prompts.adaclip("metal_nut-a")
-  assert len(normal) == prompts.ADACLIP_NORMAL_SENTENCES == 28
+  assert len(normal) == prompts.ADACLIP_NUM_NORMAL_PROMPTS == 28
   assert len(anomalous) == 20
   # State-major, "-" a space, "_" kept.
   assert normal[0] == "a bad photo of a metal_nut a."

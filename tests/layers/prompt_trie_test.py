@@ -28,26 +28,26 @@ def test_a_node_sees_its_beginning_and_nothing_else(words):
   for i, sentence in enumerate(words):
     ids[i, 1 : 1 + len(sentence)] = sentence
   end = np.array([len(sentence) for sentence in words])
-  tree = prompt_trie.grow(ids, end)
+  tree = prompt_trie.build(ids, end)
   beginnings = {
     tuple(sentence[: row + 1])
     for sentence, last in zip(ids, end)
     for row in range(last + 1)
   }
-  assert len(tree.row) == len(beginnings)
+  assert len(tree.position) == len(beginnings)
   token = ids.ravel()[tree.source]
   for i, last in enumerate(tree.end):
-    way = np.flatnonzero(tree.seen[last])
-    way = way[np.argsort(tree.row[way])]
+    way = np.flatnonzero(tree.attention_mask[last])
+    way = way[np.argsort(tree.position[way])]
     np.testing.assert_array_equal(token[way], ids[i, : end[i] + 1])
-    np.testing.assert_array_equal(tree.row[way], np.arange(end[i] + 1))
+    np.testing.assert_array_equal(tree.position[way], np.arange(end[i] + 1))
 
 
 def joined(clip, texts):
   """Embeddings of the nodes and the tower's arguments, with a padded twin."""
   ids, end = clip.tokenize(texts)
-  less = prompt_trie.grow(ids, np.minimum(end, 2))
-  tree = prompt_trie.stack([prompt_trie.grow(ids, end), less])
+  less = prompt_trie.build(ids, np.minimum(end, 2))
+  tree = prompt_trie.stack([prompt_trie.build(ids, end), less])
   embeds = clip.embed_tokens(ids.ravel()[tree.source])
   return embeds, jax.tree.map(jnp.asarray, tree)
 
@@ -62,8 +62,8 @@ def test_the_tower_reads_a_tree_as_its_sentences(mode, first, small_clip):
   found, _ = small_clip.text(
     embeds,
     tree.end,
-    row=tree.row,
-    seen=tree.seen,
+    positions=tree.position,
+    attention_mask=tree.attention_mask,
     prompts={j: layers[j] for j in range(first, 3)},
     **hooks,
   )
@@ -86,7 +86,11 @@ def test_gradients_are_those_of_the_sentences(small_clip):
 
   def by_tree(prompt):
     found, _ = small_clip.text(
-      embeds, tree.end, row=tree.row, seen=tree.seen, prompts={1: prompt}
+      embeds,
+      tree.end,
+      positions=tree.position,
+      attention_mask=tree.attention_mask,
+      prompts={1: prompt},
     )
     return (found[0] * way).sum()
 
@@ -102,5 +106,5 @@ def test_gradients_are_those_of_the_sentences(small_clip):
 
 def test_adaclips_sentences_share_most_of_what_they_say(small_clip):
   ids, end = small_clip.tokenize(sum(prompts.adaclip("hazelnut"), []))
-  tree = prompt_trie.grow(ids, end)
-  assert 2 * len(tree.row) < (end + 1).sum()
+  tree = prompt_trie.build(ids, end)
+  assert 2 * len(tree.position) < (end + 1).sum()

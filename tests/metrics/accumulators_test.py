@@ -8,7 +8,6 @@ import pytest
 from scipy import ndimage
 
 from zsad_jax.evaluation import examples
-from zsad_jax.inference import predictor
 from zsad_jax.layers import resample, smoothing
 from zsad_jax.metrics import accumulators, variants
 from zsad_jax.metrics import exact as exact_lib
@@ -102,7 +101,6 @@ def test_smoothing_on_the_device_is_scipys(maps):
   np.testing.assert_allclose(
     on_device, ndimage.gaussian_filter(anomaly_map, (0, 1.5, 1.5)), atol=1e-5
   )
-  assert predictor.smooths() == (jax.default_backend() != "cpu")
 
 
 def test_a_gallery_keeps_the_telling_images():

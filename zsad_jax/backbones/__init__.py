@@ -1,64 +1,87 @@
-"""Frozen backbones, one folder each.
+"""Frozen backbones, one folder each; a folder needs no entry elsewhere.
 
-A folder has a module `load` with
-
-  NAMES             what `config.backbone.name` can be
-  NOTES             by name, a sentence to print with results; optional names
-  load(name, path, dtype)  the backbone, a pytree that implements
-                           `types.ImageBackbone`, and `types.TextBackbone`
-                           where it has a text encoder
+A folder has a module `load` that implements `Loader`. A backbone is a pytree
+that implements `types.ImageBackbone`, and `types.TextBackbone` as well if it
+has a text encoder.
 """
 
 import importlib
 import pkgutil
-import types as pytypes
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast, runtime_checkable
 
 from zsad_jax import types
 
 DTYPES = ("float32", "bfloat16")  # Of the matrix products.
 
 
-def folders() -> list[str]:
-  """Returns the names of all backbone folders."""
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
+@runtime_checkable
+class Loader(Protocol):
+  """Interface of the module `load` in a backbone's folder.
 
+  Attributes:
+    NAMES: values of `config.backbone.name` that the module loads.
+    NOTES: remarks to print with the results, by name; names may be left out.
+  """
 
-def _module(folder: str) -> pytypes.ModuleType:
-  return importlib.import_module(f"{__package__}.{folder}.load")
+  NAMES: Sequence[str]
+  NOTES: Mapping[str, str]
+
+  def load(self, name: str, path: str, dtype: str) -> types.ImageBackbone:
+    """Return the backbone of this name; see `backbones.load`."""
+    ...
 
 
 def names() -> list[str]:
-  """Returns every value that `config.backbone.name` can have."""
-  return [name for folder in folders() for name in _module(folder).NAMES]
+  """Return all values that `config.backbone.name` can have."""
+  return [*_loaders()]
 
 
 def note(name: str) -> str:
-  """Returns the sentence to print with results of a backbone, "" for none."""
-  for folder in folders():
-    if name in _module(folder).NOTES:
-      return _module(folder).NOTES[name]
-  return ""
+  """Return the remark to print with results of a backbone, "" if none."""
+  loader = _loaders().get(name)
+  return loader.NOTES.get(name, "") if loader else ""
 
 
 def load(name: str, path: str, dtype: str = "float32") -> types.ImageBackbone:
-  """Returns the frozen backbone that `config.backbone` names.
+  """Load a frozen backbone; the arguments are the fields of `config.backbone`.
 
   Args:
     name: one of `names()`.
-    path: file of converted weights; "" where the package has them.
-    dtype: of matrix products, one of `DTYPES`.
+    path: file of converted weights; "" for weights that the package ships.
+    dtype: data type of matrix products, one of `DTYPES`.
+
+  Returns:
+    The backbone. If it has a text encoder, it is a `types.Backbone`.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: unknown name or type, or the file holds a model of other sizes.
+    FileNotFoundError: the file does not exist.
+    ValueError: the name or the data type is unknown, or the weights in the
+      file do not fit the name.
   """
   if dtype not in DTYPES:
     raise ValueError(
       f"config.backbone.dtype is one of {', '.join(DTYPES)}, got {dtype!r}."
     )
-  for folder in folders():
-    if name in _module(folder).NAMES:
-      return _module(folder).load(name, path, dtype)
-  raise ValueError(
-    f"config.backbone.name: no model {name!r}; known: {', '.join(names())}."
-  )
+  loaders = _loaders()
+  if name not in loaders:
+    raise ValueError(
+      f"config.backbone.name: no model {name!r}; known: {', '.join(loaders)}."
+    )
+  return loaders[name].load(name, path, dtype)
+
+
+def _loaders() -> dict[str, Loader]:
+  """Import every folder's `load`; return the modules by name of backbone."""
+  found = {}
+  for folder in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+    loader = cast(
+      Loader, importlib.import_module(f"{__package__}.{folder}.load")
+    )
+    if twice := sorted(set(loader.NAMES) & set(found)):
+      raise ValueError(
+        f"Two folders of zsad_jax/backbones load {twice[0]!r}: {folder} and "
+        f"{found[twice[0]].__name__.split('.')[-2]}. Rename one of them."
+      )
+    found |= dict.fromkeys(loader.NAMES, loader)
+  return found

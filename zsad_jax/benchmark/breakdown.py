@@ -26,8 +26,7 @@ from zsad_jax.benchmark.methods import (
   random_backbone,
 )
 from zsad_jax.datasets import preprocess
-from zsad_jax.inference import predictor
-from zsad_jax.layers import smoothing
+from zsad_jax.layers import kernels, smoothing
 from zsad_jax.metrics import streaming
 from zsad_jax.runtime import environment, files
 
@@ -78,7 +77,7 @@ def on_the_host(side: int, maps: np.ndarray):
     return [preprocess.load_image(path, side) for _ in maps]
 
   def smooth(maps):
-    if predictor.smooths():
+    if kernels.smooths_maps():
       return jax.jit(lambda x: smoothing.gaussian(x, SIGMA))(maps)
     return ndimage.gaussian_filter(np.asarray(maps), (0, SIGMA, SIGMA))
 

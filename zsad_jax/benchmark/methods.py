@@ -228,7 +228,7 @@ def define_rounds():
 def random_backbone(options) -> clip.Clip:
   """The backbone that the flags ask for, on the device."""
   drawn = clip.random_clip(MODELS[options.model], 0)
-  return jax.device_put(drawn.computing_in(options.dtype))
+  return jax.device_put(drawn.with_dtype(options.dtype))
 
 
 def define_size_flags():

@@ -14,6 +14,7 @@ from zsad_jax.datasets import references as references_lib
 from zsad_jax.evaluation import examples as gallery_lib
 from zsad_jax.inference import few_shot as few_shot_lib
 from zsad_jax.inference import predictor as predictor_lib
+from zsad_jax.layers import kernels
 from zsad_jax.metrics import accumulators, variants
 from zsad_jax.runtime import distributed
 from zsad_jax.types import ANOMALOUS, NORMAL
@@ -220,7 +221,7 @@ class Evaluator:
 
     Where it is faster the predictor has smoothed them already.
     """
-    if not self.smooth_sigma or predictor_lib.smooths():
+    if not self.smooth_sigma or kernels.smooths_maps():
       return maps
     sigmas = (0, self.smooth_sigma, self.smooth_sigma)
     return ndimage.gaussian_filter(maps, sigmas)

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zsad_jax import types
-from zsad_jax.layers import smoothing
+from zsad_jax.layers import kernels, smoothing
 from zsad_jax.runtime import distributed
 
 
@@ -37,7 +37,9 @@ def put_batch(batch: Mapping[str, Any], mesh) -> dict[str, Any]:
 
 
 def encode(
-  method: types.DetectionModel, backbone: types.Backbone, batch: types.Batch
+  method: types.DetectionModel,
+  backbone: types.ImageBackbone,
+  batch: types.Batch,
 ):
   """Features of a batch of uint8 images; runs inside jit.
 
@@ -78,15 +80,6 @@ def _widened(backbone, features):
   return jax.tree.map(wide, features)
 
 
-def smooths() -> bool:
-  """Whether a predictor smooths its maps itself.
-
-  As products of matrices, which accelerators are faster at than a host at
-  scipy's filter; a CPU is slower.
-  """
-  return jax.default_backend() != "cpu"
-
-
 class Predictor:
   """Maps and scores of batches, for one set of class names.
 
@@ -95,13 +88,14 @@ class Predictor:
     backbone: frozen CLIP.
     class_names: what `class_id` refers to, as sentences use them.
     mesh: devices.
-    smooth_sigma: of the Gaussian over maps in pixels, where `smooths`.
+    smooth_sigma: of the Gaussian over maps in pixels, where
+      `kernels.smooths_maps()`.
   """
 
   def __init__(
     self,
     method: types.DetectionModel,
-    backbone: types.Backbone,
+    backbone: types.ImageBackbone,
     class_names: Sequence[str],
     mesh: jax.sharding.Mesh,
     *,
@@ -131,7 +125,7 @@ class Predictor:
         alone if memory is None else beside({**features, "memory_bank": memory})
         for memory in memories
       ]
-      if not smooths():
+      if not kernels.smooths_maps():
         return results
       smooth = lambda x: smoothing.gaussian(x, smooth_sigma)
       return [{**r, "anomaly_map": smooth(r["anomaly_map"])} for r in results]

@@ -1,12 +1,10 @@
-"""Scaled dot-product attention, by the kernel that suits the device."""
+"""Scaled dot-product attention."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from zsad_jax.layers import kernels
-
-LONG = 256  # Keys from which a CPU is faster head by head; measured.
 
 
 def attend(
@@ -15,36 +13,35 @@ def attend(
   v: Float[Array, "b s h d"],
   *,
   causal: bool,
-  seen: Bool[Array, "b t s"] | None = None,
+  attention_mask: Bool[Array, "b t s"] | None = None,
 ) -> Float[Array, "b t h d"]:
-  """Returns softmax(q k^T / sqrt(d)) v of each head.
+  """Compute softmax(q k^T / sqrt(d)) v of each head.
 
-  On a GPU in half precision it is cuDNN's fused kernel; on one CPU many keys
-  are attended to head by head, so that a head's t x s weights stay in its
-  cache; otherwise it is what XLA makes of it. The results agree to rounding.
+  The implementation is chosen by `kernels.attention_kernel`; the results
+  agree up to rounding.
 
   Args:
     q: queries.
     k: keys.
     v: values.
-    causal: whether a query sees only the keys up to its own position.
-    seen: which keys each query sees, instead of `causal`; None: `causal` says.
+    causal: if a query attends only to keys up to its own position.
+    attention_mask: True for the keys of each query; replaces `causal`.
+
+  Returns:
+    The weighted values of each query.
   """
-  if seen is not None:
-    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-  if kernels.one_cpu() and not causal and k.shape[1] >= LONG:
+  if attention_mask is not None:
+    return jax.nn.dot_product_attention(q, k, v, mask=attention_mask[:, None])
+  kernel = kernels.attention_kernel(q, k, causal=causal)
+  if kernel == "by_head":  # Chosen for causal=False only.
     return _by_head(q, k, v)
-  half = q.dtype in (jnp.bfloat16, jnp.float16)
-  # cuDNN's backward pass takes even lengths only.
-  even = not (q.shape[1] % 2 or k.shape[1] % 2)
-  fused = jax.default_backend() == "gpu" and half and even
   return jax.nn.dot_product_attention(
-    q, k, v, is_causal=causal, implementation="cudnn" if fused else "xla"
+    q, k, v, is_causal=causal, implementation=kernel
   )
 
 
 def _by_head(q, k, v):
-  """One head of one image after the other."""
+  """Attend with one head of one image after the other."""
   b, _, h, d = q.shape
   # Of two axes each: XLA splits the first one over the cores of a CPU.
   heads = (x.transpose(0, 2, 1, 3).reshape(b * h, -1, d) for x in (q, k, v))
@@ -54,7 +51,7 @@ def _by_head(q, k, v):
 
 @jax.custom_vjp
 def _one_head(q: Float[Array, "t d"], k: Float[Array, "s d"], v):
-  """Keeps its arguments alone, and computes the weights anew.
+  """Attend with one head; the backward pass recomputes the weights.
 
   References:
     Dao et al., NeurIPS 2022 (FlashAttention), the backward pass.
@@ -64,9 +61,10 @@ def _one_head(q: Float[Array, "t d"], k: Float[Array, "s d"], v):
 
 
 def _weights(q, k):
-  """exp(q k^T / sqrt(d)), each row up to a factor, and the sums of the rows.
+  """Compute exp(q k^T / sqrt(d)) up to a factor per row, and the row sums.
 
-  What they weigh is divided by the sums: d numbers of a row instead of s.
+  Dividing the weighted values by the sums takes d divisions per row instead
+  of s.
   """
   logits = _product(q * q.shape[-1] ** -0.5, k.T)
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
@@ -90,5 +88,5 @@ _one_head.defvjp(lambda *head: (_one_head(*head), head), _one_head_backward)
 
 
 def _product(a, b):
-  """a @ b, added up in float32."""
+  """Return a @ b, summed in float32."""
   return jnp.matmul(a, b, preferred_element_type=jnp.float32)

@@ -1,19 +1,21 @@
-"""Batch normalisation with torch's running statistics, threaded openly.
+"""Batch normalization with torch's running statistics, passed explicitly.
 
-Flax's keeps the biased variance and writes the momentum the other way round.
-Here the caller gets the new statistics back, and items can weigh nothing, so
-that padding enters neither the result nor the statistics.
+Flax keeps the biased variance and defines the momentum the other way round.
+Here the new statistics are returned to the caller, and items can have weight
+0, so that padding affects neither the result nor the statistics.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zsad_jax.types import Params
+
 EPS = 1e-5
 MOMENTUM = 0.1  # Share of the new batch in the running statistics.
 
 
-def init(c: int):
-  """Returns the parameters and the statistics of c channels."""
+def init(c: int) -> tuple[Params, Params]:
+  """Return the parameters and the running statistics of c channels."""
   params = {"scale": jnp.ones(c), "bias": jnp.zeros(c)}
   stats = {
     "mean": jnp.zeros(c),
@@ -24,13 +26,13 @@ def init(c: int):
 
 
 def apply(
-  params,
-  stats,
+  params: Params,
+  stats: Params,
   x: Float[Array, "b *n c"],
   *,
   weight: Float[Array, " b"] | None = None,
-):
-  """Normalises every channel, scales and shifts it.
+) -> tuple[Float[Array, "b *n c"], Params]:
+  """Normalize, scale and shift every channel.
 
   Args:
     params: scale and bias.
@@ -47,16 +49,21 @@ def apply(
 
 
 def normalize(
-  stats,
+  stats: Params,
   x: Float[Array, "b *n c"],
   *,
   weight: Float[Array, " b"] | None = None,
-):
-  """`apply` without what is learned.
+) -> tuple[Float[Array, "b *n c"], Params]:
+  """Normalize every channel without scale and bias.
+
+  Args:
+    stats: see `apply`.
+    x: see `apply`.
+    weight: see `apply`.
 
   Returns:
-    The normalised items and the new statistics: the variance that normalises
-    is the biased one, the one that is kept the unbiased one (torch).
+    The normalized items and the new statistics: items are normalized by the
+    biased variance, the running variance is the unbiased one (torch).
   """
   if weight is None:
     return _normalize(x, stats["mean"], stats["var"]), stats
@@ -68,7 +75,7 @@ def normalize(
   mean = jnp.sum(w * x, axes) / n
   var = jnp.sum(w * jnp.square(x - mean), axes) / n
   unbiased = var * n / jnp.maximum(n - 1.0, 1.0)
-  some = w.sum() > 0  # Padding alone leaves the statistics as they are.
+  some = w.sum() > 0  # Padding alone leaves the statistics unchanged.
   blend = lambda old, new: old + MOMENTUM * some * (new - old)
   new = {
     "mean": blend(stats["mean"], mean),

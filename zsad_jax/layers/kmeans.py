@@ -1,4 +1,4 @@
-"""K-means on the device: seeded, repeatable, safe for empty clusters."""
+"""Seeded, reproducible k-means on the device; clusters may be empty."""
 
 import math
 
@@ -10,14 +10,14 @@ MAX_ITERATIONS = 300  # scikit-learn's KMeans(max_iter=300).
 
 
 def _square_distances(x, centres):
-  """(n, c), (k, c) -> (n, k); precise, for close calls decide labels."""
+  """Compute (n, k) squared distances; precise, as close ones decide labels."""
   cross = jnp.matmul(x, centres.T, precision=jax.lax.Precision.HIGHEST)
   norms = lambda a: jnp.sum(jnp.square(a), axis=-1)
   return norms(x)[:, None] - 2.0 * cross + norms(centres)[None]
 
 
 def _plus_plus(rng, x, k):
-  """k rows of x: each the best of a few drawn by squared distance so far."""
+  """Choose k rows of x by greedy k-means++: each the best of a few draws."""
   trials = 2 + int(math.log(k))  # scikit-learn's number.
   rng, rng_first = jax.random.split(rng)
   first = x[jax.random.randint(rng_first, (), 0, x.shape[0])]
@@ -40,7 +40,7 @@ def _plus_plus(rng, x, k):
 def cluster_means(
   x: Float[Array, "n c"], labels: Int[Array, " n"], k: int
 ) -> tuple[Float[Array, "k c"], Float[Array, " k"]]:
-  """Mean of each cluster's rows (zeros when it has none), and their count."""
+  """Return each cluster's mean (zeros for an empty one) and row count."""
   member = jax.nn.one_hot(labels, k, dtype=x.dtype)
   count = jnp.sum(member, axis=0)
   total = jnp.matmul(member.T, x, precision=jax.lax.Precision.HIGHEST)
@@ -48,11 +48,19 @@ def cluster_means(
 
 
 def kmeans(rng: jax.Array, x: Float[Array, "n c"], k: int) -> Int[Array, " n"]:
-  """Clusters the rows of x; returns labels, through which no gradient flows.
+  """Cluster the rows of x.
 
   k-means++ seeding and Lloyd iterations until no label changes. A cluster
   that loses its last row keeps its centre, so fewer than k labels may occur
   (always so when x has fewer than k distinct rows).
+
+  Args:
+    rng: key of the seeding.
+    x: rows.
+    k: number of clusters.
+
+  Returns:
+    Labels, through which no gradient flows.
 
   References:
     Arthur and Vassilvitskii, SODA 2007; Lloyd, IEEE Trans. IT 28 (1982).

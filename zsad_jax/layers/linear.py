@@ -1,11 +1,24 @@
-"""Linear layers as plain trees, initialised as torch does."""
+"""Linear layers as plain trees, initialized as in torch."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zsad_jax.types import Params
 
 
-def init(rng, c_in: int, c_out: int, *, bias: bool = True):
-  """Kernel (c_in, c_out) and bias, uniform in +-1/sqrt(c_in) (torch)."""
+def init(rng: jax.Array, c_in: int, c_out: int, *, bias: bool = True) -> Params:
+  """Initialize a linear layer, uniform in +-1/sqrt(c_in) (torch).
+
+  Args:
+    rng: key.
+    c_in: width of the input.
+    c_out: width of the output.
+    bias: if there is a bias.
+
+  Returns:
+    "kernel" (c_in, c_out) and "bias" (c_out,).
+  """
   rng_kernel, rng_bias = jax.random.split(rng)
   bound = c_in**-0.5
   uniform = lambda rng, *shape: jax.random.uniform(
@@ -15,6 +28,8 @@ def init(rng, c_in: int, c_out: int, *, bias: bool = True):
   return params | ({"bias": uniform(rng_bias, c_out)} if bias else {})
 
 
-def apply(params, x):
-  """(..., c_in) -> (..., c_out)."""
+def apply(
+  params: Params, x: Float[Array, "*b c_in"]
+) -> Float[Array, "*b c_out"]:
+  """Apply a linear layer to the last axis."""
   return jnp.matmul(x, params["kernel"]) + params.get("bias", 0.0)

@@ -1,68 +1,103 @@
-"""Sentences that begin alike, with the beginning computed once.
+"""Prompt trie: common prefixes of prompts are computed once.
 
-Under a causal mask a token knows what stands before it and nothing else, so
-equal beginnings have equal rows in every layer. Sentences are joined to a tree
-whose nodes see their ancestors; its results are those of the sentences.
+Under a causal mask a token depends only on the tokens before it, so equal
+prefixes have equal rows in every layer. Prompts are joined to a trie whose
+nodes attend to their ancestors; the results equal those of the single prompts.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
+
+from zsad_jax.types import TextBackbone
 
 
-class Tree(NamedTuple):
-  """k sentences of t tokens as n nodes, the start token first.
+class PromptTrie(NamedTuple):
+  """k prompts of t tokens as n nodes, the start token first.
 
   Attributes:
-    source: a place among the k t tokens where the node's token stands.
-    row: position of the node in its sentences.
-    seen: which nodes (columns) a node sees, itself among them.
-    end: node of each sentence's end token.
+    source: index of the node's token among the k * t tokens.
+    position: position of the node in its prompts.
+    attention_mask: True for the nodes (columns) that a node attends to: its
+      ancestors and itself.
+    end: node of each prompt's end token.
   """
 
   source: Int[np.ndarray, "*b n"]
-  row: Int[np.ndarray, "*b n"]
-  seen: Bool[np.ndarray, "*b n n"]
+  position: Int[np.ndarray, "*b n"]
+  attention_mask: Bool[np.ndarray, "*b n n"]
   end: Int[np.ndarray, "*b k"]
 
 
-def grow(ids: Int[np.ndarray, "k t"], end: Int[np.ndarray, " k"]) -> Tree:
-  """Joins sentences up to their end tokens.
+def build(
+  ids: Int[np.ndarray, "k t"], end: Int[np.ndarray, " k"]
+) -> PromptTrie:
+  """Join prompts up to their end tokens.
 
   Args:
-    ids: tokens; equal ones behind equal beginnings are one node. All sentences
+    ids: tokens; equal ones after equal prefixes are one node. All prompts
       start with the same token.
-    end: position of each sentence's end token.
+    end: position of each prompt's end token.
+
+  Returns:
+    The trie.
   """
   nodes: dict[tuple[int, ...], int] = {}
   source, parents, ends = [], [], []
-  for sentence, last in enumerate(end):
-    for row in range(last + 1):
-      beginning = tuple(ids[sentence, : row + 1])
-      if beginning not in nodes:
-        nodes[beginning] = len(nodes)
-        source.append(sentence * ids.shape[1] + row)
-        parents.append(nodes.get(beginning[:-1]))
-    ends.append(nodes[tuple(ids[sentence, : last + 1])])
-  seen = np.eye(len(nodes), dtype=bool)
+  for prompt, last in enumerate(end):
+    for position in range(last + 1):
+      prefix = tuple(ids[prompt, : position + 1])
+      if prefix not in nodes:
+        nodes[prefix] = len(nodes)
+        source.append(prompt * ids.shape[1] + position)
+        parents.append(nodes.get(prefix[:-1]))
+    ends.append(nodes[tuple(ids[prompt, : last + 1])])
+  attention_mask = np.eye(len(nodes), dtype=bool)
   for node, parent in enumerate(parents):  # A parent comes first.
     if parent is not None:
-      seen[node] |= seen[parent]
-  row = seen.sum(axis=1) - 1
-  return Tree(np.array(source), row, seen, np.array(ends))
+      attention_mask[node] |= attention_mask[parent]
+  position = attention_mask.sum(axis=1) - 1
+  return PromptTrie(np.array(source), position, attention_mask, np.array(ends))
 
 
-def stack(trees: Sequence[Tree]) -> Tree:
-  """Trees of equally many sentences, padded by nodes that none of them sees."""
-  size = max(len(tree.row) for tree in trees)
+def stack(tries: Sequence[PromptTrie]) -> PromptTrie:
+  """Stack tries of equally many prompts, padded with unattended nodes."""
+  size = max(len(trie.position) for trie in tries)
 
-  def padded(tree):
-    more = size - len(tree.row)
-    seen = np.pad(tree.seen, (0, more))
-    np.fill_diagonal(seen, True)  # A softmax needs something to see.
-    source, row = (np.pad(x, (0, more)) for x in (tree.source, tree.row))
-    return Tree(source, row, seen, tree.end)
+  def padded(trie):
+    more = size - len(trie.position)
+    attention_mask = np.pad(trie.attention_mask, (0, more))
+    np.fill_diagonal(attention_mask, True)  # A softmax needs one key.
+    source, position = (
+      np.pad(x, (0, more)) for x in (trie.source, trie.position)
+    )
+    return PromptTrie(source, position, attention_mask, trie.end)
 
-  return Tree(*map(np.stack, zip(*map(padded, trees))))
+  return PromptTrie(*map(np.stack, zip(*map(padded, tries))))
+
+
+def tokenize(
+  backbone: TextBackbone, prompts: Sequence[Sequence[str]]
+) -> dict[str, Array]:
+  """Build and stack the tries of several sets of prompts.
+
+  Args:
+    backbone: frozen text encoder.
+    prompts: n sets of equally many prompts.
+
+  Returns:
+    "ids", tokens of the nodes, "positions", "attention_mask" and "end", each
+    with a leading axis n.
+  """
+  found = [backbone.tokenize(texts) for texts in prompts]
+  trie = stack([build(*pair) for pair in found])
+  ids = [pair[0].ravel()[at] for pair, at in zip(found, trie.source)]
+  return {
+    "ids": jnp.asarray(np.stack(ids)),
+    "positions": jnp.asarray(trie.position),
+    "attention_mask": jnp.asarray(trie.attention_mask),
+    "end": jnp.asarray(trie.end),
+  }

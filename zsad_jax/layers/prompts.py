@@ -1,4 +1,4 @@
-"""Sentences about normal and anomalous objects."""
+"""Fixed text prompts for the normal and the anomalous state."""
 
 # Authors' code, method/adaclip.py: a part of WinCLIP's list.
 _ADACLIP_NORMAL = (
@@ -25,13 +25,19 @@ _ADACLIP_TEMPLATES = (
 )
 # By state, as everywhere: normal, anomalous.
 STATES = (_ADACLIP_NORMAL, _ADACLIP_ANOMALOUS)
-ADACLIP_NORMAL_SENTENCES = len(_ADACLIP_NORMAL) * len(_ADACLIP_TEMPLATES)
+ADACLIP_NUM_NORMAL_PROMPTS = len(_ADACLIP_NORMAL) * len(_ADACLIP_TEMPLATES)
 
 
-def sentences(
+def fill_templates(
   name: str, states: tuple[str, ...], templates: tuple[str, ...]
 ) -> list[str]:
-  """template(state(name)) for each state and each template, state-major."""
+  """Return template(state(name)) for all pairs, state-major.
+
+  Args:
+    name: of the object.
+    states: phrases with one "{}", for the name.
+    templates: prompts with one "{}", for the phrase.
+  """
   return [
     template.format(state.format(name))
     for state in states
@@ -40,19 +46,19 @@ def sentences(
 
 
 def adaclip(class_name: str) -> tuple[list[str], list[str]]:
-  """AdaCLIP's 28 normal and 20 anomalous sentences about a class.
+  """Return AdaCLIP's 28 normal and 20 anomalous prompts for a class.
 
-  The class name is used as it is, but "-" becomes a space; "_" stays.
+  In the class name "-" becomes a space and "_" is kept.
   """
   name = class_name.replace("-", " ")
   return (
-    sentences(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
-    sentences(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
+    fill_templates(name, _ADACLIP_NORMAL, _ADACLIP_TEMPLATES),
+    fill_templates(name, _ADACLIP_ANOMALOUS, _ADACLIP_TEMPLATES),
   )
 
 
-# Authors' code of AdaptCLIP: WinCLIP's list of photographs in another choice;
-# one template stands in it twice, which weights the mean.
+# Authors' code of AdaptCLIP: another selection of WinCLIP's templates. One of
+# them occurs twice, which gives it twice the weight in the mean.
 _WINCLIP_ANOMALOUS = (
   "damaged {}",
   "{} with flaw",
@@ -85,14 +91,14 @@ _ADAPTCLIP_TEMPLATES = (
 
 
 def adaptclip() -> tuple[list[str], list[str]]:
-  """AdaptCLIP's 147 normal and 84 anomalous sentences about an object."""
+  """Return AdaptCLIP's 147 normal and 84 anomalous prompts for an object."""
   return (
-    sentences("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
-    sentences("object", _WINCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
+    fill_templates("object", _ADACLIP_NORMAL, _ADAPTCLIP_TEMPLATES),
+    fill_templates("object", _WINCLIP_ANOMALOUS, _ADAPTCLIP_TEMPLATES),
   )
 
 
-# April-GAN's 35 photographs: T35 of the specifications.
+# APRIL-GAN's 35 templates.
 _PHOTO_ADJECTIVES = (
   "bad",
   "low resolution",
@@ -122,7 +128,7 @@ PHOTOS = (
   *(f"this is {the} {{}} in the scene." for the in ("a", "the", "one")),
 )
 
-# WinCLIP's 22 photographs: T22 of the specifications.
+# WinCLIP's 22 templates.
 _WINCLIP_TEMPLATES = tuple(
   f"a {photo}."
   for pattern in (
@@ -143,8 +149,8 @@ _WINCLIP_TEMPLATES = tuple(
 
 
 def winclip(name: str) -> tuple[list[str], list[str]]:
-  """WinCLIP's 154 normal and 88 anomalous sentences about a class."""
+  """Return WinCLIP's 154 normal and 88 anomalous prompts for a class."""
   return (
-    sentences(name, _ADACLIP_NORMAL, _WINCLIP_TEMPLATES),
-    sentences(name, _WINCLIP_ANOMALOUS, _WINCLIP_TEMPLATES),
+    fill_templates(name, _ADACLIP_NORMAL, _WINCLIP_TEMPLATES),
+    fill_templates(name, _WINCLIP_ANOMALOUS, _WINCLIP_TEMPLATES),
   )

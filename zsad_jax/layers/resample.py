@@ -1,11 +1,12 @@
 """Separable resampling as one small matrix per axis.
 
-CLIP's position tables and the methods' maps are resized in five ways, of
-which `jax.image.resize` has only some (and `align_corners` not at all). As
-matrices they are exact, cheap at these sizes, differentiable and exportable.
+CLIP's position tables and the methods' maps are resized by several methods, of
+which `jax.image.resize` has only some (and no `align_corners`). As matrices
+they are exact, cheap at these sizes, differentiable and exportable.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ CUBIC_KEYS = -0.5  # Of torch's antialiased bicubic, and of Pillow's.
 
 
 def _cubic(t: np.ndarray, a: float) -> np.ndarray:
-  """Keys' cubic convolution kernel, zero beyond |t| = 2."""
+  """Evaluate Keys' cubic convolution kernel, zero beyond |t| = 2."""
   t = np.abs(t)
   inner = ((a + 2) * t - (a + 3)) * t**2 + 1
   outer = a * (((t - 5) * t + 8) * t - 4)
@@ -24,31 +25,41 @@ def _cubic(t: np.ndarray, a: float) -> np.ndarray:
 
 
 def _triangle(t: np.ndarray) -> np.ndarray:
+  """Evaluate the kernel of linear interpolation, zero beyond |t| = 1."""
   return np.maximum(0.0, 1.0 - np.abs(t))
 
 
-def _gather(source: np.ndarray, kernel, reach: int, size: int) -> np.ndarray:
-  """Weights of `2 * reach` taps around `source`; taps outside are clamped."""
+def _gather(
+  source: np.ndarray,
+  kernel: Callable[[np.ndarray], np.ndarray],
+  reach: int,
+  size: int,
+) -> np.ndarray:
+  """Weight `2 * reach` samples around `source`; those outside are clamped."""
   matrix = np.zeros((len(source), size))
   rows = np.arange(len(source))
   for offset in range(1 - reach, 1 + reach):
-    tap = np.floor(source).astype(int) + offset
-    # Weights of clamped taps add up on the border sample.
-    np.add.at(matrix, (rows, np.clip(tap, 0, size - 1)), kernel(source - tap))
+    index = np.floor(source).astype(int) + offset
+    # Weights of clamped samples add up on the border sample.
+    clamped = np.clip(index, 0, size - 1)
+    np.add.at(matrix, (rows, clamped), kernel(source - index))
   return matrix
 
 
 @functools.cache
 def matrix(size_in: int, size_out: int, method: str) -> np.ndarray:
-  """Returns the float64 (size_out, size_in) matrix that resizes one axis.
+  """Return the float64 (size_out, size_in) matrix that resizes one axis.
 
   Args:
     size_in: samples before.
     size_out: samples after.
     method: "bilinear" and "bicubic" (a = -0.75) take half-pixel centres and
       no antialiasing; "bicubic_antialias" (a = -0.5) stretches the kernel
-      when shrinking, drops taps outside and renormalises;
+      when shrinking, drops samples outside and renormalizes;
       "bilinear_corners" maps corner samples on corner samples.
+
+  Returns:
+    The matrix; rows sum to 1.
 
   Raises:
     ValueError: unknown method.
@@ -64,8 +75,8 @@ def matrix(size_in: int, size_out: int, method: str) -> np.ndarray:
     return _gather(centre, kernel, 2, size_in)
   if method == "bicubic_antialias":
     stretch = max(1.0, size_in / size_out)
-    taps = (np.arange(size_in) - centre[:, None]) / stretch
-    weights = _cubic(taps, CUBIC_KEYS)
+    distance = (np.arange(size_in) - centre[:, None]) / stretch
+    weights = _cubic(distance, CUBIC_KEYS)
     return weights / weights.sum(axis=1, keepdims=True)
   if method == "bilinear_corners":
     step = (size_in - 1) / max(size_out - 1, 1)
@@ -79,7 +90,7 @@ def matrix(size_in: int, size_out: int, method: str) -> np.ndarray:
 def resize(
   x: Float[Array, "*b h w c"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "*b h2 w2 c"]:
-  """Resizes the two axes before the last one to `size` (rows, columns)."""
+  """Resize the two axes before the last one to `size` (rows, columns)."""
   if x.shape[-3:-1] == tuple(size):
     return x
   rows = jnp.asarray(matrix(x.shape[-3], size[0], method), x.dtype)
@@ -91,12 +102,15 @@ def resize(
 def resize_position_table(
   table: Float[Array, "n c"], grid: tuple[int, int], *, method: str
 ) -> Float[Array, "m c"]:
-  """Resizes CLIP's position table; row 0, of the class token, is kept.
+  """Resize CLIP's position table; row 0, of the class token, is kept.
 
   Args:
     table: 1 + side**2 rows, a square grid in row-major order after row 0.
     grid: patches per column and per row of the new grid.
     method: see `matrix`.
+
+  Returns:
+    1 + rows * columns rows.
   """
   side = round((table.shape[0] - 1) ** 0.5)
   patches = table[1:].reshape(side, side, -1)

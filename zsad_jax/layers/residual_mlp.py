@@ -1,13 +1,15 @@
-"""A residual MLP with a normalised bottleneck: AdaptCLIP's visual adapter."""
+"""Residual MLP with a normalized bottleneck."""
 
 import jax
+from jaxtyping import Array, Float
 
 from zsad_jax.layers import batch_norm, linear
 from zsad_jax.torch_io.rules import Rule, Table, batch_norm_stats, norm
+from zsad_jax.types import Params
 
 
-def init(rng, d: int, hidden: int):
-  """Parameters and statistics; linear layers as torch initialises them."""
+def init(rng: jax.Array, d: int, hidden: int) -> tuple[Params, Params]:
+  """Initialize parameters and statistics; linear layers as in torch."""
   rngs = jax.random.split(rng)
   normed, stats = batch_norm.init(hidden)
   params = {
@@ -18,10 +20,23 @@ def init(rng, d: int, hidden: int):
   return params, {"norm": stats}
 
 
-def apply(params, stats, x, *, weight):
-  """x + up(relu(norm(down(x)))): (b, ..., d), and the new statistics.
+def apply(
+  params: Params,
+  stats: Params,
+  x: Float[Array, "b *n d"],
+  *,
+  weight: Float[Array, " b"] | None,
+) -> tuple[Float[Array, "b *n d"], Params]:
+  """Compute x + up(relu(norm(down(x)))).
 
-  `weight`, (b,) or None, is `batch_norm.apply`'s.
+  Args:
+    params: see `init`.
+    stats: see `init`.
+    x: tokens.
+    weight: see `batch_norm.apply`.
+
+  Returns:
+    The tokens and the new statistics.
   """
   hidden, normed = batch_norm.apply(
     params["norm"],
@@ -33,7 +48,7 @@ def apply(params, stats, x, *, weight):
 
 
 def rules(torch: str, path: str) -> Table:
-  """Names of the parameters."""
+  """Return the rules for the names of the parameters."""
   return (
     Rule(rf"{torch}\.fc\.0\.weight", f"{path}/down/kernel", "linear"),
     *norm(rf"{torch}\.fc\.1", f"{path}/norm"),
@@ -42,5 +57,5 @@ def rules(torch: str, path: str) -> Table:
 
 
 def stats_rules(torch: str, path: str) -> Table:
-  """Names of the statistics."""
+  """Return the rules for the names of the statistics."""
   return batch_norm_stats(rf"{torch}\.fc\.1", f"{path}/norm")

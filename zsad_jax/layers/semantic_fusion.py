@@ -1,36 +1,53 @@
-"""AdaCLIP's hybrid semantic fusion (HSF) of patches into one embedding."""
+"""Hybrid semantic fusion (HSF) of patches into one embedding, from AdaCLIP."""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from zsad_jax.layers import kmeans, similarity
 from zsad_jax.types import ANOMALOUS
 
 
-def patch_anomaly_prob(patch_logits):
-  """Anomalous probability per patch: (b, levels, l, 2) -> (b, l)."""
+def patch_anomaly_prob(
+  patch_logits: Float[Array, "b levels l 2"],
+) -> Float[Array, "b l"]:
+  """Return the anomalous probability per patch of the mean logits."""
   return jax.nn.softmax(patch_logits.mean(axis=1))[..., ANOMALOUS]
 
 
-def top_patches(prob, count):
-  """Indices of the most anomalous patches, best first: (l,) -> (n,)."""
+def top_patches(prob: Float[Array, " l"], count: int) -> Int[Array, " n"]:
+  """Return the indices of the most anomalous patches, highest first."""
   return jax.lax.top_k(prob, min(prob.shape[0], count))[1]
 
 
-def fuse(patch_units, prob, *, mode, k, count, seed, labels=None):
-  """Hybrid semantic fusion of one image (App. 2.2).
+def fuse(
+  patch_units: Float[Array, "levels l d"],
+  prob: Float[Array, " l"],
+  *,
+  mode: str,
+  k: int,
+  count: int,
+  seed: int,
+  labels: Int[Array, " n"] | None = None,
+) -> Float[Array, " d"]:
+  """Fuse the patches of one image by hybrid semantic fusion (App. 2.2).
+
+  Gradients flow through the patches, not through their selection.
 
   Args:
-    patch_units: (levels, l, d) projected unit patch tokens.
-    prob: (l,) anomalous probability per patch, see `patch_anomaly_prob`.
-    mode: "official", "paper" or "topk_mean", see `Method.hsf`.
+    patch_units: projected unit patch tokens.
+    prob: anomalous probability per patch, see `patch_anomaly_prob`.
+    mode: "official", "paper" or "topk_mean", see `adaclip.Method`.
     k: number of clusters K.
-    count: number of patches looked at, not in mode "paper".
+    count: number of selected patches; unused in mode "paper".
     seed: of k-means.
-    labels: (n,) clusters of `top_patches`, instead of k-means ("official").
+    labels: clusters of `top_patches`, instead of k-means ("official").
 
   Returns:
-    (d,), a unit vector. Gradient flows through the patches, not the choice.
+    A unit vector.
 
   Raises:
     ValueError: unknown mode.
@@ -53,8 +70,33 @@ def fuse(patch_units, prob, *, mode, k, count, seed, labels=None):
   return similarity.unit(centres.sum(axis=0) / (size > 0).sum())
 
 
+def fuse_images(
+  patch_units: Float[Array, "b levels l d"],
+  patch_logits: Float[Array, "b levels l 2"],
+  labels: Int[Array, "b n"] | None,
+  **settings: Any,
+) -> Float[Array, "b d"]:
+  """Fuse the patches of each image.
+
+  Args:
+    patch_units: projected unit patch tokens.
+    patch_logits: logits of the states.
+    labels: see `fuse`.
+    **settings: see `fuse`.
+
+  Returns:
+    A unit vector per image.
+  """
+  prob = patch_anomaly_prob(patch_logits)
+  one = functools.partial(fuse, **settings)
+  if labels is None:
+    return jax.vmap(one)(patch_units, prob)
+  with_labels = lambda u, p, l: one(u, p, labels=l)
+  return jax.vmap(with_labels)(patch_units, prob, labels)
+
+
 def _best_cluster(patches, prob, k, seed):
-  """Centre of the cluster with the highest mean probability, (d,)."""
+  """Return the centre of the cluster with the highest mean probability."""
   labels = kmeans.kmeans(jax.random.key(seed), patches, k)
   centres, size = kmeans.cluster_means(patches, labels, k)
   mean_prob, _ = kmeans.cluster_means(prob[:, None], labels, k)

@@ -1,15 +1,15 @@
-"""Cosine similarities, and the maps made of them."""
+"""Cosine similarities and maps of patch values."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zsad_jax.layers import resample
-from zsad_jax.types import Backbone, Features
+from zsad_jax.types import Features, ImageBackbone
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-  """Divides by the Euclidean norm over the last axis."""
+  """Normalize to Euclidean length 1 over the last axis."""
   # Not jnp.linalg.norm: the gradient at a zero vector would be NaN. The
   # floor is far below any norm that a CLIP tower yields.
   square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
@@ -19,7 +19,15 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 def cosines(
   units: Float[Array, "b *l d"], text_units: Float[Array, "*n s d"]
 ) -> Float[Array, "b *l s"]:
-  """Cosines of each item with the states, (s, d) or (b, s, d) for each b."""
+  """Compute cosines of each item with the states.
+
+  Args:
+    units: unit embeddings.
+    text_units: of the states, (s, d) for all items or (b, s, d).
+
+  Returns:
+    Cosines in [-1, 1], states last.
+  """
   if text_units.ndim == 2:
     return jnp.einsum("b...d,sd->b...s", units, text_units)
   return jnp.einsum("b...d,bsd->b...s", units, text_units)
@@ -30,14 +38,41 @@ def state_prob(
   text_units: Float[Array, "*n s d"],
   temperature: float,
 ) -> Float[Array, "b *l s"]:
-  """Probabilities of the states: softmax(cosine / temperature)."""
+  """Compute probabilities of the states: softmax(cosine / temperature)."""
   return jax.nn.softmax(cosines(units, text_units) / temperature)
+
+
+def compare(
+  image: Float[Array, "b d"],
+  patches: Float[Array, "b l d"],
+  text_units: Float[Array, "s d"],
+  temperature: float,
+) -> tuple[Float[Array, "b s"], Float[Array, "b l s"]]:
+  """Compute image logits and patch probabilities of the states.
+
+  Args:
+    image: embeddings, not normalized.
+    patches: embeddings, not normalized.
+    text_units: unit embeddings of the states.
+    temperature: of the softmax.
+  """
+  logits = cosines(unit(image), text_units) / temperature
+  return logits, state_prob(unit(patches), text_units, temperature)
 
 
 def to_map(
   patch_values: Float[Array, "b l s"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "b h w s"]:
-  """Lays square grids of patch values out and resizes them to `size`."""
+  """Arrange patch values as a square grid and resize it to `size`.
+
+  Args:
+    patch_values: l is a square number.
+    size: height and width of the maps.
+    method: see `resample.matrix`.
+
+  Returns:
+    The maps.
+  """
   b, l, s = patch_values.shape
   side = round(l**0.5)
   grid = patch_values.reshape(b, side, side, s)
@@ -47,13 +82,13 @@ def to_map(
 def to_maps(
   patch_values: Float[Array, "b n l s"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "b n h w s"]:
-  """`to_map` of each of n maps per image."""
+  """Apply `to_map` to n maps per image."""
   b, n, l, s = patch_values.shape
   maps = to_map(patch_values.reshape(b * n, l, s), size, method=method)
   return maps.reshape(b, n, *size, s)
 
 
-def image_size(backbone: Backbone, features: Features) -> tuple[int, int]:
-  """Height and width of the square images whose patches were encoded."""
+def image_size(backbone: ImageBackbone, features: Features) -> tuple[int, int]:
+  """Return height and width of the square images of encoded patches."""
   side = round(features["patch_units"].shape[-2] ** 0.5)
   return side * backbone.patch_size, side * backbone.patch_size

@@ -1,4 +1,4 @@
-"""Gaussian smoothing of maps on the device, equal to scipy's."""
+"""Gaussian smoothing of maps on the device, equal to SciPy's."""
 
 import functools
 
@@ -10,16 +10,16 @@ from scipy import ndimage
 
 @functools.cache
 def matrix(size: int, sigma: float) -> np.ndarray:
-  """The (size, size) matrix that smooths one axis.
+  """Return the (size, size) matrix that smooths one axis.
 
-  scipy.ndimage.gaussian_filter1d of the unit vectors: cut off at 4 sigma,
-  borders mirrored with the edge sample repeated.
+  It is scipy.ndimage.gaussian_filter1d of the unit vectors: truncated at 4
+  sigma, borders mirrored with the edge sample repeated.
   """
   return ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0)
 
 
 def gaussian(x: Float[Array, "b h w"], sigma: float) -> Float[Array, "b h w"]:
-  """Smooths each map; sigma in pixels, 0 for none."""
+  """Smooth each map; sigma is in pixels, 0 for no smoothing."""
   if not sigma:
     return x
   rows, columns = (

@@ -1,4 +1,4 @@
-"""Learned vectors among the tokens of a sentence."""
+"""Learned vectors among the tokens of a prompt."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -10,12 +10,16 @@ def set_after_start(
   *,
   replace: bool = True,
 ) -> Float[Array, "k t2 c"]:
-  """Puts m vectors after the start token, over the rows there or before them.
+  """Put m vectors after the start token.
 
   Args:
-    x: tokens of k sentences.
-    vectors: one set for all sentences (leading axis 1) or one for each.
-    replace: over rows 1 ... m; else the sentences become m rows longer.
+    x: tokens of k prompts.
+    vectors: one set for all prompts (leading axis 1) or one for each.
+    replace: overwrite rows 1 ... m; otherwise the prompts become m rows
+      longer.
+
+  Returns:
+    The tokens with the vectors.
   """
   m = vectors.shape[1]
   vectors = jnp.broadcast_to(vectors, (x.shape[0], m, x.shape[2]))
@@ -23,30 +27,42 @@ def set_after_start(
   return jnp.concatenate([x[:, :1], vectors, rest], axis=1)
 
 
-def set_rows(
+def overwrite_positions(
   x: Float[Array, "b n c"],
   vectors: Float[Array, "_ m c"],
-  row: Int[Array, "b n"],
+  positions: Int[Array, "b n"],
 ) -> Float[Array, "b n c"]:
-  """Puts m vectors over rows 1 ... m of sentences that are joined to trees.
+  """Overwrite positions 1 ... m of prompts that are joined to tries.
 
   Args:
-    x: nodes of b trees.
-    vectors: one set for all trees (leading axis 1) or one for each.
-    row: of each node in its sentences.
+    x: nodes of b tries.
+    vectors: one set for all tries (leading axis 1) or one for each.
+    positions: of each node in its prompts.
+
+  Returns:
+    The nodes with the vectors.
   """
   b, m = x.shape[0], vectors.shape[1]
   vectors = jnp.broadcast_to(vectors, (b, *vectors.shape[1:]))
-  place = jnp.clip(row - 1, 0, m - 1)[..., None]
-  set_here = ((row >= 1) & (row <= m))[..., None]
-  return jnp.where(set_here, jnp.take_along_axis(vectors, place, axis=1), x)
+  index = jnp.clip(positions - 1, 0, m - 1)[..., None]
+  overwritten = ((positions >= 1) & (positions <= m))[..., None]
+  return jnp.where(overwritten, jnp.take_along_axis(vectors, index, axis=1), x)
 
 
-def see_inserted(seen: Bool[Array, "b n n"], m: int) -> Bool[Array, "b o o"]:
-  """What nodes see once m vectors stand after the start token, node 0."""
-  b, n, _ = seen.shape
+def extend_mask(mask: Bool[Array, "b n n"], m: int) -> Bool[Array, "b o o"]:
+  """Extend a trie's attention mask by m vectors after the start token.
+
+  Args:
+    mask: of b tries; the start token is node 0.
+    m: number of vectors.
+
+  Returns:
+    The mask of the n + m rows: the vectors attend causally, all other nodes
+    attend to all vectors.
+  """
+  b, n, _ = mask.shape
   before = jnp.tri(1 + m, 1 + m + n - 1, dtype=bool)
   after = jnp.ones((b, n - 1, 1 + m), bool)
-  after = jnp.concatenate([after, seen[:, 1:, 1:]], axis=2)
+  after = jnp.concatenate([after, mask[:, 1:, 1:]], axis=2)
   before = jnp.broadcast_to(before, (b, *before.shape))
   return jnp.concatenate([before, after], axis=1)

@@ -1,4 +1,4 @@
-"""The methods, one file each."""
+"""Methods, one file per paper."""
 
 import importlib
 import pkgutil
@@ -6,15 +6,21 @@ import types
 
 
 def names() -> list[str]:
-  """Names of all methods, which are those of their files."""
+  """Return the names of all methods, which are the names of their files."""
   return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def module(name: str) -> types.ModuleType:
-  """The file of a method.
+  """Import the file of a method.
+
+  Args:
+    name: one of `names()`.
+
+  Returns:
+    The module.
 
   Raises:
-    ValueError: there is none of that name.
+    ValueError: there is no method of that name.
   """
   if name not in names():
     raise ValueError(

@@ -12,34 +12,26 @@ context with the value-value stream (3.3).
 Where paper and authors' code differ, the default is the code, which made the
 published numbers; a field of `Method` gives the other:
 
-  feature_layers           the last layer; (6, 12, 18, 24) is the first paper's text
+  feature_layers the last layer; (6, 12, 18, 24) is the first paper's text
   map_weight     4, for the sum over feature_layers
-  deep_mode      deep tokens overwrite rows 1 ... 4; "insert" makes room
+  deep_mode      deep tokens overwrite rows 1 ... 4; "insert" adds rows
   cls_ln_post    the class token skips ln_post, unlike CLIP's own embedding
   round_fp16     deep tokens are rounded to float16
 The temperature is 0.07, not CLIP's own logit scale, in the code and here.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from zsad_jax import losses, types
-from zsad_jax.layers import dual_path, prompt_learner, similarity
-from zsad_jax.torch_io.rules import Rule
+from zsad_jax.layers import dual_path, prompt_learner, ranges, similarity
+from zsad_jax.torch_io.rules import CheckpointSpec, Rule
 from zsad_jax.types import ANOMALOUS
-
-# Names in the authors' checkpoint.
-TORCH_NAMES = (
-  Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
-  Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead2"),
-  prompt_learner.DEEP_RULE,
-)
-CHECKPOINT = prompt_learner.checkpoint(
-  TORCH_NAMES, "prompt_learner", unused=prompt_learner.unused
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +39,12 @@ class Method(types.Method):
   """Hyperparameters, with the authors' values as defaults.
 
   Attributes:
-    feature_layers: layers (1-based) whose patch tokens are compared with the text.
+    feature_layers: layers (1-based) whose patch tokens are compared with text.
     vv_from: first layer of the value-value stream; None for plain CLIP.
     context_length: E, learned vectors per prompt.
     deep_length: M, learned tokens per text layer.
-    deep_depth: text layers with learned tokens, the first of which keeps its
-      own: layers 2 ... deep_depth.
+    deep_depth: text layers with learned tokens; the first one keeps its own,
+      so these are layers 2 ... deep_depth.
     temperature: of the softmax over the states.
     map_weight: lambda, the weight of the losses on maps.
     activation: activation of both towers.
@@ -75,13 +67,30 @@ class Method(types.Method):
   cls_ln_post: bool = False
   round_fp16: bool = True
 
+  def __post_init__(self) -> None:
+    types.Method.__post_init__(self)
+    counts = ["context_length", "deep_length", "deep_depth"]
+    ranges.check(self, counts=counts, positive=["temperature"])
+
   @property
-  def image_hooks(self):
-    """The activation and the resizing of CLIP's position table."""
+  def checkpoint_spec(self) -> CheckpointSpec:
+    """Layout of the authors' checkpoint."""
+    return prompt_learner.checkpoint(
+      TORCH_NAMES,
+      "prompt_learner",
+      templates=self.prompt_templates(),
+      unused_depth=self.deep_depth,
+    )
+
+  @property
+  def image_hooks(self) -> Mapping[str, Any]:
+    """Activation and resizing of CLIP's position table."""
     return {"activation": self.activation, "pos_resize": self.pos_resize}
 
-  def init(self, rng, backbone):
-    """All learned vectors are normal with deviation 0.02."""
+  def init(
+    self, rng: jax.Array, backbone: types.Backbone
+  ) -> tuple[types.Params, types.Params]:
+    """Initialize all learned vectors, normal with deviation 0.02."""
     c, rngs = backbone.text_width, jax.random.split(rng, 3)
     vectors = lambda rng: prompt_learner.init(rng, self.context_length, c)
     deep = prompt_learner.init_deep(
@@ -90,24 +99,28 @@ class Method(types.Method):
     context = {"normal": vectors(rngs[0]), "anomalous": vectors(rngs[1])}
     return {"context": context, "deep": deep}, {}
 
-  def prepare(self, backbone, class_names):
-    """Placeholder sentences about an object; class names are not used."""
+  def prepare(
+    self, backbone: types.Backbone, class_names: Sequence[str]
+  ) -> dict[str, Array]:
+    """Embed the object-agnostic prompt templates; class names are unused."""
     del class_names
-    texts = [sentence.text for sentence in self.sentences()]
+    texts = [template.text for template in self.prompt_templates()]
     return prompt_learner.placeholders(backbone, texts)
 
-  def sentences(self):
-    """What the learned vectors of the two states stand in."""
+  def prompt_templates(self) -> tuple[prompt_learner.PromptTemplate, ...]:
+    """Return the prompts of both states, with placeholder words."""
     m = self.context_length
     words = " ".join(["X"] * m)
     return (
-      prompt_learner.Sentence(f"{words} object.", m),
-      prompt_learner.Sentence(f"{words} damaged object.", m),
+      prompt_learner.PromptTemplate(f"{words} object.", m),
+      prompt_learner.PromptTemplate(f"{words} damaged object.", m),
     )
 
-  def encode(self, backbone, batch):
-    """Unit embeddings of the image and, per layer, of its patches (Sec. 3.3)."""
-    image, patches = dual_path.encode(
+  def encode(
+    self, backbone: types.ImageBackbone, batch: types.Batch
+  ) -> types.Features:
+    """Return unit embeddings of the image and of patches (Sec. 3.3)."""
+    image, patches = dual_path.encode_units(
       backbone,
       batch["image"],
       feature_layers=self.feature_layers,
@@ -115,19 +128,23 @@ class Method(types.Method):
       class_ln_post=self.cls_ln_post,
       **self.image_hooks,
     )
-    return {
-      "class_unit": similarity.unit(image),
-      "patch_units": similarity.unit(jnp.stack(patches, 1)[:, :, 1:]),
-    }
+    return {"class_unit": image, "patch_units": patches}
 
-  def prompts(self, params, aux):
-    """Embeddings of the two sentences, learned vectors in place: (2, t, c)."""
+  def prompts(
+    self, params: types.Params, aux: Mapping[str, Array]
+  ) -> Float[Array, "2 t c"]:
+    """Return token embeddings of both prompts with the learned vectors."""
     context = params["context"]
     vectors = jnp.stack([context["normal"], context["anomalous"]])
     return prompt_learner.with_context(aux["embeds"], vectors)
 
-  def text(self, params, backbone, aux):
-    """Embeddings of the two states, not normalised: (2, d) (Sec. 3.2)."""
+  def text(
+    self,
+    params: types.Params,
+    backbone: types.Backbone,
+    aux: Mapping[str, Array],
+  ) -> Float[Array, "2 d"]:
+    """Embed both states, without normalization (Sec. 3.2)."""
     embed, _ = backbone.text(
       self.prompts(params, aux),
       aux["end"],
@@ -138,12 +155,24 @@ class Method(types.Method):
     )
     return embed
 
-  def forward(self, params, backbone, aux, features):
-    """Compares image and patches with the two states (Code).
+  def forward(
+    self,
+    params: types.Params,
+    backbone: types.Backbone,
+    aux: Mapping[str, Array],
+    features: types.Features,
+  ) -> dict[str, Array]:
+    """Compare image and patches with the two states (Code).
+
+    Args:
+      params: trainable parameters.
+      backbone: frozen CLIP.
+      aux: see `prepare`.
+      features: see `encode`.
 
     Returns:
       Dict of: text_units (2, d); image_logits (b, 2); patch_prob
-      (b, feature_layers, l, 2).
+      (b, layers, l, 2).
     """
     text_units = similarity.unit(self.text(params, backbone, aux))
     cosines = similarity.cosines(features["class_unit"], text_units)
@@ -156,51 +185,67 @@ class Method(types.Method):
       "patch_prob": patch_prob,
     }
 
-  def loss_terms(self, result, batch):
-    """Losses per image: (b,), and per image and layer: (b, feature_layers, 3)."""
+  def loss_terms(
+    self, result: Mapping[str, Array], batch: types.Batch
+  ) -> tuple[Float[Array, " b"], Float[Array, "b layers 3"]]:
+    """Return losses per image, and per image and layer."""
     image = losses.cross_entropy(result["image_logits"], batch["label"])
     mask, prob = batch["mask"], result["patch_prob"]
     maps = similarity.to_maps(prob, mask.shape[1:], method="bilinear")
-    pixel = jax.vmap(
-      lambda m: losses.segmentation(m, mask, dice_over="image"),
-      in_axes=1,
-      out_axes=1,
-    )(maps)
-    return image, pixel
+    return image, losses.segmentation_levels(maps, mask, dice_over="image")
 
-  def loss(self, params, stats, backbone, aux, features, batch, rng):
-    """Cross-entropy + lambda times focal and Dice of all feature_layers (Code)."""
+  def loss(
+    self,
+    params: types.Params,
+    stats: types.Params,
+    backbone: types.Backbone,
+    aux: Mapping[str, Array],
+    features: types.Features,
+    batch: types.Batch,
+    rng: jax.Array | None,
+  ) -> tuple[Array, tuple[dict[str, Array], types.Params]]:
+    """Return cross-entropy + lambda (focal + Dice) of all layers (Code)."""
     del rng  # No dropout.
     result = self.forward(params, backbone, aux, features)
     image, pixel = self.loss_terms(result, batch)
     weight = batch["weight"]
-    masked = weight * batch["has_mask"]  # No masks, no pixel terms.
-    focal, anomalous, normal = (
-      self.map_weight * losses.weighted_mean(pixel[..., i].sum(1), masked)
-      for i in range(3)
-    )
+    masked = weight * batch["has_mask"]  # Images without mask have no map loss.
+    pixel_parts = losses.segmentation_parts(pixel, masked)
     parts = {
       "image_ce": losses.weighted_mean(image, weight),
-      "pixel_focal": focal,
-      "dice_anomalous": anomalous,
-      "dice_normal": normal,
+      **{name: self.map_weight * x for name, x in pixel_parts.items()},
     }
-    return sum(parts.values()), (parts, stats)
+    return losses.total(parts), (parts, stats)
 
-  def predict(self, params, stats, backbone, aux, features):
-    """The map is the mean over feature_layers; the authors' sum ranks alike."""
+  def predict(
+    self,
+    params: types.Params,
+    stats: types.Params,
+    backbone: types.Backbone,
+    aux: Mapping[str, Array],
+    features: types.Features,
+  ) -> types.Prediction:
+    """Return the mean map of all layers; the authors' sum ranks alike."""
     del stats
     result = self.forward(params, backbone, aux, features)
     return self.to_prediction(result, similarity.image_size(backbone, features))
 
-  def to_prediction(self, result, size):
-    """`forward`'s result as a prediction of h x w pixels."""
+  def to_prediction(
+    self, result: Mapping[str, Array], size: tuple[int, int]
+  ) -> types.Prediction:
+    """Convert the result of `forward` to a prediction of h x w pixels."""
     prob = result["patch_prob"][..., ANOMALOUS:].mean(axis=1)
     score = jax.nn.softmax(result["image_logits"])[:, ANOMALOUS]
     anomaly_map = similarity.to_map(prob, size, method="bilinear")
     return {"anomaly_map": anomaly_map[..., 0], "pred_score": score}
 
 
+# Names of the parameters in the authors' checkpoint.
+TORCH_NAMES = (
+  Rule(r"prompt_learner\.ctx_pos", "context/normal", "lead2"),
+  Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead2"),
+  prompt_learner.DEEP_RULE,
+)
 PAPER_NAME = "AnomalyCLIP"  # In the tables of the papers.
 # Settings for a backbone of three blocks of width 64, for tests.
 TINY = dict(

@@ -1,23 +1,25 @@
-"""Plain CLIP, asked for the state. Radford et al., ICML 2021, arXiv:2103.00020.
+"""Zero-shot CLIP baseline. Radford et al., ICML 2021, arXiv:2103.00020.
 
   Sec. 3.1   Method.prepare
   Code       Method.forward
 
-Nothing is learned: image and patches are compared with sentences about a
-normal and an anomalous object. The sentences are those of WinCLIP (Jeong et
-al., CVPR 2023, arXiv:2303.14814): states by photographs, averaged (Sec. 3.1.4
-of CLIP's paper, "prompt ensembling"). `prompts` = "pair" has the two sentences
-that AnomalyCLIP's appendix compares with.
+Nothing is trained: image and patches are compared with text prompts for a
+normal and an anomalous object. The prompts are those of WinCLIP (Jeong et al.,
+CVPR 2023, arXiv:2303.14814): all combinations of states and templates,
+averaged (Sec. 3.1.4 of CLIP's paper, "prompt ensembling"). `prompts` = "pair"
+uses the two prompts that AnomalyCLIP's appendix compares with.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from zsad_jax import types
-from zsad_jax.layers import dual_path, prompts, similarity
+from zsad_jax.layers import dual_path, prompts, ranges, similarity
 from zsad_jax.types import ANOMALOUS
 
 
@@ -26,10 +28,10 @@ class Method(types.Method):
   """Settings.
 
   Attributes:
-    prompts: "states", WinCLIP's sentences, or "pair".
-    temperature: of the softmax over the states; it changes no ranking of
-      images.
-    activation: activation of both towers; None for the one of the weights.
+    prompts: "states", WinCLIP's prompts, or "pair".
+    temperature: of the softmax over the states; it does not change the
+      ranking of images.
+    activation: activation of both towers; None for that of the weights.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
   """
 
@@ -38,18 +40,34 @@ class Method(types.Method):
   activation: types.Activation | None = None
   pos_resize: types.PositionResize = "bicubic_antialias"
 
+  def __post_init__(self) -> None:
+    types.Method.__post_init__(self)
+    ranges.check(self, positive=["temperature"])
+
   @property
-  def image_hooks(self):
-    """The activation and the resizing of CLIP's position table."""
+  def image_hooks(self) -> Mapping[str, Any]:
+    """Activation and resizing of CLIP's position table."""
     return {"activation": self.activation, "pos_resize": self.pos_resize}
 
-  def init(self, rng, backbone):
-    """There is nothing to learn."""
+  def init(
+    self, rng: jax.Array, backbone: types.ImageBackbone
+  ) -> tuple[types.Params, types.Params]:
+    """Return no parameters."""
     del rng, backbone
     return {}, {}
 
-  def prepare(self, backbone, class_names):
-    """Mean unit embeddings of each class's sentences (Sec. 3.1): (n, 2, d)."""
+  def prepare(
+    self, backbone: types.Backbone, class_names: Sequence[str]
+  ) -> dict[str, Array]:
+    """Embed the prompts of each class (Sec. 3.1).
+
+    Args:
+      backbone: frozen CLIP.
+      class_names: n names.
+
+    Returns:
+      "text_units" (n, 2, d): per state the normalized mean of unit embeddings.
+    """
     embed = jax.jit(
       lambda ids, end: similarity.unit(
         backbone.text(
@@ -59,24 +77,25 @@ class Method(types.Method):
     )
     units = []
     for name in class_names:
-      states = self.sentences(name)
+      states = self.state_prompts(name)
       ids, end = backbone.tokenize([*states[0], *states[1]])
       each = jnp.split(embed(ids, end), [len(states[0])])
       units.append(jnp.stack([x.mean(axis=0) for x in each]))
     return {"text_units": similarity.unit(jnp.stack(units))}
 
-  def sentences(self, name):
-    """Normal and anomalous sentences about a class."""
+  def state_prompts(self, name: str) -> tuple[list[str], list[str]]:
+    """Return the normal and the anomalous prompts for a class."""
     name = name.replace("_", " ")
     if self.prompts == "pair":
-      return [f"a photo of a normal {name}."], [
-        f"a photo of an anomalous {name}."
-      ]
+      normal = f"a photo of a normal {name}."
+      return [normal], [f"a photo of an anomalous {name}."]
     return prompts.winclip(name)
 
-  def encode(self, backbone, batch):
-    """Unit embeddings of the image and of the last block's patches."""
-    image, patches = dual_path.encode(
+  def encode(
+    self, backbone: types.ImageBackbone, batch: types.Batch
+  ) -> types.Features:
+    """Return unit embeddings of the image and of the last block's patches."""
+    image, patches = dual_path.encode_units(
       backbone,
       batch["image"],
       feature_layers=(backbone.vision_layers,),
@@ -85,26 +104,45 @@ class Method(types.Method):
       **self.image_hooks,
     )
     return {
-      "class_unit": similarity.unit(image),
-      "patch_units": similarity.unit(patches[0][:, 1:]),
+      "class_unit": image,
+      "patch_units": patches[:, 0],
       "class_id": batch["class_id"],
     }
 
-  def forward(self, aux, features):
-    """Probabilities of the states (Code): image (b, 2), patches (b, l, 2)."""
+  def forward(
+    self, aux: Mapping[str, Array], features: types.Features
+  ) -> tuple[Float[Array, "b 2"], Float[Array, "b l 2"]]:
+    """Compute state probabilities of images and patches (Code)."""
     text_units = aux["text_units"][features["class_id"]]
-    return tuple(
+    image, patches = (
       similarity.state_prob(features[x], text_units, self.temperature)
       for x in ("class_unit", "patch_units")
     )
+    return image, patches
 
-  def loss(self, params, stats, backbone, aux, features, batch, rng):
-    """There is none; a run of this method has no steps."""
+  def loss(
+    self,
+    params: types.Params,
+    stats: types.Params,
+    backbone: types.ImageBackbone,
+    aux: Any,
+    features: types.Features,
+    batch: types.Batch,
+    rng: jax.Array | None,
+  ) -> NoReturn:
+    """Raise ValueError: there is nothing to train."""
     del params, stats, backbone, aux, features, batch, rng
     raise ValueError("Plain CLIP learns nothing: set config.epochs to 0.")
 
-  def predict(self, params, stats, backbone, aux, features):
-    """Maps of the last block's patches; the class token's score."""
+  def predict(
+    self,
+    params: types.Params,
+    stats: types.Params,
+    backbone: types.ImageBackbone,
+    aux: Mapping[str, Array],
+    features: types.Features,
+  ) -> types.Prediction:
+    """Return maps of the last block's patches and scores of the class token."""
     del params, stats
     image, patches = self.forward(aux, features)
     size = similarity.image_size(backbone, features)

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import tokenizer
-from zsad_jax.layers import prompt_learner, prompt_query, prompts, similarity
+from zsad_jax.layers import (
+  prompt_learner,
+  prompt_query,
+  prompts,
+  similarity,
+  textual_adapter,
+)
 from zsad_jax.methods import adaptclip
 from zsad_jax.parity import golden as golden_lib
 
@@ -86,8 +92,10 @@ def _text(backbone, method, params, aux, entry):
   yield "static_prompts_utf8", json.dumps(sentences).encode()
   yield (
     "static_text_features",
-    jax.jit(method.static_text)(
-      backbone, prompt_learner.placeholders(backbone, sum(sentences, []))
+    jax.jit(textual_adapter.fixed_text, static_argnames="activation")(
+      backbone,
+      prompt_learner.placeholders(backbone, sum(sentences, [])),
+      activation=method.activation,
     ),
   )
   words = " ".join(["X"] * method.context_length)
@@ -95,12 +103,16 @@ def _text(backbone, method, params, aux, entry):
   yield (
     "learned_prompts",
     golden_lib.padded(
-      method.learned_prompts(params, aux),
+      textual_adapter.learned_prompts(params["textual"], aux),
       backbone,
       entry["learned_prompts"].shape[1],
     ),
   )
-  yield "learned_text_features", jax.jit(method.text)(params, backbone, aux)
+  text = jax.jit(textual_adapter.text, static_argnames="activation")
+  yield (
+    "learned_text_features",
+    text(params["textual"], backbone, aux, activation=method.activation),
+  )
 
 
 def _adapters(method, params, stats, backbone, aux, features, weight):

@@ -84,7 +84,7 @@ class Run:
 
   workdir: pathlib.Path
   config: ml_collections.ConfigDict
-  backbone: types.Backbone
+  backbone: types.ImageBackbone
   method: types.Method
   params: types.Params
   stats: types.Params

@@ -1,16 +1,13 @@
-"""Reads and writes tensors of torch files, without torch.
-
-Nothing in a file is run.
+"""Reader and writer of torch files that does not need torch.
 
 A torch file is a zip archive: `NAME/data.pkl`, a pickle that describes the
-tensors, and one raw file `NAME/data/KEY` per storage. A pickle is a program,
-so `_Unpickler` resolves the few names below to inert stand-ins and refuses
-every other one. Read are
+tensors, and one raw file `NAME/data/KEY` per storage. A pickle is a program.
+No code in it is executed: `_Unpickler` resolves an allow-list of names to
+harmless replacements and rejects all other names. Supported are
 
-  `torch.save` of a state dict, or of dicts of them (training checkpoints);
-  TorchScript archives, such as OpenAI's CLIP models.
-
-Written are the former.
+  reading   `torch.save` of a state dict, or of dicts of them (training
+            checkpoints); TorchScript archives, such as OpenAI's CLIP models
+  writing   state dicts, or dicts of them
 """
 
 import collections
@@ -46,23 +43,25 @@ _PICKLE_START = b"\x80"
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns the tensors of a torch file under the names of its state dict.
+  """Read the tensors of a torch file under the names of its state dict.
 
-  Names of nested dicts and modules are joined by dots. Of a checkpoint with
-  an entry `state_dict`, that entry alone is read; a `module.` that begins
-  every name (distributed training) is cut off. Values that are not tensors
-  (an epoch, a class name) are left out.
+  Names of nested dicts and modules are joined by dots. If a checkpoint has an
+  entry `state_dict`, only that entry is read. A prefix `module.` common to all
+  names (distributed training) is removed. Values that are no tensors (an
+  epoch, a class name) are skipped.
 
   Args:
-    path: file written by `torch.save` (torch 1.6 or later) or `torch.jit.save`.
+    path: file written by `torch.save` (torch 1.6 or later) or
+      `torch.jit.save`.
 
   Returns:
-    Read-only arrays in the dtype of the file; bfloat16 is `ml_dtypes`'.
+    Read-only arrays by name, in the data types of the file; bfloat16 is that
+    of `ml_dtypes`.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is damaged, is no torch file, refers to anything but
-      tensors, or holds none.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is corrupt, is no torch file, refers to names outside
+      the allow-list, or holds no tensors.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -76,10 +75,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   except (_FileError, OSError):
     raise
   except zipfile.BadZipFile as error:
-    raise ValueError(_why_no_zip(path, error)) from error
-  except Exception as error:  # Damaged bytes can make a pickle raise anything.
+    raise ValueError(_describe_bad_zip(path, error)) from error
+  except Exception as error:  # Corrupt bytes can make a pickle raise anything.
     raise ValueError(
-      f"{path} is damaged: its data.pkl does not describe tensors "
+      f"{path} is corrupt: its data.pkl does not describe tensors "
       f"({type(error).__name__}: {error}). Fetch the file again."
     ) from error
   if not state:
@@ -90,15 +89,15 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write(path: str | pathlib.Path, content: Mapping[str, Any]) -> None:
-  """Writes what `torch.save` makes of dicts of tensors.
+  """Write dicts of arrays as `torch.save` writes dicts of tensors.
 
   Args:
-    path: the file; it appears complete or not at all.
-    content: arrays by name, or dicts of them. An array that stands under two
-      names is stored once.
+    path: the file; it is written atomically.
+    content: arrays by name, or dicts of them. An array with several names is
+      stored once.
 
   Raises:
-    ValueError: an array has a type that torch has not.
+    ValueError: torch does not support the data type of an array.
     OSError: the file cannot be written.
   """
   pickler = _Pickler()
@@ -115,16 +114,17 @@ def write(path: str | pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 class _Pickler:
-  """Opcodes of pickle's protocol 2 that build a value in torch.
+  """Writer of pickle opcodes (protocol 2) that build tensors in torch.
 
-  Pickle's own writer would have to import the names it writes.
+  The standard pickler would import the names that it writes, hence torch.
   """
 
   def __init__(self):
-    self.storages = {}  # id(array) -> (key, array)
+    # id(array) -> (key, array)
+    self.storages: dict[int, tuple[str, np.ndarray]] = {}
 
-  def value(self, x) -> bytes:
-    """The opcodes of a dict, an array, or a part of them."""
+  def value(self, x: Any) -> bytes:
+    """Return the opcodes of a dict, an array, or a part of them."""
     if isinstance(x, Mapping):
       pairs = [self.value(part) for pair in x.items() for part in pair]
       return b"}(" + b"".join(pairs) + b"u"
@@ -148,16 +148,16 @@ class _Pickler:
       + self.value("storage")
       + _name("torch", kinds[0])
       + b"".join(map(self.value, (key, "cpu", x.size)))
-      + b"tQ"  # Q: to be found under this persistent id.
+      + b"tQ"  # Q: look up this persistent id.
     )
     return (
       _name("torch._utils", "_rebuild_tensor_v2")
       + b"("
       + storage
       + b"".join(map(self.value, (0, x.shape, tuple(strides.tolist()))))
-      + b"\x89"  # No gradient.
+      + b"\x89"  # requires_grad=False.
       + _name("collections", "OrderedDict")
-      + b")RtR"  # No hooks; R calls the name before a tuple.
+      + b")RtR"  # No hooks; R calls a name with the tuple after it.
     )
 
 
@@ -166,11 +166,11 @@ def _name(module, name):
 
 
 class _FileError(ValueError):
-  """A message for the user, complete with the file's name."""
+  """Error whose message is complete and contains the name of the file."""
 
 
 class _Module:
-  """Stands for a TorchScript object: it only remembers its attributes."""
+  """Replacement of a TorchScript object; stores its attributes."""
 
   __slots__ = ("attributes",)
 
@@ -179,25 +179,25 @@ class _Module:
 
 
 class _Storage(NamedTuple):
-  """The raw bytes of one or more tensors, and how to read them."""
+  """Raw bytes of one or more tensors and the type of their elements."""
 
   data: bytes
   dtype: np.dtype
 
 
 class _Unpickler(pickle.Unpickler):
-  """Unpickles `data.pkl` of an open archive; see the module's docstring."""
+  """Restricted unpickler of an archive's `data.pkl`."""
 
-  def __init__(self, path, archive):
+  def __init__(self, path: pathlib.Path, archive: zipfile.ZipFile):
     self._path = path
     self._read = functools.cache(archive.read)  # Tensors can share storage.
     self._folder = _find_folder(path, archive)
-    # Made anew for each file: a pickle can set attributes of what it is given.
+    # A new table for each file: a pickle can set attributes of these objects.
     self._allowed = {
       ("collections", "OrderedDict"): collections.OrderedDict,
       ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
       ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-      # Attributes of TorchScript modules beside their tensors.
+      # Attributes of TorchScript modules that are no tensors.
       ("torch", "device"): lambda *_: None,
       ("torch.jit._pickle", "build_intlist"): lambda data: data,
       ("torch.jit._pickle", "build_doublelist"): lambda data: data,
@@ -207,8 +207,8 @@ class _Unpickler(pickle.Unpickler):
     }
     super().__init__(archive.open(f"{self._folder}/data.pkl"))
 
-  def find_class(self, module, name):
-    """Returns the stand-in for a name that the pickle refers to."""
+  def find_class(self, module: str, name: str) -> Any:
+    """Return the replacement of a name; reject names not on the allow-list."""
     if module == "torch" and name in _DTYPES:
       return name  # A string can be neither called nor changed.
     if module.split(".")[0] == "__torch__":
@@ -216,13 +216,13 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) in self._allowed:
       return self._allowed[module, name]
     raise _FileError(
-      f"{self._path} would run code: it refers to `{module}.{name}`; only "
-      "tensors are read. If you trust the file, load it in torch and save "
-      "its state_dict() alone."
+      f"{self._path} would run code: it refers to `{module}.{name}`, but only "
+      "tensors can be read. If you trust the file, load it in torch and save "
+      "only its state_dict()."
     )
 
-  def persistent_load(self, pid):
-    """Returns a storage: `pid` is (kind, class, key, device, elements)."""
+  def persistent_load(self, pid: Any) -> _Storage:
+    """Return a storage; `pid` is (kind, class, key, device, elements)."""
     _, storage_class, key, _, size = pid
     dtype = np.dtype(_DTYPES[storage_class])
     name = f"{self._folder}/data/{key}"
@@ -235,14 +235,14 @@ class _Unpickler(pickle.Unpickler):
       ) from None
     if len(data) != size * dtype.itemsize:
       raise _FileError(
-        f"{self._path} is damaged: {name} has {len(data)} bytes, expected "
+        f"{self._path} is corrupt: {name} has {len(data)} bytes, expected "
         f"{size} elements of {dtype}. Fetch the file again."
       )
     return _Storage(data, dtype)
 
 
 def _tensor(storage, offset, shape, strides, requires_grad, hooks):
-  """Returns a view of a storage; numpy checks that it stays inside."""
+  """Return a view of a storage; NumPy checks that it lies inside."""
   del requires_grad, hooks
   data, dtype = storage
   return np.ndarray(
@@ -255,7 +255,7 @@ def _tensor(storage, offset, shape, strides, requires_grad, hooks):
 
 
 def _find_folder(path, archive):
-  """Returns NAME of an archive of torch; all its entries lie below it."""
+  """Return NAME, the folder that holds all entries of a torch archive."""
   entries = archive.namelist()
   found = [entry.split("/") for entry in entries]
   folders = [parts[0] for parts in found if parts[1:] == ["data.pkl"]]
@@ -267,14 +267,14 @@ def _find_folder(path, archive):
   order = f"{folders[0]}/byteorder"  # Not written before torch 2.1.
   if order in entries and archive.read(order) != b"little":
     raise _FileError(
-      f"{path} is not little-endian, the only byte order that is read. "
+      f"{path} is not little-endian, the only supported byte order. "
       "Load it in torch and save it again on a little-endian machine."
     )
   return folders[0]
 
 
 def _named_tensors(value, prefix=""):
-  """Yields `(dotted name, array)` of each tensor below dicts and modules."""
+  """Yield `(dotted name, array)` of each tensor in dicts and modules."""
   if isinstance(value, _Module):
     value = value.attributes
   if isinstance(value, dict):
@@ -284,13 +284,13 @@ def _named_tensors(value, prefix=""):
     yield prefix, value
 
 
-def _why_no_zip(path, error):
-  """Returns what is wrong with a file that is not a whole zip archive."""
+def _describe_bad_zip(path, error):
+  """Return the error message for a file that is no complete zip archive."""
   with path.open("rb") as f:
     start = f.read(24)
   if start.startswith(_ZIP_START):
     return (
-      f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): "
+      f"{path} is corrupt or truncated ({path.stat().st_size:,} bytes): "
       f"{error}. Fetch the file again."
     )
   if start.startswith(_PICKLE_START):

@@ -1,4 +1,8 @@
-"""Names and layouts of torch parameters, translated by tables of rules."""
+"""Translation of torch parameters to our names and layouts, by rules.
+
+A table lists rules; the first rule whose pattern matches the whole torch name
+gives the path in our tree and the layout of the array.
+"""
 
 import dataclasses
 import re
@@ -8,76 +12,93 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from zsad_jax import types
-
-# Layout in torch -> (change to ours, change back).
-LAYOUTS = {
+# Changes of layout by name: (from torch to ours, from ours to torch). Our
+# kernels are (in, out) and (height, width, in, out).
+LAYOUTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
   "same": (lambda x: x, lambda x: x),
-  # A Linear's weight is (out, in).
+  # The weight of a Linear is (out, in).
   "linear": (lambda x: x.T, lambda x: x.T),
-  # A convolution's is (out, in, height, width).
+  # The weight of a convolution is (out, in, height, width).
   "conv": (
     lambda x: x.transpose(2, 3, 1, 0),
     lambda x: x.transpose(3, 2, 0, 1),
   ),
-  # A transposed convolution's is (in, out, height, width).
+  # The weight of a transposed convolution is (in, out, height, width).
   "transposed_conv": (
     lambda x: x.transpose(2, 3, 0, 1),
     lambda x: x.transpose(2, 3, 0, 1),
   ),
-  # Prompt learners keep one or two leading axes of size 1.
+  # Prompt learners have one or two leading axes of size 1.
   "lead1": (lambda x: x[0], lambda x: x[None]),
   "lead2": (lambda x: x[0, 0], lambda x: x[None, None]),
 }
-_GROUP = re.compile(r"\([^()]*\)")  # Of a pattern.
-_AXES = {"conv": 4, "transposed_conv": 4, "linear": 2, "lead1": 1, "lead2": 2}
+_GROUP = re.compile(r"\([^()]*\)")  # A group of a pattern.
+# Smallest number of axes that a change of layout needs.
+_MIN_AXES = {
+  "conv": 4,
+  "transposed_conv": 4,
+  "linear": 2,
+  "lead1": 1,
+  "lead2": 2,
+}
 
 
 class Rule(NamedTuple):
-  r"""How one kind of parameter is called, there and here, and stored there."""
+  r"""Name and layout of one kind of parameter.
 
-  pattern: str  # Regular expression of the whole name in the source.
-  path: str  # Ours, such as r"visual/\1/kernel"; \1 is a group.
-  layout: str = "same"  # Key of `LAYOUTS`.
+  Attributes:
+    pattern: regular expression for the whole torch name.
+    path: our flat name, such as r"visual/\1/kernel"; \1 is a group of the
+      pattern.
+    layout: key of `LAYOUTS`.
+  """
+
+  pattern: str
+  path: str
+  layout: str = "same"
 
 
 Table = tuple[Rule, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """How the authors of a method store it; `released.py` reads and writes it.
+class CheckpointSpec:
+  """Format of the checkpoints of a method's authors.
+
+  `runs.authors_checkpoint` reads and writes them.
 
   Attributes:
-    names: of the parameters.
-    stats: names of the running statistics.
-    groups: the parts of a file that are dicts of their own, first words of
-      all names; none where the file is one flat dict.
-    unused: of a method and a backbone, the shapes by name of what is stored
-      but never used.
-    buffers: likewise, arrays by name that follow from the frozen backbone.
-    copies: of a method and a name, the other names of the same tensor.
+    names: rules of the parameters.
+    stats: rules of the running statistics.
+    groups: keys of the file's nested dicts, which are also the first parts of
+      all names; () if the file is a flat dict.
+    unused: function of method and backbone that returns the shapes, by name,
+      of tensors that are stored but never used.
+    buffers: function of method and backbone that returns the arrays, by name,
+      that are derived from the frozen backbone.
+    copies: function of method and name that returns the other names of the
+      same tensor.
   """
 
   names: Table
   stats: Table = ()
   groups: tuple[str, ...] = ()
-  unused: Callable[
-    [types.Method, types.Backbone], Mapping[str, tuple[int, ...]]
-  ] = lambda method, backbone: {}
-  buffers: Callable[
-    [types.Method, types.Backbone], Mapping[str, np.ndarray]
-  ] = lambda method, backbone: {}
-  copies: Callable[[types.Method, str], Iterable[str]] = lambda method, name: ()
+  unused: Callable[[Any, Any], Mapping[str, tuple[int, ...]]] = (
+    lambda method, backbone: {}
+  )
+  buffers: Callable[[Any, Any], Mapping[str, np.ndarray]] = (
+    lambda method, backbone: {}
+  )
+  copies: Callable[[Any, str], Iterable[str]] = lambda method, name: ()
 
 
 def prefixed(prefix: str, table: Table) -> Table:
-  """The rules for names that all begin with `prefix`."""
+  """Return the rules for the same names with a prefix."""
   return tuple(r._replace(pattern=re.escape(prefix) + r.pattern) for r in table)
 
 
 def norm(pattern: str, path: str) -> Table:
-  """Rules of any normalisation: our scale is torch's weight."""
+  """Return the rules of a normalization layer."""
   return (
     Rule(rf"{pattern}\.weight", f"{path}/scale"),
     Rule(rf"{pattern}\.bias", f"{path}/bias"),
@@ -85,7 +106,7 @@ def norm(pattern: str, path: str) -> Table:
 
 
 def batch_norm_stats(pattern: str, path: str) -> Table:
-  """Rules of a BatchNorm's running statistics."""
+  """Return the rules of the running statistics of a BatchNorm."""
   return (
     Rule(rf"{pattern}\.running_mean", f"{path}/mean"),
     Rule(rf"{pattern}\.running_var", f"{path}/var"),
@@ -94,7 +115,7 @@ def batch_norm_stats(pattern: str, path: str) -> Table:
 
 
 def linear(pattern: str, path: str) -> Table:
-  """Rules of a Linear with its bias."""
+  """Return the rules of a Linear with bias."""
   return (
     Rule(rf"{pattern}\.weight", f"{path}/kernel", "linear"),
     Rule(rf"{pattern}\.bias", f"{path}/bias"),
@@ -102,10 +123,17 @@ def linear(pattern: str, path: str) -> Table:
 
 
 def invert(path: str, table: Table) -> tuple[str, str] | None:
-  """Returns the torch name and the layout of one of our paths.
+  """Return the torch name and the layout of one of our paths.
 
-  A rule can be inverted when its pattern is literal but for its groups, and
-  its path has them all in the same order.
+  A rule can be inverted if its pattern is literal except for its groups, and
+  its path contains all groups in the same order.
+
+  Args:
+    path: flat name in our tree.
+    table: the rules.
+
+  Returns:
+    The torch name and the key of `LAYOUTS`; None if no rule matches.
   """
   for pattern, ours, layout in table:
     reverse = ours
@@ -118,7 +146,7 @@ def invert(path: str, table: Table) -> tuple[str, str] | None:
 
 
 def find(name: str, table: Table) -> tuple[str, str] | None:
-  """Returns our path and the layout of one torch name, None if unknown."""
+  """Return our path and the layout of a torch name; None if no rule matches."""
   for rule in table:
     if match := re.fullmatch(rule.pattern, name):
       return match.expand(rule.path), rule.layout
@@ -126,15 +154,19 @@ def find(name: str, table: Table) -> tuple[str, str] | None:
 
 
 def rename(named: Mapping[str, Any], table: Table) -> dict[str, Any]:
-  """Returns the arrays under our flat names, in our layout.
+  """Return the arrays under our flat names, in our layouts.
 
-  A name that no rule knows stays as it is, and so does an array that has not
-  the axes of its layout: for the caller to report.
+  A name that no rule matches is kept, and so is the layout of an array that
+  has too few axes: the caller reports them.
+
+  Args:
+    named: arrays by torch name.
+    table: the rules.
   """
   flat = {}
   for name, x in named.items():
     path, layout = find(name, table) or (name, "same")
-    fits = x.ndim >= _AXES.get(layout, 0)
+    fits = x.ndim >= _MIN_AXES.get(layout, 0)
     flat[path] = LAYOUTS[layout][0](x) if fits else x
   return flat
 
@@ -142,10 +174,15 @@ def rename(named: Mapping[str, Any], table: Table) -> dict[str, Any]:
 def to_torch(
   flat: Mapping[str, Any], table: Table, names: Iterable[str]
 ) -> dict[str, Any]:
-  """Returns our flat leaves under the given torch names, in torch's layout.
+  """Return parameters under torch names, in torch's layouts.
+
+  Args:
+    flat: our arrays by flat name.
+    table: the rules.
+    names: the torch names.
 
   Raises:
-    ValueError: a name that no rule knows.
+    ValueError: no rule matches a name.
   """
   result = {}
   for name in names:

@@ -28,7 +28,7 @@ def start(config, datasets: Sequence[index.Dataset], method, backbone, params):
     f"Parameters: {run_lib.count_trained(method, params):,} trainable, "
     f"{authors_checkpoint.stored_parameters(method, backbone, params):,} in "
     "the authors' checkpoint, "
-    f"{run_lib.count(backbone.params):,} frozen ({config.backbone.name})"
+    f"{run_lib.count(backbone):,} frozen ({config.backbone.name})"
   )
   print(
     f"Devices: {len(devices)} x {devices[0].device_kind}, jax "

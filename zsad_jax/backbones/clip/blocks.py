@@ -1,6 +1,7 @@
-"""The transformer block that both CLIP towers are made of."""
+"""Transformer block of both CLIP towers."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,45 +9,46 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from zsad_jax.layers import attention
+from zsad_jax.layers import attention, kernels
 
 
 class LayerNorm(nn.LayerNorm):
-  """Over the last axis, with CLIP's epsilon and two-pass statistics."""
+  """LayerNorm with CLIP's epsilon and two-pass statistics."""
 
   epsilon: float = 1e-5  # Torch's default; Flax has 1e-6.
   use_fast_variance: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    # Two axes: a CPU's gradient of three takes five times as long.
+    # On a CPU, the gradient for three axes takes five times as long as for two.
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 ACTIVATIONS = {
   # OpenAI's weights were trained with this one.
   "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
-  # AdaCLIP and APRIL-GAN run them with this one, LAION's were trained so.
+  # LAION's weights were trained with this one; AdaCLIP and APRIL-GAN use it
+  # with OpenAI's weights.
   "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
 }
 
-KEPT = "kept"  # Name of what a block that recomputes does not recompute.
+SAVED = "saved"  # Name of activations that are not recomputed, see `remat`.
 
 
 def _dense(width: int, dtype: str, name: str):
   """A linear layer of `dtype`."""
-  product = None
-  if jax.default_backend() == "cpu":
-    # Some CPUs are fast at bfloat16, but XLA only asks them for float32 sums.
-    product = functools.partial(
-      jax.lax.dot_general, preferred_element_type=jnp.float32
-    )
-  layer = nn.Dense(width, dtype=dtype, dot_general=product, name=name)
+  layer = nn.Dense(
+    width, dtype=dtype, dot_general=kernels.dot_general(), name=name
+  )
   return lambda x: layer(x).astype(dtype)
 
 
-def activation(name: str):
-  """Returns the activation called `name`; ValueError when there is none."""
+def activation(name: str) -> Callable[[Array], Array]:
+  """Return the activation of this name.
+
+  Raises:
+    ValueError: the name is unknown.
+  """
   if name not in ACTIVATIONS:
     known = ", ".join(ACTIVATIONS)
     raise ValueError(f"Unknown activation {name!r}; known: {known}.")
@@ -54,11 +56,12 @@ def activation(name: str):
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention, with an optional value-value twin.
+  """Multi-head self-attention, optionally with value-value attention.
 
-  Both share the projections: softmax(Q K^T / sqrt(c / heads)) V, and the same
-  with V for Q and K. Only the first `num_queries` tokens are attended for in the
-  main one; None: all of them. `seen` says which tokens each one sees.
+  Both use the same projections: softmax(Q K^T / sqrt(c / heads)) V, and the
+  same with V in place of Q and K. The first attends for the first
+  `num_queries` tokens alone (None: all); `attention_mask` selects the keys of
+  each query.
   """
 
   num_heads: int
@@ -71,26 +74,29 @@ class Attention(nn.Module):
     x: Float[Array, "b t c"],
     *,
     num_queries: int | None,
-    seen: Bool[Array, "b t t"] | None,
+    attention_mask: Bool[Array, "b t t"] | None,
     value_value: bool,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     b, t, c = x.shape
-    # Products of two axes: gradients of others are twice as slow on a CPU.
+    # On a CPU, gradients of products with more than two axes take twice as
+    # long.
     qkv = _dense(3 * c, self.dtype, "in_proj")(x.reshape(b * t, c))
-    qkv = checkpoint_name(qkv, KEPT)
+    qkv = checkpoint_name(qkv, SAVED)
     heads = (b, t, self.num_heads, c // self.num_heads)
     q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))
     out_proj = _dense(c, self.dtype, "out_proj")
 
     def attend(q, k):
-      out = attention.attend(q, k, v, causal=self.causal, seen=seen)
+      out = attention.attend(
+        q, k, v, causal=self.causal, attention_mask=attention_mask
+      )
       return out_proj(out.reshape(-1, c)).reshape(b, -1, c)
 
     return attend(q[:, :num_queries], k), attend(v, v) if value_value else None
 
 
 class Mlp(nn.Module):
-  """Two linear layers around the activation, hidden width 4 c."""
+  """Two linear layers with an activation in between; hidden width 4 c."""
 
   activation: str
   dtype: str
@@ -106,13 +112,14 @@ class Mlp(nn.Module):
 class ResBlock(nn.Module):
   """Pre-norm transformer block, with the dual path of AnomalyCLIP.
 
-  `vv` is the value-value stream beside the main one: it adds the value-value
-  attention of the *main* stream's tokens, skips the MLP and never feeds back.
-  Of the main stream the first `num_queries` tokens are computed, None: all of them.
-  `seen` says which tokens each one sees; None: all, or those before it.
+  `vv` is the value-value stream of the dual path: it adds the value-value
+  attention of the *main* stream's tokens, skips the MLP and does not feed back
+  into the main stream. `num_queries` restricts the main stream to its first
+  tokens (None: all). `attention_mask` selects the keys of each query; None for
+  all keys, or causal attention.
 
-  Matrix products are computed in `dtype`; the streams, the norms and the
-  softmax stay in float32.
+  Matrix products are computed in `dtype`; the streams, LayerNorms and the
+  softmax are float32.
   """
 
   num_heads: int
@@ -126,29 +133,30 @@ class ResBlock(nn.Module):
     x: Float[Array, "b t c"],
     vv: Float[Array, "b t c"] | None = None,
     num_queries: int | None = None,
-    seen: Bool[Array, "b t t"] | None = None,
+    attention_mask: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     attention_ = Attention(self.num_heads, self.causal, self.dtype, name="attn")
     attend, attend_vv = attention_(
       LayerNorm(name="ln_1")(x),
       num_queries=num_queries,
-      seen=seen,
+      attention_mask=attention_mask,
       value_value=vv is not None,
     )
-    x = checkpoint_name(x[:, :num_queries] + attend, KEPT)
+    x = checkpoint_name(x[:, :num_queries] + attend, SAVED)
     x = x + Mlp(self.activation, self.dtype, name="mlp")(
       LayerNorm(name="ln_2")(x)
     )
     return x, None if vv is None else vv + attend_vv
 
 
-def block_type(remat: bool):
-  """The block, or the one that recomputes its MLP in the backward pass.
+def block_type(remat: bool) -> type[nn.Module]:
+  """Return `ResBlock`, optionally with rematerialization of its MLP.
 
-  Of a block that recomputes, queries, keys, values and the stream between
-  attention and MLP are kept; benchmarks/README.md has what that saves.
+  With `remat`, the backward pass keeps queries, keys, values and the stream
+  between attention and MLP, and recomputes the rest; benchmarks/README.md
+  lists the memory and time this takes.
   """
   if not remat:
     return ResBlock
-  policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+  policy = jax.checkpoint_policies.save_only_these_names(SAVED)
   return nn.remat(ResBlock, static_argnums=(3,), policy=policy)

@@ -1,4 +1,4 @@
-"""Sizes of CLIP models: a named table, and the type that holds them."""
+"""Configuration of CLIP models and a table of the published ones."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-# Of CLIP's training images, RGB in [0, 1] (OpenAI's preprocessing).
+# Mean and deviation of CLIP's training images, RGB in [0, 1] (OpenAI).
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
-HEAD_WIDTH = 64  # In every CLIP model, both towers.
+HEAD_WIDTH = 64  # Default width of an attention head, both towers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,18 +19,20 @@ class ClipConfig:
 
   Attributes:
     embed_dim: width of the joint embedding (d).
-    image_size: side in pixels the position table was made for.
+    image_size: side of the training images in pixels; gives the size of the
+      position table.
     patch_size: side of a patch in pixels.
     vision_width: channels of the vision tower (c).
-    vision_layers: blocks of the vision tower.
+    vision_layers: number of blocks of the vision tower.
     text_width: channels of the text tower.
-    text_layers: blocks of the text tower.
+    text_layers: number of blocks of the text tower.
     vocab_size: rows of the token table.
     context_length: rows of the text position table.
-    vision_heads: attention heads; 0 means one per 64 channels.
-    text_heads: likewise.
-    activation: activation the weights were trained with, "quick" or "gelu_erf".
-      Methods choose theirs; this one is for plain CLIP.
+    vision_heads: attention heads of the vision tower; 0 for one per 64
+      channels.
+    text_heads: attention heads of the text tower, likewise.
+    activation: activation that the weights were trained with, "quick" or
+      "gelu_erf"; methods may override it.
   """
 
   embed_dim: int
@@ -54,7 +56,7 @@ class ClipConfig:
 
   @property
   def grid(self) -> int:
-    """Patches per side that the position table was made for."""
+    """Patches per side in the position table."""
     return self.image_size // self.patch_size
 
 
@@ -72,7 +74,7 @@ def from_dict(sizes: Mapping[str, Any]) -> ClipConfig:
   return ClipConfig(**{old.get(k, k): v for k, v in sizes.items()})
 
 
-# Names by open_clip; ViT-H-14 has heads of 80 channels in its vision tower.
+# Names of open_clip; heads of ViT-H-14's vision tower have 80 channels.
 MODELS = {
   "ViT-B-32": ClipConfig(512, 224, 32, 768, 12, 512, 12),
   "ViT-B-16": ClipConfig(512, 224, 16, 768, 12, 512, 12),

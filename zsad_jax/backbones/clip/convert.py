@@ -1,11 +1,11 @@
-"""From the parameter names of published CLIP files to ours.
+"""Conversion of published CLIP state dicts to our parameter tree.
 
-One table per source: a regular expression for the whole name, the path of the
-parameter in our tree, and what is done to the array. Our tree is a nested
-dict; flat, its names are joined by "/". `param_shapes` lists them all.
+Each table of rules (see `torch_io.rules`) maps the names and layouts of one
+source to paths of our tree, a nested dict whose flat names are joined by "/".
+`param_shapes` lists all of them.
 
   OPENAI        OpenAI's archives and open_clip's checkpoints
-  HUGGING_FACE  transformers' CLIPModel
+  HUGGING_FACE  CLIPModel of transformers
 """
 
 import math
@@ -18,15 +18,16 @@ from flax import traverse_util
 
 from zsad_jax import types
 from zsad_jax.backbones.clip import config as clip_config
-from zsad_jax.torch_io.rules import Rule, linear, norm, rename
+from zsad_jax.torch_io.rules import Rule, Table, linear, norm, rename
 
-# Names of Hugging Face's config for the activations that we have.
+# Our activations by their names in the config of transformers.
 HF_ACTIVATIONS = {"quick_gelu": "quick", "gelu": "gelu_erf"}
-LAYER_NORM_EPS = 1e-5  # Built into our towers.
-MAX_LISTED = 8  # Names of each side in an error message.
+LAYER_NORM_EPS = 1e-5  # Fixed in `blocks.LayerNorm`.
+MAX_LISTED = 8  # Names per category in an error message.
 
 
-def openai_blocks(pattern, path):
+def openai_blocks(pattern: str, path: str) -> Table:
+  """Return the rules of transformer blocks in OpenAI's layout."""
   attn, ours = rf"{pattern}\.attn", f"{path}/attn"
   return (
     *norm(rf"{pattern}\.(ln_[12])", rf"{path}/\2"),
@@ -37,8 +38,11 @@ def openai_blocks(pattern, path):
   )
 
 
-def hugging_face_blocks(pattern, path):
-  """`_fuse_qkv` then makes in_proj of the three projections."""
+def hugging_face_blocks(pattern: str, path: str) -> Table:
+  """Return the rules of transformer blocks in the layout of transformers.
+
+  `_fuse_qkv` joins the three projections to in_proj afterwards.
+  """
   attn, ours = rf"{pattern}\.self_attn", f"{path}/attn"
   return (
     *norm(rf"{pattern}\.layer_norm([12])", rf"{path}/ln_\2"),
@@ -65,7 +69,7 @@ OPENAI = (
   Rule(r"text_projection", "text/text_projection"),
   Rule(r"logit_scale", "logit_scale"),
 )
-# Sizes written beside OpenAI's weights; the causal mask.
+# Sizes stored with OpenAI's weights, and the causal mask.
 OPENAI_UNUSED = r"input_resolution|context_length|vocab_size|attn_mask"
 
 V, T = "vision_model", "text_model"
@@ -94,7 +98,7 @@ HUGGING_FACE = (
   Rule(r"text_projection\.weight", "text/text_projection", "linear"),
   Rule(r"logit_scale", "logit_scale"),
 )
-# Counters 0, 1, 2, ... that older versions of transformers stored.
+# Position ids 0, 1, 2, ... stored by older versions of transformers.
 HUGGING_FACE_UNUSED = rf"({V}|{T})\.embeddings\.position_ids"
 
 
@@ -104,17 +108,19 @@ def from_openai(
   activation: str = "quick",
   source: str = "the state dict",
 ) -> tuple[types.Params, clip_config.ClipConfig]:
-  """Converts the state dict of OpenAI's CLIP or of open_clip.
+  """Convert the state dict of OpenAI's CLIP or of open_clip.
 
   Args:
-    state: arrays by torch name. The sizes of the model are read off them; the
-      heads are those of known models of the same width, else one per 64
-      channels.
-    activation: activation the weights were trained with; the file does not say.
-    source: what messages call the state dict.
+    state: arrays by torch name. They determine the sizes of the model; the
+      number of heads is that of a known model of the same width, or one per
+      64 channels.
+    activation: activation that the weights were trained with; it is not
+      stored in the file.
+    source: name of the state dict in error messages.
 
   Returns:
-    The parameters, nested, in the dtypes of `state`, and the sizes.
+    The parameters, nested and in the data types of `state`, and the sizes of
+    the model.
 
   Raises:
     ValueError: names or shapes are not those of a CLIP with a ViT.
@@ -131,16 +137,19 @@ def from_hugging_face(
   *,
   source: str = "the state dict",
 ) -> tuple[types.Params, clip_config.ClipConfig]:
-  """Converts the state dict of transformers' CLIPModel; see `from_openai`.
+  """Convert the state dict of a CLIPModel of transformers.
 
   Args:
     state: arrays by name.
     hf_config: the `transformers.CLIPConfig` of the model.
-    source: what messages call the state dict.
+    source: name of the state dict in error messages.
+
+  Returns:
+    As `from_openai`.
 
   Raises:
-    ValueError: names or shapes are not those that `hf_config` implies, or it
-      asks for something our towers do not have.
+    ValueError: names or shapes differ from those of `hf_config`, or our towers
+      do not support a setting in it.
   """
   config = _translate_config(hf_config, source)
   used = _without(state, HUGGING_FACE_UNUSED)
@@ -150,7 +159,7 @@ def from_hugging_face(
 
 
 def param_shapes(config: clip_config.ClipConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every parameter by its flat name."""
+  """Return the shape of every parameter by its flat name."""
   c, d, p = config.vision_width, config.embed_dim, config.patch_size
   c_text = config.text_width
   return {
@@ -170,12 +179,20 @@ def param_shapes(config: clip_config.ClipConfig) -> dict[str, tuple[int, ...]]:
   }
 
 
-def check(params: types.Params, config: clip_config.ClipConfig, source: str):
-  """Raises ValueError unless `params` has the names and shapes of `config`.
+def check(
+  params: types.Params, config: clip_config.ClipConfig, source: str
+) -> None:
+  """Check that parameters have the names and shapes of a configuration.
 
-  The message lists what is missing, what is unknown and what has another
-  shape, under our names; a name from the file that no rule knows stays as the
-  file has it.
+  Args:
+    params: nested or flat parameters. Names that no rule translates are still
+      those of the file.
+    config: sizes of the model.
+    source: name of the parameters in the error message.
+
+  Raises:
+    ValueError: names are missing or unknown, or shapes differ; the message
+      lists all of them.
   """
   found = {name: np.shape(x) for name, x in flatten(params).items()}
   if problem := differences(param_shapes(config), found):
@@ -183,7 +200,7 @@ def check(params: types.Params, config: clip_config.ClipConfig, source: str):
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-  """Says which names or shapes differ, both sides listed; "" if none does."""
+  """Return a message that lists different names and shapes, "" if none."""
   misshapen = [
     f"{name}: expected {shape}, found {found[name]}"
     for name, shape in expected.items()
@@ -197,12 +214,12 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def flatten(params: types.Params) -> dict[str, Any]:
-  """Returns `{"a/b": x}` for a tree `{"a": {"b": x}}`."""
+  """Return `{"a/b": x}` for a tree `{"a": {"b": x}}`."""
   return traverse_util.flatten_dict(params, sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Inverse of `flatten`."""
+  """Return the tree of flat names; the inverse of `flatten`."""
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -211,19 +228,20 @@ def _without(state, unused):
 
 
 def _fuse_qkv(flat):
-  """Joins q_proj, k_proj, v_proj of each block; leaves what does not fit."""
+  """Join q_proj, k_proj and v_proj of each block where all three fit."""
   flat = dict(flat)
   for name in [name for name in flat if "/q_proj/" in name]:
     parts = [name.replace("q_proj", f"{x}_proj") for x in "qkv"]
-    if len({np.shape(flat.get(part)) for part in parts}) == 1:
+    shapes = {np.shape(flat[x]) if x in flat else None for x in parts}
+    if len(shapes) == 1:
       fused = name.replace("q_proj", "in_proj")
-      # Kernels are (in, out): the outputs are joined.
+      # Kernels are (in, out): join the outputs.
       flat[fused] = np.concatenate([flat.pop(x) for x in parts], axis=-1)
   return flat
 
 
 def _infer_config(flat, activation, source):
-  """Reads the sizes of a model off its weights."""
+  """Infer the sizes of a model from its weights."""
   axes = {
     "visual/conv1/kernel": 4,
     "visual/positional_embedding": 2,
@@ -244,7 +262,7 @@ def _infer_config(flat, activation, source):
       f"{source} is not a CLIP with a ViT image tower: "
       + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
     )
-  kernel, positions, proj, tokens, text_positions = map(shapes.get, axes)
+  kernel, positions, proj, tokens, text_positions = (shapes[x] for x in axes)
   patch_size, vision_width = kernel[0], kernel[-1]
   return clip_config.ClipConfig(
     embed_dim=proj[1],
@@ -263,15 +281,15 @@ def _infer_config(flat, activation, source):
 
 
 def _count_blocks(flat, tower):
-  """Returns the last block's number plus one, so that a gap is missed."""
+  """Return the last block's number plus one; `check` then reports gaps."""
   found = [re.match(rf"{tower}/resblocks_(\d+)/", name) for name in flat]
   return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _count_heads(tower, width, source):
-  """Returns the heads of the known model of this width, or one per 64.
+  """Return the heads of a known model of this width, or one per 64 channels.
 
-  Weights do not tell the number of heads; open_clip's ViT-H has fewer.
+  Weights do not determine the number of heads; open_clip's ViT-H has fewer.
   """
   for model in clip_config.MODELS.values():
     if getattr(model, f"{tower}_width") == width:
@@ -285,7 +303,7 @@ def _count_heads(tower, width, source):
 
 
 def _translate_config(hf_config, source):
-  """Returns our sizes for a `transformers.CLIPConfig`."""
+  """Return our configuration for a `transformers.CLIPConfig`."""
   vision, text = hf_config.vision_config, hf_config.text_config
   acts = {vision.hidden_act, text.hidden_act}
   if len(acts) > 1 or not acts <= set(HF_ACTIVATIONS):
@@ -338,11 +356,11 @@ def _block_shapes(tower, layers, c):
   return shapes
 
 
-def _sides(**lists):
-  """Returns e.g. "2 missing: a, b; 0 unknown; ...", long lists cut."""
+def _sides(**lists: list[str]) -> str:
+  """Return e.g. "2 missing: a, b; 0 unknown; ..."; long lists are cut."""
   parts = []
-  for what, names in lists.items():
+  for problem, names in lists.items():
     shown = names[:MAX_LISTED] + ["..."] * (len(names) > MAX_LISTED)
     listing = ": " + ", ".join(shown) if shown else ""
-    parts.append(f"{len(names)} {what}{listing}")
+    parts.append(f"{len(names)} {problem}{listing}")
   return "; ".join(parts) + "."

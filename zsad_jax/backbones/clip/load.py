@@ -1,4 +1,4 @@
-"""The CLIP models that `config.backbone.name` can name, and their loading."""
+"""Loading of the CLIP models that `config.backbone.name` can select."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from zsad_jax.backbones.clip import model, tiny, weights
 from zsad_jax.backbones.clip.config import MODELS, ClipConfig
 
 EMBEDDED = "embedded"  # The small CLIP that the package ships.
-RANDOM = "embedded_random"  # The same before its training.
+RANDOM = "embedded_random"  # A CLIP of the same size with random weights.
 RANDOM_CONFIG = ClipConfig(
   embed_dim=128,
   image_size=112,
@@ -19,46 +19,48 @@ RANDOM_CONFIG = ClipConfig(
   text_heads=5,
 )
 RANDOM_SEED = 0
+
+NAMES = (EMBEDDED, RANDOM, *MODELS)
 NOTES = {
   EMBEDDED: (
-    "The backbone is the small CLIP of the package, trained on drawn "
-    "pictures: its numbers compare methods with one another, not with "
-    "published ones."
+    "The backbone is the small CLIP of the package, trained on synthetic "
+    "images: its numbers compare methods with each other, not with published "
+    "results."
   ),
   RANDOM: (
-    "The backbone is the small CLIP of the package with random weights: "
-    "the numbers show what comes from the method alone."
+    "The backbone is the small CLIP of the package with random weights: the "
+    "numbers show the contribution of the method alone."
   ),
 }
 
 
-NAMES = (EMBEDDED, RANDOM, *MODELS)
-
-
 def load(name: str, path: str, dtype: str = "float32") -> model.Clip:
-  """Returns the frozen CLIP of that name.
+  """Load a frozen CLIP.
 
   Args:
     name: one of `NAMES`.
-    dtype: of matrix products, see `backbones.DTYPES`.
-    path: file written by `python -m zsad_jax.convert`; for "embedded" one of
-      `python -m zsad_jax.pretrain` instead of the package's.
+    path: file written by `python -m zsad_jax.convert`; for "embedded", a file
+      written by `python -m zsad_jax.pretrain`, or "" for the shipped weights.
+    dtype: data type of matrix products, one of `backbones.DTYPES`.
+
+  Returns:
+    The model.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file holds a model of other sizes.
+    FileNotFoundError: the file does not exist.
+    ValueError: no path is given, or the file holds a model of another size.
   """
-  return _load(name, path).computing_in(dtype)
+  return _load(name, path).with_dtype(dtype)
 
 
-def _load(name, path):
+def _load(name: str, path: str) -> model.Clip:
   if name == EMBEDDED:
     return tiny.load(path)
   if name == RANDOM:
     return model.random_clip(RANDOM_CONFIG, RANDOM_SEED)
   if not path:
     raise ValueError(
-      f"config.backbone.path is empty: name the converted weights of {name} "
+      f"config.backbone.path is empty: give the converted weights of {name} "
       f"(python -m zsad_jax.convert --source=SOURCE --model={name} "
       "--output=FILE)."
     )

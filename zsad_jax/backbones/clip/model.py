@@ -1,13 +1,14 @@
-"""The frozen CLIP that every method receives: parameters and hooks."""
+"""Frozen CLIP: parameters, both towers and their hooks."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
+from flax import struct
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import tokenizer
@@ -17,71 +18,91 @@ from zsad_jax.backbones.clip.vision import VisionTower
 from zsad_jax.types import Params
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Clip:
-  """CLIP as a pytree: its arrays are `params`, all else is static.
+  """CLIP as a pytree: `params` are its leaves, other fields are static.
+
+  Implements `types.Backbone`.
 
   Attributes:
-    params: {"visual": ..., "text": ..., "logit_scale": ()}, see `names.py`.
-    config: sizes.
-    dtype: of matrix products, "float32" or "bfloat16"; everything else, and
-      what the towers return, is float32.
+    params: {"visual": ..., "text": ..., "logit_scale": ()}; names and shapes
+      are those of `convert.param_shapes`.
+    config: sizes of the model.
+    dtype: data type of matrix products, "float32" or "bfloat16"; all other
+      computations and the results are float32.
   """
 
   params: Params
-  config: ClipConfig = flax.struct.field(pytree_node=False)
-  dtype: str = flax.struct.field(pytree_node=False, default="float32")
+  config: ClipConfig = struct.field(pytree_node=False)
+  dtype: str = struct.field(pytree_node=False, default="float32")
 
   @property
   def embed_dim(self) -> int:
+    """Width of the joint embedding, d."""
     return self.config.embed_dim
 
   @property
   def patch_size(self) -> int:
+    """Side of a patch in pixels."""
     return self.config.patch_size
 
   @property
   def vision_layers(self) -> int:
+    """Number of blocks of the vision tower."""
     return self.config.vision_layers
 
   @property
   def vision_width(self) -> int:
+    """Channels of the vision tower."""
     return self.config.vision_width
 
   @property
   def text_width(self) -> int:
+    """Channels of the text tower."""
     return self.config.text_width
 
-  def computing_in(self, dtype: str) -> "Clip":
-    """The same CLIP with another `dtype`, its kernels stored in it."""
+  def with_dtype(self, dtype: str) -> "Clip":
+    """Return a copy that computes matrix products in another data type.
+
+    Kernels are stored in that type; all other parameters stay as they are.
+    """
     cast = lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x
     params = jax.tree_util.tree_map_with_path(cast, self.params)
-    return self.replace(params=params, dtype=dtype)
+    return dataclasses.replace(self, params=params, dtype=dtype)
 
-  def normalize(self, pixels):
-    """Normalize RGB pixels in [0, 255]; see `normalize`."""
+  def normalize(
+    self, pixels: UInt8[Array | np.ndarray, "*b h w 3"]
+  ) -> Float32[Array | np.ndarray, "*b h w 3"]:
+    """Normalize RGB pixels in [0, 255]; see `model.normalize`."""
     return normalize(pixels)
 
   def image(
     self,
-    image,
+    image: Float[Array | np.ndarray, "b h w 3"],
     *,
     activation: str | None = None,
     pos_resize: str = "bilinear",
     remat: bool = False,
     **hooks: Any,
-  ):
-    """Runs the vision tower; see `VisionTower.__call__` for the hooks.
+  ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
+    """Encode images with the vision tower.
 
     Args:
-      image: (b, h, w, 3), normalised, sides divisible by the patch size.
-      activation: "quick" or "gelu_erf"; None for the one of the weights.
-      pos_resize: how the position table is resized, see `resample.matrix`.
-      remat: recompute MLPs in the backward pass to save memory.
-      **hooks: `prompts`, `vv_from`, `last_patches`, `keep`.
+      image: normalized images; sides are multiples of the patch size.
+      activation: "quick" or "gelu_erf"; None for the activation that the
+        weights were trained with.
+      pos_resize: resampling of the position table, see `resample.matrix`.
+      remat: recompute the MLPs in the backward pass to save memory.
+      **hooks: `prompts`, `vv_from`, `last_patches` and `keep` of
+        `VisionTower.__call__`.
+
+    Returns:
+      The embeddings, not of unit length, and named activations; see
+      `VisionTower.__call__`.
 
     Raises:
-      ValueError: the image's sides are not multiples of the patch size.
+      ValueError: the sides are no multiples of the patch size, or the
+        activation is unknown.
     """
     patch = self.config.patch_size
     if any(side % patch for side in image.shape[1:3]):
@@ -91,26 +112,44 @@ class Clip:
       )
     activation = activation or self.config.activation
     tower = VisionTower(self.config, activation, pos_resize, self.dtype, remat)
-    return tower.apply({"params": self.params["visual"]}, image, **hooks)
+    variables = {"params": self.params["visual"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, image, **hooks
+    )
 
-  def project(self, tokens, *, ln_post: bool):
-    """Vision tokens (..., c) into the joint embedding (..., d)."""
+  def project(
+    self, tokens: Float[Array | np.ndarray, "*b c"], *, ln_post: bool
+  ) -> Float[Array, "*b d"]:
+    """Project vision tokens into the joint embedding space.
+
+    Args:
+      tokens: tokens of any block.
+      ln_post: apply the tower's last LayerNorm first.
+
+    Returns:
+      The embeddings, not of unit length.
+    """
     tower = VisionTower(self.config, self.config.activation, "bilinear")
-    return tower.apply(
-      {"params": self.params["visual"]},
-      tokens,
-      ln_post=ln_post,
-      method="project",
+    variables = {"params": self.params["visual"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, tokens, ln_post=ln_post, method="project"
     )
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids (k, t), cut after the longest sentence, and end positions.
+    """Tokenize texts.
 
-    With the causal mask, rows after the end token cannot reach it: cutting
-    them changes no result.
+    The ids are cut after the end of the longest text. The text tower is
+    causal: tokens after the end token do not change the result.
+
+    Args:
+      texts: k texts.
+
+    Returns:
+      Token ids (k, t) and positions of the end tokens (k,).
 
     Raises:
-      ValueError: a text is too long, or the token table is cut.
+      ValueError: a text is too long, or the token table of these weights is
+        smaller than the vocabulary.
     """
     ids = tokenizer.encode(texts, context_length=self.config.context_length)
     end = tokenizer.end_positions(ids)
@@ -121,17 +160,40 @@ class Clip:
       )
     return ids[:, : end.max() + 1], end
 
-  def embed_tokens(self, ids):
-    """Rows of the token table: (..., t) -> (..., t, c)."""
+  def embed_tokens(
+    self, ids: Int[Array | np.ndarray, "*b t"]
+  ) -> Float[Array | np.ndarray, "*b t c"]:
+    """Look up token embeddings."""
     return self.params["text"]["token_embedding"][jnp.asarray(ids)]
 
-  def text(self, embeds, end, *, activation: str | None = None, **hooks: Any):
-    """Runs the text tower; see `TextTower.__call__` for the hooks."""
+  def text(
+    self,
+    embeds: Float[Array | np.ndarray, "k t c"],
+    end: Int[Array | np.ndarray, "k *s"],
+    *,
+    activation: str | None = None,
+    **hooks: Any,
+  ) -> tuple[Float[Array, "k *s d"], dict[str, Array]]:
+    """Encode token embeddings with the text tower.
+
+    Args:
+      embeds: token embeddings, positions not added.
+      end: positions of the end tokens.
+      activation: "quick" or "gelu_erf"; None for the activation that the
+        weights were trained with.
+      **hooks: see `TextTower.__call__`.
+
+    Returns:
+      The embeddings, not of unit length, and named activations; see
+      `TextTower.__call__`.
+    """
     tower = TextTower(
       self.config, activation or self.config.activation, self.dtype
     )
-    params = {"params": self.params["text"]}
-    return tower.apply(params, embeds, jnp.asarray(end), **hooks)
+    variables = {"params": self.params["text"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, embeds, jnp.asarray(end), **hooks
+    )
 
 
 def normalize(
@@ -142,16 +204,24 @@ def normalize(
 
 
 def from_params(params: Params, config: ClipConfig) -> Clip:
-  """A CLIP of converted parameters, in float32 whatever they were stored in."""
+  """Build a CLIP from converted parameters, cast to float32."""
   as_float32 = lambda x: jnp.asarray(x, jnp.float32)
   return Clip(jax.tree.map(as_float32, params), config)
 
 
 def random_clip(config: ClipConfig, seed: int) -> Clip:
-  """A CLIP with random weights, the same for one seed on every machine.
+  """Build a CLIP with random weights, reproducible across machines.
 
-  Scales are those of OpenAI's text tower, in both towers: the deeper a tower,
-  the smaller the first steps of its blocks.
+  Both towers use the initialization of OpenAI's text tower (`clip/model.py`,
+  `initialize_parameters`): normal, with deviations that depend on width and
+  depth.
+
+  Args:
+    config: sizes of the model.
+    seed: seed of the weights.
+
+  Returns:
+    The model, in float32.
   """
   rng = np.random.default_rng(seed)
   flat = {}

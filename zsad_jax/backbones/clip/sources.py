@@ -1,6 +1,6 @@
-"""Reads published CLIP weights from files, directories or the hub.
+"""Reading of published CLIP weights from files, directories or the hub.
 
-Nothing in a file is run, and no torch is needed; see `torch_file`.
+No code in a file is executed, and torch is not needed; see `torch_io.file`.
 """
 
 import hashlib
@@ -33,19 +33,25 @@ OPENAI_SHA256 = {
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
   ),
 }
-# open_clip's releases end in the first digits of their SHA-256.
+# Names of open_clip's releases end in the first digits of their SHA-256.
 OPEN_CLIP_RELEASE = re.compile(r".+-([0-9a-f]{8})\.pt")
 FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
-# Files of a transformers model, best first.
+# Files of a transformers model, in order of preference.
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH = "pytorch_model.bin"
 
 
 class Weights(NamedTuple):
-  """Weights as read: a tree of parameters, sizes, SHA-256 by file name."""
+  """Weights of a published model.
+
+  Attributes:
+    params: nested parameters, in the data types of the source.
+    config: sizes of the model.
+    sha256: SHA-256 of each file, by name.
+  """
 
   params: types.Params
   config: clip_config.ClipConfig
@@ -53,7 +59,21 @@ class Weights(NamedTuple):
 
 
 def read(source: str, activation: str | None = None) -> Weights:
-  """Reads weights from a file, a directory or the hub."""
+  """Read weights from a file, a directory or the Hugging Face hub.
+
+  Args:
+    source: a file of OpenAI or open_clip, a directory of transformers, or a
+      name on the hub.
+    activation: "quick" or "gelu_erf", for files of open_clip.
+
+  Returns:
+    The weights.
+
+  Raises:
+    FileNotFoundError: the source or a part of it does not exist.
+    ValueError: a file is corrupt or no CLIP, or the activation is missing or
+      given in two places.
+  """
   path = pathlib.Path(source)
   if path.is_file():
     return _read_file(path, activation)
@@ -74,7 +94,11 @@ def read(source: str, activation: str | None = None) -> Weights:
 
 
 def check_sha256(path: pathlib.Path, digest: str) -> None:
-  """Raises ValueError if a file with a published name has another digest."""
+  """Check the digest of a file that has the name of a published one.
+
+  Raises:
+    ValueError: the published file has another SHA-256.
+  """
   release = OPEN_CLIP_RELEASE.fullmatch(path.name)
   expected = OPENAI_SHA256.get(path.name) or (release and release[1])
   if expected and not digest.startswith(expected):
@@ -86,7 +110,7 @@ def check_sha256(path: pathlib.Path, digest: str) -> None:
 
 
 def _read_file(path, activation):
-  """Reads a state dict in the layout of OpenAI and open_clip."""
+  """Read a state dict in the layout of OpenAI and open_clip."""
   digest = _sha256(path)
   check_sha256(path, digest)
   if path.suffix == ".safetensors":
@@ -100,8 +124,9 @@ def _read_file(path, activation):
     )
   if not activation and not _is_from_openai(state):
     raise ValueError(
-      f"{path} does not say its activation. Pass --activation=quick for a "
-      "model of OpenAI or one called -quickgelu, --activation=gelu_erf for others."
+      f"{path} does not store its activation. Pass --activation=quick for a "
+      "model of OpenAI or one called -quickgelu, --activation=gelu_erf for "
+      "others."
     )
   activation = activation or "quick"
   params, config = clip_convert.from_openai(
@@ -111,7 +136,7 @@ def _read_file(path, activation):
 
 
 def _is_from_openai(state):
-  """Whether matrices are in half precision and the rest is not.
+  """Check for half-precision matrices next to float32 parameters.
 
   Only OpenAI's files mix the two (`convert_weights` in their model.py).
   """
@@ -123,8 +148,8 @@ def _is_from_openai(state):
 
 
 def _read_directory(directory):
-  """Reads a transformers CLIPModel: config.json and its weights."""
-  import transformers  # Slow to import, and needed here only.
+  """Read config.json and the weights of a CLIPModel of transformers."""
+  import transformers  # Slow to import, and used here only.
 
   config_file = directory / "config.json"
   if not config_file.is_file():
@@ -138,7 +163,7 @@ def _read_directory(directory):
       f"{config_file}: model_type is {fields.get('model_type')!r}, "
       "expected 'clip'."
     )
-  # Fills in the defaults that config.json leaves out.
+  # Adds the defaults that config.json omits.
   hf_config = transformers.CLIPConfig.from_dict(fields)
   state, files = _read_weights(directory)
   params, config = clip_convert.from_hugging_face(
@@ -148,7 +173,7 @@ def _read_directory(directory):
 
 
 def _read_weights(directory):
-  """Returns the arrays of a transformers model and the files they are in."""
+  """Return the arrays of a transformers model and the files that hold them."""
   single, index, torch = (
     directory / name for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH)
   )
@@ -165,7 +190,7 @@ def _read_weights(directory):
 
 
 def _read_shards(index):
-  """Reads the files an index lists; each array must be where it says."""
+  """Read the files in an index; each must hold the arrays listed for it."""
   shard_of = _read_json(index).get("weight_map")
   if not shard_of:
     raise ValueError(f"{index} has no weight_map: file by array name.")
@@ -198,18 +223,20 @@ def _read_json(path):
 
 
 def _download(name):
-  """Returns the local copy of a model on the hub, downloaded if needed."""
-  import huggingface_hub  # Slow to import, and needed here only.
+  """Return the local copy of a model on the hub; download it if needed."""
+  import huggingface_hub  # Slow to import, and used here only.
 
   def fetch(*patterns):
-    folder = huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+    folder = huggingface_hub.snapshot_download(
+      name, allow_patterns=list(patterns)
+    )
     return pathlib.Path(folder)
 
   try:
     path = fetch("config.json", "model*.safetensors", SAFETENSORS_INDEX)
     if not any(path.glob("model*.safetensors")):
       path = fetch("config.json", TORCH)
-  except Exception as error:  # The hub's, its HTTP library's and OS errors.
+  except Exception as error:  # Of the hub, its HTTP library or the system.
     raise FileNotFoundError(
       f"{name} is no local file or directory and could not be fetched from "
       f"the Hugging Face hub ({type(error).__name__}: {error}). Offline, "

@@ -1,4 +1,4 @@
-"""CLIP's text tower with the hooks of every method."""
+"""CLIP's text tower, with hooks for the methods."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from zsad_jax.layers import tokens
 
 
 class TextTower(nn.Module):
-  """Token embeddings to sentence embeddings. Plain CLIP with hooks off."""
+  """Causal text transformer; plain CLIP if no hook is used."""
 
   config: ClipConfig
   activation: str
@@ -42,31 +42,39 @@ class TextTower(nn.Module):
     embeds: Float[Array, "k t c"],
     end: Int[Array, "k *s"],
     *,
-    row: Int[Array, "k t"] | None = None,
-    seen: Bool[Array, "k t t"] | None = None,
+    positions: Int[Array, "k t"] | None = None,
+    attention_mask: Bool[Array, "k t t"] | None = None,
     prompts: Mapping[int, Float[Array, "_ m c"]] | None = None,
     prompt_mode: str = "overwrite",
     round_fp16: bool = False,
   ) -> tuple[Float[Array, "k *s d"], dict[str, Array]]:
-    """Runs the tower.
+    """Encode token embeddings.
 
     Args:
       embeds: embeddings of t <= context_length tokens, positions not added.
-        Rows after the end token never matter: cut them to save time.
-      end: position of each sentence's end token; (k, s) where s sentences are
-        joined to a tree, see `layers/prompt_trie.py`.
-      row, seen: of a tree; None for plain sentences.
-      prompts: deep prompts by 0-based block: set at that block's input, right
-        after the start token, one set for all sentences (leading axis 1) or
-        one per sentence (k). No position is added to them.
-      prompt_mode: "overwrite" writes over rows 1 ... m (all official code);
-        "insert" makes room for them at the first prompted block.
-      round_fp16: round prompts, and their gradient, to float16, as the
-        official AnomalyCLIP and FAPrompt do on a GPU.
+        Tokens after the end token do not change the result; leave them out
+        to save time.
+      end: positions of the end tokens; (k, s) if each row is a trie of s
+        prompts, see `layers/prompt_trie.py`.
+      positions: rows of the position table, for a trie; None for 0 ... t - 1.
+      attention_mask: keys that each token attends to, for a trie; None for
+        causal attention.
+      prompts: deep prompts by block (0-based): m vectors set at the input of
+        that block after the start token, the same for all texts (leading
+        axis 1) or for each text (k). No position is added to them.
+      prompt_mode: "overwrite" replaces tokens 1 ... m (all official code);
+        "insert" adds the vectors to the sequence at the first prompted block.
+      round_fp16: round prompts and their gradients to float16, as the
+        official code of AnomalyCLIP and FAPrompt does on a GPU.
 
     Returns:
-      ln_final(end token) @ text_projection, not normalised, and the feature_layers:
-      "blockNN" and "tokens" (ln_final of all rows), each (k, t, c).
+      The text embeddings ln_final(end token) @ text_projection, not of unit
+      length, and named activations: "blockNN" and "tokens" (ln_final of all
+      tokens), each (k, t, c).
+
+    Raises:
+      ValueError: `prompt_mode` is unknown, or there are prompts for a block
+        that the tower does not have.
     """
     if prompt_mode not in ("overwrite", "insert"):
       raise ValueError(
@@ -77,27 +85,27 @@ class TextTower(nn.Module):
         f"Prompts for text block {beyond[-1]} (from 0), but the tower has "
         f"{len(self.resblocks)} blocks: reduce the depth of the prompts."
       )
-    position = jnp.arange(embeds.shape[1]) if row is None else row
-    x = embeds + self.positional_embedding[position]
+    trie = positions is not None
+    rows = positions if trie else jnp.arange(embeds.shape[1])
+    x = embeds + self.positional_embedding[rows]
     prompts, out = dict(prompts or {}), {}
-    replaced = prompt_mode == "overwrite"  # Rows the next prompts replace.
+    replaced = prompt_mode == "overwrite"  # Prompts replace tokens.
     for i, block in enumerate(self.resblocks):
       if i in prompts:
         prompt = _rounded(prompts[i]) if round_fp16 else prompts[i]
-        if row is not None and prompt_mode == "overwrite":
-          x = tokens.set_rows(x, prompt, row)
+        if trie and prompt_mode == "overwrite":
+          x = tokens.overwrite_positions(x, prompt, positions)
         else:
           x = tokens.set_after_start(x, prompt, replace=replaced)
         if not replaced:
           end, replaced = end + prompt.shape[1], True
-          seen = (
-            seen if seen is None else tokens.see_inserted(seen, prompt.shape[1])
-          )
-      x, _ = block(x, seen=seen)
+          if attention_mask is not None:
+            attention_mask = tokens.extend_mask(attention_mask, prompt.shape[1])
+      x, _ = block(x, attention_mask=attention_mask)
       out[f"block{i + 1:02d}"] = x
     out["tokens"] = self.ln_final(x)
-    places = end.reshape(end.shape[0], -1, 1)
-    last = jnp.take_along_axis(out["tokens"], places, axis=1)
+    rows = end.reshape(end.shape[0], -1, 1)
+    last = jnp.take_along_axis(out["tokens"], rows, axis=1)
     last = last.reshape(*end.shape, -1)
     return last @ self.text_projection, out
 

@@ -1,8 +1,9 @@
-"""The small CLIP that the package ships, trained by `zsad_jax.pretrain`.
+"""File format of the small CLIP that the package ships.
 
-Its file is one of `weights.py` in float16, but for the token table: only the
-rows of words in captions were trained and are stored, with their ids; others
-are those of `random_clip` with the seed in the metadata. See TINY_CLIP.md.
+`zsad_jax.pretrain` makes it. The format is that of `weights.py` in float16,
+except for the token table: only rows of words in captions were trained and
+are stored, with their ids. All other rows are those of `random_clip` with the
+seed in the metadata. See TINY_CLIP.md.
 """
 
 import dataclasses
@@ -27,17 +28,20 @@ TABLE, ROWS, IDS = "text/token_embedding", "text/token_rows", "text/token_ids"
 
 
 def load(path: str | pathlib.Path = "") -> model.Clip:
-  """Reads a file that `save` wrote.
+  """Read a file that `save` wrote.
 
   Args:
-    path: the file; by default the one of the package, whose digest is checked.
+    path: the file; "" for the file of the package, whose SHA-256 is checked.
+
+  Returns:
+    The model, in float32.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is damaged or not one of ours.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is corrupt or of another format.
   """
   shipped, path = not path, pathlib.Path(path or FILE)
-  mend = (
+  hint = (
     "Install zsad_jax again."
     if shipped
     else (
@@ -46,17 +50,17 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
     )
   )
   if not path.is_file():
-    raise FileNotFoundError(f"{path} is not a file. {mend}")
+    raise FileNotFoundError(f"{path} is not a file. {hint}")
   if shipped:
-    _check_digest(path, mend)
+    _check_digest(path, hint)
   tensors, metadata = weights.read_safetensors(path)
   try:
-    about = json.loads(metadata[weights.METADATA_KEY])
-    config, seed = clip_config.from_dict(about["config"]), about["seed"]
+    stored = json.loads(metadata[weights.METADATA_KEY])
+    config, seed = clip_config.from_dict(stored["config"]), stored["seed"]
     rows, ids = tensors.pop(ROWS), tensors.pop(IDS)
   except (KeyError, TypeError) as error:
     raise ValueError(
-      f"{path} holds no embedded CLIP: {error} is missing or unknown. {mend}"
+      f"{path} holds no embedded CLIP: {error} is missing or unknown. {hint}"
     ) from error
   table = random_table(config, seed)
   table[ids] = rows
@@ -73,15 +77,15 @@ def save(
   seed: int,
   about: Mapping[str, Any],
 ) -> str:
-  """Writes a CLIP in float16; the file appears complete or not at all.
+  """Write a CLIP in float16, atomically.
 
   Args:
-    path: where to write.
-    clip: the model; rows of its token table outside of the vocabulary are
-      those of `random_table`.
-    vocabulary: ids of the rows to store.
-    seed: of `random_table`.
-    about: how the weights were made, of JSON types.
+    path: the file to write.
+    clip: the model; rows of its token table outside the vocabulary are those
+      of `random_table`.
+    vocabulary: ids (n,) of the rows to store.
+    seed: seed of `random_table`.
+    about: description of how the weights were made, of JSON types.
 
   Returns:
     The file's SHA-256.
@@ -90,7 +94,9 @@ def save(
     OSError: the file cannot be written.
   """
   flat = clip_convert.flatten(clip.params)
-  tensors = {name: np.asarray(x, np.float16) for name, x in flat.items()}
+  tensors: dict[str, np.ndarray] = {
+    name: np.asarray(x, np.float16) for name, x in flat.items()
+  }
   tensors[ROWS] = tensors.pop(TABLE)[vocabulary]
   tensors[IDS] = np.asarray(vocabulary, np.int32)
   metadata = {
@@ -107,14 +113,14 @@ def save(
 
 
 def random_table(config: ClipConfig, seed: int) -> np.ndarray:
-  """The token table before training: float32 (v, c)."""
+  """Return the token table before training: float32 (v, c)."""
   random = model.random_clip(config, seed).params
   return np.array(random["text"]["token_embedding"])
 
 
-def _check_digest(path, mend):
+def _check_digest(path, hint):
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   if digest != SHA256:
     raise ValueError(
-      f"{path} is damaged: its SHA-256 is {digest}, expected {SHA256}. {mend}"
+      f"{path} is corrupt: its SHA-256 is {digest}, expected {SHA256}. {hint}"
     )

@@ -1,8 +1,8 @@
-"""OpenAI's byte-pair tokenizer: sentences to the ids that CLIP reads.
+"""OpenAI's byte-pair tokenizer for CLIP.
 
 Radford et al., arXiv:2103.00020, Section 2.4. The ids equal those of OpenAI's
 `clip/simple_tokenizer.py`, including its cleaning of HTML and of broken
-encodings, which other tokenizers for CLIP leave out.
+encodings, which other implementations omit.
 """
 
 import functools
@@ -22,14 +22,14 @@ from jaxtyping import Int
 
 VOCABULARY = pathlib.Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 VOCABULARY_MD5 = "933b7abbbbde62c36f02f0e6ccde464f"  # Of the .gz file.
-# 49408 ids: 256 bytes, the same ending a word, these merges, two specials.
+# 49408 ids: 256 bytes, 256 bytes that end a word, merges, two special tokens.
 NUM_MERGES = 49408 - 2 * 256 - 2
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 START_ID, END_ID = 49406, 49407
 WORD_END = "</w>"
 
-# Specials, English endings, letters, single digits, everything else.
+# Special tokens, English contractions, letters, single digits, other symbols.
 _PIECES = regex.compile(
   r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
   r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
@@ -40,13 +40,13 @@ _PIECES = regex.compile(
 def encode(
   texts: Sequence[str], *, context_length: int = 77, truncate: bool = False
 ) -> Int[np.ndarray, "n t"]:
-  """Returns the token ids of each text, padded with zeros.
+  """Return the token ids of each text, padded with zeros.
 
   Args:
-    texts: n sentences; the empty one is allowed.
-    context_length: t, columns of the result; the text tower's number of rows.
-    truncate: whether a text that is too long keeps its first t - 1 ids and
-      ends there, instead of being an error.
+    texts: n texts; an empty text is allowed.
+    context_length: t, length of the result; that of the text tower.
+    truncate: cut a text that is too long to its first t - 1 ids and the end
+      token, instead of raising an error.
 
   Returns:
     int32 (n, t): 49406, the text's ids, 49407, zeros.
@@ -75,12 +75,12 @@ def encode(
 def end_positions(
   ids: Int[np.ndarray | jax.Array, "*n t"],
 ) -> Int[np.ndarray, "*n"]:
-  """Returns where each text ends: its first 49407, the largest of all ids."""
+  """Return the position of each end token: the first 49407, the largest id."""
   return np.argmax(np.asarray(ids), axis=-1)
 
 
 def clean(text: str) -> str:
-  """Repairs encodings and HTML entities, collapses spaces, lowers the case."""
+  """Repair encodings and HTML entities, collapse spaces, make lower case."""
   text = ftfy.fix_text(text)
   text = html.unescape(html.unescape(text))  # Web pages escape "&amp;" twice.
   return regex.sub(r"\s+", " ", text).strip().lower()
@@ -93,7 +93,7 @@ def _text_ids(text):
 
 @functools.lru_cache(maxsize=1 << 16)
 def _piece_ids(piece):
-  """Merges the symbols of one piece, the best-ranked pair first."""
+  """Merge the symbols of one piece, the best-ranked pair first."""
   ids, ranks = _vocabulary()
   if piece in (START, END):
     return (ids[piece],)
@@ -110,7 +110,7 @@ def _piece_ids(piece):
 
 
 def _merge(symbols, pair):
-  """Joins every occurrence of the pair, from left to right."""
+  """Merge every occurrence of the pair, from left to right."""
   merged = []
   rest = iter(range(len(symbols)))
   for i in rest:
@@ -124,10 +124,11 @@ def _merge(symbols, pair):
 
 @functools.cache
 def byte_letters() -> dict[int, str]:
-  """Returns the letter that stands for each byte, in the order of the ids.
+  """Return the character that represents each byte, in the order of the ids.
 
-  Printable bytes of Latin-1 stand for themselves and come first; the others
-  take code points from 256 on, so that no symbol is a space or a control.
+  Printable bytes of Latin-1 represent themselves and come first; the others
+  map to code points from 256 on, so that no symbol is a space or a control
+  character.
   """
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [byte for byte in range(256) if byte not in printable]
@@ -136,7 +137,7 @@ def byte_letters() -> dict[int, str]:
 
 
 def whole_words() -> list[tuple[str, int]]:
-  """Words of letters that are one token, with their ids, in order of ids."""
+  """Return all words that are a single token, with their ids, in order."""
   ids, _ = _vocabulary()
   ends = len(WORD_END)
   return [
@@ -148,7 +149,7 @@ def whole_words() -> list[tuple[str, int]]:
 
 @functools.cache
 def _vocabulary():
-  """Returns the id of each symbol, and the rank of each pair to merge."""
+  """Return the id of each symbol and the rank of each pair to merge."""
   lines = _read_vocabulary().split("\n")[1 : 1 + NUM_MERGES]
   merges = [tuple(line.split()) for line in lines]
   letters = list(byte_letters().values())

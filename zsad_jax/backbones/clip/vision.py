@@ -1,4 +1,4 @@
-"""CLIP's vision tower (ViT) with the hooks of every method."""
+"""CLIP's vision tower (ViT), with hooks for the methods."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from zsad_jax.layers import resample
 
 
 class VisionTower(nn.Module):
-  """Image to tokens. With every hook off it is plain CLIP.
+  """Vision transformer; plain CLIP if no hook is used.
 
-  Taps count from 1, as the papers' layers do: `out["block06"]` holds the
-  tokens after layer 6, class token first, prompts cut off.
+  Layers are numbered from 1, as in the papers: `out["block06"]` holds the
+  tokens after layer 6, class token first, without prompts.
   """
 
   config: ClipConfig
@@ -54,24 +54,28 @@ class VisionTower(nn.Module):
     last_patches: bool = True,
     keep: Int[Array, "b k"] | None = None,
   ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
-    """Runs the tower.
+    """Encode images.
 
     Args:
-      image: normalised image, sides divisible by the patch size.
-      prompts: m tokens for each of the first n blocks: appended after the
-        patches at block 1, set anew at the input of blocks 2 ... n, carried
-        along from there to the last block (AdaCLIP).
+      image: normalized images; sides are multiples of the patch size.
+      prompts: m prompt tokens for each of the first n blocks: appended after
+        the patches at block 1, replaced at the input of blocks 2 ... n, and
+        kept from there to the last block (AdaCLIP).
       vv_from: first layer (1-based) of the value-value stream, which starts
-        as the input of that layer (AnomalyCLIP's DPAM).
-      last_patches: whether the last layer's patches are wanted; without them
-        it computes the class token alone (its value-value stream is whole).
-      keep: patches (0-based) that the tower sees, in this order; the others
-        are dropped to save time in pretraining (Li et al., CVPR 2023, FLIP).
+        as the input of that layer (AnomalyCLIP's DPAM); None for no stream.
+      last_patches: compute the last layer's patch tokens; if False, it
+        computes the class token alone (the value-value stream is complete).
+      keep: indices (0-based) of the patches to process, in this order; the
+        others are dropped to save time in pretraining (FLIP, Li et al., CVPR
+        2023).
 
     Returns:
-      The class embedding ln_post(class token) @ proj, not normalised, and the
-      feature_layers: "blockNN" and, from `vv_from` on, "vv/blockNN", each
-      (b, 1 + l, c), and "class" (b, c), the final class token as it is.
+      The image embedding ln_post(class token) @ proj, not of unit length, and
+      named activations: "blockNN" and, from `vv_from` on, "vv/blockNN", each
+      (b, 1 + l, c), and "class" (b, c), the class token of the last layer.
+
+    Raises:
+      ValueError: there are prompts for more blocks than the tower has.
     """
     if prompts is not None and prompts.shape[1] > len(self.resblocks):
       raise ValueError(
@@ -80,8 +84,8 @@ class VisionTower(nn.Module):
       )
     x = self.embed(image)
     if keep is not None:
-      seen = jnp.pad(keep + 1, ((0, 0), (1, 0)))  # The class token is first.
-      x = jnp.take_along_axis(x, seen[..., None], axis=1)
+      kept = jnp.pad(keep + 1, ((0, 0), (1, 0)))  # The class token is first.
+      x = jnp.take_along_axis(x, kept[..., None], axis=1)
     x = self.ln_pre(x)
     tokens, vv, out = x.shape[1], None, {}
     for i, block in enumerate(self.resblocks):
@@ -98,12 +102,12 @@ class VisionTower(nn.Module):
     return self.project(out["class"], ln_post=True), out
 
   def embed(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b t c"]:
-    """Patches with the class token in front and positions added."""
+    """Embed patches, prepend the class token and add positions."""
     patches = self.conv1(image)
-    b, *grid, c = patches.shape
+    b, rows, columns, c = patches.shape
     class_token = jnp.broadcast_to(self.class_embedding, (b, 1, c))
     table = resample.resize_position_table(
-      self.positional_embedding, tuple(grid), method=self.pos_resize
+      self.positional_embedding, (rows, columns), method=self.pos_resize
     )
     x = jnp.concatenate([class_token, patches.reshape(b, -1, c)], axis=1)
     return x + table[None]
@@ -111,5 +115,5 @@ class VisionTower(nn.Module):
   def project(
     self, x: Float[Array, "*b c"], *, ln_post: bool
   ) -> Float[Array, "*b d"]:
-    """Tokens into the joint embedding, through ln_post or not."""
+    """Project tokens into the joint embedding, optionally after ln_post."""
     return (self.ln_post(x) if ln_post else x) @ self.proj

@@ -1,11 +1,11 @@
-"""Our file of CLIP weights: one safetensors file that `convert` writes.
+"""File format of converted CLIP weights: one safetensors file.
 
-Arrays have the flat names of `names.param_shapes` and the dtype of their
-source. The metadata entry `zsad_jax` is a JSON object:
+Arrays have the flat names of `convert.param_shapes` and the data types of
+their source. The metadata entry `zsad_jax` is a JSON object:
 
-  format   version of this layout
+  format   version of this format
   config   fields of `ClipConfig`
-  source   what the weights were converted from
+  source   name and SHA-256 of the original files
 """
 
 import dataclasses
@@ -31,14 +31,17 @@ HOW_TO_MAKE = "python -m zsad_jax.convert --source=SOURCE --output={path}"
 def load(
   path: str | pathlib.Path,
 ) -> tuple[types.Params, clip_config.ClipConfig]:
-  """Reads a file that `save` wrote.
+  """Read a file that `save` wrote.
+
+  Args:
+    path: the file.
 
   Returns:
-    The parameters, nested, all in float32, and the sizes of the model.
+    The parameters, nested and in float32, and the sizes of the model.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is damaged or not one of ours.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is corrupt or of another format.
   """
   path = pathlib.Path(path)
   make = f"Make it with `{HOW_TO_MAKE.format(path=path)}`."
@@ -60,26 +63,27 @@ def save(
   config: clip_config.ClipConfig,
   source: Mapping[str, Any],
 ) -> None:
-  """Writes parameters in their dtypes; the file appears complete or not at all.
+  """Write parameters in their data types, atomically.
 
   Args:
-    path: where to write; folders are made, a file there is replaced.
+    path: the file to write; missing folders are created, an existing file is
+      replaced.
     params: nested or flat arrays.
-    config: sizes of the model, to which `params` must fit.
-    source: what the weights come from, of JSON types: file names, digests.
+    config: sizes of the model.
+    source: origin of the weights, of JSON types: file names, digests.
 
   Raises:
-    ValueError: `params` do not fit `config`.
+    ValueError: names or shapes of `params` differ from those of `config`.
     OSError: the file cannot be written.
   """
   path = pathlib.Path(path)
-  clip_convert.check(params, config, f"What is to be saved as {path}")
+  clip_convert.check(params, config, f"The model to save as {path}")
   about = {
     "format": FORMAT,
     "config": dataclasses.asdict(config),
     "source": source,
   }
-  # safetensors writes the memory of an array as it lies: no transposed views.
+  # safetensors ignores strides: transposed views have to be copied.
   tensors = {
     name: np.asarray(x, order="C")
     for name, x in clip_convert.flatten(params).items()
@@ -97,23 +101,23 @@ def save(
 def read_safetensors(
   path: pathlib.Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Returns the arrays and the metadata of any safetensors file.
+  """Read the arrays and the metadata of any safetensors file.
 
   Raises:
-    ValueError: the file is damaged or of another kind.
+    ValueError: the file is corrupt or of another format.
   """
   try:
     with safetensors.safe_open(path, framework="np") as f:
       return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
   except safetensors.SafetensorError as error:
     raise ValueError(
-      f"{path} is cut short or no safetensors file "
+      f"{path} is truncated or no safetensors file "
       f"({path.stat().st_size:,} bytes; {error})."
     ) from error
 
 
 def _read_config(metadata, path):
-  """Returns the sizes in the metadata of one of our files."""
+  """Return the sizes of the model from the metadata of a file."""
   if METADATA_KEY not in metadata:
     raise ValueError(
       f"{path} was not made by zsad_jax.convert: its metadata has no "
