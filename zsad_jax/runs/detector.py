@@ -98,6 +98,7 @@ class Detector:
     if batch_size < 1:
       raise ValueError(f"batch_size is at least 1, got {batch_size}.")
     self._run = run
+    self._config: Any = run.config
     self._class_name = class_name
     self._threshold = threshold
     self._batch_size = batch_size
@@ -107,7 +108,7 @@ class Detector:
   def __repr__(self) -> str:
     """Return the name of the run, and whether there are references."""
     references = "with" if self.has_references else "without"
-    name = self._run.config.name
+    name = self._config.name
     return f"Detector({name!r}, {self._class_name!r}, {references} references)"
 
   @property
@@ -177,7 +178,7 @@ class Detector:
     names = inputs.check_all(images)
     if self._run.method.needs_references and not self.has_references:
       raise ValueError(
-        f"{self._run.config.name} needs references, normal images of the same "
+        f"{self._config.name} needs references, normal images of the same "
         "class: give --references (in Python, use `with_references`)."
       )
     return self._stream(images, names, self.threshold, skip_corrupt)
@@ -227,7 +228,7 @@ class Detector:
       if method.num_references:
         self._few_shot = self._zero_shot_model
       else:
-        with_bank = few_shot.with_memory_bank(method, **self._run.config.memory)
+        with_bank = few_shot.with_memory_bank(method, **self._config.memory)
         self._few_shot = self._predictor(with_bank)
     return self._few_shot
 
@@ -240,21 +241,21 @@ class Detector:
 
   def _precision(self):
     """Set the matmul precision of the run: another run may differ."""
-    return jax.default_matmul_precision(self._run.config.matmul_precision)
+    return jax.default_matmul_precision(self._config.matmul_precision)
 
   def _decode(self, images, names, batch_size, skip_corrupt=False):
     """Decode images at the resolution of the run, batch by batch."""
     return inputs.decode_batches(
       images,
       names,
-      image_size=self._run.config.image_size,
+      image_size=self._config.image_size,
       batch_size=batch_size,
       skip_corrupt=skip_corrupt,
     )
 
   def _stream(self, images, names, threshold, skip_corrupt):
     """Yield positions with detections or messages; see `stream`."""
-    size = self._run.config.image_size
+    size = self._config.image_size
     batch_size = predictor.round_up(min(self._batch_size, max(1, len(images))))
     first = 0
     for batch in self._decode(images, names, batch_size, skip_corrupt):
@@ -307,7 +308,7 @@ class Detector:
       threshold=threshold,
       raw_map=np.asarray(raw_map, np.float32),
       image_size=size,
-      smooth_sigma=float(self._run.config.smooth_sigma),
+      smooth_sigma=float(self._config.smooth_sigma),
       zero_shot_score=None if len(scores) == 1 else float(scores[1]),
     )
 
