@@ -19,6 +19,7 @@ Prints score and label of each image, and writes under --output:
 
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -156,7 +157,8 @@ def main(options: flags.FlagValues) -> None:
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
   run = run_lib.load(options.workdir)
-  if note := backbones.note(run.config.backbone.name):
+  config: Any = run.config
+  if note := backbones.note(config.backbone.name):
     print(note)
   predict(
     run,

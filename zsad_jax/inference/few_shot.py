@@ -99,9 +99,11 @@ class WithMemoryBank:
       for i in layers
     ]
     # Half of a cosine distance is in [0, 1], as probabilities are.
-    distance = 0.5 * sum(distances) / len(distances)
-    size = zero_shot["anomaly_map"].shape[1:]
-    few = similarity.to_map(distance[..., None], size, method="bilinear")
+    distance = 0.5 * sum(distances[1:], distances[0]) / len(distances)
+    _, height, width = zero_shot["anomaly_map"].shape
+    few = similarity.to_map(
+      distance[..., None], (height, width), method="bilinear"
+    )
     few = few[..., 0]
     return {
       "anomaly_map": 0.5 * (zero_shot["anomaly_map"] + few),

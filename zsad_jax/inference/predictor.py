@@ -131,11 +131,8 @@ class Predictor:
       (backbone, method.prepare(backbone, class_names)), mesh
     )
     self._encode = jax.jit(functools.partial(encode, method))
-    # All references belong to one image, as far as shapes are concerned.
     self._build_memory_bank = jax.jit(
-      lambda features: method.build_memory_bank(
-        jax.tree.map(lambda x: x[None], features)
-      )
+      functools.partial(_build_memory_bank, method)
     )
     self._predict = jax.jit(
       functools.partial(_predict, method, self._fuses, smooth_sigma),
@@ -216,6 +213,11 @@ class Predictor:
     return sum(results, [])
 
 
+def _build_memory_bank(method, features):
+  """Build the memory bank that all images share; runs inside jit."""
+  return method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
+
+
 def _predict(
   method, fuses, smooth_sigma, params, stats, backbone, aux, features, banks
 ):
@@ -244,5 +246,9 @@ def _predict(
   results = [zero_shot if bank is None else few_shot(bank) for bank in banks]
   if not smooths():
     return results
-  smooth = lambda x: smoothing.gaussian(x, smooth_sigma)
-  return [{**r, "anomaly_map": smooth(r["anomaly_map"])} for r in results]
+
+  def smooth(result):
+    smooth_map = smoothing.gaussian(result["anomaly_map"], smooth_sigma)
+    return {**result, "anomaly_map": smooth_map}
+
+  return [smooth(result) for result in results]

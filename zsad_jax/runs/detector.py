@@ -207,7 +207,7 @@ class Detector:
       model = model.with_class_names([new._class_name])
     pixels = []
     for batch in self._decode(images, names, self._batch_size):
-      pixels += [image.pixels for image in batch]
+      pixels += [x.pixels for x in batch if not isinstance(x, str)]
     with self._precision():
       new._memory_bank = model.build_memory_bank(
         np.stack(pixels), 0, batch_size=self._batch_size
