@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -16,6 +16,12 @@ from zsad_jax.datasets import preprocess
 
 # What a detector accepts; `check` has the details.
 ImageInput = str | os.PathLike[str] | PIL.Image.Image | np.ndarray
+# For static type checkers only: a run-time checker (used in tests) would raise
+# its own errors before `check_all`.
+if TYPE_CHECKING:
+  ImageInputs = Sequence[ImageInput]
+else:
+  ImageInputs = Any
 
 _ACCEPTED = (
   "Accepted are a path, a PIL image, a NumPy array of dtype uint8 and shape "

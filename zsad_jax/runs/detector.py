@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import jax
@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from zsad_jax.inference import few_shot, inputs, predictor
-from zsad_jax.inference.inputs import ImageInput
+from zsad_jax.inference.inputs import ImageInput, ImageInputs
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import distributed
@@ -159,7 +159,7 @@ class Detector:
     return self([images])[0]
 
   def stream(
-    self, images: Sequence[ImageInput], *, skip_corrupt: bool = False
+    self, images: ImageInputs, *, skip_corrupt: bool = False
   ) -> Iterator[tuple[int, Detection | str]]:
     """Score images batch by batch, with the next batch decoded in parallel.
 
@@ -184,7 +184,7 @@ class Detector:
     return self._stream(images, names, self.threshold, skip_corrupt)
 
   def with_references(
-    self, images: Sequence[ImageInput], *, class_name: str | None = None
+    self, images: ImageInputs, *, class_name: str | None = None
   ) -> "Detector":
     """Return a detector that compares images with normal references.
 
