@@ -1,20 +1,22 @@
-r"""Sets the threshold of a run on images of one's own.
+r"""Set the threshold of a run from images of the user.
 
 python -m zsad_jax.calibrate --workdir=runs/adaclip --rate=0.01 good/
 python -m zsad_jax.calibrate --workdir=runs/adaclip good/ --anomalous=bad/
 
-From normal images alone: the threshold that fresh ones exceed at the wanted
-rate of false alarms. With anomalous images as well: the one of best F1. It is
-stored in the run, where `predict` reads it.
+From normal images only: the split-conformal threshold, whose false-positive
+rate on new normal images is at most --rate. With anomalous images as well: the
+threshold with the best F1. It is stored in the run, where `predict` and
+`zsad_jax.load` read it.
 
-  --rate=0.01             of false alarms; default 0.05
+  --rate=0.01             false-positive rate; default 0.05
   --anomalous=PATH,PATH   images, folders or patterns of anomalous images
-  --references=PATH,PATH  for the threshold of scores beside references
-  --class_name="hex nut"  what the images show
-  --skip_corrupt          leave out what cannot be read
+  --references=PATH,PATH  set the threshold of scores with these references
+  --class_name="hex nut"  object class in the images
+  --skip_corrupt          skip images that cannot be read
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -23,8 +25,9 @@ from absl import flags
 
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import calibration
-from zsad_jax.inference import predictor, scoring
+from zsad_jax.inference import scoring
 from zsad_jax.metrics import exact, streaming
+from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli
@@ -40,26 +43,29 @@ def calibrate(
   class_name: str = "object",
   skip_corrupt: bool = False,
 ) -> threshold_lib.Threshold:
-  """Finds a threshold, stores it in the run and returns it.
+  """Find a threshold, store it in the run and return it.
 
   Args:
     run: a trained run.
-    normal, anomalous: images, folders and glob patterns.
-    rate: of false alarms that is wanted, without anomalous images.
-    reference_paths: normal images to compare with, others than `normal`.
-    class_name: what the images show.
-    skip_corrupt: leave out files that cannot be read instead of stopping.
+    normal: images, folders and glob patterns of normal images.
+    rate: false-positive rate; not used with anomalous images.
+    anomalous: images, folders and glob patterns of anomalous images.
+    reference_paths: normal images to compare with, none of them in `normal`.
+    class_name: object class in the images.
+    skip_corrupt: skip files that cannot be read instead of stopping.
 
   Raises:
-    ValueError, FileNotFoundError: a path or the rate is not as it has to be.
+    ValueError, FileNotFoundError: a path or the rate is invalid.
   """
-  beside = references.find(reference_paths) if reference_paths else ()
-  if not beside and run.method.needs_references:
-    raise ValueError(f"{run.config.name} needs --references.")
-  measure = lambda paths: _measure(run, paths, beside, class_name, skip_corrupt)
-  scores, state = measure(normal)
+  # The threshold is about to be set: labels of this detector are not used.
+  detector = detector_lib.Detector(
+    run, class_name=class_name, threshold=math.inf
+  )
+  if reference_paths:
+    detector = detector.with_references(references.find(reference_paths))
+  scores, state = _score(detector, normal, skip_corrupt)
   if anomalous:
-    others, _ = measure(anomalous)
+    others, _ = _score(detector, anomalous, skip_corrupt)
     label = np.repeat([0, 1], [len(scores), len(others)])
     _, value = exact.f1_max(label, np.concatenate([scores, others]))
     source = f"best F1 on {len(scores)} normal and {len(others)} anomalous"
@@ -68,39 +74,35 @@ def calibrate(
     source = f"{100 * rate:g} % false alarms, from {len(scores)} normal"
     if warning:
       print(f"warning: {warning}")
-  file = threshold_lib.FEW_SHOT_FILE if beside else threshold_lib.FILE
-  stored = _with_score(run, state, value, f"{source} images", bool(beside))
+  few_shot = detector.has_references
+  file = threshold_lib.FEW_SHOT_FILE if few_shot else threshold_lib.FILE
+  stored = _with_score(run, state, value, f"{source} images", few_shot)
   stored.write(run.workdir, file)
   print(f"Threshold {value:.6g} ({stored.source}): {run.workdir / file}")
   return stored
 
 
-def _measure(run, paths, beside, class_name, skip_corrupt):
-  """Scores of images, and the histogram of their maps."""
-  images = scoring.find_images(paths)
-  batch_size = predictor.round_up(min(8, len(images)))
-  score = scoring.Scorer(run, class_name, beside, batch_size)
+def _score(detector, paths, skip_corrupt):
+  """Return scores (n,) of images, and the histogram of their maps."""
   scores, state = [], streaming.PixelState.init()
-  for rows, pixels, bad in scoring.batches(
-    images,
-    image_size=run.config.image_size,
-    batch_size=batch_size,
-    skip=skip_corrupt,
-  ):
-    for message in bad:
-      print(f"Skipped: {message}")
-    result = {k: v[: len(rows)] for k, v in score(pixels)[0].items()}
-    scores.append(result["pred_score"])
-    maps = np.asarray(result["anomaly_map"])
+  images = scoring.find_images(paths)
+  for _, found in detector.stream(images, skip_corrupt=skip_corrupt):
+    if isinstance(found, str):
+      print(f"Skipped: {found}")
+      continue
+    scores.append(found.score)
+    maps = found.raw_map[None]
     state.update(np.zeros(maps.shape, bool), maps)
-  scores = np.concatenate(scores)
-  if not scores.size:
+  if not scores:
     raise ValueError("None of the images could be read.")
-  return scores, state
+  return np.array(scores, np.float32), state
 
 
 def _with_score(run, state, value, source, few_shot):
-  """The stored threshold with another score; colours stay as they are."""
+  """Return the stored threshold with another score and source.
+
+  The color limits do not change; if none are stored, they are those of `state`.
+  """
   try:
     stored = threshold_lib.read(run.workdir, few_shot=few_shot)
   except FileNotFoundError:
@@ -109,17 +111,18 @@ def _with_score(run, state, value, source, few_shot):
   return dataclasses.replace(stored, image_score=float(value), source=source)
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+def define_flags() -> None:
+  """Define the command's flags, only when it is run."""
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-  flags.DEFINE_float("rate", 0.05, "Of false alarms.")
+  flags.DEFINE_float("rate", 0.05, "False-positive rate on normal images.")
   flags.DEFINE_list("anomalous", [], "Anomalous images.")
   flags.DEFINE_list("references", [], "Normal images to compare with.")
-  flags.DEFINE_string("class_name", "object", "What the images show.")
-  flags.DEFINE_bool("skip_corrupt", False, "Leave out what can't be read.")
+  flags.DEFINE_string("class_name", "object", "Object class in the images.")
+  flags.DEFINE_bool("skip_corrupt", False, "Skip images that cannot be read.")
 
 
-def main(options):
+def main(options: flags.FlagValues) -> None:
+  """Run the command."""
   if not options.arguments:
     raise ValueError("No normal image given: name images or folders.")
   calibrate(

@@ -1,71 +1,36 @@
-r"""Scores images: no masks, class names, fitting or network needed.
+r"""Score images with a trained run, without masks, training or network access.
 
 python -m zsad_jax.predict --workdir=runs/adaclip PATH [PATH ...]
 
 A PATH is an image, a folder (searched with its subfolders) or a glob pattern.
 With --references=PATH[,PATH] (images, folders, patterns, or a .txt list of
-normal images of the same kind) the images are compared with these; nothing is
-trained, so references come and go from call to call. The score without them
-is shown beside.
+normal images of the same class) the images are compared with these references.
+Nothing is trained, so references may differ from call to call; the score
+without them is printed as well.
 
-For each image prints score and label, and writes under --output:
+Prints score and label of each image, and writes under --output:
 
   scores.csv           image, score, label, threshold; with references also
                        zero_shot_score
-  references.json      the references that were used
-  <name>_overlay.png   the image with the anomaly map over it, in its own size
-  <name>_map.npy       the map as float32 (s, s), unsmoothed, in [0, 1]
+  references.json      the references, if there are any
+  <name>_overlay.png   the anomaly map over the image, at the image's size
+  <name>_map.npy       the anomaly map as float32 (s, s), unsmoothed, in [0, 1]
 """
 
-import csv
-import dataclasses
-import io
-import json
-import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 from absl import flags
-from PIL import Image
-from scipy import ndimage
 
 from zsad_jax import backbones
-from zsad_jax.datasets import preprocess, references
-from zsad_jax.inference import predictor, scoring
-from zsad_jax.reporting import figures
+from zsad_jax.datasets import references
+from zsad_jax.inference import scoring
+from zsad_jax.reporting import predictions
+from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli, files
-
-
-def output_names(images: Sequence[str]) -> list[str]:
-  """Names for results: the path below the common folder, "/" as "_"."""
-  if len(images) == 1:
-    return [pathlib.Path(images[0]).stem]
-  common = os.path.commonpath(
-    [os.path.dirname(os.path.abspath(i)) for i in images]
-  )
-  relative = [os.path.relpath(os.path.abspath(i), common) for i in images]
-  stems = [os.path.splitext(r)[0].replace(os.sep, "_") for r in relative]
-  # a.png and a.jpg side by side keep their endings.
-  twice = {s for s in stems if stems.count(s) > 1}
-  whole = [r.replace(os.sep, "_") for r in relative]
-  return [w if s in twice else s for s, w in zip(stems, whole)]
-
-
-def overlay(
-  path: str, anomaly_map: np.ndarray, limits: threshold_lib.Threshold
-) -> Image.Image:
-  """The image in its own size with the map over it."""
-  image = np.asarray(preprocess.open_image(path))
-  as_image = Image.fromarray(np.asarray(anomaly_map, np.float32))
-  size = image.shape[1], image.shape[0]
-  values = np.asarray(as_image.resize(size, Image.Resampling.BILINEAR))
-  picture = figures.overlay(
-    image, values, low=limits.map_low, high=limits.map_high
-  )
-  return Image.fromarray(picture)
+from zsad_jax.runtime import cli
 
 
 def predict(
@@ -79,109 +44,121 @@ def predict(
   batch_size: int = 8,
   skip_corrupt: bool = False,
 ) -> None:
-  """Predicts all images, prints a line for each and writes the results.
+  """Score all images, print a line for each and write the results.
 
   Args:
     run: a trained run.
     paths: images, folders and glob patterns.
     output: folder for the results.
-    class_name: what the images show, for methods whose sentences say it.
-    reference_paths: normal images of the same kind to compare with.
-    limit: threshold instead of the one stored with the run.
+    class_name: object class in the images, for methods whose text prompts
+      contain it.
+    reference_paths: normal images of the same class to compare with.
+    limit: threshold that replaces the one stored with the run.
     batch_size: images per call.
     skip_corrupt: count files that cannot be read instead of stopping.
 
   Raises:
-    ValueError, FileNotFoundError: a path, or a file, is not as it has to be.
+    ValueError, FileNotFoundError: a path or file is missing or invalid.
   """
   images = scoring.find_images(paths)
   normal = references.find(reference_paths) if reference_paths else ()
-  if not normal and run.method.needs_references:
-    raise ValueError(f"{run.config.name} needs --references.")
-  stored = _threshold(run, bool(normal), limit)
-  batch_size = predictor.round_up(min(batch_size, len(images)))
-  score = scoring.Scorer(run, class_name, normal, batch_size)
-  names, rows, skipped = output_names(images), [], []
-  for positions, pixels, bad in scoring.batches(
-    images,
-    image_size=run.config.image_size,
-    batch_size=batch_size,
-    skip=skip_corrupt,
-  ):
-    skipped += bad
-    result, alone = score(pixels)
-    for row, i in enumerate(positions):
-      raw = result["anomaly_map"][row]
-      smooth = ndimage.gaussian_filter(raw, run.config.smooth_sigma)
-      picture = overlay(images[i], smooth, stored)
-      figures.save_png(output / f"{names[i]}_overlay.png", picture)
-      _save_array(output / f"{names[i]}_map.npy", raw)
-      value = float(result["pred_score"][row])
-      label = "anomalous" if value >= stored.image_score else "normal"
-      beside = [] if alone is None else [f"{float(alone[row]):.6g}"]
-      limit_text = f"{stored.image_score:.6g}"
-      rows.append([images[i], f"{value:.6g}", label, limit_text, *beside])
-      note = f"  (zero-shot {float(alone[row]):.4g})" if beside else ""
-      print(f"{value:.4g}  {label:9}  {images[i]}{note}", flush=True)
-  columns = ["image", "score", "label", "threshold", "zero_shot_score"]
-  _save_csv(output / "scores.csv", columns, rows)
-  if normal:
-    listed = json.dumps({class_name: normal}, indent=1) + "\n"
-    files.write_text(output / "references.json", listed)
-  anomalous = sum(row[2] == "anomalous" for row in rows)
-  print(
-    f"{len(rows)} images, {anomalous} anomalous (threshold "
-    f"{stored.image_score:.4g}: {stored.source}"
-    f"{f'; {len(normal)} references' if normal else ''}). Results: {output}"
+  detector = detector_lib.Detector(
+    run, class_name=class_name, threshold=limit, batch_size=batch_size
   )
+  if normal:
+    detector = detector.with_references(normal)
+  found = score(detector, images, skip_corrupt=skip_corrupt)
+  threshold = threshold_lib.read_or_replace(
+    run.workdir, few_shot=bool(normal), image_score=limit
+  )
+  results, skipped = [], []
+  for result in found:
+    if isinstance(result, str):
+      skipped.append(result)
+      continue
+    predictions.save_overlay(output, result, threshold)
+    predictions.save_map(output, result)
+    print(line(result), flush=True)
+    results.append(result)
+  predictions.save_scores(output, results)
+  if normal:
+    predictions.save_references(output, class_name, normal)
+  print(summary(results, threshold, len(normal)), f"Results: {output}")
   if skipped:
     print(f"Skipped {len(skipped)} images that could not be read:")
     print("\n".join(f"  {message}" for message in skipped))
 
 
-def _threshold(run, few_shot, limit):
-  """The run's threshold, or its map range with a given one."""
-  try:
-    stored = threshold_lib.read(run.workdir, few_shot=few_shot)
-  except FileNotFoundError:
-    if limit is None:
-      raise
-    stored = threshold_lib.read(run.workdir)
-  if limit is None:
-    return stored
-  return dataclasses.replace(stored, image_score=limit, source="given")
+def score(
+  detector: detector_lib.Detector,
+  images: Sequence[str],
+  *,
+  skip_corrupt: bool = False,
+) -> Iterator[predictions.ImageResult | str]:
+  """Iterate over the result of each image, or a message if it is unreadable.
+
+  Args:
+    detector: the detector.
+    images: paths.
+    skip_corrupt: yield messages instead of raising them.
+  """
+  names = predictions.output_names(images)
+  # A generator expression: `stream` checks its arguments right here.
+  return (
+    found
+    if isinstance(found, str)
+    else predictions.ImageResult(images[i], names[i], found)
+    for i, found in detector.stream(images, skip_corrupt=skip_corrupt)
+  )
 
 
-def _save_array(path, array):
-  data = io.BytesIO()
-  np.save(data, np.asarray(array, np.float32))
-  files.write_bytes(path, data.getvalue())
+def line(result: predictions.ImageResult) -> str:
+  """Return the line to print for an image."""
+  found = result.detection
+  text = f"{found.score:.4g}  {found.label:9}  {result.path}"
+  if found.zero_shot_score is None:
+    return text
+  return f"{text}  (zero-shot {found.zero_shot_score:.4g})"
 
 
-def _save_csv(path, columns, rows):
-  text = io.StringIO(newline="")
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(columns[: len(rows[0]) if rows else None])
-  writer.writerows(rows)
-  files.write_text(path, text.getvalue())
+def summary(
+  results: Sequence[predictions.ImageResult],
+  threshold: threshold_lib.Threshold,
+  num_references: int,
+) -> str:
+  """Return the counts to print after all images."""
+  anomalous = sum(r.detection.label == "anomalous" for r in results)
+  note = f"; {num_references} references" if num_references else ""
+  return (
+    f"{len(results)} images, {anomalous} anomalous (threshold "
+    f"{threshold.image_score:.4g}: {threshold.source}{note})."
+  )
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+def define_flags() -> None:
+  """Define the command's flags, only when it is run."""
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-  flags.DEFINE_string("output", "predictions", "Where results go.")
-  flags.DEFINE_string("class_name", "object", "What the images show.")
-  flags.DEFINE_list("references", [], "Normal images to compare with.")
-  flags.DEFINE_float("threshold", None, "Instead of the run's own.")
+  flags.DEFINE_string("output", "predictions", "Folder for the results.")
+  flags.DEFINE_string("class_name", "object", "Object class in the images.")
+  flags.DEFINE_list(
+    "references",
+    [],
+    "Normal images to compare with: images, folders, patterns or .txt lists.",
+  )
+  flags.DEFINE_float(
+    "threshold", None, "Threshold that replaces the one stored with the run."
+  )
   flags.DEFINE_integer("batch_size", 8, "Images per call.", 1)
-  flags.DEFINE_bool("skip_corrupt", False, "Leave out what can't be read.")
+  flags.DEFINE_bool("skip_corrupt", False, "Skip images that cannot be read.")
 
 
-def main(options):
+def main(options: flags.FlagValues) -> None:
+  """Run the command."""
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
   run = run_lib.load(options.workdir)
-  if note := backbones.note(run.config.backbone.name):
+  config: Any = run.config
+  if note := backbones.note(config.backbone.name):
     print(note)
   predict(
     run,

@@ -137,7 +137,7 @@ def test_what_needs_references_says_so(folder, tmp_path):
   config.epochs = 0
   run = trained(config, tmp_path / "run")
   tested = [str(folder / "nut/test/good/0.png")]
-  with pytest.raises(ValueError, match="needs --references"):
+  with pytest.raises(ValueError, match="needs references"):
     predict.predict(run, tested, tmp_path)
   (result,) = report.evaluate(run, str(folder), tmp_path, how(run))
   assert result.references.label == "1-shot_seed10"

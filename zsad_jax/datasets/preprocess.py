@@ -98,14 +98,22 @@ def load_pair(
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
   """Returns an image as RGB in its own size. See `load_image`."""
   with _decoding(path), _open(path) as image:
-    if image.mode in _MODES_16_BIT:
-      image = _to_8_bit(np.asarray(image))
-    elif image.mode == "F":
-      raise ValueError(
-        "32-bit values have no known maximum; save it with 8 or 16 bits"
-      )
-    # Before any resize: palettes and bitmaps cannot be interpolated.
-    return _convert(image, "RGB")
+    return _to_rgb(image)
+
+
+def convert_image(image: Image.Image, name: str) -> Image.Image:
+  """Convert a PIL image to RGB in the same way as `open_image` does a file.
+
+  Args:
+    image: of any mode; its EXIF orientation is applied.
+    name: of the image in messages.
+
+  Raises:
+    ValueError: the image is corrupt, too large, or of 32 bits per channel.
+  """
+  with _decoding(name):
+    _check_size(image)
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def open_mask(
@@ -169,11 +177,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
   """Opens the image, or the part of it, that a path means."""
   name, box = index.file_and_box(path)
   with Image.open(_file(name)) as file:  # Reads the header alone.
-    if file.width * file.height > MAX_PIXELS:
-      raise ValueError(
-        f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}; "
-        "ZSAD_JAX_MAX_PIXELS sets another limit"
-      )
+    _check_size(file)
     image = ImageOps.exif_transpose(file)
     if box is None:
       yield image
@@ -181,6 +185,15 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     if box[0] >= image.width or box[3] > image.height:
       raise ValueError(f"it has {image.width} x {image.height} pixels")
     yield image.crop(box)  # Black beyond the right border, as DRA's tiles.
+
+
+def _check_size(image):
+  """Check the number of pixels, which may exceed what fits in memory."""
+  if image.width * image.height > MAX_PIXELS:
+    raise ValueError(
+      f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; "
+      "ZSAD_JAX_MAX_PIXELS sets another limit"
+    )
 
 
 def _file(name: str):
@@ -207,6 +220,20 @@ def _decoding(path: str | os.PathLike[str]) -> Iterator[None]:
       f"{path}: cannot be read as an image ({error}). Replace "
       "or remove the file."
     ) from error
+
+
+def _to_rgb(image):
+  """Convert any mode to RGB, before any resize.
+
+  Palettes and bitmaps cannot be interpolated.
+  """
+  if image.mode in _MODES_16_BIT:
+    image = _to_8_bit(np.asarray(image))
+  elif image.mode == "F":
+    raise ValueError(
+      "32-bit values have no known maximum; save it with 8 or 16 bits"
+    )
+  return _convert(image, "RGB")
 
 
 def _to_8_bit(image: np.ndarray) -> Image.Image:

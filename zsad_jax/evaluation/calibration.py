@@ -79,39 +79,42 @@ def map_range(state: streaming.PixelState) -> tuple[float, float]:
 def normal_threshold(
   score: Shaped[np.ndarray, " n"], rate: float
 ) -> tuple[float, str]:
-  """The threshold that fresh normal images reach at most at a wanted rate.
+  """Split-conformal threshold with false-positive rate at most `rate`.
 
-  A fresh score is as likely to be in any place among the n + 1: it exceeds
-  the k-th largest of n with a probability of at most k / (n + 1), over the
-  draw of all of them. The threshold lies just above that score, for
-  k = floor(rate (n + 1)).
+  If calibration and test scores are exchangeable, the rank of a test score
+  among the n + 1 scores is uniform: it exceeds the k-th largest of n with
+  probability at most k / (n + 1), over the draw of all of them (Vovk et al.,
+  Algorithmic Learning in a Random World, 2005). The threshold is the next
+  larger float above that score, for k = floor(rate (n + 1)).
 
   Args:
-    score: of n normal images, none of which is a reference.
-    rate: of false alarms, in (0, 1).
+    score: scores of n normal images, none of which is a reference.
+    rate: false-positive rate, in (0, 1).
 
   Returns:
-    The threshold, images with at least this score being flagged; and a
-    warning where n is too small for the rate, else "".
+    The threshold: images with at least this score are labelled anomalous; and a
+    warning if n is too small for the rate, else "".
 
   Raises:
     ValueError: a score is NaN or the rate is out of range.
   """
   if not 0 < rate < 1:
-    raise ValueError(f"The rate of false alarms lies in (0, 1), got {rate:g}.")
+    raise ValueError(
+      f"The rate of false alarms must be in (0, 1), got {rate:g}."
+    )
   if not score.size or np.isnan(score).any():
     raise ValueError("A threshold needs scores, none of them NaN.")
-  # A rate such as 0.05 is no binary fraction: 0.05 * 60 falls short of 3.
-  place = math.floor(rate * (score.size + 1) * (1 + 1e-12))
+  # A rate such as 0.05 is not a binary fraction: 0.05 * 60 is less than 3.
+  rank = math.floor(rate * (score.size + 1) * (1 + 1e-12))
   warning = ""
-  if not place:
+  if not rank:
     needed = math.ceil(1 / rate) - 1
     warning = (
       f"{score.size} normal images are too few for a rate of "
-      f"{100 * rate:g} %: fresh ones may exceed them all at up to "
-      f"{100 / (score.size + 1):.2g} %. Give at least {needed}."
+      f"{100 * rate:g} %: up to {100 / (score.size + 1):.2g} % of new normal "
+      f"images may exceed all of them. Give at least {needed}."
     )
-  largest = np.sort(score)[::-1][max(place, 1) - 1]
+  largest = np.sort(score)[::-1][max(rank, 1) - 1]
   return float(np.nextafter(largest, np.float32(np.inf))), warning
 
 

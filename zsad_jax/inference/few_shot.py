@@ -1,13 +1,16 @@
-"""Any zero-shot method with a memory of normal patches: its "+" form.
+"""Few-shot extension of zero-shot methods by a memory bank of normal patches.
 
-AnomalyCLIP+ of Gao et al. (AdaptCLIP, AAAI 2026): WinCLIP's association of
-patches beside a frozen method. Two things there are not said and chosen so:
-distances are halved and averaged over layers, and the image score is the mean
-of the method's and the largest distance.
+AnomalyCLIP+ of Gao et al. (AdaptCLIP, AAAI 2026): WinCLIP's patch association,
+added to a frozen zero-shot method. The paper leaves two details open, which
+are chosen here: distances are halved and averaged over layers, and the image
+score is the mean of the method's score and the largest distance.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from zsad_jax import types
@@ -15,19 +18,25 @@ from zsad_jax.layers import dual_path, memory_bank, similarity
 
 
 def with_memory_bank(
-  method: types.Method, *, feature_layers, vv_from
+  method: types.Method, *, feature_layers: Sequence[int], vv_from: int | None
 ) -> types.DetectionModel:
-  """The method itself if it knows references, else its "+" form."""
-  return (
-    method
-    if method.num_references
-    else WithMemoryBank(method, tuple(feature_layers), vv_from)
-  )
+  """Return a few-shot detector for a method.
+
+  Args:
+    method: returned as it is if it compares with references itself.
+    feature_layers: layers (1-based) whose patches are compared.
+    vv_from: first layer of the value-value stream; None for plain CLIP.
+  """
+  if method.num_references:
+    return method
+  return WithMemoryBank(method, tuple(feature_layers), vv_from)
 
 
 @dataclasses.dataclass(frozen=True)
 class WithMemoryBank:
-  """A zero-shot method beside a memory; for prediction only.
+  """A zero-shot method with a memory bank; for prediction only.
+
+  Implements `types.FusesZeroShot`.
 
   Attributes:
     method: the zero-shot method.
@@ -39,14 +48,14 @@ class WithMemoryBank:
   feature_layers: tuple[int, ...]
   vv_from: int | None
 
-  def prepare(self, backbone, class_names):
-    """The method's."""
+  def prepare(self, backbone: Any, class_names: Sequence[str]) -> Any:
+    """Return the method's class-dependent values."""
     return self.method.prepare(backbone, class_names)
 
-  def encode(self, backbone, batch):
-    """The method's features, and unit patches of all layers."""
-    # What the method computes as well is computed once: equal parts of one
-    # compiled program are merged.
+  def encode(self, backbone: Any, batch: types.Batch) -> types.Features:
+    """Return the method's features, and unit patch embeddings per layer."""
+    # Computations shared with the method's own `encode` run once: XLA merges
+    # identical subexpressions of a compiled program.
     _, tokens = dual_path.encode(
       backbone,
       batch["image"],
@@ -60,12 +69,19 @@ class WithMemoryBank:
       "patch_units": similarity.unit(jnp.stack(tokens, axis=1)[:, :, 1:]),
     }
 
-  def build_memory_bank(self, features):
-    """Patches of references: (n, shots, layers, l, d) as they are."""
+  def build_memory_bank(self, features: types.Features) -> jax.Array:
+    """Return the reference patches, unchanged: (n, shots, layers, l, d)."""
     return features["patch_units"]
 
-  def predict(self, params, stats, backbone, aux, features):
-    """The method's prediction, with a memory averaged with the distance."""
+  def predict(
+    self,
+    params: Any,
+    stats: Any,
+    backbone: Any,
+    aux: Any,
+    features: types.Features,
+  ) -> types.Prediction:
+    """Predict zero-shot, or few-shot where there is a memory bank."""
     zero_shot = self.method.predict(
       params, stats, backbone, aux, features["method"]
     )
@@ -73,17 +89,21 @@ class WithMemoryBank:
       return zero_shot
     return self.fuse_with_references(zero_shot, features)
 
-  def fuse_with_references(self, zero_shot, features):
-    """A prediction made without a memory, averaged with the distance to it."""
+  def fuse_with_references(
+    self, zero_shot: types.Prediction, features: types.Features
+  ) -> types.Prediction:
+    """Average a zero-shot prediction with the distance to the references."""
     bank, layers = features["memory_bank"], range(len(self.feature_layers))
     distances = [
       memory_bank.nearest(features["patch_units"][:, i], bank[:, :, i])[0]
       for i in layers
     ]
-    # Half of a cosine distance lies in [0, 1], as probabilities do.
-    distance = 0.5 * sum(distances) / len(distances)
-    size = zero_shot["anomaly_map"].shape[1:]
-    few = similarity.to_map(distance[..., None], size, method="bilinear")
+    # Half of a cosine distance is in [0, 1], as probabilities are.
+    distance = 0.5 * sum(distances[1:], distances[0]) / len(distances)
+    _, height, width = zero_shot["anomaly_map"].shape
+    few = similarity.to_map(
+      distance[..., None], (height, width), method="bilinear"
+    )
     few = few[..., 0]
     return {
       "anomaly_map": 0.5 * (zero_shot["anomaly_map"] + few),

@@ -1,5 +1,6 @@
-"""From a batch of images to features, maps and scores, compiled."""
+"""Compiled inference: features, anomaly maps and scores of image batches."""
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,15 +17,17 @@ from zsad_jax.runtime import distributed
 
 
 def round_up(batch_size: int) -> int:
-  """Smallest multiple of the number of devices that holds the batch."""
+  """Return the smallest multiple of the device count >= `batch_size`."""
   devices = jax.device_count()
   return -(-batch_size // devices) * devices
 
 
-def put_batch(batch: Mapping[str, Any], mesh) -> dict[str, Any]:
-  """Splits a host's slice of a batch over its devices.
+def put_batch(
+  batch: Mapping[str, Any], mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """Shard this process's slice of a batch over its devices.
 
-  What is on the devices stays where it is.
+  Arrays that are on the devices already are returned unchanged.
   """
   split = NamedSharding(mesh, P("data"))
 
@@ -37,60 +40,60 @@ def put_batch(batch: Mapping[str, Any], mesh) -> dict[str, Any]:
 
 
 def encode(
-  method: types.DetectionModel,
-  backbone: types.ImageBackbone,
-  batch: types.Batch,
-):
-  """Features of a batch of uint8 images; runs inside jit.
+  method: types.DetectionModel, backbone: types.ImageBackbone, batch: types.Batch
+) -> types.Features:
+  """Compute the features of a batch; runs inside jit.
 
-  Where the batch brings "references" (b, k, s, s, 3), each image's own, their
-  memory stands in features["memory_bank"]. Where it brings "features" and
-  "reference_features" instead of images, these are what was encoded before.
+  Args:
+    method: a `types.FewShotDetector` where the batch has references.
+    backbone: frozen CLIP.
+    batch: either "image" uint8 (b, s, s, 3), "class_id" (b,) and optionally
+      "references" uint8 (b, k, s, s, 3), k for each image; or precomputed
+      "features" and optionally "reference_features".
+
+  Returns:
+    The method's features; with references also "memory_bank".
   """
   if "features" in batch:
-    features = _widened(backbone, batch["features"])
+    features = _widen(backbone, batch["features"])
     if "reference_features" not in batch:
       return features
-    known = _widened(backbone, batch["reference_features"])
-    return {**features, "memory_bank": method.build_memory_bank(known)}
+    references = _widen(backbone, batch["reference_features"])
+    return _with_memory_bank(method, features, references)
   images = backbone.normalize(batch["image"])
   features = method.encode(backbone, {**batch, "image": images})
   if "references" not in batch:
     return features
   b, k, *shape = batch["references"].shape
-  of_references = method.encode(
+  flat = method.encode(
     backbone,
     {
       "image": backbone.normalize(batch["references"].reshape(b * k, *shape)),
       "class_id": jnp.repeat(batch["class_id"], k),
     },
   )
-  each = jax.tree.map(lambda x: x.reshape(b, k, *x.shape[1:]), of_references)
-  return {**features, "memory_bank": method.build_memory_bank(each)}
+  references = jax.tree.map(lambda x: x.reshape(b, k, *x.shape[1:]), flat)
+  return _with_memory_bank(method, features, references)
 
 
-def _widened(backbone, features):
-  """Features as they are computed with, however they were kept."""
+def _with_memory_bank(method, features, references):
+  """Add the memory bank of the features of references to the features."""
+  return {**features, "memory_bank": method.build_memory_bank(references)}
 
-  def wide(x):
+
+def _widen(backbone, features):
+  """Convert stored features to float32, and stored images to pixels."""
+
+  def widen(x):
     if x.dtype == jnp.uint8:  # Images.
       return backbone.normalize(x)
     return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
-  return jax.tree.map(wide, features)
+  return jax.tree.map(widen, features)
 
 
 class Predictor:
-  """Maps and scores of batches, for one set of class names.
-
-  Args:
-    method: the method.
-    backbone: frozen CLIP.
-    class_names: what `class_id` refers to, as sentences use them.
-    mesh: devices.
-    smooth_sigma: of the Gaussian over maps in pixels, where
-      `kernels.smooths_maps()`.
-  """
+  """Anomaly maps and scores of batches, for one set of class names."""
 
   def __init__(
     self,
@@ -101,39 +104,41 @@ class Predictor:
     *,
     smooth_sigma: float = 0.0,
   ):
-    self._shares = isinstance(method, types.FusesZeroShot)
+    """Prepare the class names and define the compiled functions.
+
+    Args:
+      method: the method.
+      backbone: frozen CLIP.
+      class_names: names that `class_id` refers to, as used in text prompts.
+      mesh: devices.
+      smooth_sigma: standard deviation in pixels of the Gaussian that smooths
+        maps, where `kernels.smooths_maps()`.
+    """
+    self._method = method
+    self._fuses = isinstance(method, types.FusesZeroShot)
     self._mesh = mesh
+    self._local_backbone = backbone
     self._backbone, self._aux = distributed.replicate(
       (backbone, method.prepare(backbone, class_names)), mesh
     )
     self._encode = jax.jit(functools.partial(encode, method))
-    # References are all one image's, as far as shapes are concerned.
     self._build_memory_bank = jax.jit(
-      lambda features: method.build_memory_bank(jax.tree.map(_lead, features))
+      functools.partial(_build_memory_bank, method)
+    )
+    self._predict = jax.jit(
+      functools.partial(_predict, method, self._fuses, smooth_sigma),
+      out_shardings=NamedSharding(mesh, P("data")),
     )
 
-    split = NamedSharding(mesh, P("data"))
-
-    @functools.partial(jax.jit, out_shardings=split)
-    def predict(params, stats, backbone, aux, features, memories):
-      run = lambda f: method.predict(params, stats, backbone, aux, f)
-      alone = run(features) if self._shares or None in memories else None
-      beside = lambda f: (
-        method.fuse_with_references(alone, f) if self._shares else run(f)
-      )
-      results = [
-        alone if memory is None else beside({**features, "memory_bank": memory})
-        for memory in memories
-      ]
-      if not kernels.smooths_maps():
-        return results
-      smooth = lambda x: smoothing.gaussian(x, smooth_sigma)
-      return [{**r, "anomaly_map": smooth(r["anomaly_map"])} for r in results]
-
-    self._predict = predict
+  def with_class_names(self, class_names: Sequence[str]) -> "Predictor":
+    """Return a predictor for other class names, with the same programs."""
+    other = copy.copy(self)
+    aux = self._method.prepare(self._local_backbone, class_names)
+    other._aux = distributed.replicate(aux, self._mesh)
+    return other
 
   def encode(self, batch: Mapping[str, np.ndarray]) -> types.Features:
-    """Returns the features of a batch of the pipeline, on the devices.
+    """Return the features of a batch of the pipeline, on the devices.
 
     Args:
       batch: this process's part of "image" uint8 (b, s, s, 3) and "class_id"
@@ -145,11 +150,11 @@ class Predictor:
   def build_memory_bank(
     self, images: np.ndarray, class_id: int, *, batch_size: int
   ) -> Any:
-    """Returns the memory of k references of one class, on all devices.
+    """Return the memory bank of k references of one class, on all devices.
 
     Args:
       images: uint8 (k, s, s, 3).
-      class_id: their class.
+      class_id: class of the references.
       batch_size: images per call.
     """
     batch_size, parts = round_up(min(batch_size, len(images))), []
@@ -163,41 +168,78 @@ class Predictor:
       parts.append(
         distributed.all_gather(self.encode(distributed.local_slice(batch)))
       )
-    whole = lambda *xs: np.concatenate(xs)[: len(images)]
-    joined = jax.tree.map(whole, *parts)
-    return distributed.replicate(self._build_memory_bank(joined), self._mesh)
+    join = lambda *xs: np.concatenate(xs)[: len(images)]
+    features = jax.tree.map(join, *parts)
+    return distributed.replicate(self._build_memory_bank(features), self._mesh)
 
   def predict(
     self,
     params: Any,
     stats: Any,
     features: types.Features,
-    memories: Sequence[Any] = (None,),
+    memory_banks: Sequence[Any] = (None,),
   ) -> list[dict[str, jax.Array]]:
-    """Predicts what was encoded, once for each memory.
+    """Predict from features, once for each memory bank.
 
     Args:
       params: trained parameters.
       stats: running statistics.
-      features: `encode`'s.
-      memories: `build_memory_bank`'s; None for zero-shot.
+      features: returned by `encode`.
+      memory_banks: returned by `build_memory_bank`; None for zero-shot.
 
     Returns:
-      For each memory: "anomaly_map" (b, s, s) and "pred_score" (b,), float32,
-      on the devices, split as the batch was.
+      For each memory bank: "anomaly_map" (b, s, s) and "pred_score" (b,),
+      float32, on the devices, sharded as the batch was.
     """
-    # No copy where they are already.
+    # No copy if they are on the devices already.
     params, stats = distributed.replicate((params, stats), self._mesh)
-    # Together where they share a prediction, else by one program for each.
-    together = [memories] if self._shares else [(m,) for m in memories]
+    # In one program if they share the zero-shot prediction, else one for each.
+    groups = [memory_banks] if self._fuses else [(m,) for m in memory_banks]
     results = [
       self._predict(
-        params, stats, self._backbone, self._aux, features, tuple(part)
+        params, stats, self._backbone, self._aux, features, tuple(group)
       )
-      for part in together
+      for group in groups
     ]
     return sum(results, [])
 
 
-def _lead(x):
-  return x[None]
+def _build_memory_bank(method, features):
+  """Build the memory bank that all images share; runs inside jit."""
+  return method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
+
+
+def _predict(
+  method, fuses, smooth_sigma, params, stats, backbone, aux, features, banks
+):
+  """Predict for each memory bank; runs inside jit.
+
+  Args:
+    method: the method.
+    fuses: whether few-shot predictions extend the zero-shot one.
+    smooth_sigma: see `Predictor`.
+    params: trained parameters.
+    stats: running statistics.
+    backbone: frozen CLIP.
+    aux: returned by `method.prepare`.
+    features: returned by `encode`.
+    banks: tuple of memory banks; None for zero-shot.
+  """
+  run = lambda f: method.predict(params, stats, backbone, aux, f)
+  zero_shot = run(features) if fuses or any(b is None for b in banks) else None
+
+  def few_shot(bank):
+    given = {**features, "memory_bank": bank}
+    return (
+      method.fuse_with_references(zero_shot, given) if fuses else run(given)
+    )
+
+  results = [zero_shot if bank is None else few_shot(bank) for bank in banks]
+  if not kernels.smooths_maps():
+    return results
+
+  def smooth(result):
+    smooth_map = smoothing.gaussian(result["anomaly_map"], smooth_sigma)
+    return {**result, "anomaly_map": smooth_map}
+
+  return [smooth(result) for result in results]

@@ -1,7 +1,8 @@
-"""The threshold a run stores, and the range its maps are coloured in."""
+"""Thresholds of a run, and the range of its anomaly maps for display."""
 
 import dataclasses
 import json
+import math
 import pathlib
 
 from zsad_jax.runtime import files
@@ -12,13 +13,13 @@ FEW_SHOT_FILE = "threshold_few_shot.json"
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-  """What `predict` needs beside the parameters.
+  """Decision threshold and color limits of anomaly maps.
 
   Attributes:
-    image_score: images with at least this score are called anomalous.
-    map_low: anomaly-map value shown in the coldest colour.
-    map_high: value shown in the warmest.
-    source: how they were found, for people.
+    image_score: images with at least this score are labelled anomalous.
+    map_low: anomaly-map value of the lowest color.
+    map_high: anomaly-map value of the highest color.
+    source: description of how they were found.
   """
 
   image_score: float
@@ -27,13 +28,17 @@ class Threshold:
   source: str
 
   def write(self, workdir: pathlib.Path, file: str = FILE) -> None:
-    """Writes it beside the parameters of the run."""
+    """Write the threshold into the folder of the run."""
     text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
     files.write_text(workdir / file, text)
 
 
 def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
-  """Reads the threshold of a run, that of scores with references if asked.
+  """Read the threshold of a run.
+
+  Args:
+    workdir: folder of the run.
+    few_shot: read the threshold of scores with references.
 
   Raises:
     FileNotFoundError: the run has none.
@@ -44,9 +49,44 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
   if few_shot and (workdir / FILE).is_file():
     raise FileNotFoundError(
       f"{path} does not exist: the auxiliary data had no normal images to "
-      "serve as references. Give a --threshold."
+      "serve as references. Give a --threshold (in Python, `threshold=`)."
     )
   raise FileNotFoundError(
     f"{path} does not exist: training was not finished. Run the training "
     "command again; it goes on where it stopped."
   )
+
+
+def read_or_replace(
+  workdir: pathlib.Path, *, few_shot: bool, image_score: float | None
+) -> Threshold:
+  """Read the threshold of a run, with another image score if one is given.
+
+  Args:
+    workdir: folder of the run.
+    few_shot: read the threshold of scores with references. With an
+      `image_score`, that of zero-shot scores serves where there is none.
+    image_score: replaces the stored one.
+
+  Raises:
+    FileNotFoundError: the run has no threshold.
+  """
+  try:
+    stored = read(workdir, few_shot=few_shot)
+  except FileNotFoundError:
+    if image_score is None:
+      raise
+    stored = read(workdir)
+  if image_score is None:
+    return stored
+  return dataclasses.replace(stored, image_score=image_score, source="given")
+
+
+def check_image_score(image_score: float) -> None:
+  """Check a threshold that is given by the user.
+
+  Raises:
+    ValueError: it is NaN: no score would exceed it.
+  """
+  if math.isnan(image_score):
+    raise ValueError("The threshold is NaN; expected a number.")
