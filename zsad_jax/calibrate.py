@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from zsad_jax.datasets import references
+from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
 from zsad_jax.inference import predictor, scoring
 from zsad_jax.metrics import exact, streaming
@@ -53,7 +53,7 @@ def calibrate(
   Raises:
     ValueError, FileNotFoundError: a path or the rate is not as it has to be.
   """
-  beside = references.find(reference_paths) if reference_paths else ()
+  beside = image_files.find(reference_paths) if reference_paths else ()
   if not beside and run.method.needs_references:
     raise ValueError(f"{run.config.name} needs --references.")
   measure = lambda paths: _measure(run, paths, beside, class_name, skip_corrupt)
@@ -77,7 +77,7 @@ def calibrate(
 
 def _measure(run, paths, beside, class_name, skip_corrupt):
   """Scores of images, and the histogram of their maps."""
-  images = scoring.find_images(paths)
+  images = image_files.find(paths)
   batch_size = predictor.round_up(min(8, len(images)))
   score = scoring.Scorer(run, class_name, beside, batch_size)
   scores, state = [], streaming.PixelState.init()

@@ -31,7 +31,7 @@ from PIL import Image
 from scipy import ndimage
 
 from zsad_jax import backbones
-from zsad_jax.datasets import preprocess, references
+from zsad_jax.datasets import image_files, preprocess
 from zsad_jax.inference import predictor, scoring
 from zsad_jax.reporting import figures
 from zsad_jax.runs import run as run_lib
@@ -94,8 +94,8 @@ def predict(
   Raises:
     ValueError, FileNotFoundError: a path, or a file, is not as it has to be.
   """
-  images = scoring.find_images(paths)
-  normal = references.find(reference_paths) if reference_paths else ()
+  images = image_files.find(paths)
+  normal = image_files.find(reference_paths) if reference_paths else ()
   if not normal and run.method.needs_references:
     raise ValueError(f"{run.config.name} needs --references.")
   stored = _threshold(run, bool(normal), limit)

@@ -12,8 +12,8 @@ from PIL import Image
 from tests.helpers import small_run
 from zsad_jax import predict, train
 from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
-from zsad_jax.inference import scoring
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli
@@ -87,7 +87,7 @@ def test_names_of_results_do_not_collide(tmp_path):
   for name in ("a/x.png", "b/x.png", "b/y.png", "b/y.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(tmp_path / name)
-  images = scoring.find_images([str(tmp_path)])
+  images = image_files.find([str(tmp_path)])
   assert len(images) == 4
   assert sorted(predict.output_names(images)) == [
     "a_x",
@@ -95,7 +95,7 @@ def test_names_of_results_do_not_collide(tmp_path):
     "b_y.jpg",
     "b_y.png",
   ]
-  again = scoring.find_images([str(tmp_path), str(tmp_path / "*/x.png")])
+  again = image_files.find([str(tmp_path), str(tmp_path / "*/x.png")])
   assert again == images  # Each once.
 
 
@@ -112,9 +112,9 @@ def test_bad_files_are_named_or_counted(run, tmp_path, capsys):
 
 def test_missing_and_empty_paths(tmp_path):
   with pytest.raises(FileNotFoundError, match="nowhere"):
-    scoring.find_images([str(tmp_path / "nowhere*.png")])
+    image_files.find([str(tmp_path / "nowhere*.png")])
   with pytest.raises(ValueError, match="no image"):
-    scoring.find_images([str(tmp_path)])
+    image_files.find([str(tmp_path)])
   with pytest.raises(FileNotFoundError, match="config.json"):
     run_lib.load(tmp_path)
 

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import data
-from zsad_jax.datasets import index, preprocess, registry
+from zsad_jax.datasets import (
+  index,
+  listing,
+  meta_json,
+  preprocess,
+  registry,
+  verification,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -331,10 +337,10 @@ def test_an_index_is_read_back(layout, tmp_path):
   found = read(name, tmp_path)
   if any("#xywh=" in s.image_path for s in found.test):
     with pytest.raises(ValueError, match="parts of files"):
-      data.to_meta(found, str(tmp_path))
+      meta_json.dumps(found, str(tmp_path))
     return
-  (tmp_path / "meta.json").write_text(data.to_meta(found, str(tmp_path)))
-  again = index.read_meta(tmp_path)
+  (tmp_path / "meta.json").write_text(meta_json.dumps(found, str(tmp_path)))
+  again = meta_json.read(tmp_path)
   key = lambda s: (s.image_path, s.mask_path, s.class_name, s.label, s.view)
   assert [*map(key, again.test)] == [*map(key, found.test)]
   assert [*map(key, again.train)] == [*map(key, found.train)]
@@ -363,9 +369,9 @@ def test_views_of_a_sample_share_its_group(tmp_path):
   found = read("real_iad", tmp_path).test
   assert [(s.view, s.label) for s in found] == [("C1", 0), ("C1", 1), ("C2", 0)]
   assert found[1].group == found[2].group != found[0].group
-  text = data.to_meta(read("real_iad", tmp_path), str(tmp_path))
+  text = meta_json.dumps(read("real_iad", tmp_path), str(tmp_path))
   for indexed in (text, re.sub(r',\s+"sample_id": "\w+"', "", text)):
-    (tmp_path / index.META).write_text(indexed)
+    (tmp_path / meta_json.META).write_text(indexed)
     again = read("real_iad", tmp_path).test
     assert again == found
 
@@ -444,12 +450,12 @@ def test_the_readme_lists_every_data_set():
 
 def test_the_command_says_what_it_found(tmp_path):
   mvtec_layout(tmp_path / "mvtec", ["carpet"])
-  listed = data.list_datasets(str(tmp_path)).splitlines()
+  listed = listing.text(str(tmp_path)).splitlines()
   assert len(listed) == 22 and str(tmp_path / "mvtec") in listed[0]
   assert "not in" in listed[1] and "visa" in listed[1]
   found = read("mvtec", tmp_path / "mvtec")
-  problems, _ = data.verify(found, registry.ENTRIES["mvtec"])
-  assert any("categories that are not there: bottle" in p for p in problems)
+  problems, _ = verification.verify(found, registry.ENTRIES["mvtec"])
+  assert any("missing categories: bottle" in p for p in problems)
   assert not any(p.startswith("bottle:") for p in problems)
   assert any(
     "carpet: 2/1/2 images, published are 280/28/89" in p for p in problems
@@ -457,7 +463,7 @@ def test_the_command_says_what_it_found(tmp_path):
   broken = tmp_path / "mvtec/carpet/test/broken/000.png"
   broken.write_bytes(broken.read_bytes()[:60])
   mask(tmp_path / "mvtec/carpet/ground_truth/broken/001_mask.png", box=(0,) * 4)
-  problems, _ = data.verify(found, None)
+  problems, _ = verification.verify(found, None)
   assert any("000.png: cannot be read" in p for p in problems)
   assert any("001_mask.png: empty" in p for p in problems)
   assert len(problems) == 2
@@ -480,12 +486,12 @@ def test_verify_measures_masks_and_finds_what_is_used_twice(tmp_path):
     for x in ("a.jpg", "b.png")
   ]
   found = index.make_dataset("kvasir", tmp_path, test=samples)
-  _, notes = data.verify(found, entry)
+  _, notes = verification.verify(found, entry)
   assert any("1 masks have values between" in note for note in notes)
   assert any("1 masks are empty at 518 pixels" in note for note in notes)
   twice = index.make_dataset("x", tmp_path, train=samples[:1], test=samples)
-  problems, notes = data.verify(twice, None)
-  assert any("both to train on and to test on" in p for p in problems)
+  problems, notes = verification.verify(twice, None)
+  assert any("both a training and a test image" in p for p in problems)
   assert not any("between black and white" in note for note in notes)
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import data
 from zsad_jax.datasets import preprocess, registry
-from zsad_jax.datasets.synthetic import benchmark, defects, synthesis
+from zsad_jax.datasets.synthetic import benchmark, defects, preview, synthesis
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_a_set_is_written_and_read_back(photos, tmp_path):
     image, mask = preprocess.open_pair(sample)
     assert image.size in ((112, 112), (130, 130))
     assert bool(mask.getbbox()) == bool(sample.label)
-  assert data.preview(written).size == (960, 3 * 184)
+  assert preview.draw(written).size == (960, 3 * 184)
   again = make(tmp_path / "b")
   for (_, *one), (_, *other) in zip(written, again):
     for a, b in zip(one, other):

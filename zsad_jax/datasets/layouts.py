@@ -11,17 +11,13 @@ masks are paired by name: pairing by position, as the papers' generators do,
 shifts every pair after a missing file.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zsad_jax.datasets import index
+from zsad_jax.datasets import image_files, index
 from zsad_jax.types import ANOMALOUS, NORMAL
 
-IMAGE_SUFFIXES = frozenset(
-  (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-)
 NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
 
 # What MVTec, KolektorSDD, ISIC and others append to a mask's name.
@@ -29,41 +25,15 @@ _MASK_ENDING = re.compile(r"_(mask|label|segmentation|gt)$", re.IGNORECASE)
 
 _DEPTH = 4  # Of a class below the folder of a data set.
 
-PathLike = str | os.PathLike[str]
 
-
-def image_files(path: PathLike) -> tuple[str, ...]:
-  """Returns the absolute paths of the images at or below `path`, sorted.
-
-  Args:
-    path: an image, or a folder that is searched with its subfolders.
-
-  Raises:
-    FileNotFoundError: `path` does not exist.
-    ValueError: there is no image.
-  """
-  path = Path(path).absolute()
-  if not path.exists():
-    raise FileNotFoundError(
-      f"{path} does not exist; expected an image or a folder of images."
-    )
-  if path.is_file():
-    return (str(path),)
-  files = tuple(map(str, _images_below(path)))
-  if not files:
-    raise ValueError(
-      f"{path}: no image found; understood are "
-      f"{', '.join(sorted(IMAGE_SUFFIXES))}."
-    )
-  return files
-
-
-def is_mvtec(root: PathLike) -> bool:
+def is_mvtec(root: image_files.PathLike) -> bool:
   """Whether `root` holds classes in MVTec's layout, or is one itself."""
   return any(True for _ in _classes(Path(root), _is_mvtec_class))
 
 
-def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
+def read_mvtec(
+  root: image_files.PathLike, *, name: str | None = None
+) -> index.Dataset:
   """Reads MVTec AD's layout.
 
   Args:
@@ -79,18 +49,23 @@ def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
   for folder, class_name in _classes(root, _is_mvtec_class):
     for good in folders_in(folder / "train"):
       if good.name in NORMAL_FOLDERS:
-        train += _samples(images_in(good), {}, class_name, good.name, NORMAL)
+        train += _samples(
+          image_files.in_folder(good), {}, class_name, good.name, NORMAL
+        )
     test += _mvtec_test(folder, class_name)
   return index.make_dataset(name or root.name, root, train=train, test=test)
 
 
-def is_plain(root: PathLike) -> bool:
+def is_plain(root: image_files.PathLike) -> bool:
   """Whether `root` or a folder in it has a folder `normal`."""
   return any(True for _ in _classes(Path(root), _is_plain_class))
 
 
 def read_plain(
-  root: PathLike, *, name: str | None = None, class_name: str | None = None
+  root: image_files.PathLike,
+  *,
+  name: str | None = None,
+  class_name: str | None = None,
 ) -> index.Dataset:
   """Reads `normal/` and, where they exist, `anomalous/` and `masks/`.
 
@@ -112,9 +87,9 @@ def read_plain(
   for folder, found in _classes(root, _is_plain_class):
     shown, masks = class_name or found, _masks(folder / "masks")
     of_class = [
-      *_samples(_images_below(folder / "normal"), {}, shown, "", NORMAL),
+      *_samples(image_files.in_tree(folder / "normal"), {}, shown, "", NORMAL),
       *_samples(
-        _images_below(folder / "anomalous"), masks, shown, "", ANOMALOUS
+        image_files.in_tree(folder / "anomalous"), masks, shown, "", ANOMALOUS
       ),
     ]
     _check_all_masked(of_class, required=bool(masks))
@@ -129,7 +104,7 @@ def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
     ValueError: an image has no mask.
   """
   samples = _samples(
-    images_in(images), _masks(masks), class_name, "", ANOMALOUS
+    image_files.in_folder(images), _masks(masks), class_name, "", ANOMALOUS
   )
   _check_all_masked(samples, required=True)
   return samples
@@ -162,7 +137,7 @@ def _mvtec_test(folder: Path, class_name: str) -> list[index.Sample]:
     # BTAD has masks of normal images; they say nothing.
     masks = {} if normal else _masks(folder / "ground_truth" / defect.name)
     samples += _samples(
-      images_in(defect),
+      image_files.in_folder(defect),
       masks,
       class_name,
       defect.name,
@@ -208,7 +183,7 @@ def _check_all_masked(
 def _masks(folder: Path) -> dict[str, Path]:
   """Returns the masks in `folder` by the stem of the image they belong to."""
   masks: dict[str, Path] = {}
-  for mask in _images_below(folder):
+  for mask in image_files.in_tree(folder):
     other = masks.setdefault(_stem(mask), mask)
     if other != mask:
       raise ValueError(
@@ -219,27 +194,6 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 def _stem(path: Path) -> str:
   return _MASK_ENDING.sub("", path.stem)
-
-
-def images_in(folder: Path) -> list[Path]:
-  """The images of a folder, sorted by name; none if it does not exist."""
-  if not folder.is_dir():
-    return []
-  return sorted(file for file in folder.iterdir() if _is_image(file))
-
-
-def _images_below(folder: Path) -> list[Path]:
-  """The images of a folder and its subfolders, sorted by path."""
-  return sorted(file for file in folder.rglob("*") if _is_image(file))
-
-
-def _is_image(path: Path) -> bool:
-  # macOS leaves "._000.png" beside "000.png" in archives.
-  return (
-    path.suffix.lower() in IMAGE_SUFFIXES
-    and not path.name.startswith(".")
-    and path.is_file()
-  )
 
 
 def folders_in(folder: Path) -> list[Path]:

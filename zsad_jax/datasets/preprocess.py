@@ -145,7 +145,7 @@ def resize_image(
   return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def share_between(path: str | os.PathLike[str]) -> float:
+def fraction_between(path: str | os.PathLike[str]) -> float:
   """Share of a mask's pixels that are neither its darkest nor its lightest.
 
   More than two values in a mask of one kind of defect are a JPEG's ringing.

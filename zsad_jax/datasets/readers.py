@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zsad_jax.datasets import layouts
+from zsad_jax.datasets import image_files, layouts
 from zsad_jax.datasets.index import Sample, part
-from zsad_jax.datasets.layouts import folders_in, images_in
+from zsad_jax.datasets.layouts import folders_in
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 Parts = tuple[list[Sample], list[Sample]]  # Train, test.
@@ -106,7 +106,7 @@ def dagm(root: Path) -> Parts:
   train, test = [], []
   for folder in sorted(root.glob("Class*"), key=_numbers):
     for phase, found in (("Train", train), ("Test", test)):
-      for image in images_in(folder / phase):
+      for image in image_files.in_folder(folder / phase):
         label = image.parent / "Label" / f"{image.stem}_label{image.suffix}"
         damaged = label.is_file()
         if damaged and phase == "Train":
@@ -193,7 +193,7 @@ def mvtec_3d(root: Path) -> Parts:
     for phase, found in (("train", train), ("test", test)):
       for defect in folders_in(folder / phase):
         label = NORMAL if defect.name == "good" else ANOMALOUS
-        for image in images_in(defect / "rgb"):
+        for image in image_files.in_folder(defect / "rgb"):
           mask = defect / "gt" / f"{image.stem}.png"
           if label == ANOMALOUS and not mask.is_file():
             raise ValueError(f"{image}: anomalous, but {mask} does not exist.")
@@ -265,7 +265,9 @@ def states(
       (anomalous, ANOMALOUS, "defect"),
     ):
       folders = [p for p in sorted(root.glob(pattern)) if p.is_dir()]
-      images = [i for folder in folders[:1] for i in images_in(folder)]
+      images = [
+        i for folder in folders[:1] for i in image_files.in_folder(folder)
+      ]
       if not images:
         raise ValueError(f"{root}: no images in a folder {pattern}.")
       found.append(

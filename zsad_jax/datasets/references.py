@@ -5,15 +5,14 @@ a folder, or listed in a file; what was chosen is kept with the results.
 """
 
 import dataclasses
-import glob
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from zsad_jax.datasets import index, layouts
+from zsad_jax.datasets import image_files, index
 
 SEEDS = (10, 20, 30)  # Of all of AdaptCLIP's few-shot numbers.
 
@@ -141,32 +140,6 @@ def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
   return References(images, counts.pop() if len(counts) == 1 else None)
 
 
-def find(paths: Sequence[str]) -> tuple[str, ...]:
-  """Returns the images of folders, images, patterns and lists, each once.
-
-  A list is a .txt file with a path in each line, relative to it.
-
-  Raises:
-    FileNotFoundError: a path, or a line of a list, is no image.
-    ValueError: a folder holds no image, or nothing was named.
-  """
-  found: dict[str, None] = {}
-  for path in paths:
-    if path.endswith(".txt") and os.path.isfile(path):
-      lines = Path(path).read_text(encoding="utf-8").splitlines()
-      images = [_existing(path, line) for line in lines if line.strip()]
-    elif os.path.exists(path):
-      images = layouts.image_files(path)
-    else:
-      images = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-      if not images:
-        raise FileNotFoundError(f"{path} is no image, folder or pattern.")
-    found |= dict.fromkeys(map(os.path.abspath, images))
-  if not found:
-    raise ValueError("There is no reference image; expected at least one.")
-  return tuple(found)
-
-
 def _compared(dataset):
   """Names of what is compared with references of its own, and their class."""
   class_of = {s.compared_with: s.class_name for s in dataset.test}
@@ -177,31 +150,24 @@ def _compared(dataset):
 def _of_folder(folder, class_names):
   folders = sorted(p for p in folder.iterdir() if p.is_dir())
   if not folders and len(class_names) == 1:
-    return {class_names[0]: layouts.image_files(folder)}
+    return {class_names[0]: image_files.below(folder)}
   known = {name.split("/")[0] for name in class_names}
   found = [p.name for p in folders if p.name not in known]
   found += [name for name in class_names if (folder / name).is_dir()]
-  return {name: layouts.image_files(folder / name) for name in found}
+  return {name: image_files.below(folder / name) for name in found}
 
 
 def _of_file(path):
   try:
     listed = json.loads(path.read_text(encoding="utf-8"))
     return {
-      name: tuple(_existing(path, image) for image in images)
+      name: tuple(image_files.resolve(path, image) for image in images)
       for name, images in listed.items()
     }
   except (ValueError, AttributeError, TypeError) as error:
     raise ValueError(
       f"{path}: expected JSON of the form {{class: [path, ...]}} ({error})."
     ) from error
-
-
-def _existing(listing, line):
-  path = os.path.join(os.path.dirname(os.path.abspath(listing)), line.strip())
-  if not os.path.isfile(index.file_and_box(path)[0]):
-    raise FileNotFoundError(f"{listing}: {path} does not exist.")
-  return path
 
 
 def _check_classes(path, images, dataset, views):

@@ -1,39 +1,14 @@
 """Scores of any images by a run: what `predict` and `calibrate` share."""
 
 import concurrent.futures
-import glob
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from zsad_jax.datasets import layouts, preprocess
+from zsad_jax.datasets import preprocess
 from zsad_jax.inference import few_shot, predictor
 from zsad_jax.runtime import distributed
-
-
-def find_images(paths: Sequence[str]) -> list[str]:
-  """Returns the images that files, folders and globs stand for, each once.
-
-  Raises:
-    FileNotFoundError: a path matches nothing.
-    ValueError: a folder holds no image.
-  """
-  found = {}
-  for path in paths:
-    if os.path.isdir(path):
-      images = layouts.image_files(path)
-    elif os.path.isfile(path):
-      images = [path]
-    else:
-      images = sorted(
-        p for p in glob.glob(path, recursive=True) if os.path.isfile(p)
-      )
-      if not images:
-        raise FileNotFoundError(f"{path} is no image, folder or pattern.")
-    found |= dict.fromkeys(map(str, images))
-  return list(found)
 
 
 def batches(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from zsad_jax.datasets import index, preprocess
+from zsad_jax.datasets import meta_json, preprocess
 from zsad_jax.datasets.synthetic import defects
 from zsad_jax.runtime import files
 
@@ -268,7 +268,7 @@ def synthesize(
       )
       written.append((kind, str(output / path), str(output / mask_path)))
   text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
-  files.write_text(output / index.META, text)  # Last: it makes a data set.
+  files.write_text(output / meta_json.META, text)  # Last: it makes a data set.
   return written
 
 
