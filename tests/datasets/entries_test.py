@@ -2,23 +2,14 @@
 
 import csv
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.datasets import (
-  index,
-  listing,
-  meta_json,
-  preprocess,
-  registry,
-  verification,
-)
+from zsad_jax.datasets import index, meta_json, preprocess, registry
 
-ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 
 
@@ -437,62 +428,6 @@ def test_known_other_counts_are_named():
   samples = [index.Sample("x", "y", "ClinicDB", "", 1)] * 62
   found = index.make_dataset("clinicdb", "/x", test=samples)
   assert "PraNet's test part" in registry.count_note(found, entry)
-
-
-def test_the_readme_lists_every_data_set():
-  text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-  for name, entry in registry.ENTRIES.items():
-    if entry.folders:
-      (line,) = [x for x in text.splitlines() if x.startswith(f"| `{name}` |")]
-      counts = "/".join("?" if c is None else str(c) for c in entry.counts)
-      assert counts in line and entry.licence in line and entry.source in line
-
-
-def test_the_command_says_what_it_found(tmp_path):
-  mvtec_layout(tmp_path / "mvtec", ["carpet"])
-  listed = listing.text(str(tmp_path)).splitlines()
-  assert len(listed) == 22 and str(tmp_path / "mvtec") in listed[0]
-  assert "not in" in listed[1] and "visa" in listed[1]
-  found = read("mvtec", tmp_path / "mvtec")
-  problems, _ = verification.verify(found, registry.ENTRIES["mvtec"])
-  assert any("missing categories: bottle" in p for p in problems)
-  assert not any(p.startswith("bottle:") for p in problems)
-  assert any(
-    "carpet: 2/1/2 images, published are 280/28/89" in p for p in problems
-  )
-  broken = tmp_path / "mvtec/carpet/test/broken/000.png"
-  broken.write_bytes(broken.read_bytes()[:60])
-  mask(tmp_path / "mvtec/carpet/ground_truth/broken/001_mask.png", box=(0,) * 4)
-  problems, _ = verification.verify(found, None)
-  assert any("000.png: cannot be read" in p for p in problems)
-  assert any("001_mask.png: empty" in p for p in problems)
-  assert len(problems) == 2
-
-
-def test_verify_measures_masks_and_finds_what_is_used_twice(tmp_path):
-  entry = registry.ENTRIES["kvasir"]
-  for name in ("images/a.jpg", "images/b.jpg"):
-    image(tmp_path / name, size=(1600, 1600))
-  mask(tmp_path / "masks/a.jpg", (1600, 1600), (100, 103, 300, 297))
-  mask(tmp_path / "masks/b.png", (1600, 1600), (0, 0, 1, 1))
-  samples = [
-    index.Sample(
-      str(tmp_path / f"images/{x[0]}.jpg"),
-      str(tmp_path / f"masks/{x}"),
-      "Kvasir",
-      "",
-      1,
-    )
-    for x in ("a.jpg", "b.png")
-  ]
-  found = index.make_dataset("kvasir", tmp_path, test=samples)
-  _, notes = verification.verify(found, entry)
-  assert any("1 masks have values between" in note for note in notes)
-  assert any("1 masks are empty at 518 pixels" in note for note in notes)
-  twice = index.make_dataset("x", tmp_path, train=samples[:1], test=samples)
-  problems, notes = verification.verify(twice, None)
-  assert any("both a training and a test image" in p for p in problems)
-  assert not any("between black and white" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -109,20 +109,6 @@ def test_unknown_layouts(tmp_path):
     registry.open_dataset(str(tmp_path))
 
 
-def test_image_files(tmp_path):
-  touch(tmp_path / "b.JPG", tmp_path / "a" / "c.png", tmp_path / "note.txt")
-  assert image_files.below(tmp_path) == (
-    str(tmp_path / "a" / "c.png"),
-    str(tmp_path / "b.JPG"),
-  )
-  assert image_files.below(tmp_path / "b.JPG") == (str(tmp_path / "b.JPG"),)
-  (tmp_path / "empty").mkdir()
-  with pytest.raises(ValueError, match="no image found"):
-    image_files.below(tmp_path / "empty")
-  with pytest.raises(FileNotFoundError, match="gone does not exist"):
-    image_files.below(tmp_path / "gone")
-
-
 def test_registered_sets(tmp_path):
   mvtec(tmp_path / "mvtec_anomaly_detection")
   data = registry.open_dataset("mvtec", data_root=tmp_path)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers import small_run
-from zsad_jax.datasets import image_files, layouts, references
+from zsad_jax.datasets import layouts, references
 
 # The first four raw numbers of torch.randint for each official seed, and the
 # positions that AdaptCLIP's authors get for two classes.
@@ -111,20 +111,3 @@ def test_what_is_no_list_is_named(data, tmp_path):
       references.read(tmp_path / "list.json", data)
   with pytest.raises(FileNotFoundError, match="neither a folder nor"):
     references.read(tmp_path / "nothing", data)
-
-
-def test_images_are_found_in_folders_patterns_and_lists(data, tmp_path):
-  bolts = paths(data, "bolt")
-  folder = bolts[0].rsplit("/", 1)[0]
-  assert list(image_files.find([folder])) == bolts
-  assert list(image_files.find([f"{folder}/[01].png", bolts[1]])) == bolts[:2]
-  (tmp_path / "some.txt").write_text(f"{bolts[3]}\n\n{bolts[0]}\n")
-  listed = image_files.find([str(tmp_path / "some.txt")])
-  assert list(listed) == [bolts[3], bolts[0]]
-  (tmp_path / "some.txt").write_text("gone.png\n")
-  with pytest.raises(FileNotFoundError, match="some.txt: .*gone.png"):
-    image_files.find([str(tmp_path / "some.txt")])
-  with pytest.raises(FileNotFoundError, match="no image, folder or pattern"):
-    image_files.find(["nowhere/*.png"])
-  with pytest.raises(ValueError, match="expected at least one"):
-    image_files.find([])

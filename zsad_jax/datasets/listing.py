@@ -56,7 +56,7 @@ def _row(name: str, entry: Entry) -> tuple[str, ...]:
     title,
     "; ".join(counts),
     entry.licence,
-    layouts or "MVTec AD's",
+    layouts or "MVTec AD's or plain",
     entry.source,
     entry.used_by,
   )

@@ -1,9 +1,9 @@
 """Registered data sets.
 
 Every module of this folder defines `ENTRIES`, a mapping from a name to an
-`Entry`; `registry.py` collects them. A new data set is one entry: in one of these
-modules or in a new one. A layout that `registry.read_entry` does not read needs a
-reader as well, which is a function in `readers.py`.
+`Entry`; `registry.py` collects them. A new data set is one entry: in one of
+these modules or in a new one. A layout that `registry.read_entry` does not read
+needs a reader as well, which is a function in `readers.py`.
 
     ENTRIES = {
       "toy": Entry(
@@ -67,8 +67,8 @@ class Entry:
     mosaic_prob: probability of mosaics in AdaCLIP's training.
     aliases: other spellings of its only category in files in circulation; text
       prompts name them as they name the category.
-    prompt_names: name of a category in text prompts, where it is not the name of
-      the category with spaces for underscores.
+    prompt_names: name of a category in text prompts, where it differs from the
+      name of the category with spaces for underscores.
     used_by: papers that use it, and for which purpose.
     find_package: return its folder in an installed package, or None.
   """
