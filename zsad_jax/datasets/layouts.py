@@ -1,13 +1,13 @@
-"""Data sets read from the names of their folders.
+"""Readers of layouts in which the names of folders are the annotation.
 
   MVTec:   <class>/train/good, <class>/test/<defect>,
            <class>/ground_truth/<defect>/<stem>_mask.png
   plain:   <class>/normal, optionally <class>/anomalous and <class>/masks
   pairs:   images/ and masks/, every image anomalous
 
-A class may lie some folders deep ("metal/nut"), or be the folder itself.
-Everything is sorted by name, so that two machines see the same order, and
-masks are paired by name: pairing by position, as the papers' generators do,
+A class may be several folders deep ("metal/nut"), or be the folder itself.
+Everything is sorted by name, so that the order is the same on every machine,
+and masks are paired by name: pairing by position, as the papers' generators do,
 shifts every pair after a missing file.
 """
 
@@ -20,21 +20,21 @@ from zsad_jax.types import ANOMALOUS, NORMAL
 
 NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
 
-# What MVTec, KolektorSDD, ISIC and others append to a mask's name.
+# Endings of masks in MVTec AD, KolektorSDD, ISIC and others.
 _MASK_ENDING = re.compile(r"_(mask|label|segmentation|gt)$", re.IGNORECASE)
 
-_DEPTH = 4  # Of a class below the folder of a data set.
+_DEPTH = 4  # Maximal depth of a class below the folder of a data set.
 
 
 def is_mvtec(root: image_files.PathLike) -> bool:
-  """Whether `root` holds classes in MVTec's layout, or is one itself."""
+  """Return whether `root` is, or contains, a class in MVTec AD's layout."""
   return any(True for _ in _classes(Path(root), _is_mvtec_class))
 
 
 def read_mvtec(
   root: image_files.PathLike, *, name: str | None = None
 ) -> index.Dataset:
-  """Reads MVTec AD's layout.
+  """Read MVTec AD's layout.
 
   Args:
     root: the folder of the classes, or of a single class.
@@ -57,7 +57,7 @@ def read_mvtec(
 
 
 def is_plain(root: image_files.PathLike) -> bool:
-  """Whether `root` or a folder in it has a folder `normal`."""
+  """Return whether `root`, or a folder in it, has a folder `normal`."""
   return any(True for _ in _classes(Path(root), _is_plain_class))
 
 
@@ -67,16 +67,15 @@ def read_plain(
   name: str | None = None,
   class_name: str | None = None,
 ) -> index.Dataset:
-  """Reads `normal/` and, where they exist, `anomalous/` and `masks/`.
+  """Read `normal/` and, where they exist, `anomalous/` and `masks/`.
 
-  They are searched with their subfolders. All images are test images: which
-  of the normal ones may serve as few-shot references is not for a loader to
-  guess.
+  They are searched with their subfolders. All images are test images; few-shot
+  references are chosen by the user.
 
   Args:
-    root: the folder that holds these folders, or folders of classes.
+    root: the folder of these folders, or of folders of classes.
     name: of the data set; by default that of the folder.
-    class_name: what the images show; by default the names of the folders.
+    class_name: of all images; by default the names of the folders.
 
   Raises:
     ValueError: there is no image, or some anomalous images have no mask
@@ -98,7 +97,7 @@ def read_plain(
 
 
 def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
-  """Anomalous images of one folder with their masks in another.
+  """Return the anomalous images of a folder with their masks in another.
 
   Raises:
     ValueError: an image has no mask.
@@ -113,7 +112,7 @@ def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
 def _classes(
   root: Path, is_class: Callable[[Path], bool], depth: int = _DEPTH
 ) -> Iterator[tuple[Path, str]]:
-  """Folders of classes and their names; what is in one is no other class."""
+  """Yield folders and names of classes; they are not nested."""
   if is_class(root):
     yield root, root.name
     return
@@ -134,7 +133,7 @@ def _mvtec_test(folder: Path, class_name: str) -> list[index.Sample]:
   samples = []
   for defect in folders_in(folder / "test"):
     normal = defect.name in NORMAL_FOLDERS
-    # BTAD has masks of normal images; they say nothing.
+    # BTAD has masks of normal images, which are not needed.
     masks = {} if normal else _masks(folder / "ground_truth" / defect.name)
     samples += _samples(
       image_files.in_folder(defect),
@@ -169,19 +168,19 @@ def _samples(
 def _check_all_masked(
   samples: Sequence[index.Sample], *, required: bool = False
 ) -> None:
-  """Refuses a part of the masks: an unmasked anomaly would go unnoticed."""
+  """Refuse partial masks: an anomaly without mask would count as normal."""
   bare = [sample for sample in samples if not sample.has_mask]
   if bare and (required or any(sample.mask_path for sample in samples)):
     raise ValueError(
       f"{bare[0].image_path}: anomalous, but no mask has its name, unlike "
       f"other images of {bare[0].class_name!r} ({len(bare)} such). Expected "
-      "the image's name, if need be with _mask, _label, _Segmentation or "
+      "the image's name, optionally with _mask, _label, _Segmentation or "
       "_GT appended."
     )
 
 
 def _masks(folder: Path) -> dict[str, Path]:
-  """Returns the masks in `folder` by the stem of the image they belong to."""
+  """Return the masks in `folder` by the stem of their image."""
   masks: dict[str, Path] = {}
   for mask in image_files.in_tree(folder):
     other = masks.setdefault(_stem(mask), mask)
@@ -197,7 +196,7 @@ def _stem(path: Path) -> str:
 
 
 def folders_in(folder: Path) -> list[Path]:
-  """The visible folders of a folder, sorted; none if it does not exist."""
+  """Return the visible folders of a folder, sorted; none if it is missing."""
   if not folder.is_dir():
     return []
   return sorted(

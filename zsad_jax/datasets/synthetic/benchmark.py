@@ -73,7 +73,7 @@ DATASETS = {
 SIZES = range(96, 257)
 
 
-def draw(category, defect=None, *, index, split="test", size=112, seed=0):
+def draw(category: str, defect: str | None=None, *, index: int, split: str="test", size: int=112, seed: int=0) -> tuple[np.ndarray, np.ndarray]:
   """Draws one picture.
 
   With and without a defect, the same index gives the same scene.
@@ -101,7 +101,7 @@ def draw(category, defect=None, *, index, split="test", size=112, seed=0):
   return (pair.normal if defect is None else pair.anomalous), pair.mask
 
 
-def _check(category, defect, size):
+def _check(category: str, defect: str | None, size: int) -> None:
   if category not in FAMILIES:
     raise ValueError(
       f"Unknown category {category!r}; there are {', '.join(sorted(FAMILIES))}."
@@ -117,7 +117,7 @@ def _check(category, defect, size):
     )
 
 
-def plan(dataset):
+def plan(dataset: str) -> Iterator[tuple[str, str, str | None, int, int]]:
   """Lists the pictures of a data set of `DATASETS`, in `meta.json`'s order.
 
   Yields:
@@ -144,7 +144,7 @@ def plan(dataset):
         )
 
 
-def fingerprint(size=112, seed=0):
+def fingerprint(size: int=112, seed: int=0) -> str:
   """Returns 12 hex digits that stand for everything that defines the set."""
   kinds = {
     name: FAMILIES[name].defects
@@ -155,7 +155,7 @@ def fingerprint(size=112, seed=0):
   return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
-def ensure(cache_dir, *, size=112, seed=0):
+def ensure(cache_dir: str | os.PathLike[str], *, size: int=112, seed: int=0) -> Path:
   """Returns the benchmark's directory, drawing it first where it is missing.
 
   Args:
@@ -171,7 +171,7 @@ def ensure(cache_dir, *, size=112, seed=0):
   )
 
 
-def write(root, *, size=112, seed=0):
+def write(root: str | os.PathLike[str], *, size: int=112, seed: int=0) -> Path:
   """Draws both data sets into `root`, unless it is there already.
 
   They are drawn beside `root` and moved there when complete, so `root` is
@@ -200,7 +200,7 @@ def write(root, *, size=112, seed=0):
   return root
 
 
-def _publish(draft, root):
+def _publish(draft: Path, root: Path) -> None:
   try:
     os.rename(draft, root)
   except OSError:  # A directory that is not empty cannot be replaced:
@@ -224,7 +224,7 @@ def departure(root: str | Path, dataset: str) -> str:
   )
 
 
-def _write_dataset(root, dataset, *, size, seed):
+def _write_dataset(root: Path, dataset: str, *, size: int, seed: int) -> None:
   meta = {
     split: {name: [] for name in DATASETS[dataset]["categories"]}
     for split in ("train", "test")
@@ -255,6 +255,6 @@ def _write_dataset(root, dataset, *, size, seed):
   (root / DIGEST).write_text(digest.hexdigest())
 
 
-def _save(path, pixels):
+def _save(path: Path, pixels: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(pixels).save(path, compress_level=4)

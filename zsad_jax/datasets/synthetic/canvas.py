@@ -29,15 +29,15 @@ class Flaw:
   kind: str | None
   rng: np.random.Generator
 
-  def amount(self, kind, low, high):
+  def amount(self, kind: str, low: Number, high: Number) -> float:
     """Returns a number in [low, high) for this kind of flaw, else 0."""
     return self.rng.uniform(low, high) if self.kind == kind else 0.0
 
-  def pick(self, kind, count):
+  def pick(self, kind: str, count) -> int:
     """Returns the index of the part concerned for this kind, else -1."""
     return int(self.rng.integers(count)) if self.kind == kind else -1
 
-  def sign(self):
+  def sign(self) -> int:
     return 1 if self.rng.random() < 0.5 else -1
 
 
@@ -73,12 +73,12 @@ class Family:
     return self.overlays + self.structural
 
 
-def rgb(*color):
+def rgb(*color) -> np.ndarray:
   """Returns a colour of three numbers as float32 (3, 1, 1)."""
   return np.asarray(color, np.float32).reshape(3, 1, 1)
 
 
-def tinted(rng, color, spread=0.03):
+def tinted(rng: np.random.Generator, color: tuple[float, float, float], spread: float=0.03) -> np.ndarray:
   """Returns a colour near `color`, float32 (3, 1, 1)."""
   lightness = 1 + rng.uniform(-2 * spread, 2 * spread)
   return rgb(
@@ -86,7 +86,7 @@ def tinted(rng, color, spread=0.03):
   )
 
 
-def mix(first, second, share):
+def mix(first: np.ndarray, second: np.ndarray, share: np.ndarray | Number) -> np.ndarray:
   """Blends two colours or pictures (3, ...); `share` (n, n) is of `second`."""
   return first + (second - first) * np.asarray(share, np.float32)
 
@@ -102,8 +102,8 @@ class Stage:
   """
 
   def __init__(
-    self, rng, size, color, *, turn=0.0, wander=0.0, zoom=0.08, tilt=0.05
-  ):
+    self, rng: np.random.Generator, size: int, color: np.ndarray, *, turn: Number=0.0, wander: Number=0.0, zoom: Number=0.08, tilt: Number=0.05
+  ) -> None:
     """Sets up view and light over a plain ground.
 
     Args:
@@ -133,7 +133,7 @@ class Stage:
     self.gloss, self.region = self.height.copy(), self.height.copy()
 
   @staticmethod
-  def _viewpoint(rng, turn, wander, zoom, tilt):
+  def _viewpoint(rng: np.random.Generator, turn: Number, wander: Number, zoom: Number, tilt: Number) -> np.ndarray:
     """Returns the homography (3, 3) from picture to scene coordinates."""
     angle, scale = rng.uniform(-turn, turn), 1 + rng.uniform(-zoom, zoom)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
@@ -143,7 +143,7 @@ class Stage:
     return turned @ np.array([[1, 0, 0], [0, 1, 0], [tilt_x, tilt_y, 1]])
 
   @staticmethod
-  def _sun(rng):
+  def _sun(rng: np.random.Generator) -> np.ndarray:
     """Returns the unit vector towards the light: above, to the upper left."""
     azimuth = np.pi * 1.25 + rng.uniform(-0.5, 0.5)
     elevation = rng.uniform(0.75, 0.95)
@@ -153,7 +153,7 @@ class Stage:
       np.float32,
     )
 
-  def noise(self, rng, across, along=None):
+  def noise(self, rng: np.random.Generator, across: Number, along: Number | None=None) -> np.ndarray:
     """Smooth noise in about [-1, 1] that lies on the scene's plane.
 
     Args:
@@ -188,18 +188,18 @@ class Stage:
       noise = noise.resize((self.n, self.n), Image.Resampling.BICUBIC)
     return np.asarray(noise)
 
-  def clouds(self, rng, frequency, octaves=3):
+  def clouds(self, rng: np.random.Generator, frequency: Number, octaves: int=3) -> np.ndarray:
     """Noise of several scales, each half as strong as the coarser one."""
     total = sum(
       self.noise(rng, frequency * 2**i) / 2**i for i in range(octaves)
     )
     return total / (2 - 2 ** (1 - octaves))
 
-  def cover(self, sdf, soft=0.0):
+  def cover(self, sdf: np.ndarray, soft: Number=0.0) -> np.ndarray:
     """Share of each pixel inside a shape, with an edge `soft` units wide."""
     return np.clip(0.5 - sdf / max(self.px, soft), 0, 1)
 
-  def paint(self, sdf, color, *, lift=0.0, bevel=0.0, gloss=0.0):
+  def paint(self, sdf: np.ndarray, color: np.ndarray, *, lift: Number=0.0, bevel: Number=0.0, gloss: Number=0.0) -> None:
     """Lays a part on top of what is there.
 
     Args:
@@ -217,14 +217,14 @@ class Stage:
       t = np.clip(-sdf / bevel, 0, 1) if bevel else cover
       self.height += np.float32(lift) * t * (2 - t)
 
-  def cut(self, sdf):
+  def cut(self, sdf: np.ndarray) -> None:
     """Cuts a shape out of everything, down to the ground."""
     keep = 1 - self.cover(sdf)
     self.albedo = mix(self._ground, self.albedo, keep)
     for layer in (self.height, self.gloss, self.region):
       layer *= keep
 
-  def chipped(self, sdf, flaw, low=0.07, high=0.17):
+  def chipped(self, sdf: np.ndarray, flaw: Flaw, low: Number=0.07, high: Number=0.17) -> np.ndarray:
     """Returns the outline, with a jagged bite for a chipped edge."""
     if flaw.kind != "chipped_edge":
       return sdf
@@ -237,7 +237,7 @@ class Stage:
       radius = radius * (1 + depth * np.sin(waves * angle + phase))
     return np.maximum(sdf, radius - np.hypot(x, y))
 
-  def render(self):
+  def render(self) -> Scene:
     """Lights the relief; returns the `Scene`."""
     gy, gx = np.gradient(self.height, self.px)
     upright = 1 / np.sqrt(1 + gx * gx + gy * gy)
@@ -253,12 +253,12 @@ class Stage:
     image, region = _shrunk(image), _shrunk(self.region[None])[0]
     return Scene(np.ascontiguousarray(np.moveaxis(image, 0, -1)), region)
 
-  def _openness(self):
+  def _openness(self) -> np.ndarray:
     """Share of the sky seen from each point: crevices are darker."""
     wide = ndimage.uniform_filter(self.height, max(3, int(0.08 / self.px)))
     return np.clip(1 + 10 * np.minimum(self.height - wide, 0), 0.3, 1)
 
-  def _sunlit(self):
+  def _sunlit(self) -> np.ndarray:
     """1 in the light, 0 in the shadow of something higher, soft between."""
     steps, length = 6, 0.2
     reach = int(np.ceil(length / self.px)) + 1
@@ -280,7 +280,7 @@ class Stage:
 class Camera:
   """Uneven light, a slight blur and sensor noise, drawn once per picture."""
 
-  def __init__(self, rng, size):
+  def __init__(self, rng: np.random.Generator, size: int) -> None:
     unit = np.linspace(-1, 1, size, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.09, 0.09, 2).astype(np.float32)
     vignette = np.float32(rng.uniform(0.02, 0.12))
@@ -297,18 +297,18 @@ class Camera:
     grain = rng.normal(0, rng.uniform(0.006, 0.014), (size, size, 3))
     self._grain = grain.astype(np.float32)
 
-  def expose(self, image):
+  def expose(self, image: np.ndarray) -> np.ndarray:
     """Returns the noiseless picture of float32 (s, s, 3), same shape."""
     sharp = (self._blur, self._blur, 0)
     return ndimage.gaussian_filter(image * self._field, sharp, truncate=3)
 
-  def develop(self, image):
+  def develop(self, image: np.ndarray) -> np.ndarray:
     """Returns uint8 (s, s, 3) with the sensor's noise."""
     noisy = np.float32(image) + self._grain  # Some overlays are float64.
     return np.uint8(np.clip(noisy, 0, 1) * 255 + 0.5)
 
 
-def _shrunk(layers):
+def _shrunk(layers: np.ndarray) -> np.ndarray:
   """Averages `SUPERSAMPLE` x `SUPERSAMPLE` blocks of (c, n, n)."""
   k = SUPERSAMPLE
   rows = sum(layers[:, i::k] for i in range(k))

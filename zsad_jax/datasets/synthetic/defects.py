@@ -30,7 +30,7 @@ class Sheet:
     tone: mean colour around the place, float32 (3,).
   """
 
-  def __init__(self, image, region, rng):
+  def __init__(self, image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> None:
     self.shape = image.shape[:2]
     self.unit = min(self.shape) * UNIT
     self.rng = rng
@@ -43,7 +43,7 @@ class Sheet:
       (image * near[..., None]).sum((0, 1)) / max(near.sum(), 1)
     ).astype(np.float32)
 
-  def _place(self, region):
+  def _place(self, region: np.ndarray) -> tuple[int, int]:
     """Returns row and column of a point well inside the region."""
     inside = np.pad(region > 0.5, 1)
     depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
@@ -51,13 +51,13 @@ class Sheet:
     i = int(self.rng.random() * len(rows))
     return int(rows[i]), int(cols[i])
 
-  def noise(self, grain):
+  def noise(self, grain: Number) -> np.ndarray:
     """Smooth noise in about [-1, 1], (h, w), with grains of `grain` units."""
     cells = [int(v / self.unit / grain) + 2 for v in self.shape]
     grid = Image.fromarray(self.rng.uniform(-1, 1, cells).astype(np.float32))
     return np.asarray(grid.resize(self.shape[::-1], Image.Resampling.BICUBIC))
 
-  def blob(self, radius, rough=0.25, aside=(0.0, 0.0)):
+  def blob(self, radius: Number, rough: Number=0.25, aside: Sequence[float] | np.ndarray=(0.0, 0.0)) -> np.ndarray:
     """Signed distance in units, about, of an irregular round patch."""
     stretch, angle = self.rng.uniform(0.7, 1), self.rng.uniform(0, np.pi)
     x, y = shapes.turned(self.x - aside[0], self.y - aside[1], angle)
@@ -69,11 +69,11 @@ class Sheet:
       edge = edge + rough / waves * np.sin(waves * around + phase)
     return np.sqrt(x * x + y * y) - radius * edge
 
-  def cover(self, sdf, soft=0.0):
+  def cover(self, sdf: np.ndarray, soft: Number=0.0) -> np.ndarray:
     """Share of each pixel inside, the edge `soft` units wide."""
     return np.clip(0.5 - sdf / max(1 / self.unit, soft), 0, 1)
 
-  def strokes(self, paths):
+  def strokes(self, paths: Sequence[Stroke]) -> np.ndarray:
     """Draws lines: coverage float32 (h, w) in [0, 1].
 
     Args:
@@ -92,7 +92,7 @@ class Sheet:
         pen.line([*start, *end], fill=255, width=max(2, round(width)))
     return np.asarray(picture.reduce(PEN_SCALE), np.float32) / 255
 
-  def bend(self, length, curl, step=1.5):
+  def bend(self, length: float, curl: float, step: float=1.5) -> np.ndarray:
     """Points (k, 2) of a smooth line through the place, in units."""
     count = max(3, int(length / step))
     turns = np.convolve(
@@ -103,22 +103,22 @@ class Sheet:
     return (points - points[count // 2]) * step
 
 
-def _relief(height):
+def _relief(height: np.ndarray) -> np.ndarray:
   """Light from the upper left on a relief (h, w): brighter or darker."""
   gy, gx = np.gradient(height)
   return (gx + gy)[..., None]
 
 
-def _mixed(image, color, share):
+def _mixed(image: np.ndarray, color: np.ndarray | np.float32, share: np.ndarray) -> np.ndarray:
   return image + (color - image) * share[..., None]
 
 
-def _shifted(cover, sheet, far):
+def _shifted(cover: np.ndarray, sheet: Sheet, far: float) -> np.ndarray:
   """The shadow a thing throws to the lower right, `far` units away."""
   return ndimage.shift(cover, far * sheet.unit, order=1)
 
 
-def scratch(image, region, rng):
+def scratch(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """One to four nearly parallel grooves, lighter or darker than around."""
   sheet = Sheet(image, region, rng)
   main = sheet.bend(rng.uniform(22, 60), 0.03)
@@ -135,13 +135,13 @@ def scratch(image, region, rng):
   return _mixed(image, color, groove) + 0.15 * _relief(groove)
 
 
-def crack(image, region, rng):
+def crack(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """A jagged dark line that branches and thins out."""
   sheet = Sheet(image, region, rng)
   width = rng.uniform(0.9, 2.0)
   paths = []
 
-  def grow(start, heading, length, width):
+  def grow(start: np.ndarray, heading: float, length: float, width: float) -> None:
     points = [start]
     for _ in range(max(3, int(length / 2.5))):
       turn = heading + rng.normal(0, 0.5)
@@ -159,7 +159,7 @@ def crack(image, region, rng):
   return _mixed(image, sheet.tone * 0.18, gap) + 0.12 * _relief(gap)
 
 
-def hole(image, region, rng):
+def hole(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """A pit: dark, its far wall lit, its rim frayed."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(2.8, 8), 0.3) + 0.5 * sheet.noise(2)
@@ -173,7 +173,7 @@ def hole(image, region, rng):
   return _mixed(image, dark, deep) + (rim * light * (1 - deep))[..., None]
 
 
-def stain(image, region, rng):
+def stain(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """A dried spill: tints what is below, darkest along its border."""
   sheet = Sheet(image, region, rng)
   liquids = np.float32(
@@ -191,7 +191,7 @@ def stain(image, region, rng):
   return image * (1 - share[..., None] * (1 - tint))
 
 
-def contamination(image, region, rng):
+def contamination(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """Foreign matter lying on top: a fibre, or crumbs, with its shadow."""
   sheet = Sheet(image, region, rng)
   colors = np.float32(
@@ -223,7 +223,7 @@ def contamination(image, region, rng):
   return _mixed(shaded, color + 0.5 * _relief(bulge), body)
 
 
-def dent(image, region, rng):
+def dent(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """The surface pressed in: what is on it shifts, one side darker."""
   sheet = Sheet(image, region, rng)
   radius = rng.uniform(6, 13)
@@ -245,7 +245,7 @@ def dent(image, region, rng):
   return image * (1 + slope)[..., None]
 
 
-def discoloration(image, region, rng):
+def discoloration(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """A patch of another tone: rusty, bleached, scorched or off-colour."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(8, 19), 0.35) + 2.5 * sheet.noise(7)
@@ -267,7 +267,7 @@ def discoloration(image, region, rng):
   return _mixed(image, looks[visible[rng.integers(3)]], share)
 
 
-def glue(image, region, rng):
+def glue(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """A clear glossy drop: bright spot, dark border, what is below blurred."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(5, 11), 0.3)
@@ -282,7 +282,7 @@ def glue(image, region, rng):
   )
 
 
-def cut(image, region, rng):
+def cut(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """A slit that gapes: dark inside, lips turned up."""
   sheet = Sheet(image, region, rng)
   x, y = shapes.turned(sheet.x, sheet.y, rng.uniform(0, np.pi))
@@ -295,7 +295,7 @@ def cut(image, region, rng):
   return _mixed(image * (1 + lips)[..., None], sheet.tone * 0.15, slit)
 
 
-def abrasion(image, region, rng):
+def abrasion(image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """Rubbed through: paler, its grain worn away, finely scored."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(8, 17), 0.3) + 2 * sheet.noise(4)
@@ -326,7 +326,7 @@ OVERLAYS = {
 }
 
 
-def changed(before, after):
+def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
   """Pixels that differ visibly, small gaps closed; uint8 (h, w) in {0, 1}."""
   differs = np.abs(after - before).max(axis=-1) > VISIBLE
   reach = max(1, round(min(differs.shape) * UNIT))
@@ -339,12 +339,12 @@ def changed(before, after):
   return kept[parts].astype(np.uint8)
 
 
-def fits(mask):
+def fits(mask: np.ndarray) -> bool:
   """Whether a mask is neither too small to be seen nor most of the picture."""
   return MIN_SHARE <= mask.mean() <= MAX_SHARE
 
 
-def apply(kind, image, region, rng):
+def apply(kind: str, image: np.ndarray, region: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """Puts an overlay defect on a picture.
 
   Args:

@@ -21,7 +21,7 @@ SEGMENTS = (
 )
 
 
-def bottle(rng, size, flaw):
+def bottle(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Brown glass bottle from above on a light table: shoulder, rim, mouth."""
   stage = Stage(rng, size, tinted(rng, (0.87, 0.87, 0.85)), turn=3, wander=0.05)
   x, y, radius = stage.x, stage.y, np.hypot(stage.x, stage.y)
@@ -53,7 +53,7 @@ def bottle(rng, size, flaw):
   return stage.render()
 
 
-def capsule(rng, size, flaw):
+def capsule(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Two-coloured gelatine capsule with a printed code."""
   stage = Stage(
     rng, size, tinted(rng, (0.84, 0.84, 0.82)), turn=0.5, wander=0.08
@@ -75,7 +75,7 @@ def capsule(rng, size, flaw):
   return stage.render()
 
 
-def _code(stage, rng, x, y, flaw):
+def _code(stage: Stage, rng: np.random.Generator, x: np.ndarray, y: np.ndarray, flaw: Flaw) -> None:
   """Prints three digits; a print error doubles and smears or loses them."""
   pattern = rng.random((3, 7)) < 0.72
   fault = flaw.pick("print_error", 3)
@@ -96,7 +96,7 @@ def _code(stage, rng, x, y, flaw):
   stage.albedo = mix(stage.albedo, rgb(0.16, 0.15, 0.2), 0.85 * cover)
 
 
-def toothbrush(rng, size, flaw):
+def toothbrush(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Brush head from above: tufts in rows; a tuft may be lost or splayed."""
   stage = Stage(
     rng, size, tinted(rng, (0.36, 0.38, 0.42)), turn=0.25, wander=0.05
@@ -112,7 +112,7 @@ def toothbrush(rng, size, flaw):
   return stage.render()
 
 
-def _tufts(stage, rng, flaw):
+def _tufts(stage: Stage, rng: np.random.Generator, flaw: Flaw) -> None:
   """A lattice of 4 x 7 tufts with bare corners, each in its own socket."""
   column, dx = shapes.sawtooth(stage.x / 0.18)
   row, dy = shapes.sawtooth((stage.y + 0.12) / 0.18 + 0.5)
@@ -143,7 +143,7 @@ def _tufts(stage, rng, flaw):
     stage.paint(lying, white * (0.8 * fringe), lift=0.07, bevel=0.08)
 
 
-def cookie(rng, size, flaw):
+def cookie(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Baked biscuit with chocolate chips, cracked and browned at the rim."""
   stage = Stage(rng, size, tinted(rng, (0.8, 0.8, 0.82)), turn=3, wander=0.07)
   x, y = stage.x, stage.y
@@ -172,7 +172,7 @@ def cookie(rng, size, flaw):
   return stage.render()
 
 
-def button(rng, size, flaw):
+def button(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Four-holed shirt button of marbled resin; a hole may not be drilled."""
   stage = Stage(rng, size, tinted(rng, (0.23, 0.31, 0.4)), turn=3, wander=0.08)
   x, y = stage.x, stage.y
@@ -203,7 +203,7 @@ def button(rng, size, flaw):
   return stage.render()
 
 
-def tablet(rng, size, flaw):
+def tablet(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Pressed white pill: rounded rim, a score line, two letters."""
   stage = Stage(rng, size, tinted(rng, (0.3, 0.42, 0.46)), turn=3, wander=0.08)
   x, y = stage.x, stage.y

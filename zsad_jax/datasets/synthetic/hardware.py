@@ -13,7 +13,7 @@ STEEL = (0.6, 0.61, 0.63)
 BRASS = (0.74, 0.6, 0.34)
 
 
-def _metal(stage, rng, color, strength=1.0):
+def _metal(stage: Stage, rng: np.random.Generator, color: tuple[float, float, float], strength: float=1.0) -> np.ndarray:
   """Returns an albedo (n, n, 3): milled streaks and cloudy reflections."""
   streaks = stage.noise(rng, 3, 60)
   return tinted(rng, color) * (
@@ -21,7 +21,7 @@ def _metal(stage, rng, color, strength=1.0):
   )
 
 
-def hex_nut(rng, size, flaw):
+def hex_nut(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Steel nut from above on a pale bench: chamfer, bore, thread."""
   stage = Stage(rng, size, tinted(rng, (0.74, 0.72, 0.68)), turn=3, wander=0.1)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, STEEL)
@@ -39,7 +39,7 @@ def hex_nut(rng, size, flaw):
   return stage.render()
 
 
-def gear(rng, size, flaw):
+def gear(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Brass gear with spokes of holes; a tooth may be lost."""
   stage = Stage(rng, size, tinted(rng, (0.24, 0.27, 0.31)), turn=3, wander=0.08)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, BRASS)
@@ -66,7 +66,7 @@ def gear(rng, size, flaw):
   return stage.render()
 
 
-def bolt(rng, size, flaw):
+def bolt(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Hexagon bolt lying on its side; bent, or with its thread worn off."""
   stage = Stage(rng, size, tinted(rng, (0.5, 0.53, 0.5)), turn=3, wander=0.06)
   x, y = stage.x, stage.y
@@ -99,7 +99,7 @@ def bolt(rng, size, flaw):
   return stage.render()
 
 
-def key(rng, size, flaw):
+def key(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Door key: round bow, ribbed blade, cut teeth."""
   stage = Stage(rng, size, tinted(rng, (0.36, 0.22, 0.19)), turn=3, wander=0.05)
   metal = _metal(stage, rng, (0.7, 0.68, 0.6))
@@ -136,7 +136,7 @@ def key(rng, size, flaw):
   return stage.render()
 
 
-def cable(rng, size, flaw):
+def cable(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Cross-section of a three-core cable: sheath, insulation, strands."""
   stage = Stage(rng, size, tinted(rng, (0.8, 0.8, 0.78)), turn=3, wander=0.05)
   x, y = stage.x, stage.y
@@ -172,7 +172,7 @@ def cable(rng, size, flaw):
   return stage.render()
 
 
-def _core(stage, x, y, color, shine):
+def _core(stage: Stage, x: np.ndarray, y: np.ndarray, color: np.ndarray, shine: np.ndarray) -> None:
   """One insulated core with 19 copper strands around (0, 0)."""
   stage.paint(
     shapes.circle(x, y, 0.325), color, lift=0.06, bevel=0.03, gloss=0.2
@@ -186,7 +186,7 @@ def _core(stage, x, y, color, shine):
   stage.paint(outline, copper, lift=0.03, bevel=0.035, gloss=0.5)
 
 
-def circuit_board(rng, size, flaw):
+def circuit_board(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Green board: traces, one chip, two rows of small parts, round caps."""
   stage = Stage(
     rng, size, tinted(rng, (0.7, 0.69, 0.67)), turn=0.35, wander=0.06
@@ -213,7 +213,7 @@ def circuit_board(rng, size, flaw):
   return stage.render()
 
 
-def _traces(stage, rng, board):
+def _traces(stage: Stage, rng: np.random.Generator, board: np.ndarray) -> None:
   """Copper under the solder mask: lighter lines, and plated holes."""
   u, v = stage.x * 9 + 0.5, stage.y * 9
   column, across = shapes.sawtooth(u)
@@ -231,7 +231,7 @@ def _traces(stage, rng, board):
   stage.cut(corner - 0.03)
 
 
-def _components(stage, x, y, flaw):
+def _components(stage: Stage, x: np.ndarray, y: np.ndarray, flaw: Flaw) -> None:
   """Two rows of four soldered parts: dark resistors and tan capacitors."""
   column, px = shapes.sawtooth(x / 0.38)
   row, py = shapes.sawtooth((y + 0.02) / 0.32)
@@ -260,7 +260,7 @@ def _components(stage, x, y, flaw):
   stage.paint(label, rgb(0.8, 0.8, 0.78))
 
 
-def _chip(stage, x, y):
+def _chip(stage: Stage, x: np.ndarray, y: np.ndarray) -> None:
   """A chip with ten legs around (0, 0)."""
   spacing = np.abs(shapes.sawtooth(x / 0.1 + 0.5)[1]) * 0.1
   legs = np.maximum(
@@ -279,7 +279,7 @@ def _chip(stage, x, y):
   stage.paint(np.maximum(text, np.abs(x) - 0.18), rgb(0.55, 0.55, 0.55))
 
 
-def zipper(rng, size, flaw):
+def zipper(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Two woven tapes joined by metal teeth; a tooth may be lost or split."""
   stage = Stage(
     rng, size, tinted(rng, (0.68, 0.67, 0.64)), turn=0.12, wander=0.05
@@ -314,7 +314,7 @@ def zipper(rng, size, flaw):
   return stage.render()
 
 
-def solar_cell(rng, size, flaw):
+def solar_cell(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Blue silicon cell: fine fingers across three busbars."""
   stage = Stage(
     rng, size, tinted(rng, (0.86, 0.86, 0.84)), turn=0.06, wander=0.03
@@ -351,7 +351,7 @@ def solar_cell(rng, size, flaw):
   return stage.render()
 
 
-def _near(t, middle, length):
+def _near(t: np.ndarray, middle: float, length: float) -> np.ndarray:
   return np.abs(t - middle) < length
 
 

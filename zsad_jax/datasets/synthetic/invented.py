@@ -32,7 +32,7 @@ SPREAD = 0.06  # Of the tints of one colour name.
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Style:
   """What a design fixes before anything is drawn.
 
   Attributes:
@@ -46,19 +46,19 @@ class Look:
   material: str
   shape: tuple[float, ...]
 
-  def tint(self, rng, which):
+  def tint(self, rng: np.random.Generator, which: int) -> np.ndarray:
     """Returns a tint (3, 1, 1) of the body (0), second (1) or ground (2)."""
     return tinted(rng, COLORS[self.colors[which]], SPREAD)
 
-  def between(self, which, low, high):
+  def between(self, which: int, low: Number, high: Number) -> float:
     """Returns proportion number `which`, scaled to [low, high)."""
     return low + (high - low) * self.shape[which]
 
-  def one_of(self, which, options):
+  def one_of(self, which: int, options: Sequence[Option]) -> Option:
     """Returns one of the options, by proportion number `which`."""
     return options[int(self.shape[which] * len(options))]
 
-  def surface(self, stage, rng, color):
+  def surface(self, stage: Stage, rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the albedo (3, n, n) and the gloss of the material."""
     tone, gloss = MATERIALS[self.material](stage, rng)
     return color * tone, gloss
@@ -74,29 +74,29 @@ class Design:
   family: Family
 
 
-def _metal(stage, rng):
+def _metal(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   streaks, clouds = stage.noise(rng, 3, 60), stage.clouds(rng, 2)
   return 1 + 0.07 * streaks + 0.13 * clouds, 0.4
 
 
-def _plastic(stage, rng):
+def _plastic(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   return 1 + 0.04 * stage.clouds(rng, 2), 0.35
 
 
-def _wooden(stage, rng):
+def _wooden(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   grain = stage.noise(rng, 40, 2) + 0.5 * stage.noise(rng, 8, 1)
   return 1 + 0.13 * grain, 0.05
 
 
-def _rubber(stage, rng):
+def _rubber(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   return 1 + 0.07 * stage.noise(rng, 50), 0.1
 
 
-def _ceramic(stage, rng):
+def _ceramic(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   return 1 + 0.05 * stage.clouds(rng, 4), 0.6
 
 
-def _paper(stage, rng):
+def _paper(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   return 1 + 0.07 * stage.clouds(rng, 8) + 0.05 * stage.noise(rng, 60), 0.0
 
 
@@ -115,16 +115,16 @@ def invent(rng: np.random.Generator, kinds) -> Design:
 
   Args:
     rng: random numbers; the same give the same design.
-    kinds: `{noun: Family}` whose `draw` takes `(look, rng, size, flaw)`.
+    kinds: `{noun: Family}` whose `draw` takes `(style, rng, size, flaw)`.
   """
   noun = str(rng.choice(sorted(kinds)))
   body, second = rng.choice(sorted(COLORS), 2, replace=False)
   grounds = NEUTRAL if rng.random() < PLAIN else sorted(COLORS)
   ground = rng.choice([c for c in grounds if c not in (body, second)])
   colors = tuple(map(str, (body, second, ground)))
-  look = Look(
+  style = Style(
     colors, str(rng.choice(sorted(MATERIALS))), tuple(rng.random(12).tolist())
   )
   family = kinds[noun]
-  drawn = dataclasses.replace(family, draw=functools.partial(family.draw, look))
-  return Design(noun, look.material, colors[0], drawn)
+  drawn = dataclasses.replace(family, draw=functools.partial(family.draw, style))
+  return Design(noun, style.material, colors[0], drawn)

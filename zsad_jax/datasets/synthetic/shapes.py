@@ -10,25 +10,25 @@ import numpy as np
 TABLE = 64  # Random tables repeat after this many cells; a picture has fewer.
 
 
-def _length(x, y):
+def _length(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return np.sqrt(x * x + y * y)  # Several times faster than np.hypot.
 
 
-def _wrapped(t, period):
+def _wrapped(t: np.ndarray, period: Number) -> np.ndarray:
   """Moves into [-period / 2, period / 2); several times faster than np.mod."""
   return t - period * np.floor(t * (1 / period) + 0.5)
 
 
-def circle(x, y, radius):
+def circle(x: np.ndarray, y: np.ndarray, radius: Number) -> np.ndarray:
   return _length(x, y) - radius
 
 
-def ring(x, y, radius, width):
+def ring(x: np.ndarray, y: np.ndarray, radius: Number, width: Number) -> np.ndarray:
   """Signed distance of a ring whose middle line has `radius`."""
   return np.abs(_length(x, y) - radius) - width / 2
 
 
-def box(x, y, half_width, half_height, corner=0.0):
+def box(x: np.ndarray, y: np.ndarray, half_width: Number, half_height: Number, corner: Number=0.0) -> np.ndarray:
   """Signed distance of a rectangle with rounded corners."""
   qx = np.abs(x) - (half_width - corner)
   qy = np.abs(y) - (half_height - corner)
@@ -36,43 +36,43 @@ def box(x, y, half_width, half_height, corner=0.0):
   return outside + np.minimum(np.maximum(qx, qy), 0) - corner
 
 
-def polygon(x, y, sides, radius):
+def polygon(x: np.ndarray, y: np.ndarray, sides: int, radius: Number) -> np.ndarray:
   """Distance bound of a regular polygon whose inscribed circle has `radius`."""
   step = 2 * np.pi / sides
   angle = _wrapped(np.arctan2(y, x), step)
   return _length(x, y) * np.cos(angle) - radius
 
 
-def turned(x, y, angle):
+def turned(x: np.ndarray, y: np.ndarray, angle: Number) -> tuple[np.ndarray, np.ndarray]:
   """Returns the coordinates seen from axes turned by `angle` (radians)."""
   cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
   return cos * x + sin * y, cos * y - sin * x
 
 
-def smoothstep(t):
+def smoothstep(t: np.ndarray) -> np.ndarray:
   """Maps 0..1 onto 0..1 with flat ends; clips outside."""
   t = np.clip(t, 0, 1)
   return t * t * (3 - 2 * t)
 
 
-def sawtooth(t):
+def sawtooth(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Splits into the integer cell and the offset from its middle (-.5, .5)."""
   cell = np.floor(t)
   return cell, t - cell - np.float32(0.5)
 
 
-def arch(t):
+def arch(t: np.ndarray) -> np.ndarray:
   """Cross-section of a round thread: 1 at the middle, 0 at offset +-0.5."""
   return np.maximum(1 - 4 * t * t, 0)
 
 
-def hashed(i, j):
+def hashed(i: np.ndarray, j: np.ndarray) -> np.ndarray:
   """Integer key in [0, TABLE^2) of a cell, to look up its random values."""
   i, j = np.asarray(i).astype(np.intp), np.asarray(j).astype(np.intp)
   return (i * 7 + j * 37 + (i * j & 15) * 101) & (TABLE * TABLE - 1)
 
 
-def pebbles(x, y, rng):
+def pebbles(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Voronoi cells of one random point per unit square.
 
   Returns:
@@ -101,7 +101,7 @@ def pebbles(x, y, rng):
   return nearest, np.sqrt(second) - nearest, key
 
 
-def hexagons(x, y):
+def hexagons(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Honeycomb of hexagons one unit wide.
 
   Returns:

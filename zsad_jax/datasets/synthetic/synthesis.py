@@ -38,7 +38,7 @@ class Ranges:
   size: tuple[float, float] = (0.4, 1.0)
   strength: tuple[float, float] = (0.6, 1.0)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if unknown := sorted(set(self.kinds) - KINDS.keys()):
       raise ValueError(
         f"There is no kind of defect {unknown[0]!r}; there are "
@@ -57,16 +57,16 @@ class Ranges:
         )
 
 
-def _blended(image, color, share):
+def _blended(image: Photo, color: Photo, share: np.ndarray) -> Photo:
   return image + (color - image) * share[..., None]
 
 
-def _patch(sheet, rng, low, high):
+def _patch(sheet: defects.Sheet, rng: np.random.Generator, low: float, high: float) -> np.ndarray:
   """Coverage of an irregular patch, `low` to `high` units in radius."""
   return sheet.cover(sheet.blob(rng.uniform(low, high), 0.35), 2)
 
 
-def perlin(image: Photo, region, rng, other: Photo) -> Photo:
+def perlin(image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo) -> Photo:
   """Another texture, where noise of several octaves is high (DRAEM)."""
   sheet = defects.Sheet(image, region, rng)
   noise = sum(sheet.noise(24 / 2**i) / 2**i for i in range(4))
@@ -75,7 +75,7 @@ def perlin(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, _texture(other, image.shape[:2], rng), share)
 
 
-def cut_paste(image: Photo, region, rng, other: Photo) -> Photo:
+def cut_paste(image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo) -> Photo:
   """A turned rectangle from elsewhere, in slightly other colours (CutPaste)."""
   sheet = defects.Sheet(image, region, rng)
   angle = rng.uniform(0, np.pi)
@@ -87,7 +87,7 @@ def cut_paste(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, patch * np.float32(rng.uniform(0.8, 1.2)), share)
 
 
-def missing_part(image: Photo, region, rng, other: Photo) -> Photo:
+def missing_part(image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo) -> Photo:
   """A patch is filled with the colours along its border, smoothly."""
   del other
   sheet = defects.Sheet(image, region, rng)
@@ -100,7 +100,7 @@ def missing_part(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, fill * shade, share)
 
 
-def misplaced_part(image: Photo, region, rng, other: Photo) -> Photo:
+def misplaced_part(image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo) -> Photo:
   """A patch of the picture, put a little beside where it belongs."""
   del other
   sheet = defects.Sheet(image, region, rng)
@@ -111,7 +111,7 @@ def misplaced_part(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, moved, share)
 
 
-def _texture(other, shape, rng):
+def _texture(other: Photo, shape: tuple[int, int], rng: np.random.Generator) -> Photo:
   """A turned, stretched part of another picture, of this shape."""
   turned = np.rot90(other, int(rng.integers(4)))
   low = [int(rng.integers(0, max(1, s // 2))) for s in turned.shape[:2]]
@@ -121,7 +121,7 @@ def _texture(other, shape, rng):
   return np.asarray(resized, np.float32)[..., rng.permutation(3)] / 255
 
 
-def _overlay(draw):
+def _overlay(draw: Overlay) -> Kind:
   return lambda image, region, rng, other: draw(image, region, rng)
 
 
@@ -185,7 +185,7 @@ def damage(
   return image, mask
 
 
-def _part(shape, region, ranges, rng):
+def _part(shape: tuple[int, int], region: np.ndarray, ranges: Ranges, rng: np.random.Generator) -> tuple[slice, slice]:
   """A random square that has something of the region, as slices."""
   side = max(32, int(min(shape) * rng.uniform(*ranges.size)))
   side = min(side, *shape)
@@ -272,7 +272,7 @@ def synthesize(
   return written
 
 
-def _record(path, mask_path, class_name, kind):
+def _record(path: str, mask_path: str, class_name: str, kind: str) -> dict[str, str | int]:
   return {
     "img_path": path,
     "mask_path": mask_path,
@@ -282,11 +282,11 @@ def _record(path, mask_path, class_name, kind):
   }
 
 
-def _load(path):
+def _load(path: str) -> Photo:
   return np.asarray(preprocess.open_image(path), np.float32) / 255
 
 
-def _save(path, pixels):
+def _save(path: Path, pixels: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   if pixels.dtype == np.uint8:
     pixels = 255 * pixels

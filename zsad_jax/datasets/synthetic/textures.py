@@ -18,18 +18,18 @@ STONES = (
 )  # Chips of the terrazzo.
 
 
-def _surface(rng, size, color, *, turn=0.2, tilt=0.06):
+def _surface(rng: np.random.Generator, size: int, color: tuple[float, float, float], *, turn: Number=0.2, tilt: Number=0.06) -> Stage:
   stage = Stage(rng, size, tinted(rng, color), turn=turn, tilt=tilt)
   stage.region[:] = 1
   return stage
 
 
-def _stretch(t, middle, length):
+def _stretch(t: np.ndarray, middle: float, length: float) -> np.ndarray:
   """True within `length` of `middle`."""
   return np.abs(t - middle) < length
 
 
-def carpet(rng, size, flaw):
+def carpet(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Plain weave of thick yarns; flaws concern one lengthwise yarn."""
   stage = _surface(rng, size, (0.3, 0.3, 0.33))
   wobble = stage.noise(rng, 4)
@@ -58,7 +58,7 @@ def carpet(rng, size, flaw):
   return stage.render()
 
 
-def wood(rng, size, flaw):
+def wood(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Flat-sawn boards: growth rings, fine grain and dark pores."""
   del flaw
   stage = _surface(rng, size, (0.6, 0.42, 0.25), turn=0.12)
@@ -76,7 +76,7 @@ def wood(rng, size, flaw):
   return stage.render()
 
 
-def leather(rng, size, flaw):
+def leather(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Pebbled grain with shallow folds."""
   del flaw
   stage = _surface(rng, size, (0.3, 0.17, 0.1), turn=3)
@@ -95,7 +95,7 @@ def leather(rng, size, flaw):
   return stage.render()
 
 
-def terrazzo(rng, size, flaw):
+def terrazzo(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Polished stone chips of two sizes in light cement."""
   del flaw
   stage = _surface(rng, size, (0.78, 0.76, 0.72), turn=3)
@@ -117,7 +117,7 @@ def terrazzo(rng, size, flaw):
   return stage.render()
 
 
-def wire_grid(rng, size, flaw):
+def wire_grid(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Woven steel wires before a dark room; one wire may bend or break."""
   stage = _surface(rng, size, (0.1, 0.11, 0.13), turn=0.7)
   u, v = stage.x * 4.2, stage.y * 4.2
@@ -147,7 +147,7 @@ def wire_grid(rng, size, flaw):
   return stage.render()
 
 
-def knitted_wool(rng, size, flaw):
+def knitted_wool(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Stocking stitch: columns of V-shaped loops, every yarn a bit fuzzy."""
   stage = _surface(rng, size, (0.2, 0.2, 0.22), turn=0.15)
   wobble = stage.noise(rng, 3)
@@ -176,7 +176,7 @@ def knitted_wool(rng, size, flaw):
   return stage.render()
 
 
-def mosaic_tile(rng, size, flaw):
+def mosaic_tile(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Glazed hexagonal tiles in grout; one tile may be lost or wrong."""
   stage = _surface(rng, size, (0.68, 0.66, 0.62), turn=0.5)
   x, y = stage.x * 3.1, stage.y * 3.1
@@ -202,7 +202,7 @@ def mosaic_tile(rng, size, flaw):
   return stage.render()
 
 
-def brushed_metal(rng, size, flaw):
+def brushed_metal(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Streaks along one direction and a broad sheen."""
   del flaw
   stage = _surface(rng, size, (0.62, 0.63, 0.64), turn=3)
@@ -218,7 +218,7 @@ def brushed_metal(rng, size, flaw):
   return stage.render()
 
 
-def marble(rng, size, flaw):
+def marble(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Pale stone with veins of two sizes."""
   del flaw
   stage = _surface(rng, size, (0.86, 0.85, 0.83), turn=3)
@@ -237,7 +237,7 @@ def marble(rng, size, flaw):
   return stage.render()
 
 
-def corrugated_cardboard(rng, size, flaw):
+def corrugated_cardboard(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Brown paper over parallel flutes, with flecks of fibre."""
   del flaw
   stage = _surface(rng, size, (0.69, 0.53, 0.36), turn=0.3)
@@ -252,7 +252,7 @@ def corrugated_cardboard(rng, size, flaw):
   return stage.render()
 
 
-def concrete(rng, size, flaw):
+def concrete(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Grey cement: cloudy, gritty, with small pores."""
   del flaw
   stage = _surface(rng, size, (0.56, 0.55, 0.53), turn=3)
@@ -267,7 +267,7 @@ def concrete(rng, size, flaw):
   return stage.render()
 
 
-def brick_wall(rng, size, flaw):
+def brick_wall(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   """Running bond; one brick may be lost or of another firing."""
   stage = _surface(rng, size, (0.68, 0.64, 0.58), turn=0.06)
   row, fy = shapes.sawtooth(stage.y * 3.6 + 0.5)

@@ -70,5 +70,5 @@ def number(name: str) -> int:
   return zlib.crc32(name.encode())
 
 
-def _rng(*key):
+def _rng(*key) -> np.random.Generator:
   return np.random.default_rng(np.random.SeedSequence(key))
