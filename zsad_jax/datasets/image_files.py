@@ -31,7 +31,7 @@ def find(paths: Sequence[PathLike]) -> list[str]:
     ValueError: a folder or a list contains no image, or `paths` is empty.
   """
   found: dict[str, None] = {}
-  for path in map(os.fspath, paths):
+  for path in map(str, paths):
     if path.endswith(".txt") and os.path.isfile(path):
       images = _listed(path)
     elif os.path.exists(path):

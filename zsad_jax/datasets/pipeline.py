@@ -21,6 +21,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -62,7 +63,8 @@ class Batches:
 
   def __init__(self, dataset: tf.data.Dataset, *, skip_corrupt: bool):
     self.skipped: list[str] = []
-    self._open = [dataset.as_numpy_iterator()]
+    iterator = cast(Iterator[dict[str, Any]], dataset.as_numpy_iterator())
+    self._open = [iterator]
     # Its threads call Python and, left running, block the interpreter's exit.
     weakref.finalize(self, self._open.clear)
     self._skip_corrupt = skip_corrupt

@@ -60,11 +60,12 @@ def visa(root: Path) -> Parts:
           "or test), label (normal or anomaly), image and mask; found "
           f"{row}."
         ) from error
-      files = [str(root / f) if f else "" for f in (image, mask)]
-      for file_ in filter(None, files):
-        if not os.path.isfile(file_):
-          raise ValueError(f"{path}, line {line}: {file_} does not exist.")
-      phase.append(Sample(*files, row["object"], "", label))
+      image_path = str(root / image)
+      mask_path = str(root / mask) if mask else ""
+      for listed in filter(None, (image_path, mask_path)):
+        if not os.path.isfile(listed):
+          raise ValueError(f"{path}, line {line}: {listed} does not exist.")
+      phase.append(Sample(image_path, mask_path, row["object"], "", label))
   return parts["train"], parts["test"]
 
 
@@ -318,7 +319,7 @@ def masked(class_name: str, images: str, masks: str) -> Reader:
       if not found:
         raise ValueError(f"{root}: there is no folder {pattern}.")
       folders.append(found[0])
-    return [], layouts.pair(*folders, class_name)
+    return [], layouts.pair(folders[0], folders[1], class_name)
 
   return read
 

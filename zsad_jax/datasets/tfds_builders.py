@@ -41,7 +41,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     dataset = registry.read_entry(self.entry_name, str(dl_manager.manual_dir))
     parts = {"train": dataset.train, "test": dataset.test}
-    self.info.metadata[tfds_records.INDEX] = {
+    metadata = self.info.metadata
+    assert metadata is not None  # Set by `_info`.
+    metadata[tfds_records.INDEX] = {
       part: [_facts(s) for s in samples] for part, samples in parts.items()
     }
     return {

@@ -65,4 +65,6 @@ def read(path: str) -> bytes:
 
 @functools.cache
 def _source(built: str, part: str) -> Sequence:
-  return tfds.builder_from_directory(built).as_data_source(split=part)
+  builder = tfds.builder_from_directory(built)
+  # pyright does not see the arguments that a decorator passes on.
+  return builder.as_data_source(split=part)  # pyright: ignore[reportCallIssue]

@@ -1,20 +1,34 @@
 """Object families of metal and electronics.
 
 Each function draws one family: `(rng, size, flaw) -> Scene`. Constants inside
-are a drawing's proportions; they were chosen by looking.
+are proportions, chosen by eye.
 """
 
 import numpy as np
 
 from zsad_jax.datasets.synthetic import shapes
-from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix, rgb, tinted
+from zsad_jax.datasets.synthetic.canvas import (
+  Family,
+  Flaw,
+  Number,
+  Scene,
+  Stage,
+  mix,
+  rgb,
+  tinted,
+)
 
 STEEL = (0.6, 0.61, 0.63)
 BRASS = (0.74, 0.6, 0.34)
 
 
-def _metal(stage: Stage, rng: np.random.Generator, color: tuple[float, float, float], strength: float=1.0) -> np.ndarray:
-  """Returns an albedo (n, n, 3): milled streaks and cloudy reflections."""
+def _metal(
+  stage: Stage,
+  rng: np.random.Generator,
+  color: tuple[float, float, float],
+  strength: Number = 1.0,
+) -> np.ndarray:
+  """Return an albedo (3, n, n): milled streaks and cloudy reflections."""
   streaks = stage.noise(rng, 3, 60)
   return tinted(rng, color) * (
     1 + strength * (0.07 * streaks + 0.14 * stage.clouds(rng, 2))
@@ -22,7 +36,7 @@ def _metal(stage: Stage, rng: np.random.Generator, color: tuple[float, float, fl
 
 
 def hex_nut(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Steel nut from above on a pale bench: chamfer, bore, thread."""
+  """Draw a steel nut from above on a pale bench: chamfer, bore, thread."""
   stage = Stage(rng, size, tinted(rng, (0.74, 0.72, 0.68)), turn=3, wander=0.1)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, STEEL)
   radius = np.hypot(x, y)
@@ -40,7 +54,7 @@ def hex_nut(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
 
 
 def gear(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Brass gear with spokes of holes; a tooth may be lost."""
+  """Draw a brass gear with holes; a tooth may be missing."""
   stage = Stage(rng, size, tinted(rng, (0.24, 0.27, 0.31)), turn=3, wander=0.08)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, BRASS)
   teeth = 18
@@ -67,7 +81,7 @@ def gear(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
 
 
 def bolt(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Hexagon bolt lying on its side; bent, or with its thread worn off."""
+  """Draw a hexagon bolt on its side; it may be bent or its thread worn."""
   stage = Stage(rng, size, tinted(rng, (0.5, 0.53, 0.5)), turn=3, wander=0.06)
   x, y = stage.x, stage.y
   bend = flaw.amount("bent_part", 0.25, 0.5) * flaw.sign()
@@ -100,7 +114,7 @@ def bolt(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
 
 
 def key(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Door key: round bow, ribbed blade, cut teeth."""
+  """Draw a door key: round bow, ribbed blade, cut teeth."""
   stage = Stage(rng, size, tinted(rng, (0.36, 0.22, 0.19)), turn=3, wander=0.05)
   metal = _metal(stage, rng, (0.7, 0.68, 0.6))
   x = stage.x
@@ -137,7 +151,7 @@ def key(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
 
 
 def cable(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Cross-section of a three-core cable: sheath, insulation, strands."""
+  """Draw the section of a three-core cable: sheath, insulation, strands."""
   stage = Stage(rng, size, tinted(rng, (0.8, 0.8, 0.78)), turn=3, wander=0.05)
   x, y = stage.x, stage.y
   grit = 1 + 0.06 * stage.noise(rng, 40)
@@ -172,8 +186,14 @@ def cable(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def _core(stage: Stage, x: np.ndarray, y: np.ndarray, color: np.ndarray, shine: np.ndarray) -> None:
-  """One insulated core with 19 copper strands around (0, 0)."""
+def _core(
+  stage: Stage,
+  x: np.ndarray,
+  y: np.ndarray,
+  color: np.ndarray,
+  shine: np.ndarray,
+) -> None:
+  """Draw one insulated core with 19 copper strands around (0, 0)."""
   stage.paint(
     shapes.circle(x, y, 0.325), color, lift=0.06, bevel=0.03, gloss=0.2
   )
@@ -187,7 +207,7 @@ def _core(stage: Stage, x: np.ndarray, y: np.ndarray, color: np.ndarray, shine: 
 
 
 def circuit_board(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Green board: traces, one chip, two rows of small parts, round caps."""
+  """Draw a board: traces, one chip, two rows of parts, round caps."""
   stage = Stage(
     rng, size, tinted(rng, (0.7, 0.69, 0.67)), turn=0.35, wander=0.06
   )
@@ -214,7 +234,7 @@ def circuit_board(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
 
 
 def _traces(stage: Stage, rng: np.random.Generator, board: np.ndarray) -> None:
-  """Copper under the solder mask: lighter lines, and plated holes."""
+  """Draw copper under the solder mask: lighter lines, and plated holes."""
   u, v = stage.x * 9 + 0.5, stage.y * 9
   column, across = shapes.sawtooth(u)
   row, along = shapes.sawtooth(v)
@@ -232,7 +252,7 @@ def _traces(stage: Stage, rng: np.random.Generator, board: np.ndarray) -> None:
 
 
 def _components(stage: Stage, x: np.ndarray, y: np.ndarray, flaw: Flaw) -> None:
-  """Two rows of four soldered parts: dark resistors and tan capacitors."""
+  """Draw two rows of four soldered parts: resistors and capacitors."""
   column, px = shapes.sawtooth(x / 0.38)
   row, py = shapes.sawtooth((y + 0.02) / 0.32)
   px, py, place = px * 0.38, py * 0.32, column + 2 + 4 * row
@@ -261,7 +281,7 @@ def _components(stage: Stage, x: np.ndarray, y: np.ndarray, flaw: Flaw) -> None:
 
 
 def _chip(stage: Stage, x: np.ndarray, y: np.ndarray) -> None:
-  """A chip with ten legs around (0, 0)."""
+  """Draw a chip with ten legs around (0, 0)."""
   spacing = np.abs(shapes.sawtooth(x / 0.1 + 0.5)[1]) * 0.1
   legs = np.maximum(
     np.maximum(spacing - 0.028, np.abs(y) - 0.25), np.abs(x) - 0.25
@@ -280,7 +300,7 @@ def _chip(stage: Stage, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def zipper(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Two woven tapes joined by metal teeth; a tooth may be lost or split."""
+  """Draw two tapes joined by metal teeth; one may be missing or bent."""
   stage = Stage(
     rng, size, tinted(rng, (0.68, 0.67, 0.64)), turn=0.12, wander=0.05
   )
@@ -315,7 +335,7 @@ def zipper(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
 
 
 def solar_cell(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Blue silicon cell: fine fingers across three busbars."""
+  """Draw a blue silicon cell: fine fingers across three busbars."""
   stage = Stage(
     rng, size, tinted(rng, (0.86, 0.86, 0.84)), turn=0.06, wander=0.03
   )
@@ -351,7 +371,7 @@ def solar_cell(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def _near(t: np.ndarray, middle: float, length: float) -> np.ndarray:
+def _near(t: np.ndarray, middle: Number, length: Number) -> np.ndarray:
   return np.abs(t - middle) < length
 
 

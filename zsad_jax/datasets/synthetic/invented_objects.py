@@ -1,29 +1,36 @@
 """Objects of random proportions: an outline, and parts arranged on it.
 
-Each function of `FAMILIES` gives the outline of one kind of object:
-`(style, x, y) -> sdf`; `_drawn` paints it, with studs, holes, grooves, bands or
-a label, of which a structural flaw takes, moves, recolours, bends or chips one.
+A function gives the outline of one kind of object, `(style, x, y) -> sdf`;
+`_outlined` paints it with studs, holes, grooves or bands. A structural flaw
+removes, moves or recolours one of these parts, or bends or chips the object.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from zsad_jax.datasets.synthetic import shapes
-from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix
+from zsad_jax.datasets.synthetic.canvas import Flaw, Number, Scene, Stage, mix
+from zsad_jax.datasets.synthetic.invented import Style, StyledFamily
 from zsad_jax.datasets.synthetic.invented_textures import OVERLAYS
+
+Outline = Callable[[Style, np.ndarray, np.ndarray], np.ndarray]
 
 
 def disc(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a disc."""
   return shapes.circle(x, y, style.between(0, 0.5, 0.8))
 
 
 def washer(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a ring."""
   radius = style.between(0, 0.45, 0.6)
   return shapes.ring(x, y, radius, style.between(1, 0.2, 0.6) * radius)
 
 
 def plate(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a plate with rounded corners."""
   return shapes.box(
     x,
     y,
@@ -34,12 +41,14 @@ def plate(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def block(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a regular polygon."""
   return shapes.polygon(
     x, y, style.one_of(0, (3, 5, 6, 7, 8)), style.between(1, 0.4, 0.68)
   )
 
 
 def star(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a star."""
   arms, depth = (
     style.one_of(0, (4, 5, 6, 7, 8, 9, 12)),
     style.between(1, 0.06, 0.3),
@@ -50,6 +59,7 @@ def star(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def cross(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a cross."""
   long, wide = style.between(0, 0.55, 0.8), style.between(1, 0.15, 0.3)
   return np.minimum(
     shapes.box(x, y, long, wide, 0.05),
@@ -58,6 +68,7 @@ def cross(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def bracket(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return an L-shaped bracket."""
   long, wide = style.between(0, 0.5, 0.75), style.between(1, 0.15, 0.28)
   return np.minimum(
     shapes.box(x, y + long - wide, long, wide, 0.05),
@@ -66,6 +77,7 @@ def bracket(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def rod(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a rod with a knob."""
   wide = style.between(0, 0.1, 0.28)
   knob = shapes.circle(x - 0.55, y, wide * style.between(1, 1, 1.8))
   return np.minimum(
@@ -74,7 +86,7 @@ def rod(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def vase(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Turned on a lathe: its half width is a smooth function of the height."""
+  """Return a vase, whose half width is a smooth function of the height."""
   half = 0.36 + sum(
     style.between(i, -0.13, 0.13) * np.cos((i + 1) * 2 * y + 6 * i)
     for i in range(3)
@@ -83,18 +95,26 @@ def vase(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def frame(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return a frame."""
   wide, tall = style.between(0, 0.5, 0.75), style.between(1, 0.4, 0.75)
   thick = style.between(2, 0.06, 0.14)
   return np.abs(shapes.box(x, y, wide, tall, 0.12)) - thick
 
 
 def lens(style: Style, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Return an ellipse."""
   flat = style.between(0, 0.45, 0.85)
   return (np.hypot(x, y / flat) - 0.72) * flat
 
 
-def _outlined(outline: Outline, style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Draws an object with this outline and the parts of its style."""
+def _outlined(
+  outline: Outline,
+  style: Style,
+  rng: np.random.Generator,
+  size: int,
+  flaw: Flaw,
+) -> Scene:
+  """Draw an object with this outline and the parts of its style."""
   stage = Stage(rng, size, style.tint(rng, 2), turn=3, wander=0.1, zoom=0.2)
   x, y = stage.x, stage.y
   bend = flaw.amount("bent_part", 0.2, 0.45) * flaw.sign()
@@ -117,12 +137,21 @@ def _outlined(outline: Outline, style: Style, rng: np.random.Generator, size: in
   return stage.render()
 
 
-def _plain(*_) -> None:
-  """No second decoration."""
+def _plain(*_: object) -> None:
+  """Draw no second decoration."""
 
 
-def _bands(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: np.ndarray, y: np.ndarray, sdf: np.ndarray, gloss: Number) -> None:
-  """Bands across the object."""
+def _bands(
+  stage: Stage,
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  x: np.ndarray,
+  y: np.ndarray,
+  sdf: np.ndarray,
+  gloss: Number,
+) -> None:
+  """Draw bands across the object."""
   del flaw, y, gloss
   _, across = shapes.sawtooth(x * style.between(9, 1.5, 6))
   band = np.maximum((np.abs(across) - 0.22) / 4, sdf + 0.03)
@@ -131,30 +160,66 @@ def _bands(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: 
   )
 
 
-def _groove(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: np.ndarray, y: np.ndarray, sdf: np.ndarray, gloss: Number) -> None:
-  """A line along the outline."""
+def _groove(
+  stage: Stage,
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  x: np.ndarray,
+  y: np.ndarray,
+  sdf: np.ndarray,
+  gloss: Number,
+) -> None:
+  """Draw a line along the outline."""
   del rng, flaw, x, y
   line = np.abs(sdf + style.between(9, 0.06, 0.16)) - 0.018
   stage.paint(line, 0.6 * stage.albedo, lift=-0.03, bevel=0.02, gloss=gloss)
 
 
-def _split(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: np.ndarray, y: np.ndarray, sdf: np.ndarray, gloss: Number) -> None:
-  """One half of another colour."""
+def _split(
+  stage: Stage,
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  x: np.ndarray,
+  y: np.ndarray,
+  sdf: np.ndarray,
+  gloss: Number,
+) -> None:
+  """Paint one half in another colour."""
   del flaw, y
   half = np.maximum(sdf, x - style.between(9, -0.3, 0.3))
   stage.paint(half, style.tint(rng, 1), gloss=gloss)
 
 
-def _round(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: np.ndarray, y: np.ndarray, sdf: np.ndarray, gloss: Number) -> None:
-  """Equal parts on a circle."""
+def _round(
+  stage: Stage,
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  x: np.ndarray,
+  y: np.ndarray,
+  sdf: np.ndarray,
+  gloss: Number,
+) -> None:
+  """Draw equal parts on a circle."""
   count, away = style.one_of(9, (3, 4, 5, 6, 8)), style.between(10, 0.22, 0.45)
   angles = 2 * np.pi * np.arange(count) / count
   places = away * np.stack([np.cos(angles), np.sin(angles)], 1)
   _parts(stage, style, rng, flaw, x, y, sdf, gloss, places)
 
 
-def _grid(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: np.ndarray, y: np.ndarray, sdf: np.ndarray, gloss: Number) -> None:
-  """Equal parts in rows and columns."""
+def _grid(
+  stage: Stage,
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  x: np.ndarray,
+  y: np.ndarray,
+  sdf: np.ndarray,
+  gloss: Number,
+) -> None:
+  """Draw equal parts in rows and columns."""
   step = style.between(10, 0.25, 0.4)
   places = [
     ((i - 0.5) * step, (j - 0.5) * step)
@@ -164,15 +229,34 @@ def _grid(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: n
   _parts(stage, style, rng, flaw, x, y, sdf, gloss, places)
 
 
-def _line(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: np.ndarray, y: np.ndarray, sdf: np.ndarray, gloss: Number) -> None:
-  """Equal parts in a row."""
+def _line(
+  stage: Stage,
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  x: np.ndarray,
+  y: np.ndarray,
+  sdf: np.ndarray,
+  gloss: Number,
+) -> None:
+  """Draw equal parts in a row."""
   count = style.one_of(9, (2, 3, 4))
   places = [((i - (count - 1) / 2) * 0.32, 0) for i in range(count)]
   _parts(stage, style, rng, flaw, x, y, sdf, gloss, places)
 
 
-def _parts(stage: Stage, style: Style, rng: np.random.Generator, flaw: Flaw, x: np.ndarray, y: np.ndarray, sdf: np.ndarray, gloss: Number, places: Sequence | np.ndarray) -> None:
-  """Studs, recesses or holes at the places, one of them perhaps at fault."""
+def _parts(
+  stage: Stage,
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  x: np.ndarray,
+  y: np.ndarray,
+  sdf: np.ndarray,
+  gloss: Number,
+  places: Sequence | np.ndarray,
+) -> None:
+  """Draw studs, recesses or holes at the places; a flaw affects one."""
   color, odd = style.tint(rng, 1), style.tint(rng, 2)
   radius = style.between(11, 0.06, 0.13)
   sides = style.one_of(4, (3, 4, 6, 60, 60))
@@ -208,7 +292,7 @@ STRUCTURAL = (
 )
 
 FAMILIES = {
-  outline.__name__: Family(
+  outline.__name__: StyledFamily(
     functools.partial(_outlined, outline), "object", OVERLAYS, STRUCTURAL
   )
   for outline in (

@@ -1,12 +1,13 @@
-"""Textures of random proportions: surfaces that fill the picture.
+"""Textures of random proportions: surfaces that fill the image.
 
-Each function draws one kind: `(style, rng, size, flaw) -> Scene`.
+A function draws one kind: `(style, rng, size, flaw) -> Scene`.
 """
 
 import numpy as np
 
 from zsad_jax.datasets.synthetic import shapes
-from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix
+from zsad_jax.datasets.synthetic.canvas import Flaw, Scene, Stage, mix
+from zsad_jax.datasets.synthetic.invented import Style, StyledFamily
 
 OVERLAYS = (
   "scratch",
@@ -29,7 +30,7 @@ def _surface(style: Style, rng: np.random.Generator, size: int) -> Stage:
 
 
 def _plane(stage: Stage, flaw: Flaw) -> tuple[np.ndarray, np.ndarray]:
-  """Returns x and y, locally displaced where a part is bent."""
+  """Return x and y, locally displaced where a part is bent."""
   x, y = stage.x, stage.y
   middle = flaw.rng.uniform(-0.6, 0.6, 2)
   push = flaw.amount("bent_part", 0.08, 0.2)
@@ -45,19 +46,27 @@ def _plane(stage: Stage, flaw: Flaw) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
-def _chosen(flaw: Flaw, *frequencies) -> list[int]:
-  """Cell, near the middle, that a flaw concerns."""
+def _chosen(flaw: Flaw, *frequencies: float) -> list[int]:
+  """Return the cell, near the middle, that a flaw affects."""
   return [int(np.floor(flaw.rng.uniform(-0.7, 0.7) * f)) for f in frequencies]
 
 
-def _faulty(style: Style, rng: np.random.Generator, flaw: Flaw, color: np.ndarray, here: np.ndarray) -> np.ndarray:
-  """Returns the colour with the chosen cells in the ground's third colour."""
+def _faulty(
+  style: Style,
+  rng: np.random.Generator,
+  flaw: Flaw,
+  color: np.ndarray,
+  here: np.ndarray,
+) -> np.ndarray:
+  """Return the colour with the chosen cells in the ground's third colour."""
   share = flaw.amount("wrong_color", 0.5, 1)
   return mix(color, style.tint(rng, 2), here * share)
 
 
-def cloth(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Twill or basket weave of two yarns."""
+def cloth(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw twill or basket weave of two yarns."""
   stage = _surface(style, rng, size)
   x, y = _plane(stage, flaw)
   u, v = x * style.between(0, 5, 15), y * style.between(1, 5, 15)
@@ -82,8 +91,10 @@ def cloth(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scen
   return stage.render()
 
 
-def stripes(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Parallel bands, printed or raised."""
+def stripes(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw parallel bands, printed or raised."""
   stage = _surface(style, rng, size)
   x, y = _plane(stage, flaw)
   frequency = style.between(0, 2, 12)
@@ -103,8 +114,10 @@ def stripes(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Sc
   return stage.render()
 
 
-def dots(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """A lattice of dots or studs; one may be lost, moved or of another colour."""
+def dots(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw dots or studs; one may be missing, moved or of another colour."""
   stage = _surface(style, rng, size)
   x, y = _plane(stage, flaw)
   frequency = style.between(0, 2.5, 8)
@@ -134,8 +147,10 @@ def dots(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene
   return stage.render()
 
 
-def stone(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Grains of several tints, as in granite."""
+def stone(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw grains of several tints, as in granite."""
   del flaw
   stage = _surface(style, rng, size)
   tints = np.concatenate([style.tint(rng, i) for i in (0, 1, 0)], axis=1)
@@ -154,8 +169,10 @@ def stone(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scen
   return stage.render()
 
 
-def checks(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Squares of two colours; one may be wrong."""
+def checks(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw squares of two colours; one may be wrong."""
   stage = _surface(style, rng, size)
   x, y = _plane(stage, flaw)
   frequency = style.between(0, 2, 7)
@@ -173,8 +190,10 @@ def checks(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Sce
   return stage.render()
 
 
-def tiles(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Slabs in mortar; one may be lost, chipped or of another colour."""
+def tiles(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw slabs in mortar; one may be missing, chipped or of another colour."""
   stage = _surface(style, rng, size)
   wide, tall = style.between(0, 1.3, 4), style.between(1, 1.3, 4)
   row, fy = shapes.sawtooth(stage.y * tall)
@@ -203,13 +222,17 @@ def tiles(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scen
   return stage.render()
 
 
-def plaster(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Cloudy and gritty, smooth or rough."""
+def plaster(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw a cloudy, gritty surface, smooth or rough."""
   del flaw
   stage = _surface(style, rng, size)
   clouds = stage.clouds(rng, style.between(0, 1, 6), 4)
   grit = stage.noise(rng, style.between(1, 20, 70))
-  tone = 1 + style.between(2, 0, 0.25) * clouds + style.between(3, 0, 0.14) * grit
+  tone = (
+    1 + style.between(2, 0, 0.25) * clouds + style.between(3, 0, 0.14) * grit
+  )
   stage.albedo = (
     mix(style.tint(rng, 0), style.tint(rng, 1), np.clip(0.4 * clouds, 0, 0.4))
     * tone
@@ -220,7 +243,7 @@ def plaster(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Sc
 
 
 def mat(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Rows of bumps or ribs pressed into the material."""
+  """Draw rows of bumps or ribs pressed into the material."""
   stage = _surface(style, rng, size)
   x, y = _plane(stage, flaw)
   fx, fy = style.between(0, 3, 9), style.between(1, 2, 9)
@@ -237,8 +260,10 @@ def mat(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def fibres(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Matted strands along one direction."""
+def fibres(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw matted strands along one direction."""
   del flaw
   stage = _surface(style, rng, size)
   fine = stage.noise(rng, style.between(0, 30, 75), style.between(1, 1, 8))
@@ -252,8 +277,10 @@ def fibres(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Sce
   return stage.render()
 
 
-def pebbles(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Rounded grains side by side."""
+def pebbles(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw rounded grains side by side."""
   del flaw
   stage = _surface(style, rng, size)
   frequency = style.between(0, 4, 16)
@@ -268,8 +295,10 @@ def pebbles(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Sc
   return stage.render()
 
 
-def mesh(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
-  """Crossing bars before another colour; one may be bent or broken."""
+def mesh(
+  style: Style, rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw crossing bars before another colour; one may be bent or broken."""
   stage = _surface(style, rng, size)
   x, y = _plane(stage, flaw)
   frequency, radius = style.between(0, 2.5, 7), style.between(1, 0.08, 0.22)
@@ -288,23 +317,27 @@ def mesh(style: Style, rng: np.random.Generator, size: int, flaw: Flaw) -> Scene
 
 
 FAMILIES = {
-  "cloth": Family(
+  "cloth": StyledFamily(
     cloth, "texture", OVERLAYS, ("missing_part", "wrong_color", "bent_part")
   ),
-  "stripes": Family(
+  "stripes": StyledFamily(
     stripes, "texture", OVERLAYS, ("missing_part", "wrong_color", "bent_part")
   ),
-  "dots": Family(
+  "dots": StyledFamily(
     dots, "texture", OVERLAYS, ("missing_part", "wrong_color", "misplaced_part")
   ),
-  "stone": Family(stone, "texture", OVERLAYS),
-  "checks": Family(checks, "texture", OVERLAYS, ("wrong_color", "bent_part")),
-  "tiles": Family(
+  "stone": StyledFamily(stone, "texture", OVERLAYS),
+  "checks": StyledFamily(
+    checks, "texture", OVERLAYS, ("wrong_color", "bent_part")
+  ),
+  "tiles": StyledFamily(
     tiles, "texture", OVERLAYS, ("missing_part", "wrong_color", "chipped_edge")
   ),
-  "plaster": Family(plaster, "texture", OVERLAYS),
-  "mat": Family(mat, "texture", OVERLAYS, ("missing_part", "bent_part")),
-  "fibres": Family(fibres, "texture", OVERLAYS),
-  "pebbles": Family(pebbles, "texture", OVERLAYS),
-  "mesh": Family(mesh, "texture", OVERLAYS, ("missing_part", "bent_part")),
+  "plaster": StyledFamily(plaster, "texture", OVERLAYS),
+  "mat": StyledFamily(mat, "texture", OVERLAYS, ("missing_part", "bent_part")),
+  "fibres": StyledFamily(fibres, "texture", OVERLAYS),
+  "pebbles": StyledFamily(pebbles, "texture", OVERLAYS),
+  "mesh": StyledFamily(
+    mesh, "texture", OVERLAYS, ("missing_part", "bent_part")
+  ),
 }
