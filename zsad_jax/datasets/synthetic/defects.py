@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from zsad_jax.datasets.synthetic import shapes
-from zsad_jax.datasets.synthetic.shapes import Number
+from zsad_jax.datasets.synthetic.shapes import Array, Number, Rng
 
-Overlay = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+Overlay = Callable[[Array, Array, Rng], Array]
 # Points (k, 2), and the widths at both ends.
-Stroke = tuple[Sequence[np.ndarray] | np.ndarray, tuple[float, float]]
+Stroke = tuple[Sequence[Array] | Array, tuple[float, float]]
 
 UNIT = 1 / 112
 VISIBLE = 0.035  # Smallest change of a channel that counts as visible.
@@ -38,22 +38,20 @@ class Sheet:
     tone: mean colour around the position, float32 (3,).
   """
 
-  def __init__(
-    self, image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-  ) -> None:
+  def __init__(self, image: Array, region: Array, rng: Rng) -> None:
     self.shape = image.shape[:2]
     self.unit = min(self.shape) * UNIT
     self.rng = rng
     self.row, self.col = self._place(region)
     rows, cols = np.indices(self.shape, dtype=np.float32)
-    self.x: np.ndarray = (cols - self.col) / np.float32(self.unit)
-    self.y: np.ndarray = (rows - self.row) / np.float32(self.unit)
+    self.x: Array = (cols - self.col) / np.float32(self.unit)
+    self.y: Array = (rows - self.row) / np.float32(self.unit)
     near = region * (self.x**2 + self.y**2 < 12**2)
     self.tone = (
       (image * near[..., None]).sum((0, 1)) / max(near.sum(), 1)
     ).astype(np.float32)
 
-  def _place(self, region: np.ndarray) -> tuple[int, int]:
+  def _place(self, region: Array) -> tuple[int, int]:
     """Return row and column of a point well inside the region."""
     inside = np.pad(region > 0.5, 1)
     depth = np.asarray(ndimage.distance_transform_edt(inside))[1:-1, 1:-1]
@@ -61,7 +59,7 @@ class Sheet:
     i = int(self.rng.random() * len(rows))
     return int(rows[i]), int(cols[i])
 
-  def noise(self, grain: Number) -> np.ndarray:
+  def noise(self, grain: Number) -> Array:
     """Return smooth noise in about [-1, 1], (h, w), of `grain` units."""
     cells = [int(v / self.unit / grain) + 2 for v in self.shape]
     grid = Image.fromarray(self.rng.uniform(-1, 1, cells).astype(np.float32))
@@ -71,8 +69,8 @@ class Sheet:
     self,
     radius: Number,
     rough: Number = 0.25,
-    aside: Sequence[float] | np.ndarray = (0.0, 0.0),
-  ) -> np.ndarray:
+    aside: Sequence[float] | Array = (0.0, 0.0),
+  ) -> Array:
     """Return the approximate signed distance of an irregular round patch."""
     stretch, angle = self.rng.uniform(0.7, 1), self.rng.uniform(0, np.pi)
     x, y = shapes.turned(self.x - aside[0], self.y - aside[1], angle)
@@ -84,11 +82,11 @@ class Sheet:
       edge = edge + rough / waves * np.sin(waves * around + phase)
     return np.sqrt(x * x + y * y) - radius * edge
 
-  def cover(self, sdf: np.ndarray, soft: Number = 0.0) -> np.ndarray:
+  def cover(self, sdf: Array, soft: Number = 0.0) -> Array:
     """Return the coverage of each pixel; the edge is `soft` units wide."""
     return np.clip(0.5 - sdf / max(1 / self.unit, soft), 0, 1)
 
-  def strokes(self, paths: Sequence[Stroke]) -> np.ndarray:
+  def strokes(self, paths: Sequence[Stroke]) -> Array:
     """Draw lines: coverage float32 (h, w) in [0, 1].
 
     Args:
@@ -107,9 +105,7 @@ class Sheet:
         pen.line([*start, *end], fill=255, width=max(2, round(width)))
     return np.asarray(image.reduce(PEN_SCALE), np.float32) / 255
 
-  def bend(
-    self, length: Number, curl: Number, step: Number = 1.5
-  ) -> np.ndarray:
+  def bend(self, length: Number, curl: Number, step: Number = 1.5) -> Array:
     """Return points (k, 2) of a smooth line through the position, in units."""
     count = max(3, int(length / step))
     turns = np.convolve(
@@ -120,26 +116,22 @@ class Sheet:
     return (points - points[count // 2]) * step
 
 
-def _relief(height: np.ndarray) -> np.ndarray:
+def _relief(height: Array) -> Array:
   """Return the shading of a relief (h, w) lit from the upper left."""
   gy, gx = np.gradient(height)
   return (gx + gy)[..., None]
 
 
-def _mixed(
-  image: np.ndarray, color: np.ndarray | np.float32, share: np.ndarray
-) -> np.ndarray:
+def _mixed(image: Array, color: Array | np.float32, share: Array) -> Array:
   return image + (color - image) * share[..., None]
 
 
-def _shifted(cover: np.ndarray, sheet: Sheet, far: Number) -> np.ndarray:
+def _shifted(cover: Array, sheet: Sheet, far: Number) -> Array:
   """Return the shadow to the lower right, `far` units away."""
   return ndimage.shift(cover, far * sheet.unit, order=1)
 
 
-def scratch(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def scratch(image: Array, region: Array, rng: Rng) -> Array:
   """Draw one to four nearly parallel grooves, lighter or darker than around."""
   sheet = Sheet(image, region, rng)
   main = sheet.bend(rng.uniform(22, 60), 0.03)
@@ -156,17 +148,13 @@ def scratch(
   return _mixed(image, color, groove) + 0.15 * _relief(groove)
 
 
-def crack(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def crack(image: Array, region: Array, rng: Rng) -> Array:
   """Draw a jagged dark line that branches and thins out."""
   sheet = Sheet(image, region, rng)
   width = rng.uniform(0.9, 2.0)
   paths = []
 
-  def grow(
-    start: np.ndarray, heading: Number, length: Number, width: float
-  ) -> None:
+  def grow(start: Array, heading: Number, length: Number, width: float) -> None:
     points = [start]
     for _ in range(max(3, int(length / 2.5))):
       turn = heading + rng.normal(0, 0.5)
@@ -184,9 +172,7 @@ def crack(
   return _mixed(image, sheet.tone * 0.18, gap) + 0.12 * _relief(gap)
 
 
-def hole(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def hole(image: Array, region: Array, rng: Rng) -> Array:
   """Draw a dark pit with a lit wall and a frayed rim."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(2.8, 8), 0.3) + 0.5 * sheet.noise(2)
@@ -200,9 +186,7 @@ def hole(
   return _mixed(image, dark, deep) + (rim * light * (1 - deep))[..., None]
 
 
-def stain(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def stain(image: Array, region: Array, rng: Rng) -> Array:
   """Draw a dried spill, a tint that is darkest along its border."""
   sheet = Sheet(image, region, rng)
   liquids = np.asarray(
@@ -221,9 +205,7 @@ def stain(
   return image * (1 - share[..., None] * (1 - tint))
 
 
-def contamination(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def contamination(image: Array, region: Array, rng: Rng) -> Array:
   """Draw foreign matter on top: a fibre or crumbs, with a shadow."""
   sheet = Sheet(image, region, rng)
   colors = np.asarray(
@@ -256,9 +238,7 @@ def contamination(
   return _mixed(shaded, color + 0.5 * _relief(bulge), body)
 
 
-def dent(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def dent(image: Array, region: Array, rng: Rng) -> Array:
   """Press the surface in: its texture shifts, and one side is darker."""
   sheet = Sheet(image, region, rng)
   radius = rng.uniform(6, 13)
@@ -280,9 +260,7 @@ def dent(
   return image * (1 + slope)[..., None]
 
 
-def discoloration(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def discoloration(image: Array, region: Array, rng: Rng) -> Array:
   """Draw a patch of another tone: rusty, bleached, scorched or off-colour."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(8, 19), 0.35) + 2.5 * sheet.noise(7)
@@ -304,9 +282,7 @@ def discoloration(
   return _mixed(image, tones[visible[rng.integers(3)]], share)
 
 
-def glue(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def glue(image: Array, region: Array, rng: Rng) -> Array:
   """Draw a clear glossy drop: bright spot, dark border, blurred inside."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(5, 11), 0.3)
@@ -321,9 +297,7 @@ def glue(
   )
 
 
-def cut(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def cut(image: Array, region: Array, rng: Rng) -> Array:
   """Draw an open slit: dark inside, its edges turned up."""
   sheet = Sheet(image, region, rng)
   x, y = shapes.turned(sheet.x, sheet.y, rng.uniform(0, np.pi))
@@ -336,9 +310,7 @@ def cut(
   return _mixed(image * (1 + lips)[..., None], sheet.tone * 0.15, slit)
 
 
-def abrasion(
-  image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def abrasion(image: Array, region: Array, rng: Rng) -> Array:
   """Draw a worn patch: paler, without grain, finely scored."""
   sheet = Sheet(image, region, rng)
   edge = sheet.blob(rng.uniform(8, 17), 0.3) + 2 * sheet.noise(4)
@@ -369,7 +341,7 @@ OVERLAYS: dict[str, Overlay] = {
 }
 
 
-def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def changed(before: Array, after: Array) -> Array:
   """Return the pixels that differ visibly, small gaps closed.
 
   Args:
@@ -391,14 +363,14 @@ def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
   return kept[parts].astype(np.uint8)
 
 
-def fits(mask: np.ndarray) -> bool:
+def fits(mask: Array) -> bool:
   """Return whether a mask is neither too small nor too large."""
   return bool(MIN_SHARE <= mask.mean() <= MAX_SHARE)
 
 
 def apply(
-  kind: str, image: np.ndarray, region: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+  kind: str, image: Array, region: Array, rng: Rng
+) -> tuple[Array, Array]:
   """Add an overlay anomaly to an image.
 
   Args:

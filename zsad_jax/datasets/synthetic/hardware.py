@@ -10,32 +10,29 @@ from zsad_jax.datasets.synthetic import shapes
 from zsad_jax.datasets.synthetic.canvas import (
   Family,
   Flaw,
-  Number,
   Scene,
   Stage,
   mix,
   rgb,
   tinted,
 )
+from zsad_jax.datasets.synthetic.shapes import Array, Rng
+
+Color = tuple[float, float, float]
 
 STEEL = (0.6, 0.61, 0.63)
 BRASS = (0.74, 0.6, 0.34)
 
 
-def _metal(
-  stage: Stage,
-  rng: np.random.Generator,
-  color: tuple[float, float, float],
-  strength: Number = 1.0,
-) -> np.ndarray:
+def _metal(stage: Stage, rng: Rng, color: Color) -> Array:
   """Return an albedo (3, n, n): milled streaks and cloudy reflections."""
   streaks = stage.noise(rng, 3, 60)
   return tinted(rng, color) * (
-    1 + strength * (0.07 * streaks + 0.14 * stage.clouds(rng, 2))
+    1 + (0.07 * streaks + 0.14 * stage.clouds(rng, 2))
   )
 
 
-def hex_nut(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def hex_nut(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw a steel nut from above on a pale bench: chamfer, bore, thread."""
   stage = Stage(rng, size, tinted(rng, (0.74, 0.72, 0.68)), turn=3, wander=0.1)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, STEEL)
@@ -53,7 +50,7 @@ def hex_nut(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def gear(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def gear(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw a brass gear with holes; a tooth may be missing."""
   stage = Stage(rng, size, tinted(rng, (0.24, 0.27, 0.31)), turn=3, wander=0.08)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, BRASS)
@@ -80,7 +77,7 @@ def gear(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def bolt(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def bolt(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw a hexagon bolt on its side; it may be bent or its thread worn."""
   stage = Stage(rng, size, tinted(rng, (0.5, 0.53, 0.5)), turn=3, wander=0.06)
   x, y = stage.x, stage.y
@@ -113,7 +110,7 @@ def bolt(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def key(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def key(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw a door key: round bow, ribbed blade, cut teeth."""
   stage = Stage(rng, size, tinted(rng, (0.36, 0.22, 0.19)), turn=3, wander=0.05)
   metal = _metal(stage, rng, (0.7, 0.68, 0.6))
@@ -150,7 +147,7 @@ def key(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def cable(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def cable(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw the section of a three-core cable: sheath, insulation, strands."""
   stage = Stage(rng, size, tinted(rng, (0.8, 0.8, 0.78)), turn=3, wander=0.05)
   x, y = stage.x, stage.y
@@ -186,13 +183,7 @@ def cable(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def _core(
-  stage: Stage,
-  x: np.ndarray,
-  y: np.ndarray,
-  color: np.ndarray,
-  shine: np.ndarray,
-) -> None:
+def _core(stage: Stage, x: Array, y: Array, color: Array, shine: Array) -> None:
   """Draw one insulated core with 19 copper strands around (0, 0)."""
   stage.paint(
     shapes.circle(x, y, 0.325), color, lift=0.06, bevel=0.03, gloss=0.2
@@ -206,7 +197,7 @@ def _core(
   stage.paint(outline, copper, lift=0.03, bevel=0.035, gloss=0.5)
 
 
-def circuit_board(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def circuit_board(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw a board: traces, one chip, two rows of parts, round caps."""
   stage = Stage(
     rng, size, tinted(rng, (0.7, 0.69, 0.67)), turn=0.35, wander=0.06
@@ -233,7 +224,7 @@ def circuit_board(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def _traces(stage: Stage, rng: np.random.Generator, board: np.ndarray) -> None:
+def _traces(stage: Stage, rng: Rng, board: Array) -> None:
   """Draw copper under the solder mask: lighter lines, and plated holes."""
   u, v = stage.x * 9 + 0.5, stage.y * 9
   column, across = shapes.sawtooth(u)
@@ -251,7 +242,7 @@ def _traces(stage: Stage, rng: np.random.Generator, board: np.ndarray) -> None:
   stage.cut(corner - 0.03)
 
 
-def _components(stage: Stage, x: np.ndarray, y: np.ndarray, flaw: Flaw) -> None:
+def _components(stage: Stage, x: Array, y: Array, flaw: Flaw) -> None:
   """Draw two rows of four soldered parts: resistors and capacitors."""
   column, px = shapes.sawtooth(x / 0.38)
   row, py = shapes.sawtooth((y + 0.02) / 0.32)
@@ -280,7 +271,7 @@ def _components(stage: Stage, x: np.ndarray, y: np.ndarray, flaw: Flaw) -> None:
   stage.paint(label, rgb(0.8, 0.8, 0.78))
 
 
-def _chip(stage: Stage, x: np.ndarray, y: np.ndarray) -> None:
+def _chip(stage: Stage, x: Array, y: Array) -> None:
   """Draw a chip with ten legs around (0, 0)."""
   spacing = np.abs(shapes.sawtooth(x / 0.1 + 0.5)[1]) * 0.1
   legs = np.maximum(
@@ -299,7 +290,7 @@ def _chip(stage: Stage, x: np.ndarray, y: np.ndarray) -> None:
   stage.paint(np.maximum(text, np.abs(x) - 0.18), rgb(0.55, 0.55, 0.55))
 
 
-def zipper(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def zipper(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw two tapes joined by metal teeth; one may be missing or bent."""
   stage = Stage(
     rng, size, tinted(rng, (0.68, 0.67, 0.64)), turn=0.12, wander=0.05
@@ -334,7 +325,7 @@ def zipper(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   return stage.render()
 
 
-def solar_cell(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+def solar_cell(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw a blue silicon cell: fine fingers across three busbars."""
   stage = Stage(
     rng, size, tinted(rng, (0.86, 0.86, 0.84)), turn=0.06, wander=0.03
@@ -355,7 +346,7 @@ def solar_cell(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
   row, across = shapes.sawtooth(y * 13)
   finger = (np.abs(across) - 0.09) / 13
   first = int(flaw.rng.integers(-7, 5))
-  gap = _near(x, flaw.rng.uniform(-0.5, 0.5), flaw.rng.uniform(0.12, 0.3))
+  gap = np.abs(x - flaw.rng.uniform(-0.5, 0.5)) < flaw.rng.uniform(0.12, 0.3)
   if flaw.kind == "missing_part":  # Fingers that were not printed.
     gap &= (row >= first) & (row < first + 3)
     finger = np.where(gap, 0.1, finger)
@@ -369,10 +360,6 @@ def solar_cell(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
       np.maximum(bar, inner), silver, lift=0.01, bevel=0.01, gloss=0.5
     )
   return stage.render()
-
-
-def _near(t: np.ndarray, middle: Number, length: Number) -> np.ndarray:
-  return np.abs(t - middle) < length
 
 
 FAMILIES = {

@@ -7,7 +7,9 @@ negative inside and positive outside, in the same units.
 
 import numpy as np
 
+Array = np.ndarray
 Number = float | int
+Rng = np.random.Generator
 
 TABLE = 64  # Random tables repeat after this many cells; a image has fewer.
 
