@@ -44,8 +44,8 @@ class Sheet:
     self.rng = rng
     self.row, self.col = self._place(region)
     rows, cols = np.indices(self.shape, dtype=np.float32)
-    self.x: Array = (cols - self.col) / np.float32(self.unit)
-    self.y: Array = (rows - self.row) / np.float32(self.unit)
+    self.x = np.asarray((cols - self.col) / np.float32(self.unit))
+    self.y = np.asarray((rows - self.row) / np.float32(self.unit))
     near = region * (self.x**2 + self.y**2 < 12**2)
     self.tone = (
       (image * near[..., None]).sum((0, 1)) / max(near.sum(), 1)

@@ -19,7 +19,6 @@ from zsad_jax.datasets.synthetic.canvas import (
 from zsad_jax.datasets.synthetic.shapes import Array, Rng
 
 Color = tuple[float, float, float]
-
 STEEL = (0.6, 0.61, 0.63)
 BRASS = (0.74, 0.6, 0.34)
 
@@ -113,8 +112,7 @@ def bolt(rng: Rng, size: int, flaw: Flaw) -> Scene:
 def key(rng: Rng, size: int, flaw: Flaw) -> Scene:
   """Draw a door key: round bow, ribbed blade, cut teeth."""
   stage = Stage(rng, size, tinted(rng, (0.36, 0.22, 0.19)), turn=3, wander=0.05)
-  metal = _metal(stage, rng, (0.7, 0.68, 0.6))
-  x = stage.x
+  x, metal = stage.x, _metal(stage, rng, (0.7, 0.68, 0.6))
   bend = flaw.amount("bent_part", 0.22, 0.45) * flaw.sign()
   y = stage.y - bend * np.maximum(x + 0.05, 0) ** 2
   blade = shapes.box(x - 0.2, y, 0.55, 0.1, 0.03)
