@@ -23,9 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from zsad_jax.datasets import references
+from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
-from zsad_jax.inference import scoring
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
@@ -62,7 +61,7 @@ def calibrate(
     run, class_name=class_name, threshold=math.inf
   )
   if reference_paths:
-    detector = detector.with_references(references.find(reference_paths))
+    detector = detector.with_references(image_files.find(reference_paths))
   scores, state = _score(detector, normal, skip_corrupt)
   if anomalous:
     others, _ = _score(detector, anomalous, skip_corrupt)
@@ -85,7 +84,7 @@ def calibrate(
 def _score(detector, paths, skip_corrupt):
   """Return scores (n,) of images, and the histogram of their maps."""
   scores, state = [], streaming.PixelState.init()
-  images = scoring.find_images(paths)
+  images = image_files.find(paths)
   for _, found in detector.stream(images, skip_corrupt=skip_corrupt):
     if isinstance(found, str):
       print(f"Skipped: {found}")

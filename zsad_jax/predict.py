@@ -24,8 +24,7 @@ from typing import Any
 from absl import flags
 
 from zsad_jax import backbones
-from zsad_jax.datasets import references
-from zsad_jax.inference import scoring
+from zsad_jax.datasets import image_files
 from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
@@ -60,8 +59,8 @@ def predict(
   Raises:
     ValueError, FileNotFoundError: a path or file is missing or invalid.
   """
-  images = scoring.find_images(paths)
-  normal = references.find(reference_paths) if reference_paths else ()
+  images = image_files.find(paths)
+  normal = image_files.find(reference_paths) if reference_paths else ()
   detector = detector_lib.Detector(
     run, class_name=class_name, threshold=limit, batch_size=batch_size
   )

@@ -12,8 +12,8 @@ from PIL import Image
 from tests.helpers import small_run
 from zsad_jax import predict, train
 from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
-from zsad_jax.inference import scoring
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli
@@ -96,9 +96,9 @@ def test_bad_files_are_named_or_counted(run, tmp_path, capsys):
 
 def test_missing_and_empty_paths(tmp_path):
   with pytest.raises(FileNotFoundError, match="nowhere"):
-    scoring.find_images([str(tmp_path / "nowhere*.png")])
+    image_files.find([str(tmp_path / "nowhere*.png")])
   with pytest.raises(ValueError, match="no image"):
-    scoring.find_images([str(tmp_path)])
+    image_files.find([str(tmp_path)])
   with pytest.raises(FileNotFoundError, match="config.json"):
     run_lib.load(tmp_path)
 

@@ -2,17 +2,14 @@
 
 import csv
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import data
-from zsad_jax.datasets import index, preprocess, registry
+from zsad_jax.datasets import index, meta_json, preprocess, registry
 
-ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 
 
@@ -331,10 +328,10 @@ def test_an_index_is_read_back(layout, tmp_path):
   found = read(name, tmp_path)
   if any("#xywh=" in s.image_path for s in found.test):
     with pytest.raises(ValueError, match="parts of files"):
-      data.to_meta(found, str(tmp_path))
+      meta_json.dumps(found, str(tmp_path))
     return
-  (tmp_path / "meta.json").write_text(data.to_meta(found, str(tmp_path)))
-  again = index.read_meta(tmp_path)
+  (tmp_path / "meta.json").write_text(meta_json.dumps(found, str(tmp_path)))
+  again = meta_json.read(tmp_path)
   key = lambda s: (s.image_path, s.mask_path, s.class_name, s.label, s.view)
   assert [*map(key, again.test)] == [*map(key, found.test)]
   assert [*map(key, again.train)] == [*map(key, found.train)]
@@ -363,9 +360,9 @@ def test_views_of_a_sample_share_its_group(tmp_path):
   found = read("real_iad", tmp_path).test
   assert [(s.view, s.label) for s in found] == [("C1", 0), ("C1", 1), ("C2", 0)]
   assert found[1].group == found[2].group != found[0].group
-  text = data.to_meta(read("real_iad", tmp_path), str(tmp_path))
+  text = meta_json.dumps(read("real_iad", tmp_path), str(tmp_path))
   for indexed in (text, re.sub(r',\s+"sample_id": "\w+"', "", text)):
-    (tmp_path / index.META).write_text(indexed)
+    (tmp_path / meta_json.META).write_text(indexed)
     again = read("real_iad", tmp_path).test
     assert again == found
 
@@ -431,62 +428,6 @@ def test_known_other_counts_are_named():
   samples = [index.Sample("x", "y", "ClinicDB", "", 1)] * 62
   found = index.make_dataset("clinicdb", "/x", test=samples)
   assert "PraNet's test part" in registry.count_note(found, entry)
-
-
-def test_the_readme_lists_every_data_set():
-  text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-  for name, entry in registry.ENTRIES.items():
-    if entry.folders:
-      (line,) = [x for x in text.splitlines() if x.startswith(f"| `{name}` |")]
-      counts = "/".join("?" if c is None else str(c) for c in entry.counts)
-      assert counts in line and entry.licence in line and entry.source in line
-
-
-def test_the_command_says_what_it_found(tmp_path):
-  mvtec_layout(tmp_path / "mvtec", ["carpet"])
-  listed = data.list_datasets(str(tmp_path)).splitlines()
-  assert len(listed) == 22 and str(tmp_path / "mvtec") in listed[0]
-  assert "not in" in listed[1] and "visa" in listed[1]
-  found = read("mvtec", tmp_path / "mvtec")
-  problems, _ = data.verify(found, registry.ENTRIES["mvtec"])
-  assert any("categories that are not there: bottle" in p for p in problems)
-  assert not any(p.startswith("bottle:") for p in problems)
-  assert any(
-    "carpet: 2/1/2 images, published are 280/28/89" in p for p in problems
-  )
-  broken = tmp_path / "mvtec/carpet/test/broken/000.png"
-  broken.write_bytes(broken.read_bytes()[:60])
-  mask(tmp_path / "mvtec/carpet/ground_truth/broken/001_mask.png", box=(0,) * 4)
-  problems, _ = data.verify(found, None)
-  assert any("000.png: cannot be read" in p for p in problems)
-  assert any("001_mask.png: empty" in p for p in problems)
-  assert len(problems) == 2
-
-
-def test_verify_measures_masks_and_finds_what_is_used_twice(tmp_path):
-  entry = registry.ENTRIES["kvasir"]
-  for name in ("images/a.jpg", "images/b.jpg"):
-    image(tmp_path / name, size=(1600, 1600))
-  mask(tmp_path / "masks/a.jpg", (1600, 1600), (100, 103, 300, 297))
-  mask(tmp_path / "masks/b.png", (1600, 1600), (0, 0, 1, 1))
-  samples = [
-    index.Sample(
-      str(tmp_path / f"images/{x[0]}.jpg"),
-      str(tmp_path / f"masks/{x}"),
-      "Kvasir",
-      "",
-      1,
-    )
-    for x in ("a.jpg", "b.png")
-  ]
-  found = index.make_dataset("kvasir", tmp_path, test=samples)
-  _, notes = data.verify(found, entry)
-  assert any("1 masks have values between" in note for note in notes)
-  assert any("1 masks are empty at 518 pixels" in note for note in notes)
-  twice = index.make_dataset("x", tmp_path, train=samples[:1], test=samples)
-  problems, notes = data.verify(twice, None)
-  assert any("both to train on and to test on" in p for p in problems)
-  assert not any("between black and white" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from tests.helpers.index_files import names, record, touch, write_meta
-from zsad_jax.datasets import elpv, layouts, readers, registry
+from zsad_jax.datasets import elpv, image_files, layouts, readers, registry
 from zsad_jax.datasets.synthetic import benchmark
 from zsad_jax.runtime import environment
 from zsad_jax.types import NORMAL
@@ -56,7 +56,7 @@ def test_listings_are_sorted(tmp_path):
   touch(*(tmp_path / "normal" / name for name in order))
   assert names(layouts.read_plain(tmp_path).test) == sorted(order)
   assert [
-    os.path.basename(path) for path in layouts.image_files(tmp_path)
+    os.path.basename(path) for path in image_files.below(tmp_path)
   ] == sorted(order)
 
 
@@ -100,27 +100,13 @@ def test_unknown_layouts(tmp_path):
   with pytest.raises(ValueError, match="is empty"):
     registry.open_dataset(str(tmp_path))
   touch(tmp_path / "a.png", tmp_path / "b" / "c.txt")
-  with pytest.raises(ValueError, match="found a.png, b. Understood are"):
+  with pytest.raises(ValueError, match="found a.png, b. Supported are"):
     registry.open_dataset(str(tmp_path))
   with pytest.raises(FileNotFoundError, match="neither a folder nor a known"):
     registry.open_dataset("mvtek")
   (tmp_path / "normal").mkdir()
   with pytest.raises(ValueError, match="no test image"):
     registry.open_dataset(str(tmp_path))
-
-
-def test_image_files(tmp_path):
-  touch(tmp_path / "b.JPG", tmp_path / "a" / "c.png", tmp_path / "note.txt")
-  assert layouts.image_files(tmp_path) == (
-    str(tmp_path / "a" / "c.png"),
-    str(tmp_path / "b.JPG"),
-  )
-  assert layouts.image_files(tmp_path / "b.JPG") == (str(tmp_path / "b.JPG"),)
-  (tmp_path / "empty").mkdir()
-  with pytest.raises(ValueError, match="no image found"):
-    layouts.image_files(tmp_path / "empty")
-  with pytest.raises(FileNotFoundError, match="gone does not exist"):
-    layouts.image_files(tmp_path / "gone")
 
 
 def test_registered_sets(tmp_path):

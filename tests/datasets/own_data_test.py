@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import data
-from zsad_jax.datasets import index, preprocess, references, registry
+from zsad_jax.datasets import meta_json, preprocess, references, registry
 
 
 def write(path, pixels=None, **options):
@@ -31,8 +30,8 @@ def test_classes_may_lie_deep(nested):
   assert found.class_names == ("metal/nut", "metal/screws/long", "wood")
   assert found.counts == (3, 3, 3) and not found.has_masks
   assert registry.prompt_names(found)[1] == "metal screws long"
-  text = data.to_meta(found, str(nested))
-  (nested / index.META).write_text(text, encoding="utf-8")
+  text = meta_json.dumps(found, str(nested))
+  (nested / meta_json.META).write_text(text, encoding="utf-8")
   again = registry.open_dataset(str(nested))
   assert again.class_names == found.class_names
   assert (again.train, again.test) == (found.train, found.test)

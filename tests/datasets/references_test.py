@@ -111,20 +111,3 @@ def test_what_is_no_list_is_named(data, tmp_path):
       references.read(tmp_path / "list.json", data)
   with pytest.raises(FileNotFoundError, match="neither a folder nor"):
     references.read(tmp_path / "nothing", data)
-
-
-def test_images_are_found_in_folders_patterns_and_lists(data, tmp_path):
-  bolts = paths(data, "bolt")
-  folder = bolts[0].rsplit("/", 1)[0]
-  assert list(references.find([folder])) == bolts
-  assert list(references.find([f"{folder}/[01].png", bolts[1]])) == bolts[:2]
-  (tmp_path / "some.txt").write_text(f"{bolts[3]}\n\n{bolts[0]}\n")
-  listed = references.find([str(tmp_path / "some.txt")])
-  assert list(listed) == [bolts[3], bolts[0]]
-  (tmp_path / "some.txt").write_text("gone.png\n")
-  with pytest.raises(FileNotFoundError, match="some.txt: .*gone.png"):
-    references.find([str(tmp_path / "some.txt")])
-  with pytest.raises(FileNotFoundError, match="no image, folder or pattern"):
-    references.find(["nowhere/*.png"])
-  with pytest.raises(ValueError, match="expected at least one"):
-    references.find([])

@@ -1,17 +1,16 @@
-"""Defects made to order: where they are, what is refused, what is written."""
+"""Synthetic anomalies: masks, arguments and files."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax import data
 from zsad_jax.datasets import preprocess, registry
-from zsad_jax.datasets.synthetic import benchmark, defects, synthesis
+from zsad_jax.datasets.synthetic import benchmark, defects, preview, synthesis
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-  """Six normal pictures of two sizes: a texture and an object."""
+  """Six normal images of two sizes: a texture and an object."""
   folder = tmp_path_factory.mktemp("good")
   for i in range(3):
     for name, size in (("marble", 112), ("gear", 130)):
@@ -25,22 +24,22 @@ def load(path):
 
 
 @pytest.mark.parametrize("kind", synthesis.KINDS)
-def test_masks_hold_what_changed_and_nothing_else(kind, photos):
+def test_masks_hold_exactly_the_changed_pixels(kind, photos):
   image, other = load(photos[0]), load(photos[-1])
   region = synthesis.foreground(image)
   ranges = synthesis.Ranges((kind,), number=(1, 1))
-  make = lambda seed: synthesis.damage(
+  make = lambda seed: synthesis.add_anomalies(
     image, region, other, kind, ranges, np.random.default_rng(seed)
   )
-  damaged, mask = make(3)
+  anomalous, mask = make(3)
   assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
-  np.testing.assert_array_equal(damaged[mask == 0], image[mask == 0])
-  differs = np.abs(damaged - image).max(-1) > 0.8 * defects.VISIBLE
+  np.testing.assert_array_equal(anomalous[mask == 0], image[mask == 0])
+  differs = np.abs(anomalous - image).max(-1) > 0.8 * defects.VISIBLE
   assert differs[mask == 1].mean() > 0.5
   again, same = make(3)
-  np.testing.assert_array_equal(damaged, again)
+  np.testing.assert_array_equal(anomalous, again)
   np.testing.assert_array_equal(mask, same)
-  assert (make(4)[0] != damaged).any()
+  assert (make(4)[0] != anomalous).any()
 
 
 def test_the_object_is_found_and_a_texture_is_everywhere(photos):
@@ -65,7 +64,7 @@ def test_a_set_is_written_and_read_back(photos, tmp_path):
     image, mask = preprocess.open_pair(sample)
     assert image.size in ((112, 112), (130, 130))
     assert bool(mask.getbbox()) == bool(sample.label)
-  assert data.preview(written).size == (960, 3 * 184)
+  assert preview.draw(written).size == (960, 3 * 184)
   again = make(tmp_path / "b")
   for (_, *one), (_, *other) in zip(written, again):
     for a, b in zip(one, other):
@@ -75,7 +74,7 @@ def test_a_set_is_written_and_read_back(photos, tmp_path):
 
 
 def test_ranges_out_of_range_are_named():
-  with pytest.raises(ValueError, match="no kind of defect 'dust'"):
+  with pytest.raises(ValueError, match="no kind of anomaly 'dust'"):
     synthesis.Ranges(("dust",))
   for wrong in (
     dict(number=(2, 1)),
@@ -86,11 +85,11 @@ def test_ranges_out_of_range_are_named():
       synthesis.Ranges(("hole",), **wrong)
 
 
-def test_what_cannot_be_seen_is_said(photos):
+def test_an_invisible_anomaly_is_an_error(photos):
   image = load(photos[0])
   ranges = synthesis.Ranges(("stain",), strength=(0.05, 0.05))
   with pytest.raises(ValueError, match="No visible stain"):
-    synthesis.damage(
+    synthesis.add_anomalies(
       image,
       np.ones(image.shape[:2], np.float32),
       image,

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 from PIL import Image
 
-from zsad_jax.inference import scoring
+from zsad_jax.datasets import image_files
 from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -28,7 +28,7 @@ def test_names_of_results_do_not_collide(tmp_path):
   for name in ("a/x.png", "b/x.png", "b/y.png", "b/y.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(tmp_path / name)
-  images = scoring.find_images([str(tmp_path)])
+  images = image_files.find([str(tmp_path)])
   assert len(images) == 4
   assert sorted(predictions.output_names(images)) == [
     "a_x",
@@ -36,7 +36,7 @@ def test_names_of_results_do_not_collide(tmp_path):
     "b_y.jpg",
     "b_y.png",
   ]
-  again = scoring.find_images([str(tmp_path), str(tmp_path / "*/x.png")])
+  again = image_files.find([str(tmp_path), str(tmp_path / "*/x.png")])
   assert again == images  # Each once.
 
 

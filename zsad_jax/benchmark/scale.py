@@ -20,7 +20,7 @@ from PIL import Image
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.benchmark.data import resident
-from zsad_jax.datasets import index
+from zsad_jax.datasets import meta_json
 from zsad_jax.evaluation import evaluator
 from zsad_jax.methods import anomalyclip
 from zsad_jax.runtime import distributed, environment, files
@@ -69,7 +69,7 @@ def write(folder: pathlib.Path, images: int) -> None:
   of = lambda name: [r for r in records if r["cls_name"] == name]
   names = [f"class_{i:02d}" for i in range(CLASSES)]
   meta = {"train": {}, "test": {name: of(name) for name in names}}
-  (folder / index.META).write_text(json.dumps(meta))
+  (folder / meta_json.META).write_text(json.dumps(meta))
 
 
 class Watch:
@@ -123,7 +123,7 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
   write(folder / "data", images)
   backbone, watch = clip.random_clip(TINY, 0), Watch()
   mesh = distributed.make_mesh()
-  dataset = watch.run("index", lambda: index.read_meta(folder / "data"))
+  dataset = watch.run("index", lambda: meta_json.read(folder / "data"))
   config = types.SimpleNamespace(
     features=types.SimpleNamespace(
       place="disk", dtype="float32", folder=str(folder / "features")

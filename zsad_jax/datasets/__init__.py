@@ -1,0 +1,1 @@
+"""Data sets: indices, decoding, batches and synthetic images."""

@@ -1,12 +1,13 @@
-"""Decoded, resized images and masks on disk: each is decoded once.
+"""Cache of decoded, resized images and masks on disk.
 
-A file holds one sample. Its name says what it was made from: the files' paths,
-sizes and times of change, and the settings; so a changed image is read anew.
-Files appear whole, whoever else writes them, and carry a checksum: one that is
-damaged is made again.
+A file holds one sample. Its name is a digest of the paths, sizes and
+modification times of the sample's files and of the settings, so changed images
+are decoded again. Files are written atomically and end with a checksum; a
+corrupt file is replaced.
 """
 
 import hashlib
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -18,23 +19,24 @@ from zsad_jax.runtime import files
 
 VERSION = 2  # Raise it when decoding or resizing changes.
 _CHECK = 4  # Bytes of the checksum at the end.
+_log = logging.getLogger(__name__)
 
 
 class DecodedCache:
-  """Reads samples, and keeps what was decoded.
+  """Loads samples and stores the decoded arrays.
 
   Args:
-    folder: where the files are; made when needed.
+    folder: folder of the files; made when needed.
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
     self.folder = Path(folder)
-    self._closed = False  # Whether it cannot be written to.
+    self._closed = False  # After a failed write.
 
   def load(
     self, sample: index.Sample, size: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns image uint8 (size, size, 3) and mask uint8 (size, size).
+    """Return image uint8 (size, size, 3) and mask uint8 (size, size).
 
     Raises:
       ValueError: a file is missing or corrupt, or sizes differ.
@@ -43,33 +45,32 @@ class DecodedCache:
     found = _read(path, size)
     if found is None:
       found = preprocess.load_pair(sample, size)
-      self._keep(path, found)
+      self._store(path, found)
     return found
 
-  def _keep(self, path, found):
-    """Writes a sample; says so, once, when that cannot be done."""
+  def _store(self, path: Path, found: tuple[np.ndarray, np.ndarray]) -> None:
+    """Write a sample; after a failure log a note and write no more."""
     if self._closed:
       return
     try:
       files.write_bytes(path, _packed(*found), cache=True)
     except OSError as error:
       self._closed = True
-      print(
-        f"note: {error}. Images are decoded without the cache from here.",
-        flush=True,
+      _log.warning(
+        "note: %s. Images are decoded without the cache from now on.", error
       )
 
   def size(self) -> int:
-    """Bytes that the files take."""
+    """Return the total size of the files in bytes."""
     return sum(p.stat().st_size for p in self.folder.glob("*/*.raw"))
 
-  def _path(self, sample, size):
+  def _path(self, sample: index.Sample, size: int) -> Path:
     digest = hashlib.sha256(facts(sample, size).encode()).hexdigest()
     return self.folder / digest[:2] / f"{digest[2:34]}.raw"
 
 
 def facts(sample: index.Sample, size: int) -> str:
-  """What a decoded sample is made from; changes whenever its files do."""
+  """Return a description of a sample's files, which changes when they do."""
   lines = [str(VERSION), str(size)]
   for path in (sample.image_path, sample.mask_path, *sample.more_masks):
     name, box = index.file_and_box(path)
@@ -77,8 +78,8 @@ def facts(sample: index.Sample, size: int) -> str:
   return "\n".join(lines)
 
 
-def _state(name):
-  """What changes with a file; nothing for records, which do not."""
+def _state(name: str) -> str:
+  """Return size and modification time of a file, "" for records."""
   if not name or name.startswith(index.BUILT):
     return ""
   try:
@@ -88,13 +89,13 @@ def _state(name):
   return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _packed(image, mask):
+def _packed(image: np.ndarray, mask: np.ndarray) -> bytes:
   content = image.tobytes() + np.packbits(mask).tobytes()
   return content + zlib.crc32(content).to_bytes(_CHECK, "little")
 
 
-def _read(path, size):
-  """Image and mask of a file; None if it is not there, or not whole."""
+def _read(path: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+  """Return image and mask of a file; None if it is missing or corrupt."""
   try:
     data = path.read_bytes()
   except FileNotFoundError:
@@ -110,5 +111,5 @@ def _read(path, size):
 
 
 def open_cache(folder: str) -> DecodedCache | None:
-  """The cache of a configuration's folder; None for ""."""
+  """Return the cache of a configuration's folder; None for ""."""
   return DecodedCache(folder) if folder else None

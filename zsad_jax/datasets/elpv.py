@@ -1,9 +1,10 @@
 """ELPV: electroluminescence images of solar cells, with the papers' split.
 
-The only public set whose protocol can be reproduced to the last image from a
-package: anomalous are the 715 cells of defect probability 1; the 1508 cells of
-probability 0 are split 75 : 25 in file order as by scikit-learn's
-`train_test_split(test_size=0.25, random_state=42)`; the rest is not used.
+The 715 cells of defect probability 1 are anomalous. The 1508 cells of
+probability 0 are normal and split 75 : 25 in file order by the algorithm of
+scikit-learn's `train_test_split(test_size=0.25, random_state=42)`. The other
+cells are not used. The images are available as a Python package, so this
+protocol is reproduced exactly.
 FAPrompt, Table 4, counts 377 normal and 715 anomalous test images.
 
 Data: Buerhop-Lutz et al. (2018), github.com/zae-bayern/elpv-dataset.
@@ -22,7 +23,7 @@ PACKAGE = "elpv_dataset"
 
 
 def find_package() -> Path | None:
-  """Returns the data folder of the installed package, without importing it."""
+  """Return the data folder of the installed package, without importing it."""
   spec = importlib.util.find_spec(PACKAGE)
   if spec is None or not spec.submodule_search_locations:
     return None
@@ -30,7 +31,7 @@ def find_package() -> Path | None:
 
 
 def read(root: Path) -> readers.Parts:
-  """Reads `labels.csv` and `images/` below `root`, in file order.
+  """Read `labels.csv` and `images/` below `root`, in file order.
 
   Raises:
     ValueError: a row is not "path probability type", or an image is missing.
@@ -49,7 +50,7 @@ def read(root: Path) -> readers.Parts:
 
 
 def _rows(labels: Path) -> Iterator[tuple[int, tuple[str, float, str]]]:
-  """Yields each line's number and values; columns are padded by spaces."""
+  """Yield each line's number and values; columns are padded with spaces."""
   for number, line in enumerate(
     labels.read_text(encoding="utf-8").splitlines(), start=1
   ):

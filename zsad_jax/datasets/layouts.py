@@ -1,70 +1,40 @@
-"""Data sets read from the names of their folders.
+"""Readers of layouts in which the names of folders are the annotation.
 
   MVTec:   <class>/train/good, <class>/test/<defect>,
            <class>/ground_truth/<defect>/<stem>_mask.png
   plain:   <class>/normal, optionally <class>/anomalous and <class>/masks
   pairs:   images/ and masks/, every image anomalous
 
-A class may lie some folders deep ("metal/nut"), or be the folder itself.
-Everything is sorted by name, so that two machines see the same order, and
-masks are paired by name: pairing by position, as the papers' generators do,
+A class may be several folders deep ("metal/nut"), or be the folder itself.
+Everything is sorted by name, so that the order is the same on every machine,
+and masks are paired by name: pairing by position, as the papers' generators do,
 shifts every pair after a missing file.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zsad_jax.datasets import index
+from zsad_jax.datasets import image_files, index
 from zsad_jax.types import ANOMALOUS, NORMAL
 
-IMAGE_SUFFIXES = frozenset(
-  (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-)
 NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
 
-# What MVTec, KolektorSDD, ISIC and others append to a mask's name.
+# Endings of masks in MVTec AD, KolektorSDD, ISIC and others.
 _MASK_ENDING = re.compile(r"_(mask|label|segmentation|gt)$", re.IGNORECASE)
 
-_DEPTH = 4  # Of a class below the folder of a data set.
-
-PathLike = str | os.PathLike[str]
+_DEPTH = 4  # Maximal depth of a class below the folder of a data set.
 
 
-def image_files(path: PathLike) -> tuple[str, ...]:
-  """Returns the absolute paths of the images at or below `path`, sorted.
-
-  Args:
-    path: an image, or a folder that is searched with its subfolders.
-
-  Raises:
-    FileNotFoundError: `path` does not exist.
-    ValueError: there is no image.
-  """
-  path = Path(path).absolute()
-  if not path.exists():
-    raise FileNotFoundError(
-      f"{path} does not exist; expected an image or a folder of images."
-    )
-  if path.is_file():
-    return (str(path),)
-  files = tuple(map(str, _images_below(path)))
-  if not files:
-    raise ValueError(
-      f"{path}: no image found; understood are "
-      f"{', '.join(sorted(IMAGE_SUFFIXES))}."
-    )
-  return files
-
-
-def is_mvtec(root: PathLike) -> bool:
-  """Whether `root` holds classes in MVTec's layout, or is one itself."""
+def is_mvtec(root: image_files.PathLike) -> bool:
+  """Return whether `root` is, or contains, a class in MVTec AD's layout."""
   return any(True for _ in _classes(Path(root), _is_mvtec_class))
 
 
-def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
-  """Reads MVTec AD's layout.
+def read_mvtec(
+  root: image_files.PathLike, *, name: str | None = None
+) -> index.Dataset:
+  """Read MVTec AD's layout.
 
   Args:
     root: the folder of the classes, or of a single class.
@@ -79,29 +49,33 @@ def read_mvtec(root: PathLike, *, name: str | None = None) -> index.Dataset:
   for folder, class_name in _classes(root, _is_mvtec_class):
     for good in folders_in(folder / "train"):
       if good.name in NORMAL_FOLDERS:
-        train += _samples(images_in(good), {}, class_name, good.name, NORMAL)
+        train += _samples(
+          image_files.in_folder(good), {}, class_name, good.name, NORMAL
+        )
     test += _mvtec_test(folder, class_name)
   return index.make_dataset(name or root.name, root, train=train, test=test)
 
 
-def is_plain(root: PathLike) -> bool:
-  """Whether `root` or a folder in it has a folder `normal`."""
+def is_plain(root: image_files.PathLike) -> bool:
+  """Return whether `root`, or a folder in it, has a folder `normal`."""
   return any(True for _ in _classes(Path(root), _is_plain_class))
 
 
 def read_plain(
-  root: PathLike, *, name: str | None = None, class_name: str | None = None
+  root: image_files.PathLike,
+  *,
+  name: str | None = None,
+  class_name: str | None = None,
 ) -> index.Dataset:
-  """Reads `normal/` and, where they exist, `anomalous/` and `masks/`.
+  """Read `normal/` and, where they exist, `anomalous/` and `masks/`.
 
-  They are searched with their subfolders. All images are test images: which
-  of the normal ones may serve as few-shot references is not for a loader to
-  guess.
+  They are searched with their subfolders. All images are test images; few-shot
+  references are chosen by the user.
 
   Args:
-    root: the folder that holds these folders, or folders of classes.
+    root: the folder of these folders, or of folders of classes.
     name: of the data set; by default that of the folder.
-    class_name: what the images show; by default the names of the folders.
+    class_name: of all images; by default the names of the folders.
 
   Raises:
     ValueError: there is no image, or some anomalous images have no mask
@@ -112,9 +86,9 @@ def read_plain(
   for folder, found in _classes(root, _is_plain_class):
     shown, masks = class_name or found, _masks(folder / "masks")
     of_class = [
-      *_samples(_images_below(folder / "normal"), {}, shown, "", NORMAL),
+      *_samples(image_files.in_tree(folder / "normal"), {}, shown, "", NORMAL),
       *_samples(
-        _images_below(folder / "anomalous"), masks, shown, "", ANOMALOUS
+        image_files.in_tree(folder / "anomalous"), masks, shown, "", ANOMALOUS
       ),
     ]
     _check_all_masked(of_class, required=bool(masks))
@@ -123,13 +97,13 @@ def read_plain(
 
 
 def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
-  """Anomalous images of one folder with their masks in another.
+  """Return the anomalous images of a folder with their masks in another.
 
   Raises:
     ValueError: an image has no mask.
   """
   samples = _samples(
-    images_in(images), _masks(masks), class_name, "", ANOMALOUS
+    image_files.in_folder(images), _masks(masks), class_name, "", ANOMALOUS
   )
   _check_all_masked(samples, required=True)
   return samples
@@ -138,7 +112,7 @@ def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
 def _classes(
   root: Path, is_class: Callable[[Path], bool], depth: int = _DEPTH
 ) -> Iterator[tuple[Path, str]]:
-  """Folders of classes and their names; what is in one is no other class."""
+  """Yield folders and names of classes; they are not nested."""
   if is_class(root):
     yield root, root.name
     return
@@ -159,10 +133,10 @@ def _mvtec_test(folder: Path, class_name: str) -> list[index.Sample]:
   samples = []
   for defect in folders_in(folder / "test"):
     normal = defect.name in NORMAL_FOLDERS
-    # BTAD has masks of normal images; they say nothing.
+    # BTAD has masks of normal images, which are not needed.
     masks = {} if normal else _masks(folder / "ground_truth" / defect.name)
     samples += _samples(
-      images_in(defect),
+      image_files.in_folder(defect),
       masks,
       class_name,
       defect.name,
@@ -194,21 +168,21 @@ def _samples(
 def _check_all_masked(
   samples: Sequence[index.Sample], *, required: bool = False
 ) -> None:
-  """Refuses a part of the masks: an unmasked anomaly would go unnoticed."""
+  """Refuse partial masks: an anomaly without mask would count as normal."""
   bare = [sample for sample in samples if not sample.has_mask]
   if bare and (required or any(sample.mask_path for sample in samples)):
     raise ValueError(
       f"{bare[0].image_path}: anomalous, but no mask has its name, unlike "
       f"other images of {bare[0].class_name!r} ({len(bare)} such). Expected "
-      "the image's name, if need be with _mask, _label, _Segmentation or "
+      "the image's name, optionally with _mask, _label, _Segmentation or "
       "_GT appended."
     )
 
 
 def _masks(folder: Path) -> dict[str, Path]:
-  """Returns the masks in `folder` by the stem of the image they belong to."""
+  """Return the masks in `folder` by the stem of their image."""
   masks: dict[str, Path] = {}
-  for mask in _images_below(folder):
+  for mask in image_files.in_tree(folder):
     other = masks.setdefault(_stem(mask), mask)
     if other != mask:
       raise ValueError(
@@ -221,29 +195,8 @@ def _stem(path: Path) -> str:
   return _MASK_ENDING.sub("", path.stem)
 
 
-def images_in(folder: Path) -> list[Path]:
-  """The images of a folder, sorted by name; none if it does not exist."""
-  if not folder.is_dir():
-    return []
-  return sorted(file for file in folder.iterdir() if _is_image(file))
-
-
-def _images_below(folder: Path) -> list[Path]:
-  """The images of a folder and its subfolders, sorted by path."""
-  return sorted(file for file in folder.rglob("*") if _is_image(file))
-
-
-def _is_image(path: Path) -> bool:
-  # macOS leaves "._000.png" beside "000.png" in archives.
-  return (
-    path.suffix.lower() in IMAGE_SUFFIXES
-    and not path.name.startswith(".")
-    and path.is_file()
-  )
-
-
 def folders_in(folder: Path) -> list[Path]:
-  """The visible folders of a folder, sorted; none if it does not exist."""
+  """Return the visible folders of a folder, sorted; none if it is missing."""
   if not folder.is_dir():
     return []
   return sorted(

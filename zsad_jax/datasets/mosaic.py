@@ -1,8 +1,7 @@
-"""The mosaics of AdaCLIP's training on MVTec AD (authors' code, dataset).
+"""Mosaic augmentation of AdaCLIP's training on MVTec AD (authors' code).
 
-With a given probability a sample gives way to four distinct test images of
-its class, two by two, and so do the masks. Scale and context change; that is
-the purpose.
+With a given probability a sample is replaced by four distinct test images of
+its class, two by two, and its mask by theirs, which varies scale and context.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from PIL import Image
 
 NUM_CELLS = 4
 
-# Keeps these draws apart from the order of the images, drawn from (seed,
+# Separates these draws from the order of the images, drawn from (seed,
 # epoch): NumPy pads seeds with zeros, so sample 0 alone would not differ.
 _STREAM = 1
 
@@ -20,7 +19,7 @@ _STREAM = 1
 def draw(
   siblings: Sequence[int], *, prob: float, seed: int, epoch: int, sample: int
 ) -> tuple[int, ...] | None:
-  """Returns the samples of a mosaic, or None for the sample itself.
+  """Return the samples of a mosaic, or None for the sample itself.
 
   Args:
     siblings: the test images of the sample's class, itself included.
@@ -31,7 +30,7 @@ def draw(
 
   Returns:
     Four distinct elements of `siblings`, a function of the arguments alone;
-    None also where there are fewer than four.
+    None also if there are fewer than four.
   """
   if prob == 0 or len(siblings) < NUM_CELLS:
     return None
@@ -43,11 +42,11 @@ def draw(
 
 
 def paste(images: Sequence[Image.Image]) -> Image.Image:
-  """Returns four images, or masks, side by side, none of them resized.
+  """Paste four images, or masks, two by two, without resizing.
 
   The canvas is twice as wide and high as the first image, whose size is that
-  of a cell. A larger image reaches into the cells after its own, until these
-  are pasted, and ends at the canvas; a smaller one leaves black.
+  of a cell. A larger image extends into the following cells, which are pasted
+  over it, and is cropped at the canvas; around a smaller one remains black.
   """
   width, height = images[0].size
   canvas = Image.new(images[0].mode, (2 * width, 2 * height))

@@ -1,8 +1,8 @@
 """Decodes images and masks with Pillow, as the papers' authors do.
 
-Pillow rather than TensorFlow, because resampling is part of a published
-number: another bicubic differs by a grey level or two. One departure from the
-authors: the orientation that a camera wrote into a photograph is applied.
+Pillow instead of TensorFlow, because published numbers depend on resampling:
+other bicubic filters differ by one or two grey levels. One departure from the
+authors: the EXIF orientation of photographs is applied.
 """
 
 import io
@@ -21,17 +21,17 @@ Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = int(os.environ.get("ZSAD_JAX_MAX_PIXELS", 200_000_000))
 _MAX_16_BIT = 65535
-_HALF = 127  # Of 8 bits; what a JPEG's ringing does not reach.
+_HALF = 127  # Of 8 bits; above the ringing of JPEG files.
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
 
 def load_image(
   path: str | os.PathLike[str], size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
-  """Returns an image as RGB, resized to a square regardless of its aspect.
+  """Return an image as RGB, resized to a square regardless of its aspect.
 
   Args:
-    path: any image Pillow reads; transparency is dropped, 16-bit grey is
+    path: an image that Pillow reads; transparency is dropped, 16-bit grey is
       scaled to 8 bit.
     size: side of the result in pixels.
 
@@ -48,18 +48,18 @@ def load_mask(
   *,
   lossy: bool = False,
 ) -> UInt8[np.ndarray, "size size"]:
-  """Returns a mask as 0 (normal) and 1 (anomalous).
+  """Return a mask as 0 (normal) and 1 (anomalous).
 
   Every value but 0 is anomalous, as masks may hold defect numbers; with
-  `lossy`, in a mask of more than two values, those above one half: a JPEG file
-  rings around edges. A defect that fills less than half of a resized pixel's
-  surroundings vanishes.
+  `lossy`, in a mask of more than two values, those above one half, since JPEG
+  files ring at edges. An anomaly that covers less than half of the support of a
+  resized pixel vanishes.
 
   Args:
     path: the mask.
     image_path: its image, whose size it must have.
     size: side of the result in pixels.
-    lossy: it may be a JPEG file of a mask of one kind of anomaly.
+    lossy: whether it may be a JPEG file that marks one kind of anomaly.
 
   Raises:
     ValueError: a file is missing or corrupt, or the two sizes differ.
@@ -70,9 +70,9 @@ def load_mask(
 
 
 def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
-  """Returns the RGB image and the mask (0 or 255) in the file's size.
+  """Return the RGB image and the mask (0 or 255) in the file's size.
 
-  The mask is empty for a sample without one; several are joined.
+  The mask is empty for a sample without one; several masks are united.
 
   Raises:
     ValueError: a file is missing or corrupt, or the two sizes differ.
@@ -90,13 +90,13 @@ def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
 def load_pair(
   sample: index.Sample, size: int
 ) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
-  """Returns image and mask of a sample; see `load_image` and `load_mask`."""
+  """Return image and mask of a sample; see `load_image` and `load_mask`."""
   image, mask = open_pair(sample)
   return resize_image(image, size), resize_mask(mask, size)
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-  """Returns an image as RGB in its own size. See `load_image`."""
+  """Return an image as RGB in its own size. See `load_image`."""
   with _decoding(path), _open(path) as image:
     return _to_rgb(image)
 
@@ -123,7 +123,7 @@ def open_mask(
   *,
   lossy: bool = False,
 ) -> Image.Image:
-  """Returns a mask as 0 and 255 in its own size. See `load_mask`.
+  """Return a mask as 0 and 255 in its own size. See `load_mask`.
 
   Args:
     path: the mask.
@@ -132,7 +132,7 @@ def open_mask(
     lossy: see `load_mask`.
   """
   with _decoding(path), _open(path) as file:
-    # Pillow clips 16 bits at 255 here, which leaves a 0 a 0.
+    # Pillow clips 16 bits at 255 here; 0 stays 0.
     mask = _convert(file, "L")
     values = np.asarray(mask)
     rings = lossy and np.count_nonzero(np.bincount(values.ravel())) > 2
@@ -149,14 +149,15 @@ def open_mask(
 def resize_image(
   image: Image.Image, size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
-  """Resizes an RGB image; Pillow's bicubic filters when it shrinks."""
+  """Resize an RGB image; Pillow's bicubic filter is antialiased."""
   return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def share_between(path: str | os.PathLike[str]) -> float:
-  """Share of a mask's pixels that are neither its darkest nor its lightest.
+def fraction_between(path: str | os.PathLike[str]) -> float:
+  """Return the fraction of pixels that are neither darkest nor lightest.
 
-  More than two values in a mask of one kind of defect are a JPEG's ringing.
+  More than two values in a mask of one kind of anomaly are compression
+  artefacts of JPEG files.
 
   Raises:
     ValueError: the file is missing or corrupt.
@@ -167,16 +168,16 @@ def share_between(path: str | os.PathLike[str]) -> float:
 
 
 def resize_mask(mask: Image.Image, size: int) -> UInt8[np.ndarray, "size size"]:
-  """Resizes a mask of 0 and 255 and thresholds it at one half."""
+  """Resize a mask of 0 and 255 and threshold it at one half."""
   mask = mask.resize((size, size), Image.Resampling.BILINEAR)
   return (np.asarray(mask) / 255 > 0.5).astype(np.uint8)
 
 
 @contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-  """Opens the image, or the part of it, that a path means."""
+  """Open an image, or the part of it that the path names."""
   name, box = index.file_and_box(path)
-  with Image.open(_file(name)) as file:  # Reads the header alone.
+  with Image.open(_file(name)) as file:  # Reads the header only.
     _check_size(file)
     image = ImageOps.exif_transpose(file)
     if box is None:
@@ -184,7 +185,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
       return
     if box[0] >= image.width or box[3] > image.height:
       raise ValueError(f"it has {image.width} x {image.height} pixels")
-    yield image.crop(box)  # Black beyond the right border, as DRA's tiles.
+    yield image.crop(box)  # Black beyond the right border, as in DRA's tiles.
 
 
 def _check_size(image):
@@ -196,11 +197,11 @@ def _check_size(image):
     )
 
 
-def _file(name: str):
-  """What Pillow opens: the name, or the bytes of a record."""
+def _file(name: str) -> str | io.BytesIO:
+  """Return the name of a file, or the bytes of a record."""
   if not name.startswith(index.BUILT):
     return name
-  # Not at the top: most sets are files, and TensorFlow is slow to import.
+  # Not at the top: TensorFlow is slow to import, and most data are files.
   from zsad_jax.datasets import tfds_records
 
   return io.BytesIO(tfds_records.read(name))
@@ -208,12 +209,12 @@ def _file(name: str):
 
 @contextmanager
 def _decoding(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Turns whatever Pillow raises on a bad file into a named `ValueError`."""
+  """Convert every exception of Pillow to a `ValueError` with the path."""
   try:
     yield
   except FileNotFoundError as error:
     raise ValueError(f"{path}: the file does not exist.") from error
-  # Pillow's decoders raise more than OSError on damaged files: SyntaxError for
+  # Pillow's decoders raise more than OSError on corrupt files: SyntaxError for
   # PNG, EOFError, struct.error, or an index or size out of range.
   except Exception as error:
     raise ValueError(
@@ -237,7 +238,7 @@ def _to_rgb(image):
 
 
 def _to_8_bit(image: np.ndarray) -> Image.Image:
-  """Scales by the largest value of 16 bits; Pillow would clip at 255."""
+  """Scale by the largest value of 16 bits; Pillow would clip at 255."""
   if image.min() < 0 or image.max() > _MAX_16_BIT:
     raise ValueError("more than 16 bits per pixel; save it with 8 or 16")
   scale = _MAX_16_BIT // 255
@@ -248,6 +249,6 @@ def _to_8_bit(image: np.ndarray) -> Image.Image:
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
   if image.mode == "P" and "transparency" in image.info:
-    # The same colours, without Pillow's warning about what is dropped.
+    # The same colours, without Pillow's warning about transparency.
     image = image.convert("RGBA")
   return image.convert(mode)

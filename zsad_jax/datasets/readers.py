@@ -1,8 +1,8 @@
 """Readers of the layouts in which single data sets are downloaded.
 
-Each takes the folder of the data set and returns the samples of its train and
-test parts. What the community cuts into files first, such as KolektorSDD's
-strips, is read as boxes of the original images; nothing is written.
+A reader takes the folder of the data set and returns the samples of its train
+and test parts. Data that the community cuts into files first, such as
+KolektorSDD's strips, are read as boxes of the original images.
 """
 
 import csv
@@ -16,19 +16,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zsad_jax.datasets import layouts
+from zsad_jax.datasets import image_files, layouts
 from zsad_jax.datasets.index import Sample, part
-from zsad_jax.datasets.layouts import folders_in, images_in
+from zsad_jax.datasets.layouts import folders_in
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 Parts = tuple[list[Sample], list[Sample]]  # Train, test.
 Reader = Callable[[Path], Parts]
 
-_HELD_OUT, _SPLIT_SEED = 0.25, 42  # DRA's convention for sets without a split.
+_HELD_OUT, _SPLIT_SEED = 0.25, 42  # DRA's convention for data without a split.
 
 
 def held_out(samples: Sequence) -> tuple[list, list]:
-  """Splits normal samples 75 : 25, as scikit-learn's `train_test_split`.
+  """Split normal samples 75 : 25, as scikit-learn's `train_test_split`.
 
   Seed 42, in the order given: the convention of DRA's preparations.
   """
@@ -41,10 +41,10 @@ def held_out(samples: Sequence) -> tuple[list, list]:
 
 
 def visa(root: Path) -> Parts:
-  """`split_csv/1cls.csv`: object, split, label, image, mask.
+  """Read VisA's `split_csv/1cls.csv`: object, split, label, image, mask.
 
   Raises:
-    ValueError: a row is not like that, or names a file that does not exist.
+    ValueError: a row has another form, or names a file that does not exist.
   """
   path = root / "split_csv" / "1cls.csv"
   parts = {"train": [], "test": []}
@@ -60,20 +60,21 @@ def visa(root: Path) -> Parts:
           "or test), label (normal or anomaly), image and mask; found "
           f"{row}."
         ) from error
-      files = [str(root / f) if f else "" for f in (image, mask)]
-      for file_ in filter(None, files):
-        if not os.path.isfile(file_):
-          raise ValueError(f"{path}, line {line}: {file_} does not exist.")
-      phase.append(Sample(*files, row["object"], "", label))
+      image_path = str(root / image)
+      mask_path = str(root / mask) if mask else ""
+      for listed in filter(None, (image_path, mask_path)):
+        if not os.path.isfile(listed):
+          raise ValueError(f"{path}, line {line}: {listed} does not exist.")
+      phase.append(Sample(image_path, mask_path, row["object"], "", label))
   return parts["train"], parts["test"]
 
 
 def kolektor(root: Path) -> Parts:
-  """KolektorSDD: `kosNN/PartK.jpg`, each cut into three strips (DRA).
+  """Read KolektorSDD: `kosNN/PartK.jpg`, each cut into three strips (DRA).
 
-  A strip is anomalous where its part of `PartK_label.bmp` is not empty. The
-  normal ones are split in the order of (kos, part, strip): DRA's script took
-  the order of the file system, so that members differ, not their number.
+  A strip is anomalous if its part of `PartK_label.bmp` is not empty. The
+  normal ones are split in the order of (kos, part, strip). DRA's script used
+  the order of the file system, so other strips are chosen, of the same number.
   """
   normal, anomalous = [], []
   for image in sorted(root.glob("kos*/Part*.jpg"), key=_numbers):
@@ -84,40 +85,40 @@ def kolektor(root: Path) -> Parts:
     height, width = labels.shape
     cuts = [i * height // 3 for i in range(4)]
     for top, bottom in zip(cuts, cuts[1:]):
-      damaged, box = labels[top:bottom].any(), (0, top, width, bottom)
+      is_anomalous, box = labels[top:bottom].any(), (0, top, width, bottom)
       sample = Sample(
         part(image, box),
-        part(mask, box) if damaged else "",
+        part(mask, box) if is_anomalous else "",
         "ksdd",
-        "defect" if damaged else "good",
-        ANOMALOUS if damaged else NORMAL,
+        "defect" if is_anomalous else "good",
+        ANOMALOUS if is_anomalous else NORMAL,
       )
-      (anomalous if damaged else normal).append(sample)
+      (anomalous if is_anomalous else normal).append(sample)
   train, test = held_out(normal)
   return train, test + anomalous
 
 
 def dagm(root: Path) -> Parts:
-  """DAGM 2007: `ClassN/{Train,Test}/NNNN.PNG`, the official split.
+  """Read DAGM 2007: `ClassN/{Train,Test}/NNNN.PNG`, the official split.
 
-  An image is defective where `Label/NNNN_label.PNG` exists. Defective images
-  of the train part are left out: references are normal.
+  An image is anomalous if `Label/NNNN_label.PNG` exists. Anomalous
+  images of the train part are not used: references are normal.
   """
   train, test = [], []
   for folder in sorted(root.glob("Class*"), key=_numbers):
     for phase, found in (("Train", train), ("Test", test)):
-      for image in images_in(folder / phase):
+      for image in image_files.in_folder(folder / phase):
         label = image.parent / "Label" / f"{image.stem}_label{image.suffix}"
-        damaged = label.is_file()
-        if damaged and phase == "Train":
+        is_anomalous = label.is_file()
+        if is_anomalous and phase == "Train":
           continue
         found.append(
           Sample(
             str(image),
-            str(label) if damaged else "",
+            str(label) if is_anomalous else "",
             folder.name,
-            "defect" if damaged else "good",
-            ANOMALOUS if damaged else NORMAL,
+            "defect" if is_anomalous else "good",
+            ANOMALOUS if is_anomalous else NORMAL,
           )
         )
   return train, test
@@ -141,10 +142,10 @@ _TILE, _TILES = 256, 16
 
 
 def aitex(root: Path) -> Parts:
-  """AITEX: fabrics of 4096 x 256, cut into tiles of 256 (DRA, InCTRL).
+  """Read AITEX: fabrics of 4096 x 256, cut into tiles of 256 (DRA, InCTRL).
 
-  A tile of a defective fabric is used where its mask is not empty; two masks
-  of one fabric are joined. Fabrics without a mask are left out.
+  A tile of a defective fabric is used if its mask is not empty; two masks of
+  one fabric are united. Defective fabrics without a mask are not used.
   """
   masks = {}
   for mask in sorted(root.rglob("Mask_images/**/*.png")):
@@ -187,13 +188,13 @@ def aitex(root: Path) -> Parts:
 
 
 def mvtec_3d(root: Path) -> Parts:
-  """MVTec 3D-AD: `<class>/<part>/<defect>/{rgb,gt}`, without depth."""
+  """Read MVTec 3D-AD: `<class>/<part>/<defect>/{rgb,gt}`, without depth."""
   train, test = [], []
   for folder in folders_in(root):
     for phase, found in (("train", train), ("test", test)):
       for defect in folders_in(folder / phase):
         label = NORMAL if defect.name == "good" else ANOMALOUS
-        for image in images_in(defect / "rgb"):
+        for image in image_files.in_folder(defect / "rgb"):
           mask = defect / "gt" / f"{image.stem}.png"
           if label == ANOMALOUS and not mask.is_file():
             raise ValueError(f"{image}: anomalous, but {mask} does not exist.")
@@ -210,9 +211,9 @@ def mvtec_3d(root: Path) -> Parts:
 
 
 def real_iad(root: Path) -> Parts:
-  """Real-IAD: `realiad_jsons/<class>.json` and images of one resolution.
+  """Read Real-IAD: `realiad_jsons/<class>.json`, images of one resolution.
 
-  Whether a view shows the defect is what the JSON says, not the folder.
+  The label of a view is that of the JSON file, not of the folder.
   """
   train, test = [], []
   folder = next(iter(sorted(root.glob("realiad_[0-9r]*"))), root)
@@ -250,12 +251,14 @@ def real_iad(root: Path) -> Parts:
 def states(
   class_name: str, normal: str, anomalous: str, *, split: bool = False
 ) -> Reader:
-  """Folders of normal and of anomalous images, without masks.
+  """Return a reader of folders of normal and anomalous images, without masks.
 
   Args:
-    class_name: of the only class.
-    normal, anomalous: folders, as patterns below the root.
-    split: hold 25 % of the normal images out for testing; else all are.
+    class_name: the only class.
+    normal: folder of normal images, as a pattern below the root.
+    anomalous: folder of anomalous images, likewise.
+    split: use 25 % of the normal images for testing and the others for
+      training, instead of all for testing.
   """
 
   def read(root: Path) -> Parts:
@@ -265,7 +268,9 @@ def states(
       (anomalous, ANOMALOUS, "defect"),
     ):
       folders = [p for p in sorted(root.glob(pattern)) if p.is_dir()]
-      images = [i for folder in folders[:1] for i in images_in(folder)]
+      images = [
+        i for folder in folders[:1] for i in image_files.in_folder(folder)
+      ]
       if not images:
         raise ValueError(f"{root}: no images in a folder {pattern}.")
       found.append(
@@ -278,7 +283,7 @@ def states(
 
 
 def head_ct(root: Path) -> Parts:
-  """HeadCT: `labels.csv` with id and hemorrhage, `head_ct/**/NNN.png`."""
+  """Read HeadCT: `labels.csv` with id and hemorrhage, `head_ct/**/NNN.png`."""
   path = root / "labels.csv"
   images = {int(p.stem): p for p in root.rglob("*.png") if p.stem.isdigit()}
   test = []
@@ -299,11 +304,12 @@ def head_ct(root: Path) -> Parts:
 
 
 def masked(class_name: str, images: str, masks: str) -> Reader:
-  """Two folders of images and of masks; every image is anomalous.
+  """Return a reader of a folder of images, all anomalous, and one of masks.
 
   Args:
-    class_name: of the only class.
-    images, masks: folders, as patterns below the root.
+    class_name: the only class.
+    images: folder of images, as a pattern below the root.
+    masks: folder of masks, likewise.
   """
 
   def read(root: Path) -> Parts:
@@ -313,15 +319,15 @@ def masked(class_name: str, images: str, masks: str) -> Reader:
       if not found:
         raise ValueError(f"{root}: there is no folder {pattern}.")
       folders.append(found[0])
-    return [], layouts.pair(*folders, class_name)
+    return [], layouts.pair(folders[0], folders[1], class_name)
 
   return read
 
 
-def _grey(path):
+def _grey(path: str) -> np.ndarray:
   return np.asarray(Image.open(path).convert("L"))
 
 
 def _numbers(path: Path) -> list:
-  """Sorts kos2 before kos10."""
+  """Return a key that sorts kos2 before kos10."""
   return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]

@@ -1,11 +1,10 @@
-"""Normal reference images for few-shot detection, and how they are chosen.
+"""Selection of reference images for few-shot detection.
 
-They are sampled from a data set as AdaptCLIP's authors sample them, read from
-a folder, or listed in a file; what was chosen is kept with the results.
+References are sampled from a data set as AdaptCLIP's authors do, read from a
+folder, or listed in a file.
 """
 
 import dataclasses
-import glob
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,22 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from zsad_jax.datasets import index, layouts
+from zsad_jax.datasets import image_files, index
 
-SEEDS = (10, 20, 30)  # Of all of AdaptCLIP's few-shot numbers.
+SEEDS = (10, 20, 30)  # Of AdaptCLIP's few-shot results (authors' code).
 
 
 @dataclasses.dataclass(frozen=True)
 class References:
-  """The reference images of every class; none for zero-shot detection.
+  """Reference images of every class; none for zero-shot detection.
 
   Attributes:
-    images: absolute paths by class name, or by "class/view" where a view is
-      compared with its own (`index.Sample.compared_with`), in the order they
-      were chosen.
-    shots: how many per class were asked for; None where classes differ.
+    images: absolute paths by class name, or by "class/view" where views
+      have references of their own (`index.Sample.compared_with`), in the order
+      of sampling.
+    shots: number per class; None where it differs between classes.
     seed: of the sampling; None where the images were given.
-    notes: what the user should be told, one sentence each.
+    notes: messages for the user, one sentence each.
   """
 
   images: Mapping[str, tuple[str, ...]]
@@ -38,16 +37,16 @@ class References:
 
   @property
   def group(self) -> str:
-    """What settings are averaged over seeds as, such as "4-shot"."""
+    """Name of the setting that seeds are averaged over, such as "4-shot"."""
     return "given" if self.shots is None else f"{self.shots}-shot"
 
   @property
   def label(self) -> str:
-    """For folders and titles, such as "4-shot_seed10"."""
+    """Name for folders and titles, such as "4-shot_seed10"."""
     return self.group if self.seed is None else f"{self.group}_seed{self.seed}"
 
   def of(self, name: str, class_name: str) -> tuple[str, ...]:
-    """Images to compare those of a class, or of a view of it, with."""
+    """Return the references of a class, or of a view of it."""
     return self.images.get(name, self.images.get(class_name, ()))
 
 
@@ -55,11 +54,16 @@ NONE = References({}, 0)
 
 
 def indices(count: int, shots: int, seed: int) -> list[int]:
-  """Positions of the references in a class's list of `count` images.
+  """Sample positions of references in a class's list of images.
 
-  Drawn with replacement: the numbers of torch.randint(0, count, (shots,))
-  after torch.manual_seed(seed), anew for every class (authors' test.py). The
-  first k of more shots are those of k shots.
+  With replacement: the numbers of torch.randint(0, count, (shots,)) after
+  torch.manual_seed(seed), seeded for every class (authors' test.py). The first
+  k of more shots are those of k shots.
+
+  Args:
+    count: length of the list.
+    shots: number of references.
+    seed: of the sampling.
   """
   raw = np.random.RandomState(seed).randint(
     0, 2**32, size=shots, dtype=np.uint32
@@ -68,13 +72,18 @@ def indices(count: int, shots: int, seed: int) -> list[int]:
 
 
 def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
-  """Draws references of every class, or view, from its normal training images.
+  """Sample references of every class, or view, from normal training images.
 
-  A class without training images draws from its test images, anomalous ones
-  included, as the authors do (medical sets); `notes` says so.
+  For a class without training images they are drawn from its test images,
+  anomalous ones included, as the authors do (medical sets), with a note.
+
+  Args:
+    dataset: the data set.
+    shots: references per class or view.
+    seed: of the sampling.
 
   Raises:
-    ValueError: a class has fewer images than references are asked for.
+    ValueError: a class has fewer than `shots` images.
   """
   if shots == 0:
     return NONE
@@ -87,7 +96,7 @@ def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
       from_test.append(name)
     if shots > len(pool):
       raise ValueError(
-        f"{dataset.name}: {shots} references of {name!r} were asked for, but "
+        f"{dataset.name}: {shots} references of {name!r} were requested, but "
         f"it has {len(pool)} images to choose from; ask for fewer."
       )
     chosen = indices(len(pool), shots, seed)
@@ -104,18 +113,18 @@ def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
 
 
 def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
-  """Reads the references of every class of a data set.
+  """Read the references of every class of a data set.
 
   Args:
-    path: a folder with a subfolder for each class (a set of one class may have
-      its images right there), or a JSON file {class: [path, ...]}, paths
-      relative to it; there "class/view" stands for one view.
-    dataset: whose classes.
+    path: a folder with a subfolder for each class (with a single class, it may
+      contain the images directly), or a JSON file {class: [path, ...]}, paths
+      relative to its folder; the key "class/view" is one view.
+    dataset: the data set.
 
   Raises:
     FileNotFoundError: `path`, or an image that is listed, does not exist.
-    ValueError: a class is unknown or missing, or a listed image is known to
-      show another class.
+    ValueError: a class is unknown or missing, or a listed image belongs to
+      another class of the data set.
   """
   path = Path(path)
   if path.is_dir():
@@ -141,54 +150,30 @@ def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
   return References(images, counts.pop() if len(counts) == 1 else None)
 
 
-def find(paths: Sequence[str]) -> tuple[str, ...]:
-  """Returns the images of folders, images, patterns and lists, each once.
-
-  A list is a .txt file with a path in each line, relative to it.
-
-  Raises:
-    FileNotFoundError: a path, or a line of a list, is no image.
-    ValueError: a folder holds no image, or nothing was named.
-  """
-  found: dict[str, None] = {}
-  for path in paths:
-    if path.endswith(".txt") and os.path.isfile(path):
-      lines = Path(path).read_text(encoding="utf-8").splitlines()
-      images = [_existing(path, line) for line in lines if line.strip()]
-    elif os.path.exists(path):
-      images = layouts.image_files(path)
-    else:
-      images = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-      if not images:
-        raise FileNotFoundError(f"{path} is no image, folder or pattern.")
-    found |= dict.fromkeys(map(os.path.abspath, images))
-  if not found:
-    raise ValueError("There is no reference image; expected at least one.")
-  return tuple(found)
-
-
-def _compared(dataset):
-  """Names of what is compared with references of its own, and their class."""
+def _compared(dataset: index.Dataset) -> dict[str, str]:
+  """Return the class of each class or view that has its own references."""
   class_of = {s.compared_with: s.class_name for s in dataset.test}
   order = {name: i for i, name in enumerate(dataset.class_names)}
   return dict(sorted(class_of.items(), key=lambda item: order[item[1]]))
 
 
-def _of_folder(folder, class_names):
+def _of_folder(
+  folder: Path, class_names: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
   folders = sorted(p for p in folder.iterdir() if p.is_dir())
   if not folders and len(class_names) == 1:
-    return {class_names[0]: layouts.image_files(folder)}
+    return {class_names[0]: image_files.below(folder)}
   known = {name.split("/")[0] for name in class_names}
   found = [p.name for p in folders if p.name not in known]
   found += [name for name in class_names if (folder / name).is_dir()]
-  return {name: layouts.image_files(folder / name) for name in found}
+  return {name: image_files.below(folder / name) for name in found}
 
 
-def _of_file(path):
+def _of_file(path: Path) -> dict[str, tuple[str, ...]]:
   try:
     listed = json.loads(path.read_text(encoding="utf-8"))
     return {
-      name: tuple(_existing(path, image) for image in images)
+      name: tuple(image_files.resolve(path, image) for image in images)
       for name, images in listed.items()
     }
   except (ValueError, AttributeError, TypeError) as error:
@@ -197,15 +182,13 @@ def _of_file(path):
     ) from error
 
 
-def _existing(listing, line):
-  path = os.path.join(os.path.dirname(os.path.abspath(listing)), line.strip())
-  if not os.path.isfile(index.file_and_box(path)[0]):
-    raise FileNotFoundError(f"{listing}: {path} does not exist.")
-  return path
-
-
-def _check_classes(path, images, dataset, views):
-  """An image of the data set shows the class that its index says."""
+def _check_classes(
+  path: Path,
+  images: Mapping[str, Sequence[str]],
+  dataset: index.Dataset,
+  views: Mapping[str, str],
+) -> None:
+  """Refuse images of the data set that belong to another class."""
   shown = {
     os.path.realpath(s.image_path): s.class_name
     for s in (*dataset.train, *dataset.test)

@@ -1,65 +1,81 @@
-"""The data sets known by name, and how a name or a folder is opened.
+"""Opens data sets by a registered name or by their folder.
 
 No data is shipped or downloaded, apart from `embedded`, which is drawn: the
-licences are between the user and the sources.
+licences are agreements between the user and the sources.
 """
 
 import dataclasses
+import importlib
 import os
+import pkgutil
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from zsad_jax.datasets import index, industrial, layouts, medical
-from zsad_jax.datasets.entry import Entry
+from zsad_jax.datasets import entries, index, layouts, meta_json
+from zsad_jax.datasets.entries import Entry
 from zsad_jax.runtime import environment
 
-TFDS = "tfds:"  # Before the name of a set that was built as records.
-# Size and seed of the drawn sets: numbers quoted for them depend on both.
+TFDS = "tfds:"  # Prefix of the name of a data set that was built as records.
+# Size and seed of the embedded sets; their published numbers depend on both.
 _EMBEDDED_SIZE, _EMBEDDED_SEED = 112, 0
 MASKS = ("compat", "robust")  # Ways to read masks.
 
-_DRAWN = dict(
-  title="embedded benchmark",
-  folders=(),
-  source="drawn by this package",
-  licence="that of this package",
-  citation="none",
-  used_by="trying everything without a download",
-)
-ENTRIES: Mapping[str, Entry] = {
-  **industrial.ENTRIES,
-  **medical.ENTRIES,
-  "embedded": Entry(**_DRAWN),
-  "embedded_auxiliary": Entry(**_DRAWN),
-}
+PathLike = str | os.PathLike[str]
+
+
+def _collect() -> dict[str, Entry]:
+  """Return the entries of every module in `entries/`.
+
+  Raises:
+    ValueError: two modules define the same name.
+  """
+  embedded = Entry(
+    title="embedded benchmark",
+    folders=(),
+    source="drawn by this package",
+    licence="that of this package",
+    citation="none",
+    used_by="trying everything without a download",
+  )
+  found: dict[str, Entry] = {}
+  for module in pkgutil.iter_modules(entries.__path__):
+    name = f"{entries.__name__}.{module.name}"
+    new = importlib.import_module(name).ENTRIES
+    if twice := sorted(new.keys() & found.keys()):
+      raise ValueError(f"{name}: data set {twice[0]!r} is already registered.")
+    found |= new
+  return found | {"embedded": embedded, "embedded_auxiliary": embedded}
+
+
+ENTRIES: Mapping[str, Entry] = _collect()
 
 
 def open_dataset(
   spec: str,
   *,
-  data_root: str | os.PathLike[str] | None = None,
-  cache_dir: str | os.PathLike[str] | None = None,
+  data_root: PathLike | None = None,
+  cache_dir: PathLike | None = None,
   masks: str = "compat",
 ) -> index.Dataset:
-  """Opens a data set by its registered name or by its folder.
+  """Open a data set by its registered name or by its folder.
 
   Args:
-    spec: a key of `ENTRIES`, which wins; "tfds:" and such a key for what was
-      built as records (tfds_builders.py); or a folder ("./mvtec" for a folder
-      that is called like a key).
-    data_root: the folder that holds the registered data sets.
+    spec: a key of `ENTRIES`, which takes precedence; "tfds:" and such a key for
+      a data set built as records (tfds_builders.py); or a folder ("./mvtec" for
+      a folder with the name of a key).
+    data_root: the folder of the registered data sets.
     cache_dir: folder of the embedded sets; None for
       `environment.default_cache_dir()`.
-    masks: "compat", as the papers' code reads them: whatever is not 0 is
-      anomalous; or "robust": in masks of several values that stand for one
-      kind of anomaly (JPEG files), only what is above one half is.
+    masks: "compat" reads them as the papers' code does, where every value but 0
+      is anomalous; "robust" thresholds masks of several values that mark one
+      kind of anomaly (JPEG files) at one half.
 
   Returns:
-    The data set; its `notes` tell what differs from the published one.
+    The data set; its `notes` list differences from the published one.
 
   Raises:
-    FileNotFoundError: the data set is not there.
+    FileNotFoundError: the data set does not exist.
     ValueError: its files are not as expected, or an argument is unknown.
   """
   if masks not in MASKS:
@@ -83,15 +99,17 @@ def open_dataset(
   )
 
 
-def _open(spec, data_root, cache_dir):
-  """The data set as it is read by default."""
+def _open(
+  spec: str, data_root: PathLike | None, cache_dir: PathLike | None
+) -> index.Dataset:
+  """Return the data set with the masks of "compat"."""
   if spec in ("embedded", "embedded_auxiliary"):
     return _read_embedded(spec, cache_dir or environment.default_cache_dir())
-  if spec.removeprefix(TFDS) in ENTRIES and spec.startswith(TFDS):
+  name = spec.removeprefix(TFDS)
+  if name in ENTRIES and spec.startswith(TFDS):
     # Not at the top: this imports TensorFlow.
     from zsad_jax.datasets import tfds_records
 
-    name = spec.removeprefix(TFDS)
     return _check(tfds_records.open_built(name, data_root), ENTRIES[name])
   if spec in ENTRIES:
     return _check(_read_registered(spec, data_root), ENTRIES[spec])
@@ -103,26 +121,26 @@ def _open(spec, data_root, cache_dir):
   return read_folder(spec)
 
 
-def read_folder(
-  root: str | os.PathLike[str], *, name: str | None = None
-) -> index.Dataset:
-  """Reads a folder by `meta.json`, else MVTec's layout, else `normal/`.
+def read_folder(root: PathLike, *, name: str | None = None) -> index.Dataset:
+  """Read a folder: `meta.json`, else MVTec's layout, else the plain one.
+
+  Args:
+    root: the folder.
+    name: of the data set; by default that of the folder.
 
   Raises:
-    ValueError: it is empty or has no layout that is understood.
+    ValueError: it is empty or has none of these layouts.
   """
-  if (Path(root) / index.META).is_file():
-    return index.read_meta(root, name=name)
-  if layouts.is_mvtec(root):
-    return layouts.read_mvtec(root, name=name)
-  if layouts.is_plain(root):
-    return layouts.read_plain(root, name=name)
-  found = sorted(path.name for path in Path(root).iterdir())
+  root = Path(root)
+  dataset = _read_common(root, name)
+  if dataset is not None:
+    return dataset
+  found = sorted(path.name for path in root.iterdir())
   if not found:
     raise ValueError(f"{root} is empty; expected a data set.")
   raise ValueError(
     f"{root}: unknown layout; found {', '.join(found[:8])}"
-    f"{', ...' if len(found) > 8 else ''}. Understood are, in this order: "
+    f"{', ...' if len(found) > 8 else ''}. Supported are, in this order: "
     "meta.json; <class>/test/<defect>/ with <class>/train/good/ and "
     "<class>/ground_truth/<defect>/ (MVTec); <class>/normal/ with, "
     "optionally, <class>/anomalous/ and <class>/masks/. The folder itself "
@@ -130,11 +148,24 @@ def read_folder(
   )
 
 
+def _read_common(
+  root: Path, name: str | None, class_name: str | None = None
+) -> index.Dataset | None:
+  """Read a layout that is not special to a data set; None: it has another."""
+  if (root / meta_json.META).is_file():
+    return meta_json.read(root, name=name)
+  if layouts.is_mvtec(root):
+    return layouts.read_mvtec(root, name=name)
+  if layouts.is_plain(root):
+    return layouts.read_plain(root, name=name, class_name=class_name)
+  return None
+
+
 def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
-  """Returns the name of each class for use in a sentence."""
+  """Return the name of each class for text prompts."""
   entry = ENTRIES.get(dataset.name)
   names = dict(entry.prompt_names) if entry else {}
-  if names and entry.aliases:  # They are all of one category.
+  if entry and names and entry.aliases:  # They all name one category.
     names = dict.fromkeys(entry.aliases, next(iter(names.values()))) | names
   return tuple(
     names.get(class_name, re.sub("[_/]", " ", class_name))
@@ -142,62 +173,69 @@ def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
   )
 
 
-def _read_embedded(
-  name: str, cache_dir: str | os.PathLike[str]
-) -> index.Dataset:
+def _read_embedded(name: str, cache_dir: PathLike) -> index.Dataset:
   # Not at the top: drawing needs modules that reading does not.
   from zsad_jax.datasets.synthetic import benchmark
 
   root = benchmark.ensure(cache_dir, size=_EMBEDDED_SIZE, seed=_EMBEDDED_SEED)
   part = "auxiliary" if name == "embedded_auxiliary" else "benchmark"
-  dataset = index.read_meta(os.path.join(root, part), name=name)
+  dataset = meta_json.read(os.path.join(root, part), name=name)
   note = benchmark.departure(dataset.root, part)
   return dataclasses.replace(dataset, notes=(note,) if note else ())
 
 
-def find(name: str, data_root: str | os.PathLike[str] | None) -> Path | None:
-  """The folder of a registered data set, or None."""
-  for folder in ENTRIES[name].folders if data_root is not None else ():
-    root = Path(data_root) / folder
-    if root.is_dir():
-      return root.absolute()
+def find(name: str, data_root: PathLike | None) -> Path | None:
+  """Return the folder of a registered data set, or None.
+
+  Args:
+    name: a key of `ENTRIES`.
+    data_root: the folder of the data sets; None searches installed packages
+      only.
+  """
+  if data_root is not None:
+    for folder in ENTRIES[name].folders:
+      root = Path(data_root) / folder
+      if root.is_dir():
+        return root.absolute()
   package = ENTRIES[name].find_package
   return package() if package else None
 
 
-def _read_registered(
-  name: str, data_root: str | os.PathLike[str] | None
-) -> index.Dataset:
+def _read_registered(name: str, data_root: PathLike | None) -> index.Dataset:
   root = find(name, data_root)
   if root is None:
     raise FileNotFoundError(_how_to_get(name, data_root))
   return read_entry(name, root)
 
 
-def read_entry(name: str, root: str | os.PathLike[str]) -> index.Dataset:
-  """Reads a registered data set from its folder, in any of its layouts.
+def read_entry(name: str, root: PathLike) -> index.Dataset:
+  """Read a registered data set from its folder, in any of its layouts.
 
   Args:
     name: a key of `ENTRIES`.
-    root: `meta.json` comes first, then what is downloaded, then MVTec's.
+    root: the folder. Its layout is `meta.json`, else one of `Entry.raw`, else
+      that of MVTec AD, else the plain one.
 
   Raises:
-    ValueError: the folder has none of these layouts, or misses files.
+    ValueError: the folder has none of these layouts, or files are missing.
   """
   root, entry = Path(root).absolute(), ENTRIES[name]
-  if (root / index.META).is_file():
-    return index.read_meta(root, name=name)
-  for raw in entry.raw:
-    if raw.fits(root):
-      train, test = raw.read(root)
-      return index.make_dataset(name, root, train=train, test=test)
-  if layouts.is_mvtec(root):
-    return layouts.read_mvtec(root, name=name)
+  if not (root / meta_json.META).is_file():
+    for raw in entry.raw:
+      if raw.fits(root):
+        train, test = raw.read(root)
+        return index.make_dataset(name, root, train=train, test=test)
+  # The folder of a single class may have any name.
+  single = name if (root / "normal").is_dir() else None
+  dataset = _read_common(root, name, class_name=single)
+  if dataset is not None:
+    return dataset
   expected = "; ".join(
     [
       "meta.json",
       *(raw.shows for raw in entry.raw),
       "<class>/{train,test}/ as in MVTec AD",
+      "<class>/{normal,anomalous,masks}/",
     ]
   )
   found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
@@ -206,7 +244,7 @@ def read_entry(name: str, root: str | os.PathLike[str]) -> index.Dataset:
   )
 
 
-def _how_to_get(name: str, data_root: str | os.PathLike[str] | None) -> str:
+def _how_to_get(name: str, data_root: PathLike | None) -> str:
   entry = ENTRIES[name]
   where = (
     f"none of the folders {', '.join(entry.folders)} exists in "
@@ -222,13 +260,13 @@ def _how_to_get(name: str, data_root: str | os.PathLike[str] | None) -> str:
 
 
 def _check(dataset: index.Dataset, entry: Entry) -> index.Dataset:
-  """Adds the entry's settings, and notes on what differs from it."""
+  """Add the entry's settings, and notes on differences from it."""
   notes = list(dataset.notes)
   if difference := count_note(dataset, entry):
     notes.append(difference)
   if entry.has_masks and not dataset.has_masks:
     notes.append(
-      f"{dataset.name}: no masks found, although the set has them; "
+      f"{dataset.name}: no masks found, although the data set has masks; "
       "pixel metrics are not available."
     )
   return dataclasses.replace(
@@ -237,7 +275,15 @@ def _check(dataset: index.Dataset, entry: Entry) -> index.Dataset:
 
 
 def count_note(dataset: index.Dataset, entry: Entry) -> str:
-  """How the number of images differs from the published one; "" if not."""
+  """Describe how the number of images differs from the published one.
+
+  Args:
+    dataset: the data set.
+    entry: its metadata.
+
+  Returns:
+    A sentence, or "" where the counts agree.
+  """
   agree = lambda counts: all(
     b is None or a == b for a, b in zip(dataset.counts, counts)
   )

@@ -1,11 +1,11 @@
-r"""TensorFlow Datasets builders: every registered set as ArrayRecord shards.
+r"""TensorFlow Datasets builders that write registered data sets as records.
 
 tfds build zsad_mvtec --imports=zsad_jax.datasets.tfds_builders \
     --manual_dir=data/mvtec --file_format=array_record --data_dir=shards
 
-What is built is opened like any other set, as `tfds:mvtec` below the data root
-shards/. Files are stored as they are, so that decoding is the same to the last
-bit; what is a part of a file is stored as PNG.
+The result is opened like any other data set, as `tfds:mvtec` below the data
+root shards/. Files are stored unchanged, so that decoding is bit-identical;
+parts of files are stored as PNG.
 """
 
 import io
@@ -19,7 +19,7 @@ from zsad_jax.datasets import index, preprocess, registry, tfds_records
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """What all builders share; `entry_name` is the registered name."""
+  """Base of all builders; `entry_name` is the registered name."""
 
   VERSION = tfds.core.Version("1.0.0")
   entry_name = ""
@@ -38,10 +38,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       disable_shuffling=True,  # The order is part of the protocol.
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     dataset = registry.read_entry(self.entry_name, str(dl_manager.manual_dir))
     parts = {"train": dataset.train, "test": dataset.test}
-    self.info.metadata[tfds_records.INDEX] = {
+    metadata = self.info.metadata
+    assert metadata is not None  # Set by `_info`.
+    metadata[tfds_records.INDEX] = {
       part: [_facts(s) for s in samples] for part, samples in parts.items()
     }
     return {
@@ -72,7 +74,7 @@ def _facts(sample: index.Sample) -> list:
 
 
 def _stored(path: str) -> bytes:
-  """The bytes of a file, or of a part of it as PNG."""
+  """Return the bytes of a file, or of a part of it as PNG."""
   name, box = index.file_and_box(path)
   if box is None:
     return Path(name).read_bytes()
@@ -85,7 +87,7 @@ def _png(image) -> bytes:
   return data.getvalue()
 
 
-# Each registers itself with TensorFlow Datasets when it is made.
+# A class registers itself with TensorFlow Datasets when it is created.
 BUILDERS = {
   name: type(
     f"Zsad{name.title().replace('_', '')}",

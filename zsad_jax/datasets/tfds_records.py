@@ -1,4 +1,4 @@
-"""Reads data sets that were built as records by `tfds_builders.py`."""
+"""Reader of data sets built as records by `tfds_builders.py`."""
 
 import functools
 import json
@@ -11,20 +11,25 @@ import tensorflow_datasets as tfds
 from zsad_jax.datasets import index
 
 BUILDERS = "zsad_jax.datasets.tfds_builders"  # Module that writes the records.
-PREFIX = "zsad_"  # Of a builder's name.
+PREFIX = "zsad_"  # Of the names of builders.
 INDEX = "samples"  # Key of the list of samples in a builder's metadata.
 
 
-def open_built(name: str, data_root: str | os.PathLike[str]) -> index.Dataset:
-  """Opens what was built of a registered data set.
+def open_built(
+  name: str, data_root: str | os.PathLike[str] | None
+) -> index.Dataset:
+  """Open the records of a registered data set.
 
   Args:
     name: a key of `registry.ENTRIES`.
     data_root: `--data_dir` of the build.
 
   Raises:
-    FileNotFoundError: it was not built there.
+    FileNotFoundError: they do not exist.
+    ValueError: no data root was given.
   """
+  if data_root is None:
+    raise ValueError(f"tfds:{name}: no data root was given.")
   folder = Path(data_root).absolute() / (PREFIX + name)
   versions = sorted(folder.glob("*/metadata.json"))
   if not versions:
@@ -39,10 +44,11 @@ def open_built(name: str, data_root: str | os.PathLike[str]) -> index.Dataset:
     part: [_sample(built, part, i, row) for i, row in enumerate(rows)]
     for part, rows in facts.items()
   }
-  return index.make_dataset(name, built, **parts)
+  train, test = parts.get("train", []), parts.get("test", [])
+  return index.make_dataset(name, built, train=train, test=test)
 
 
-def _sample(built, part, number, row):
+def _sample(built: Path, part: str, number: int, row: list) -> index.Sample:
   class_name, specie, label, masked, view, group = row
   path = f"{index.BUILT}{built}/{part}/{number}"
   mask = f"{path}/mask" if masked else ""
@@ -52,11 +58,13 @@ def _sample(built, part, number, row):
 
 
 def read(path: str) -> bytes:
-  """The bytes of a path that begins with `index.BUILT`."""
+  """Return the bytes of a path that begins with `index.BUILT`."""
   built, part, number, feature = path.removeprefix(index.BUILT).rsplit("/", 3)
   return _source(built, part)[int(number)][feature]
 
 
 @functools.cache
 def _source(built: str, part: str) -> Sequence:
-  return tfds.builder_from_directory(built).as_data_source(split=part)
+  builder = tfds.builder_from_directory(built)
+  # pyright does not see the arguments that a decorator passes on.
+  return builder.as_data_source(split=part)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,1 @@
+"""Drawn images and synthetic anomalies."""

@@ -1,11 +1,10 @@
-"""The embedded benchmark: two small data sets, drawn when first asked for.
+"""The embedded benchmark: two small data sets, drawn on first use.
 
 `auxiliary` is for training, `benchmark` for testing; no family is in both.
-Both have the folders of MVTec AD and the field's `meta.json`. A picture is a
-pure function of its category, defect, split, index, size and seed.
+Both have the folders of MVTec AD and a `meta.json`. An image is a pure function of its category, defect, split, index, size and seed.
 
-A new family is one function and one line in the `FAMILIES` of its file, and a
-place in one of the two lists below.
+A new family is one function, one line in the `FAMILIES` of its file, and one
+in the lists below.
 """
 
 import hashlib
@@ -13,19 +12,21 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from zsad_jax.datasets.synthetic import goods, hardware, textures, twins
 
-VERSION = 1  # Raise it when a change to the drawing code changes pictures.
-# What `write` measures of version 1 at 112 px with seed 0.
+VERSION = 1  # Raise it when a change to the drawing code changes images.
+# Digests that `write` computes for version 1 at 112 px with seed 0.
 PIXELS = {
   "auxiliary": "11bf590dde0bde26fb81d12e4763c97a7dbd032cb9202dbb6ecb07b60464dfd9",
   "benchmark": "171543f81a855424a626f4b29a9160a6a120a8baf91bcf66a31b32e469d09cd6",
 }
-DIGEST = "sha256.txt"  # Beside meta.json.
+DIGEST = "sha256.txt"  # Next to meta.json.
 
 FAMILIES = textures.FAMILIES | hardware.FAMILIES | goods.FAMILIES
 
@@ -60,7 +61,7 @@ TEST_CATEGORIES = (
   "tablet",
 )
 
-# Per category: normal pictures of the train split (few-shot references) and
+# Per category: normal images of the train split (few-shot references) and
 # of the test split, and anomalous ones, shared equally by its defects.
 DATASETS = {
   "auxiliary": dict(
@@ -73,35 +74,44 @@ DATASETS = {
 SIZES = range(96, 257)
 
 
-def draw(category, defect=None, *, index, split="test", size=112, seed=0):
-  """Draws one picture.
+def draw(
+  category: str,
+  defect: str | None = None,
+  *,
+  index: int,
+  split: str = "test",
+  size: int = 112,
+  seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draw one image.
 
-  With and without a defect, the same index gives the same scene.
+  The scene of an index is the same with and without an anomaly.
 
   Args:
     category: a key of `FAMILIES`.
-    defect: one of `FAMILIES[category].defects`, or None for a normal picture.
-    index: number of the picture, >= 0.
+    defect: one of `FAMILIES[category].defects`, or None for a
+      normal image.
+    index: number of the image, >= 0.
     split: "train" or "test".
     size: side in pixels, in `SIZES`.
     seed: seed of the benchmark, >= 0.
 
   Returns:
     Image uint8 (size, size, 3) and mask uint8 (size, size) in {0, 1}, 1 where
-    the picture differs from its normal twin; the two are equal elsewhere.
+    the image differs from its normal twin; the two are equal elsewhere.
 
   Raises:
     ValueError: unknown category or defect, or a size outside `SIZES`.
   """
   _check(category, defect, size)
-  place = (seed, twins.number(category), twins.number(split), index)
-  pair = twins.draw(FAMILIES[category], defect, key=place, size=size)
+  key = (seed, twins.number(category), twins.number(split), index)
+  pair = twins.draw(FAMILIES[category], defect, key=key, size=size)
   if pair is None:
-    raise AssertionError(f"{category} cannot show {defect}: {place}, {size}.")
+    raise AssertionError(f"{category} cannot show {defect}: {key}, {size}.")
   return (pair.normal if defect is None else pair.anomalous), pair.mask
 
 
-def _check(category, defect, size):
+def _check(category: str, defect: str | None, size: int) -> None:
   if category not in FAMILIES:
     raise ValueError(
       f"Unknown category {category!r}; there are {', '.join(sorted(FAMILIES))}."
@@ -117,13 +127,12 @@ def _check(category, defect, size):
     )
 
 
-def plan(dataset):
-  """Lists the pictures of a data set of `DATASETS`, in `meta.json`'s order.
+def plan(dataset: str) -> Iterator[tuple[str, str, str | None, int, int]]:
+  """Yield the images of a data set of `DATASETS` in the order of `meta.json`.
 
   Yields:
     Split, category, defect or None, number within its folder, and the index
-    for `draw`: anomalous pictures never share a scene with one another or
-    with a normal one.
+    for `draw`: every anomalous image has a scene of its own.
   """
   counts = DATASETS[dataset]
   for category in counts["categories"]:
@@ -144,8 +153,8 @@ def plan(dataset):
         )
 
 
-def fingerprint(size=112, seed=0):
-  """Returns 12 hex digits that stand for everything that defines the set."""
+def fingerprint(size: int = 112, seed: int = 0) -> str:
+  """Return 12 hex digits that identify everything that defines the data."""
   kinds = {
     name: FAMILIES[name].defects
     for counts in DATASETS.values()
@@ -155,12 +164,14 @@ def fingerprint(size=112, seed=0):
   return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
-def ensure(cache_dir, *, size=112, seed=0):
-  """Returns the benchmark's directory, drawing it first where it is missing.
+def ensure(
+  cache_dir: str | os.PathLike[str], *, size: int = 112, seed: int = 0
+) -> Path:
+  """Return the benchmark's directory, drawing it first if it is missing.
 
   Args:
-    cache_dir: where directories of this kind are kept; made if missing.
-    size: side of the pictures in pixels, in `SIZES`.
+    cache_dir: parent of such directories; made if missing.
+    size: side of the images in pixels, in `SIZES`.
     seed: seed of the benchmark, >= 0.
 
   Returns:
@@ -171,15 +182,17 @@ def ensure(cache_dir, *, size=112, seed=0):
   )
 
 
-def write(root, *, size=112, seed=0):
-  """Draws both data sets into `root`, unless it is there already.
+def write(
+  root: str | os.PathLike[str], *, size: int = 112, seed: int = 0
+) -> Path:
+  """Draw both data sets into `root`, unless it exists.
 
-  They are drawn beside `root` and moved there when complete, so `root` is
-  complete if it exists, even after a crash or with two processes at work.
+  They are drawn next to `root` and moved there when complete, so `root` is
+  complete if it exists, even after a crash or with two processes.
 
   Args:
     root: directory to make, for example of a run or a cache.
-    size: side of the pictures in pixels, in `SIZES`.
+    size: side of the images in pixels, in `SIZES`.
     seed: seed of the benchmark, >= 0.
 
   Returns:
@@ -200,7 +213,7 @@ def write(root, *, size=112, seed=0):
   return root
 
 
-def _publish(draft, root):
+def _publish(draft: Path, root: Path) -> None:
   try:
     os.rename(draft, root)
   except OSError:  # A directory that is not empty cannot be replaced:
@@ -209,7 +222,7 @@ def _publish(draft, root):
 
 
 def departure(root: str | Path, dataset: str) -> str:
-  """Returns why numbers on a data set do not compare with others, or "".
+  """Return why results on a data set are not comparable, or "".
 
   Args:
     root: directory of `dataset` that was drawn with the default size and seed.
@@ -218,13 +231,13 @@ def departure(root: str | Path, dataset: str) -> str:
   if (Path(root) / DIGEST).read_text() == PIXELS[dataset]:
     return ""
   return (
-    f"The pictures differ from the embedded benchmark's version {VERSION} "
-    "(other releases of NumPy, SciPy or Pillow draw a little differently): "
-    "results are not quite comparable with published ones."
+    f"The images differ from the embedded benchmark's version {VERSION} "
+    "(other releases of NumPy, SciPy or Pillow draw slightly differently): "
+    "results are not exactly comparable with published ones."
   )
 
 
-def _write_dataset(root, dataset, *, size, seed):
+def _write_dataset(root: Path, dataset: str, *, size: int, seed: int) -> None:
   meta = {
     split: {name: [] for name in DATASETS[dataset]["categories"]}
     for split in ("train", "test")
@@ -255,6 +268,6 @@ def _write_dataset(root, dataset, *, size, seed):
   (root / DIGEST).write_text(digest.hexdigest())
 
 
-def _save(path, pixels):
+def _save(path: Path, pixels: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(pixels).save(path, compress_level=4)

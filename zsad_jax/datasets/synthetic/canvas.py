@@ -1,16 +1,19 @@
-"""The stage a family is drawn on, its light, and the camera.
+"""Canvas of a family, its lighting, and the camera.
 
 A family paints albedo and relief on a `Stage`; `Stage.render` lights them. All
-lengths are in units of half the picture's side, so a drawing looks the same at
+lengths are in units of half the image's side, so a drawing looks the same at
 any size. A `Camera` then turns the lit scene into pixels.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+
+from zsad_jax.datasets.synthetic.shapes import Number
 
 SUPERSAMPLE = 2  # Scenes are drawn this much larger, then averaged.
 REACH = 2.2  # Noise covers [-REACH, REACH]: corners stay inside.
@@ -20,24 +23,25 @@ SHARPNESS = 5  # The highlight is a cosine to the power of two to this.
 
 @dataclasses.dataclass(frozen=True)
 class Flaw:
-  """A structural defect that a family draws itself, or none.
+  """A structural anomaly that a family draws itself, or none.
 
-  It has its own random numbers, so that the rest of the scene is drawn alike
-  with and without it.
+  It has a random generator of its own, so that the rest of the scene is
+  the same with and without it.
   """
 
   kind: str | None
   rng: np.random.Generator
 
-  def amount(self, kind, low, high):
-    """Returns a number in [low, high) for this kind of flaw, else 0."""
+  def amount(self, kind: str, low: Number, high: Number) -> float:
+    """Return a number in [low, high) for this kind of flaw, else 0."""
     return self.rng.uniform(low, high) if self.kind == kind else 0.0
 
-  def pick(self, kind, count):
-    """Returns the index of the part concerned for this kind, else -1."""
+  def pick(self, kind: str, count: int) -> int:
+    """Return the index of the affected part for this kind of flaw, else -1."""
     return int(self.rng.integers(count)) if self.kind == kind else -1
 
-  def sign(self):
+  def sign(self) -> int:
+    """Return 1 or -1 at random."""
     return 1 if self.rng.random() < 0.5 else -1
 
 
@@ -54,13 +58,13 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """What is drawn, and which defects suit it.
+  """A category of drawn images and its kinds of anomalies.
 
   Attributes:
     draw: `(rng, size, flaw) -> Scene`, `size` pixels wide.
     kind: "texture" or "object".
-    overlays: kinds of `defects.OVERLAYS` that may be put on the picture.
-    structural: kinds of flaw that `draw` understands.
+    overlays: kinds of `defects.OVERLAYS` that suit it.
+    structural: kinds of flaw that `draw` draws itself.
   """
 
   draw: Callable[[np.random.Generator, int, Flaw], Scene]
@@ -70,24 +74,31 @@ class Family:
 
   @property
   def defects(self) -> tuple[str, ...]:
+    """All kinds of anomalies."""
     return self.overlays + self.structural
 
 
-def rgb(*color):
-  """Returns a colour of three numbers as float32 (3, 1, 1)."""
+def rgb(*color: float) -> np.ndarray:
+  """Return a colour of three numbers as float32 (3, 1, 1)."""
   return np.asarray(color, np.float32).reshape(3, 1, 1)
 
 
-def tinted(rng, color, spread=0.03):
-  """Returns a colour near `color`, float32 (3, 1, 1)."""
+def tinted(
+  rng: np.random.Generator,
+  color: tuple[float, float, float],
+  spread: float = 0.03,
+) -> np.ndarray:
+  """Return a colour near `color`, float32 (3, 1, 1)."""
   lightness = 1 + rng.uniform(-2 * spread, 2 * spread)
   return rgb(
     *(np.asarray(color) * lightness + rng.uniform(-spread, spread, 3) / 4)
   )
 
 
-def mix(first, second, share):
-  """Blends two colours or pictures (3, ...); `share` (n, n) is of `second`."""
+def mix(
+  first: np.ndarray, second: np.ndarray, share: np.ndarray | Number
+) -> np.ndarray:
+  """Blend two colours or images (3, ...); `share` (n, n) is of `second`."""
   return first + (second - first) * np.asarray(share, np.float32)
 
 
@@ -102,13 +113,21 @@ class Stage:
   """
 
   def __init__(
-    self, rng, size, color, *, turn=0.0, wander=0.0, zoom=0.08, tilt=0.05
-  ):
-    """Sets up view and light over a plain ground.
+    self,
+    rng: np.random.Generator,
+    size: int,
+    color: np.ndarray,
+    *,
+    turn: Number = 0.0,
+    wander: Number = 0.0,
+    zoom: Number = 0.08,
+    tilt: Number = 0.05,
+  ) -> None:
+    """Set up view and light over a plain ground.
 
     Args:
       rng: random numbers for view, light and ground.
-      size: side of the final picture in pixels.
+      size: side of the final image in pixels.
       color: of the ground, (3, 1, 1).
       turn: largest rotation, in radians.
       wander: largest shift of the scene's middle.
@@ -128,13 +147,20 @@ class Stage:
     self.light = self._sun(rng)
     ground = 0.6 * self.noise(rng, 2) + 0.4 * self.noise(rng, 25)
     self._ground = color * (1 + 0.04 * ground)
-    self.albedo = self._ground.copy()
-    self.height = np.zeros((n, n), np.float32)
-    self.gloss, self.region = self.height.copy(), self.height.copy()
+    self.albedo: np.ndarray = self._ground.copy()
+    self.height: np.ndarray = np.zeros((n, n), np.float32)
+    self.gloss: np.ndarray = self.height.copy()
+    self.region: np.ndarray = self.height.copy()
 
   @staticmethod
-  def _viewpoint(rng, turn, wander, zoom, tilt):
-    """Returns the homography (3, 3) from picture to scene coordinates."""
+  def _viewpoint(
+    rng: np.random.Generator,
+    turn: Number,
+    wander: Number,
+    zoom: Number,
+    tilt: Number,
+  ) -> np.ndarray:
+    """Return the homography (3, 3) from image to scene coordinates."""
     angle, scale = rng.uniform(-turn, turn), 1 + rng.uniform(-zoom, zoom)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     dx, dy = rng.uniform(-wander, wander, 2)
@@ -143,8 +169,8 @@ class Stage:
     return turned @ np.array([[1, 0, 0], [0, 1, 0], [tilt_x, tilt_y, 1]])
 
   @staticmethod
-  def _sun(rng):
-    """Returns the unit vector towards the light: above, to the upper left."""
+  def _sun(rng: np.random.Generator) -> np.ndarray:
+    """Return the unit vector towards the light: above, to the upper left."""
     azimuth = np.pi * 1.25 + rng.uniform(-0.5, 0.5)
     elevation = rng.uniform(0.75, 0.95)
     flat = np.cos(elevation)
@@ -153,11 +179,13 @@ class Stage:
       np.float32,
     )
 
-  def noise(self, rng, across, along=None):
-    """Smooth noise in about [-1, 1] that lies on the scene's plane.
+  def noise(
+    self, rng: np.random.Generator, across: Number, along: Number | None = None
+  ) -> np.ndarray:
+    """Return smooth noise in about [-1, 1] on the scene's plane.
 
     Args:
-      rng: random numbers; as many are used at every picture size.
+      rng: random numbers; their number does not depend on the size.
       across: grains per unit in x.
       along: grains per unit in y; as many as in x by default.
     """
@@ -165,7 +193,7 @@ class Stage:
     shape = [int(2 * REACH * f) + 2 for f in (along, across)]
     grid = Image.fromarray(rng.uniform(-1, 1, shape).astype(np.float32))
     # Wide grains are sampled coarsely and enlarged, which is much faster;
-    # linear interpolation shows in none but the widest.
+    # linear interpolation is visible in the widest only.
     fine = max(across, along)
     n = self.n if fine > 20 else -(-self.n // (2 if fine > 8 else 4))
     pixel = np.array([[2 / n, 0, -1], [0, 2 / n, -1], [0, 0, 1]])
@@ -188,24 +216,34 @@ class Stage:
       noise = noise.resize((self.n, self.n), Image.Resampling.BICUBIC)
     return np.asarray(noise)
 
-  def clouds(self, rng, frequency, octaves=3):
-    """Noise of several scales, each half as strong as the coarser one."""
+  def clouds(
+    self, rng: np.random.Generator, frequency: Number, octaves: int = 3
+  ) -> np.ndarray:
+    """Return noise of several scales, each half as strong as the last."""
     total = sum(
       self.noise(rng, frequency * 2**i) / 2**i for i in range(octaves)
     )
     return total / (2 - 2 ** (1 - octaves))
 
-  def cover(self, sdf, soft=0.0):
-    """Share of each pixel inside a shape, with an edge `soft` units wide."""
+  def cover(self, sdf: np.ndarray, soft: Number = 0.0) -> np.ndarray:
+    """Return the coverage of each pixel; the edge is `soft` units wide."""
     return np.clip(0.5 - sdf / max(self.px, soft), 0, 1)
 
-  def paint(self, sdf, color, *, lift=0.0, bevel=0.0, gloss=0.0):
-    """Lays a part on top of what is there.
+  def paint(
+    self,
+    sdf: np.ndarray,
+    color: np.ndarray,
+    *,
+    lift: Number = 0.0,
+    bevel: Number = 0.0,
+    gloss: Number = 0.0,
+  ) -> None:
+    """Paint a part on top of the scene.
 
     Args:
       sdf: signed distance of the part's outline (n, n).
       color: (3, 1, 1) or (3, n, n).
-      lift: height above what is there; negative sinks.
+      lift: height above the surface below; negative sinks.
       bevel: width of the rounded edge; 0 for a sharp step.
       gloss: strength of the highlight, 0 (matt) to 1.
     """
@@ -217,15 +255,17 @@ class Stage:
       t = np.clip(-sdf / bevel, 0, 1) if bevel else cover
       self.height += np.float32(lift) * t * (2 - t)
 
-  def cut(self, sdf):
-    """Cuts a shape out of everything, down to the ground."""
+  def cut(self, sdf: np.ndarray) -> None:
+    """Cut a shape out of everything, down to the ground."""
     keep = 1 - self.cover(sdf)
     self.albedo = mix(self._ground, self.albedo, keep)
     for layer in (self.height, self.gloss, self.region):
       layer *= keep
 
-  def chipped(self, sdf, flaw, low=0.07, high=0.17):
-    """Returns the outline, with a jagged bite for a chipped edge."""
+  def chipped(
+    self, sdf: np.ndarray, flaw: Flaw, low: Number = 0.07, high: Number = 0.17
+  ) -> np.ndarray:
+    """Return the outline, for a chipped edge with a jagged notch."""
     if flaw.kind != "chipped_edge":
       return sdf
     rows, cols = np.nonzero(np.abs(sdf) < self.px)
@@ -237,8 +277,8 @@ class Stage:
       radius = radius * (1 + depth * np.sin(waves * angle + phase))
     return np.maximum(sdf, radius - np.hypot(x, y))
 
-  def render(self):
-    """Lights the relief; returns the `Scene`."""
+  def render(self) -> Scene:
+    """Light the relief and return the `Scene`."""
     gy, gx = np.gradient(self.height, self.px)
     upright = 1 / np.sqrt(1 + gx * gx + gy * gy)
     lx, ly, lz = self.light
@@ -253,13 +293,13 @@ class Stage:
     image, region = _shrunk(image), _shrunk(self.region[None])[0]
     return Scene(np.ascontiguousarray(np.moveaxis(image, 0, -1)), region)
 
-  def _openness(self):
-    """Share of the sky seen from each point: crevices are darker."""
+  def _openness(self) -> np.ndarray:
+    """Return the visible fraction of the sky: crevices are darker."""
     wide = ndimage.uniform_filter(self.height, max(3, int(0.08 / self.px)))
     return np.clip(1 + 10 * np.minimum(self.height - wide, 0), 0.3, 1)
 
-  def _sunlit(self):
-    """1 in the light, 0 in the shadow of something higher, soft between."""
+  def _sunlit(self) -> np.ndarray:
+    """Return 1 in the light, 0 in the shadow of a higher part, soft between."""
     steps, length = 6, 0.2
     reach = int(np.ceil(length / self.px)) + 1
     padded = np.pad(self.height, reach, mode="edge")
@@ -278,9 +318,9 @@ class Stage:
 
 
 class Camera:
-  """Uneven light, a slight blur and sensor noise, drawn once per picture."""
+  """Uneven light, a slight blur and sensor noise, drawn once per image."""
 
-  def __init__(self, rng, size):
+  def __init__(self, rng: np.random.Generator, size: int) -> None:
     unit = np.linspace(-1, 1, size, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.09, 0.09, 2).astype(np.float32)
     vignette = np.float32(rng.uniform(0.02, 0.12))
@@ -297,19 +337,22 @@ class Camera:
     grain = rng.normal(0, rng.uniform(0.006, 0.014), (size, size, 3))
     self._grain = grain.astype(np.float32)
 
-  def expose(self, image):
-    """Returns the noiseless picture of float32 (s, s, 3), same shape."""
+  def expose(self, image: np.ndarray) -> np.ndarray:
+    """Return the noiseless image of float32 (s, s, 3), same shape."""
     sharp = (self._blur, self._blur, 0)
     return ndimage.gaussian_filter(image * self._field, sharp, truncate=3)
 
-  def develop(self, image):
-    """Returns uint8 (s, s, 3) with the sensor's noise."""
-    noisy = np.float32(image) + self._grain  # Some overlays are float64.
-    return np.uint8(np.clip(noisy, 0, 1) * 255 + 0.5)
+  def develop(self, image: np.ndarray) -> np.ndarray:
+    """Return uint8 (s, s, 3) with the sensor's noise."""
+    noisy = (
+      np.asarray(image, np.float32) + self._grain
+    )  # Some overlays are float64.
+    return (np.clip(noisy, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _shrunk(layers):
-  """Averages `SUPERSAMPLE` x `SUPERSAMPLE` blocks of (c, n, n)."""
+def _shrunk(layers: np.ndarray) -> np.ndarray:
+  """Average `SUPERSAMPLE` x `SUPERSAMPLE` blocks of (c, n, n)."""
   k = SUPERSAMPLE
-  rows = sum(layers[:, i::k] for i in range(k))
-  return sum(rows[:, :, i::k] for i in range(k)) / k**2
+  rows: Any = sum(layers[:, i::k] for i in range(k))
+  total: Any = sum(rows[:, :, i::k] for i in range(k))
+  return total / k**2

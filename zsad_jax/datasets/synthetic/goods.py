@@ -1,15 +1,23 @@
 """Object families of food, pharmacy and household.
 
 Each function draws one family: `(rng, size, flaw) -> Scene`. Constants inside
-are a drawing's proportions; they were chosen by looking.
+are proportions, chosen by eye.
 """
 
 import numpy as np
 
 from zsad_jax.datasets.synthetic import shapes
-from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix, rgb, tinted
+from zsad_jax.datasets.synthetic.canvas import (
+  Family,
+  Flaw,
+  Scene,
+  Stage,
+  mix,
+  rgb,
+  tinted,
+)
 
-# Strokes of a printed digit: middle (x, y), then whether it lies or stands.
+# Strokes of a printed digit: middle (x, y), then horizontal and vertical.
 SEGMENTS = (
   (0, -0.1, 1, 0),
   (0, 0, 1, 0),
@@ -21,8 +29,8 @@ SEGMENTS = (
 )
 
 
-def bottle(rng, size, flaw):
-  """Brown glass bottle from above on a light table: shoulder, rim, mouth."""
+def bottle(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw a brown glass bottle from above: shoulder, rim and mouth."""
   stage = Stage(rng, size, tinted(rng, (0.87, 0.87, 0.85)), turn=3, wander=0.05)
   x, y, radius = stage.x, stage.y, np.hypot(stage.x, stage.y)
   glass = tinted(rng, (0.3, 0.16, 0.07), 0.04)
@@ -53,8 +61,8 @@ def bottle(rng, size, flaw):
   return stage.render()
 
 
-def capsule(rng, size, flaw):
-  """Two-coloured gelatine capsule with a printed code."""
+def capsule(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw a two-coloured gelatine capsule with a printed code."""
   stage = Stage(
     rng, size, tinted(rng, (0.84, 0.84, 0.82)), turn=0.5, wander=0.08
   )
@@ -75,8 +83,14 @@ def capsule(rng, size, flaw):
   return stage.render()
 
 
-def _code(stage, rng, x, y, flaw):
-  """Prints three digits; a print error doubles and smears or loses them."""
+def _code(
+  stage: Stage,
+  rng: np.random.Generator,
+  x: np.ndarray,
+  y: np.ndarray,
+  flaw: Flaw,
+) -> None:
+  """Print three digits; a print error smears them or omits some."""
   pattern = rng.random((3, 7)) < 0.72
   fault = flaw.pick("print_error", 3)
   shown = (0, 1, 2) if fault < 0 else ((0,), (0, 1), (0, 1, 2))[fault]
@@ -96,8 +110,8 @@ def _code(stage, rng, x, y, flaw):
   stage.albedo = mix(stage.albedo, rgb(0.16, 0.15, 0.2), 0.85 * cover)
 
 
-def toothbrush(rng, size, flaw):
-  """Brush head from above: tufts in rows; a tuft may be lost or splayed."""
+def toothbrush(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw a brush head from above; a tuft may be missing or splayed."""
   stage = Stage(
     rng, size, tinted(rng, (0.36, 0.38, 0.42)), turn=0.25, wander=0.05
   )
@@ -112,8 +126,8 @@ def toothbrush(rng, size, flaw):
   return stage.render()
 
 
-def _tufts(stage, rng, flaw):
-  """A lattice of 4 x 7 tufts with bare corners, each in its own socket."""
+def _tufts(stage: Stage, rng: np.random.Generator, flaw: Flaw) -> None:
+  """Draw 4 x 7 tufts with bare corners, each in a socket."""
   column, dx = shapes.sawtooth(stage.x / 0.18)
   row, dy = shapes.sawtooth((stage.y + 0.12) / 0.18 + 0.5)
   dx, dy, place = dx * 0.18, dy * 0.18, (column + 2) + 4 * (row + 3)
@@ -143,8 +157,8 @@ def _tufts(stage, rng, flaw):
     stage.paint(lying, white * (0.8 * fringe), lift=0.07, bevel=0.08)
 
 
-def cookie(rng, size, flaw):
-  """Baked biscuit with chocolate chips, cracked and browned at the rim."""
+def cookie(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw a baked biscuit with chocolate chips and a browned rim."""
   stage = Stage(rng, size, tinted(rng, (0.8, 0.8, 0.82)), turn=3, wander=0.07)
   x, y = stage.x, stage.y
   angle = np.arctan2(y, x)
@@ -172,8 +186,8 @@ def cookie(rng, size, flaw):
   return stage.render()
 
 
-def button(rng, size, flaw):
-  """Four-holed shirt button of marbled resin; a hole may not be drilled."""
+def button(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw a button of marbled resin; one of its four holes may be missing."""
   stage = Stage(rng, size, tinted(rng, (0.23, 0.31, 0.4)), turn=3, wander=0.08)
   x, y = stage.x, stage.y
   cloth = np.sin(x * 70) * np.sin(y * 70)
@@ -203,8 +217,8 @@ def button(rng, size, flaw):
   return stage.render()
 
 
-def tablet(rng, size, flaw):
-  """Pressed white pill: rounded rim, a score line, two letters."""
+def tablet(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw a pressed white pill: rounded rim, a score line, two letters."""
   stage = Stage(rng, size, tinted(rng, (0.3, 0.42, 0.46)), turn=3, wander=0.08)
   x, y = stage.x, stage.y
   powder = 1 + 0.035 * stage.noise(rng, 60) + 0.03 * stage.clouds(rng, 5)

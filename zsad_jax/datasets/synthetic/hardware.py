@@ -1,28 +1,38 @@
 """Object families of metal and electronics.
 
 Each function draws one family: `(rng, size, flaw) -> Scene`. Constants inside
-are a drawing's proportions; they were chosen by looking.
+are proportions, chosen by eye.
 """
 
 import numpy as np
 
 from zsad_jax.datasets.synthetic import shapes
-from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix, rgb, tinted
+from zsad_jax.datasets.synthetic.canvas import (
+  Family,
+  Flaw,
+  Scene,
+  Stage,
+  mix,
+  rgb,
+  tinted,
+)
+from zsad_jax.datasets.synthetic.shapes import Array, Rng
 
+Color = tuple[float, float, float]
 STEEL = (0.6, 0.61, 0.63)
 BRASS = (0.74, 0.6, 0.34)
 
 
-def _metal(stage, rng, color, strength=1.0):
-  """Returns an albedo (n, n, 3): milled streaks and cloudy reflections."""
+def _metal(stage: Stage, rng: Rng, color: Color) -> Array:
+  """Return an albedo (3, n, n): milled streaks and cloudy reflections."""
   streaks = stage.noise(rng, 3, 60)
   return tinted(rng, color) * (
-    1 + strength * (0.07 * streaks + 0.14 * stage.clouds(rng, 2))
+    1 + (0.07 * streaks + 0.14 * stage.clouds(rng, 2))
   )
 
 
-def hex_nut(rng, size, flaw):
-  """Steel nut from above on a pale bench: chamfer, bore, thread."""
+def hex_nut(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw a steel nut from above on a pale bench: chamfer, bore, thread."""
   stage = Stage(rng, size, tinted(rng, (0.74, 0.72, 0.68)), turn=3, wander=0.1)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, STEEL)
   radius = np.hypot(x, y)
@@ -39,8 +49,8 @@ def hex_nut(rng, size, flaw):
   return stage.render()
 
 
-def gear(rng, size, flaw):
-  """Brass gear with spokes of holes; a tooth may be lost."""
+def gear(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw a brass gear with holes; a tooth may be missing."""
   stage = Stage(rng, size, tinted(rng, (0.24, 0.27, 0.31)), turn=3, wander=0.08)
   x, y, metal = stage.x, stage.y, _metal(stage, rng, BRASS)
   teeth = 18
@@ -66,8 +76,8 @@ def gear(rng, size, flaw):
   return stage.render()
 
 
-def bolt(rng, size, flaw):
-  """Hexagon bolt lying on its side; bent, or with its thread worn off."""
+def bolt(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw a hexagon bolt on its side; it may be bent or its thread worn."""
   stage = Stage(rng, size, tinted(rng, (0.5, 0.53, 0.5)), turn=3, wander=0.06)
   x, y = stage.x, stage.y
   bend = flaw.amount("bent_part", 0.25, 0.5) * flaw.sign()
@@ -99,11 +109,10 @@ def bolt(rng, size, flaw):
   return stage.render()
 
 
-def key(rng, size, flaw):
-  """Door key: round bow, ribbed blade, cut teeth."""
+def key(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw a door key: round bow, ribbed blade, cut teeth."""
   stage = Stage(rng, size, tinted(rng, (0.36, 0.22, 0.19)), turn=3, wander=0.05)
-  metal = _metal(stage, rng, (0.7, 0.68, 0.6))
-  x = stage.x
+  x, metal = stage.x, _metal(stage, rng, (0.7, 0.68, 0.6))
   bend = flaw.amount("bent_part", 0.22, 0.45) * flaw.sign()
   y = stage.y - bend * np.maximum(x + 0.05, 0) ** 2
   blade = shapes.box(x - 0.2, y, 0.55, 0.1, 0.03)
@@ -136,8 +145,8 @@ def key(rng, size, flaw):
   return stage.render()
 
 
-def cable(rng, size, flaw):
-  """Cross-section of a three-core cable: sheath, insulation, strands."""
+def cable(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw the section of a three-core cable: sheath, insulation, strands."""
   stage = Stage(rng, size, tinted(rng, (0.8, 0.8, 0.78)), turn=3, wander=0.05)
   x, y = stage.x, stage.y
   grit = 1 + 0.06 * stage.noise(rng, 40)
@@ -172,8 +181,8 @@ def cable(rng, size, flaw):
   return stage.render()
 
 
-def _core(stage, x, y, color, shine):
-  """One insulated core with 19 copper strands around (0, 0)."""
+def _core(stage: Stage, x: Array, y: Array, color: Array, shine: Array) -> None:
+  """Draw one insulated core with 19 copper strands around (0, 0)."""
   stage.paint(
     shapes.circle(x, y, 0.325), color, lift=0.06, bevel=0.03, gloss=0.2
   )
@@ -186,8 +195,8 @@ def _core(stage, x, y, color, shine):
   stage.paint(outline, copper, lift=0.03, bevel=0.035, gloss=0.5)
 
 
-def circuit_board(rng, size, flaw):
-  """Green board: traces, one chip, two rows of small parts, round caps."""
+def circuit_board(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw a board: traces, one chip, two rows of parts, round caps."""
   stage = Stage(
     rng, size, tinted(rng, (0.7, 0.69, 0.67)), turn=0.35, wander=0.06
   )
@@ -213,8 +222,8 @@ def circuit_board(rng, size, flaw):
   return stage.render()
 
 
-def _traces(stage, rng, board):
-  """Copper under the solder mask: lighter lines, and plated holes."""
+def _traces(stage: Stage, rng: Rng, board: Array) -> None:
+  """Draw copper under the solder mask: lighter lines, and plated holes."""
   u, v = stage.x * 9 + 0.5, stage.y * 9
   column, across = shapes.sawtooth(u)
   row, along = shapes.sawtooth(v)
@@ -231,8 +240,8 @@ def _traces(stage, rng, board):
   stage.cut(corner - 0.03)
 
 
-def _components(stage, x, y, flaw):
-  """Two rows of four soldered parts: dark resistors and tan capacitors."""
+def _components(stage: Stage, x: Array, y: Array, flaw: Flaw) -> None:
+  """Draw two rows of four soldered parts: resistors and capacitors."""
   column, px = shapes.sawtooth(x / 0.38)
   row, py = shapes.sawtooth((y + 0.02) / 0.32)
   px, py, place = px * 0.38, py * 0.32, column + 2 + 4 * row
@@ -260,8 +269,8 @@ def _components(stage, x, y, flaw):
   stage.paint(label, rgb(0.8, 0.8, 0.78))
 
 
-def _chip(stage, x, y):
-  """A chip with ten legs around (0, 0)."""
+def _chip(stage: Stage, x: Array, y: Array) -> None:
+  """Draw a chip with ten legs around (0, 0)."""
   spacing = np.abs(shapes.sawtooth(x / 0.1 + 0.5)[1]) * 0.1
   legs = np.maximum(
     np.maximum(spacing - 0.028, np.abs(y) - 0.25), np.abs(x) - 0.25
@@ -279,8 +288,8 @@ def _chip(stage, x, y):
   stage.paint(np.maximum(text, np.abs(x) - 0.18), rgb(0.55, 0.55, 0.55))
 
 
-def zipper(rng, size, flaw):
-  """Two woven tapes joined by metal teeth; a tooth may be lost or split."""
+def zipper(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw two tapes joined by metal teeth; one may be missing or bent."""
   stage = Stage(
     rng, size, tinted(rng, (0.68, 0.67, 0.64)), turn=0.12, wander=0.05
   )
@@ -314,8 +323,8 @@ def zipper(rng, size, flaw):
   return stage.render()
 
 
-def solar_cell(rng, size, flaw):
-  """Blue silicon cell: fine fingers across three busbars."""
+def solar_cell(rng: Rng, size: int, flaw: Flaw) -> Scene:
+  """Draw a blue silicon cell: fine fingers across three busbars."""
   stage = Stage(
     rng, size, tinted(rng, (0.86, 0.86, 0.84)), turn=0.06, wander=0.03
   )
@@ -335,7 +344,7 @@ def solar_cell(rng, size, flaw):
   row, across = shapes.sawtooth(y * 13)
   finger = (np.abs(across) - 0.09) / 13
   first = int(flaw.rng.integers(-7, 5))
-  gap = _near(x, flaw.rng.uniform(-0.5, 0.5), flaw.rng.uniform(0.12, 0.3))
+  gap = np.abs(x - flaw.rng.uniform(-0.5, 0.5)) < flaw.rng.uniform(0.12, 0.3)
   if flaw.kind == "missing_part":  # Fingers that were not printed.
     gap &= (row >= first) & (row < first + 3)
     finger = np.where(gap, 0.1, finger)
@@ -349,10 +358,6 @@ def solar_cell(rng, size, flaw):
       np.maximum(bar, inner), silver, lift=0.01, bevel=0.01, gloss=0.5
     )
   return stage.render()
-
-
-def _near(t, middle, length):
-  return np.abs(t - middle) < length
 
 
 FAMILIES = {

@@ -1,16 +1,27 @@
-"""Families invented at random, for pretraining: no two pictures of one design.
+"""Random designs for pretraining.
 
 A design has a noun, a material, a colour and the `Family` that draws it: one of
 the textures of `invented_textures.py` or the objects of `invented_objects.py`,
-with proportions drawn at random. None of them is a family of the benchmark.
+with random proportions. None of them is a family of the benchmark.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from zsad_jax.datasets.synthetic.canvas import Family, tinted
+from zsad_jax.datasets.synthetic.canvas import (
+  Family,
+  Flaw,
+  Number,
+  Scene,
+  Stage,
+  tinted,
+)
+
+Option = TypeVar("Option")
 
 COLORS = {
   "white": (0.85, 0.84, 0.81),
@@ -28,12 +39,12 @@ COLORS = {
 }
 NEUTRAL = ("white", "gray", "black", "beige")
 PLAIN = 0.6  # Share of designs on a neutral ground.
-SPREAD = 0.06  # Of the tints of one colour name.
+SPREAD = 0.06  # Relative variation of the tints of one colour name.
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-  """What a design fixes before anything is drawn.
+class Style:
+  """Colours, material and proportions of a design.
 
   Attributes:
     colors: three different names of `COLORS`: body, second colour, and the
@@ -46,27 +57,46 @@ class Look:
   material: str
   shape: tuple[float, ...]
 
-  def tint(self, rng, which):
-    """Returns a tint (3, 1, 1) of the body (0), second (1) or ground (2)."""
+  def tint(self, rng: np.random.Generator, which: int) -> np.ndarray:
+    """Return a tint (3, 1, 1) of the body (0), second (1) or ground (2)."""
     return tinted(rng, COLORS[self.colors[which]], SPREAD)
 
-  def between(self, which, low, high):
-    """Returns proportion number `which`, scaled to [low, high)."""
+  def between(self, which: int, low: Number, high: Number) -> float:
+    """Return proportion number `which`, scaled to [low, high)."""
     return low + (high - low) * self.shape[which]
 
-  def one_of(self, which, options):
-    """Returns one of the options, by proportion number `which`."""
+  def one_of(self, which: int, options: Sequence[Option]) -> Option:
+    """Return one of the options, by proportion number `which`."""
     return options[int(self.shape[which] * len(options))]
 
-  def surface(self, stage, rng, color):
-    """Returns the albedo (3, n, n) and the gloss of the material."""
+  def surface(
+    self, stage: Stage, rng: np.random.Generator, color: np.ndarray
+  ) -> tuple[np.ndarray, float]:
+    """Return the albedo (3, n, n) and the gloss of the material."""
     tone, gloss = MATERIALS[self.material](stage, rng)
     return color * tone, gloss
 
 
 @dataclasses.dataclass(frozen=True)
+class StyledFamily:
+  """A `canvas.Family` whose appearance depends on a style.
+
+  Attributes:
+    draw: `(style, rng, size, flaw) -> Scene`, `size` pixels wide.
+    kind: "texture" or "object".
+    overlays: kinds of `defects.OVERLAYS` that suit it.
+    structural: kinds of flaw that `draw` draws itself.
+  """
+
+  draw: Callable[[Style, np.random.Generator, int, Flaw], Scene]
+  kind: str
+  overlays: tuple[str, ...]
+  structural: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Design:
-  """A family of one's own, with the words that are true of it."""
+  """A random family and the words that describe it."""
 
   noun: str
   material: str
@@ -74,29 +104,33 @@ class Design:
   family: Family
 
 
-def _metal(stage, rng):
+def _metal(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   streaks, clouds = stage.noise(rng, 3, 60), stage.clouds(rng, 2)
   return 1 + 0.07 * streaks + 0.13 * clouds, 0.4
 
 
-def _plastic(stage, rng):
+def _plastic(
+  stage: Stage, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
   return 1 + 0.04 * stage.clouds(rng, 2), 0.35
 
 
-def _wooden(stage, rng):
+def _wooden(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   grain = stage.noise(rng, 40, 2) + 0.5 * stage.noise(rng, 8, 1)
   return 1 + 0.13 * grain, 0.05
 
 
-def _rubber(stage, rng):
+def _rubber(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   return 1 + 0.07 * stage.noise(rng, 50), 0.1
 
 
-def _ceramic(stage, rng):
+def _ceramic(
+  stage: Stage, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
   return 1 + 0.05 * stage.clouds(rng, 4), 0.6
 
 
-def _paper(stage, rng):
+def _paper(stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, float]:
   return 1 + 0.07 * stage.clouds(rng, 8) + 0.05 * stage.noise(rng, 60), 0.0
 
 
@@ -110,21 +144,28 @@ MATERIALS = {
 }
 
 
-def invent(rng: np.random.Generator, kinds) -> Design:
-  """Returns a design of one of `kinds`, as the two files of families list them.
+def invent(
+  rng: np.random.Generator, kinds: Mapping[str, StyledFamily]
+) -> Design:
+  """Return a random design of one of `kinds`.
 
   Args:
     rng: random numbers; the same give the same design.
-    kinds: `{noun: Family}` whose `draw` takes `(look, rng, size, flaw)`.
+    kinds: families by noun, such as `invented_textures.FAMILIES`.
   """
   noun = str(rng.choice(sorted(kinds)))
   body, second = rng.choice(sorted(COLORS), 2, replace=False)
   grounds = NEUTRAL if rng.random() < PLAIN else sorted(COLORS)
   ground = rng.choice([c for c in grounds if c not in (body, second)])
-  colors = tuple(map(str, (body, second, ground)))
-  look = Look(
+  colors = (str(body), str(second), str(ground))
+  style = Style(
     colors, str(rng.choice(sorted(MATERIALS))), tuple(rng.random(12).tolist())
   )
   family = kinds[noun]
-  drawn = dataclasses.replace(family, draw=functools.partial(family.draw, look))
-  return Design(noun, look.material, colors[0], drawn)
+  drawn = Family(
+    functools.partial(family.draw, style),
+    family.kind,
+    family.overlays,
+    family.structural,
+  )
+  return Design(noun, style.material, colors[0], drawn)

@@ -1,8 +1,8 @@
-"""Defects made to order: normal photographs become an auxiliary data set.
+"""Synthetic anomaly generation: an auxiliary data set from normal images.
 
-Every defect is drawn on a random square part of the picture, so that its size
-relative to the picture varies, and mixed in with a random strength. Masks hold
-exactly the pixels that visibly changed; all others are left as they were.
+An anomaly is drawn on a random square part of the image, so that its relative
+size varies, and blended in with a random strength. Masks contain exactly the
+pixels that changed visibly; all others are unchanged.
 """
 
 import dataclasses
@@ -14,23 +14,25 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from zsad_jax.datasets import index, preprocess
+from zsad_jax.datasets import meta_json, preprocess
 from zsad_jax.datasets.synthetic import defects
+from zsad_jax.datasets.synthetic.shapes import Number
 from zsad_jax.runtime import files
 
 Photo = np.ndarray  # Float32 (h, w, 3) in [0, 1].
+Kind = Callable[[Photo, np.ndarray, np.random.Generator, Photo], Photo]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-  """What is drawn at random for every picture.
+  """Ranges of the random parameters of an image.
 
   Attributes:
-    kinds: of defects, keys of `KINDS`.
-    number: of defects in a picture, least and most.
-    size: side of the part that a defect is drawn on, as shares of the
-      picture's shorter side.
-    strength: of a defect, 1 being as drawn.
+    kinds: of anomalies, keys of `KINDS`.
+    number: of anomalies per image, least and greatest.
+    size: side of the square that an anomaly is drawn on, as a fraction of the
+      image's shorter side.
+    strength: opacity.
   """
 
   kinds: tuple[str, ...]
@@ -38,10 +40,10 @@ class Ranges:
   size: tuple[float, float] = (0.4, 1.0)
   strength: tuple[float, float] = (0.6, 1.0)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if unknown := sorted(set(self.kinds) - KINDS.keys()):
       raise ValueError(
-        f"There is no kind of defect {unknown[0]!r}; there are "
+        f"There is no kind of anomaly {unknown[0]!r}; there are "
         f"{', '.join(KINDS)}."
       )
     for name, least, most in (
@@ -57,17 +59,21 @@ class Ranges:
         )
 
 
-def _blended(image, color, share):
+def _blended(image: Photo, color: Photo, share: np.ndarray) -> Photo:
   return image + (color - image) * share[..., None]
 
 
-def _patch(sheet, rng, low, high):
-  """Coverage of an irregular patch, `low` to `high` units in radius."""
+def _patch(
+  sheet: defects.Sheet, rng: np.random.Generator, low: Number, high: float
+) -> np.ndarray:
+  """Return the coverage of an irregular patch, `low` to `high` in radius."""
   return sheet.cover(sheet.blob(rng.uniform(low, high), 0.35), 2)
 
 
-def perlin(image: Photo, region, rng, other: Photo) -> Photo:
-  """Another texture, where noise of several octaves is high (DRAEM)."""
+def perlin(
+  image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo
+) -> Photo:
+  """Blend another texture in where noise of several octaves is high (DRAEM)."""
   sheet = defects.Sheet(image, region, rng)
   noise = sum(sheet.noise(24 / 2**i) / 2**i for i in range(4))
   near = np.exp(-((np.hypot(sheet.x, sheet.y) / 30) ** 2))
@@ -75,8 +81,10 @@ def perlin(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, _texture(other, image.shape[:2], rng), share)
 
 
-def cut_paste(image: Photo, region, rng, other: Photo) -> Photo:
-  """A turned rectangle from elsewhere, in slightly other colours (CutPaste)."""
+def cut_paste(
+  image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo
+) -> Photo:
+  """Paste a rotated rectangle of another image, recoloured (CutPaste)."""
   sheet = defects.Sheet(image, region, rng)
   angle = rng.uniform(0, np.pi)
   x = sheet.x * np.cos(angle) + sheet.y * np.sin(angle)
@@ -87,8 +95,10 @@ def cut_paste(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, patch * np.float32(rng.uniform(0.8, 1.2)), share)
 
 
-def missing_part(image: Photo, region, rng, other: Photo) -> Photo:
-  """A patch is filled with the colours along its border, smoothly."""
+def missing_part(
+  image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo
+) -> Photo:
+  """Fill a patch smoothly with the colours along its border."""
   del other
   sheet = defects.Sheet(image, region, rng)
   share = _patch(sheet, rng, 5, 13)
@@ -100,8 +110,10 @@ def missing_part(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, fill * shade, share)
 
 
-def misplaced_part(image: Photo, region, rng, other: Photo) -> Photo:
-  """A patch of the picture, put a little beside where it belongs."""
+def misplaced_part(
+  image: Photo, region: np.ndarray, rng: np.random.Generator, other: Photo
+) -> Photo:
+  """Shift the content of a patch."""
   del other
   sheet = defects.Sheet(image, region, rng)
   share = _patch(sheet, rng, 7, 15)
@@ -111,21 +123,23 @@ def misplaced_part(image: Photo, region, rng, other: Photo) -> Photo:
   return _blended(image, moved, share)
 
 
-def _texture(other, shape, rng):
-  """A turned, stretched part of another picture, of this shape."""
+def _texture(
+  other: Photo, shape: tuple[int, int], rng: np.random.Generator
+) -> Photo:
+  """Return a rotated, stretched part of another image, of this shape."""
   turned = np.rot90(other, int(rng.integers(4)))
   low = [int(rng.integers(0, max(1, s // 2))) for s in turned.shape[:2]]
   part = turned[low[0] :, low[1] :]
-  picture = Image.fromarray((255 * part).astype(np.uint8))
-  resized = picture.resize(shape[::-1], Image.Resampling.BICUBIC)
+  image = Image.fromarray((255 * part).astype(np.uint8))
+  resized = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
   return np.asarray(resized, np.float32)[..., rng.permutation(3)] / 255
 
 
-def _overlay(draw):
+def _overlay(draw: defects.Overlay) -> Kind:
   return lambda image, region, rng, other: draw(image, region, rng)
 
 
-KINDS: dict[str, Callable] = {
+KINDS: dict[str, Kind] = {
   **{name: _overlay(draw) for name, draw in defects.OVERLAYS.items()},
   **{
     draw.__name__: draw
@@ -134,7 +148,7 @@ KINDS: dict[str, Callable] = {
 }
 
 
-def damage(
+def add_anomalies(
   image: Photo,
   region: np.ndarray,
   other: Photo,
@@ -142,22 +156,22 @@ def damage(
   ranges: Ranges,
   rng: np.random.Generator,
 ) -> tuple[Photo, np.ndarray]:
-  """Puts defects of one kind on a picture.
+  """Add anomalies of one kind to an image.
 
   Args:
-    image: the picture.
-    region: float32 (h, w) in [0, 1], where defects may lie.
-    other: another picture, from which textures and patches are taken.
+    image: the normal image.
+    region: float32 (h, w) in [0, 1], where anomalies may be.
+    other: another image, the source of textures and patches.
     kind: a key of `KINDS`.
     ranges: of number, size and strength.
-    rng: random numbers; the same give the same picture.
+    rng: random numbers; the same give the same image.
 
   Returns:
-    The picture and its mask, uint8 (h, w) in {0, 1}; both agree with the
-    picture given wherever the mask is 0.
+    The anomalous image and its mask, uint8 (h, w) in {0, 1}; the image is
+    unchanged wherever the mask is 0.
 
   Raises:
-    ValueError: no visible defect fits in `defects.ATTEMPTS` attempts.
+    ValueError: no visible anomaly fits in `defects.ATTEMPTS` attempts.
   """
   mask = np.zeros(image.shape[:2], np.uint8)
   wanted = int(rng.integers(ranges.number[0], ranges.number[1] + 1))
@@ -185,8 +199,13 @@ def damage(
   return image, mask
 
 
-def _part(shape, region, ranges, rng):
-  """A random square that has something of the region, as slices."""
+def _part(
+  shape: tuple[int, int],
+  region: np.ndarray,
+  ranges: Ranges,
+  rng: np.random.Generator,
+) -> tuple[slice, slice]:
+  """Return a random square that overlaps the region, as slices."""
   side = max(32, int(min(shape) * rng.uniform(*ranges.size)))
   side = min(side, *shape)
   for _ in range(defects.ATTEMPTS):
@@ -198,18 +217,23 @@ def _part(shape, region, ranges, rng):
 
 
 def foreground(image: Photo) -> np.ndarray:
-  """Where the object is: float32 (h, w) in [0, 1]; everywhere for a texture.
+  """Segment the object on an even background.
 
-  An object differs from the colour along the borders, which is even.
+  The colour along the borders of the image is taken as background.
+
+  Args:
+    image: the image.
+
+  Returns:
+    float32 (h, w) in [0, 1], 1 on the object; 1 everywhere for a texture.
   """
   border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
   if border.std(axis=0).max() > 0.08:
     return np.ones(image.shape[:2], np.float32)
   away = np.abs(image - np.median(border, axis=0)).max(axis=-1)
   sigma = 1.5 * min(away.shape) / 112
-  inside = ndimage.binary_fill_holes(
-    ndimage.gaussian_filter(away, sigma) > 0.06
-  )
+  above = ndimage.gaussian_filter(away, sigma) > 0.06
+  inside = np.asarray(ndimage.binary_fill_holes(above))
   if not 0.05 < inside.mean() < 0.9:
     return np.ones(image.shape[:2], np.float32)
   return ndimage.gaussian_filter(inside.astype(np.float32), sigma)
@@ -224,22 +248,22 @@ def synthesize(
   ranges: Ranges,
   seed: int,
 ) -> list[tuple[str, str, str]]:
-  """Writes an auxiliary data set in MVTec AD's layout, with `meta.json`.
+  """Write an auxiliary data set in MVTec AD's layout, with `meta.json`.
 
   Args:
     images: paths of normal images.
     output: a new folder.
-    class_name: of what they show.
-    per_image: damaged copies of each image.
-    ranges: of what is drawn.
+    class_name: name of the object or texture.
+    per_image: anomalous copies of each image.
+    ranges: of the random parameters.
     seed: of all random numbers.
 
   Returns:
-    Kind, image and mask of every damaged picture.
+    Kind, image and mask of every anomalous image.
 
   Raises:
     FileExistsError: `output` is not empty.
-    ValueError: an image cannot be read, or shows no defect.
+    ValueError: an image cannot be read, or no visible anomaly fits.
   """
   if output.exists() and any(output.iterdir()):
     raise FileExistsError(f"{output} is not empty; name a new folder.")
@@ -256,23 +280,27 @@ def synthesize(
       rng = np.random.default_rng((seed, i, copy))
       kind = ranges.kinds[(i * per_image + copy) % len(ranges.kinds)]
       other = photos[int(rng.integers(len(photos)))]
-      damaged, mask = damage(photo, region, other, kind, ranges, rng)
+      anomalous, mask = add_anomalies(photo, region, other, kind, ranges, rng)
       name = f"{counts[kind]:04d}"
       counts[kind] += 1
       path = f"{class_name}/test/{kind}/{name}.png"
       mask_path = f"{class_name}/ground_truth/{kind}/{name}_mask.png"
-      _save(output / path, damaged)
+      _save(output / path, anomalous)
       _save(output / mask_path, mask)
       records["test"][class_name].append(
         _record(path, mask_path, class_name, kind)
       )
       written.append((kind, str(output / path), str(output / mask_path)))
   text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
-  files.write_text(output / index.META, text)  # Last: it makes a data set.
+  files.write_text(
+    output / meta_json.META, text
+  )  # Last: it marks the data set as complete.
   return written
 
 
-def _record(path, mask_path, class_name, kind):
+def _record(
+  path: str, mask_path: str, class_name: str, kind: str
+) -> dict[str, str | int]:
   return {
     "img_path": path,
     "mask_path": mask_path,
@@ -282,11 +310,11 @@ def _record(path, mask_path, class_name, kind):
   }
 
 
-def _load(path):
+def _load(path: str) -> Photo:
   return np.asarray(preprocess.open_image(path), np.float32) / 255
 
 
-def _save(path, pixels):
+def _save(path: Path, pixels: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   if pixels.dtype == np.uint8:
     pixels = 255 * pixels

@@ -1,13 +1,22 @@
-"""Texture families: surfaces that fill the picture.
+"""Texture families: surfaces that fill the image.
 
 Each function draws one family: `(rng, size, flaw) -> Scene`. Constants inside
-are a drawing's proportions; they were chosen by looking.
+are proportions, chosen by eye.
 """
 
 import numpy as np
 
 from zsad_jax.datasets.synthetic import shapes
-from zsad_jax.datasets.synthetic.canvas import Family, Stage, mix, rgb, tinted
+from zsad_jax.datasets.synthetic.canvas import (
+  Family,
+  Flaw,
+  Number,
+  Scene,
+  Stage,
+  mix,
+  rgb,
+  tinted,
+)
 
 STONES = (
   (0.45, 0.42, 0.4),
@@ -18,19 +27,26 @@ STONES = (
 )  # Chips of the terrazzo.
 
 
-def _surface(rng, size, color, *, turn=0.2, tilt=0.06):
+def _surface(
+  rng: np.random.Generator,
+  size: int,
+  color: tuple[float, float, float],
+  *,
+  turn: Number = 0.2,
+  tilt: Number = 0.06,
+) -> Stage:
   stage = Stage(rng, size, tinted(rng, color), turn=turn, tilt=tilt)
   stage.region[:] = 1
   return stage
 
 
-def _stretch(t, middle, length):
-  """True within `length` of `middle`."""
+def _stretch(t: np.ndarray, middle: Number, length: Number) -> np.ndarray:
+  """Return a mask of the positions within `length` of `middle`."""
   return np.abs(t - middle) < length
 
 
-def carpet(rng, size, flaw):
-  """Plain weave of thick yarns; flaws concern one lengthwise yarn."""
+def carpet(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw a plain weave of thick yarns; flaws affect one lengthwise yarn."""
   stage = _surface(rng, size, (0.3, 0.3, 0.33))
   wobble = stage.noise(rng, 4)
   u, v = stage.x * 7 + 0.1 * wobble, stage.y * 7 + 0.1 * wobble
@@ -58,8 +74,8 @@ def carpet(rng, size, flaw):
   return stage.render()
 
 
-def wood(rng, size, flaw):
-  """Flat-sawn boards: growth rings, fine grain and dark pores."""
+def wood(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw flat-sawn boards: growth rings, fine grain and dark pores."""
   del flaw
   stage = _surface(rng, size, (0.6, 0.42, 0.25), turn=0.12)
   bow = stage.noise(rng, 1.1, 0.5)
@@ -76,8 +92,8 @@ def wood(rng, size, flaw):
   return stage.render()
 
 
-def leather(rng, size, flaw):
-  """Pebbled grain with shallow folds."""
+def leather(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw pebbled grain with shallow folds."""
   del flaw
   stage = _surface(rng, size, (0.3, 0.17, 0.1), turn=3)
   warp = stage.noise(rng, 3)
@@ -95,8 +111,8 @@ def leather(rng, size, flaw):
   return stage.render()
 
 
-def terrazzo(rng, size, flaw):
-  """Polished stone chips of two sizes in light cement."""
+def terrazzo(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw polished stone chips of two sizes in light cement."""
   del flaw
   stage = _surface(rng, size, (0.78, 0.76, 0.72), turn=3)
   stones = np.concatenate([tinted(rng, stone) for stone in STONES], axis=1)
@@ -117,8 +133,8 @@ def terrazzo(rng, size, flaw):
   return stage.render()
 
 
-def wire_grid(rng, size, flaw):
-  """Woven steel wires before a dark room; one wire may bend or break."""
+def wire_grid(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw woven steel wires before a dark room; one may be bent or broken."""
   stage = _surface(rng, size, (0.1, 0.11, 0.13), turn=0.7)
   u, v = stage.x * 4.2, stage.y * 4.2
   column, across = shapes.sawtooth(u)
@@ -126,7 +142,7 @@ def wire_grid(rng, size, flaw):
   over = np.cos(np.pi * (along + across + row + column))
   chosen, middle = int(flaw.rng.integers(-2, 3)), flaw.rng.uniform(-2, 2)
   bend = flaw.amount("bent_part", 0.3, 0.6) * flaw.sign()
-  if bend:  # The wire leaves its cell, so it is measured from its own place.
+  if bend:  # The wire leaves its cell, so it is measured from its own path.
     path = chosen + 0.5 + bend * np.exp(-(((v - middle) / 0.8) ** 2))
     others = np.where(column == chosen, 0.5, across)
     across = np.where(np.abs(u - path) < np.abs(others), u - path, others)
@@ -147,8 +163,8 @@ def wire_grid(rng, size, flaw):
   return stage.render()
 
 
-def knitted_wool(rng, size, flaw):
-  """Stocking stitch: columns of V-shaped loops, every yarn a bit fuzzy."""
+def knitted_wool(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw stocking stitch: columns of V-shaped loops of fuzzy yarn."""
   stage = _surface(rng, size, (0.2, 0.2, 0.22), turn=0.15)
   wobble = stage.noise(rng, 3)
   u = stage.x * 7 + 0.12 * wobble
@@ -176,8 +192,8 @@ def knitted_wool(rng, size, flaw):
   return stage.render()
 
 
-def mosaic_tile(rng, size, flaw):
-  """Glazed hexagonal tiles in grout; one tile may be lost or wrong."""
+def mosaic_tile(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw glazed hexagonal tiles in grout; one may be missing or wrong."""
   stage = _surface(rng, size, (0.68, 0.66, 0.62), turn=0.5)
   x, y = stage.x * 3.1, stage.y * 3.1
   edge, key = shapes.hexagons(x, y)
@@ -202,8 +218,8 @@ def mosaic_tile(rng, size, flaw):
   return stage.render()
 
 
-def brushed_metal(rng, size, flaw):
-  """Streaks along one direction and a broad sheen."""
+def brushed_metal(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw streaks along one direction and a broad sheen."""
   del flaw
   stage = _surface(rng, size, (0.62, 0.63, 0.64), turn=3)
   streaks = (
@@ -218,8 +234,8 @@ def brushed_metal(rng, size, flaw):
   return stage.render()
 
 
-def marble(rng, size, flaw):
-  """Pale stone with veins of two sizes."""
+def marble(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw pale stone with veins of two sizes."""
   del flaw
   stage = _surface(rng, size, (0.86, 0.85, 0.83), turn=3)
   clouds, detail = stage.clouds(rng, 1.2, 4), stage.clouds(rng, 5, 3)
@@ -237,8 +253,10 @@ def marble(rng, size, flaw):
   return stage.render()
 
 
-def corrugated_cardboard(rng, size, flaw):
-  """Brown paper over parallel flutes, with flecks of fibre."""
+def corrugated_cardboard(
+  rng: np.random.Generator, size: int, flaw: Flaw
+) -> Scene:
+  """Draw brown paper over parallel flutes, with flecks of fibre."""
   del flaw
   stage = _surface(rng, size, (0.69, 0.53, 0.36), turn=0.3)
   wander = 0.5 * stage.noise(rng, 2, 0.7)
@@ -252,8 +270,8 @@ def corrugated_cardboard(rng, size, flaw):
   return stage.render()
 
 
-def concrete(rng, size, flaw):
-  """Grey cement: cloudy, gritty, with small pores."""
+def concrete(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw grey cement: cloudy, gritty, with small pores."""
   del flaw
   stage = _surface(rng, size, (0.56, 0.55, 0.53), turn=3)
   clouds = stage.clouds(rng, 1.3, 4)
@@ -267,8 +285,8 @@ def concrete(rng, size, flaw):
   return stage.render()
 
 
-def brick_wall(rng, size, flaw):
-  """Running bond; one brick may be lost or of another firing."""
+def brick_wall(rng: np.random.Generator, size: int, flaw: Flaw) -> Scene:
+  """Draw bricks in running bond; one may be missing or of another colour."""
   stage = _surface(rng, size, (0.68, 0.64, 0.58), turn=0.06)
   row, fy = shapes.sawtooth(stage.y * 3.6 + 0.5)
   column, fx = shapes.sawtooth(stage.x * 1.7 + 0.5 * np.mod(row, 2))

@@ -6,8 +6,7 @@ import os
 import pytest
 
 from tests.helpers.index_files import names, record, touch, write_meta
-from zsad_jax.data import to_meta
-from zsad_jax.datasets import index, pipeline, registry
+from zsad_jax.datasets import index, meta_json, pipeline, registry
 from zsad_jax.types import ANOMALOUS
 
 
@@ -27,7 +26,7 @@ def test_meta_is_read_in_file_order(tmp_path):
       },
     },
   )
-  data = index.read_meta(tmp_path)
+  data = meta_json.read(tmp_path)
   assert names(data.test) == ["b.png", "a.png"]
   assert names(data.train) == ["ü.PNG"]
   assert data.test[0] == index.Sample(
@@ -56,7 +55,7 @@ def test_meta_is_read_in_file_order(tmp_path):
 def test_meta_tolerances(tmp_path, content):
   touch(tmp_path / "a.png", tmp_path / "folder" / "x.png")
   write_meta(tmp_path, content)
-  data = index.read_meta(tmp_path)
+  data = meta_json.read(tmp_path)
   assert data.counts == (0, 0, 1)
   assert not data.has_masks and not data.test[0].has_mask
 
@@ -76,7 +75,7 @@ def test_absolute_paths_are_rerooted_by_the_longest_ending(tmp_path, prefix):
       }
     },
   )
-  data = index.read_meta(tmp_path)
+  data = meta_json.read(tmp_path)
   assert data.test[0].image_path == str(tmp_path / "x" / "a.png")
   assert data.test[0].mask_path == str(tmp_path / "m" / "a.png")
   assert data.test[1].image_path == str(tmp_path / "a.png")
@@ -116,7 +115,7 @@ def test_meta_errors(tmp_path, content, message):
   touch(tmp_path / "a.png")
   write_meta(tmp_path, content)
   with pytest.raises(ValueError, match=message):
-    index.read_meta(tmp_path)
+    meta_json.read(tmp_path)
 
 
 def test_meta_counts_missing_files_and_names_some(tmp_path):
@@ -133,7 +132,7 @@ def test_meta_counts_missing_files_and_names_some(tmp_path):
     },
   )
   with pytest.raises(ValueError, match="10 listed files do not exist") as info:
-    index.read_meta(tmp_path)
+    meta_json.read(tmp_path)
   message = str(info.value)
   assert f'test["nut"][0].mask_path: {tmp_path / "m.png"}' in message
   assert f'test["nut"][1].img_path: {tmp_path / "0.png"}' in message
@@ -220,7 +219,7 @@ AUTHORS = {  # What their index files are like, as their generators write them.
 def test_the_authors_files_are_read(author, tmp_path):
   touch(*(tmp_path / "nut" / name for name in NUT))
   write_meta(tmp_path, AUTHORS[author])
-  found = index.read_meta(tmp_path)
+  found = meta_json.read(tmp_path)
   assert found.counts[1:] == (1, 1) and found.class_names == ("nut",)
   cut, good = found.test
   assert cut.image_path == str(tmp_path / "nut/test/cut/0.png")
@@ -232,7 +231,7 @@ def test_the_authors_read_our_files(tmp_path):
   """Their readers take fixed keys and join paths to the root."""
   touch(*(tmp_path / "nut" / name for name in NUT))
   dataset = registry.read_folder(tmp_path)
-  meta = json.loads(to_meta(dataset, str(tmp_path)))
+  meta = json.loads(meta_json.dumps(dataset, str(tmp_path)))
   assert list(meta) == ["train", "test"]
   rows = [
     (part, name, row)
@@ -263,7 +262,7 @@ def test_a_large_index_is_shuffled_and_sharded(tmp_path):
     (folder / f"{i}.png").touch()
     rows.append(record(f"nut/test/good/{i}.png"))
   write_meta(tmp_path, {"train": {}, "test": {"nut": rows * 10}})
-  found = index.read_meta(tmp_path)
+  found = meta_json.read(tmp_path)
   assert len(found.test) == 30_000
   numbers = pipeline.train_numbers([found], batch_size=8, seed=0, num_shards=2)
   first = next(numbers)["index"]

@@ -1,21 +1,25 @@
-"""The papers' industrial data sets, an entry each.
+"""Industrial data sets of the papers.
 
-No data is shipped or downloaded: the licences are between the user and the
-sources. Counts and layouts: the sets' pages and papers.
+Counts and layouts are those of the data sets' pages and papers.
 """
 
 from collections.abc import Mapping
 
 from zsad_jax.datasets import elpv, readers
-from zsad_jax.datasets.entry import Counts, Entry, Raw
+from zsad_jax.datasets.entries import Counts, Entry, Raw
 
+_ALL = "test: AdaCLIP, FAPrompt, AdaptCLIP"
 CC_NC = "CC BY-NC-SA 4.0"
 
 
 def _counts(text: str) -> dict[str, Counts]:
-  """ "carpet 280/28/89, ..." by category."""
-  rows = (row.split() for row in text.replace("\n", " ").split(","))
-  return {name: tuple(map(int, c.split("/"))) for name, c in rows}
+  """Parse "carpet 280/28/89, ..." into counts by category."""
+  result = {}
+  for row in text.replace("\n", " ").split(","):
+    name, counts = row.split()
+    train, normal, anomalous = map(int, counts.split("/"))
+    result[name] = (train, normal, anomalous)
+  return result
 
 
 _MVTEC = _counts("""bottle 209/20/63, cable 224/58/92, capsule 219/23/109,
@@ -67,7 +71,7 @@ ENTRIES: Mapping[str, Entry] = {
     counts=(3629, 467, 1258),
     category_counts=_MVTEC,
     mosaic_prob=0.2,  # AdaCLIP, authors' code; every other set has 0.
-    used_by="training and test: all three",
+    used_by=f"training and {_ALL}",
   ),
   "visa": Entry(
     title="VisA",
@@ -91,7 +95,7 @@ ENTRIES: Mapping[str, Entry] = {
       "macaroni2": "macaroni",
       **{f"pcb{i}": "printed circuit board" for i in range(1, 5)},
     },
-    used_by="training (for MVTec AD) and test: all three",
+    used_by=f"training (for MVTec AD) and {_ALL}",
   ),
   "mpdd": Entry(
     title="MPDD",
@@ -107,6 +111,7 @@ ENTRIES: Mapping[str, Entry] = {
       "bracket_brown": "brown bracket",
       "bracket_white": "white bracket",
     },
+    used_by=_ALL,
   ),
   "btad": Entry(
     title="BTAD",
@@ -122,6 +127,7 @@ ENTRIES: Mapping[str, Entry] = {
       "02": "textured surface",
       "03": "industrial product",
     },
+    used_by=_ALL,
   ),
   "ksdd": Entry(
     title="KolektorSDD",
@@ -143,6 +149,7 @@ ENTRIES: Mapping[str, Entry] = {
       "ksdd": "electrical commutator",
       "SDD": "electrical commutator",
     },
+    used_by=_ALL,
   ),
   "dagm": Entry(
     title="DAGM 2007",
@@ -174,6 +181,7 @@ ENTRIES: Mapping[str, Entry] = {
     prompt_names={
       name: f"{name.split('_')[0].lower()} texture" for name in _DTD
     },
+    used_by=_ALL,
   ),
   "aitex": Entry(
     title="AITEX",

@@ -1,15 +1,17 @@
-"""The papers' medical data sets, an entry each; see industrial.py."""
+"""Medical data sets of the papers."""
 
 from collections.abc import Mapping
 
 from zsad_jax.datasets import readers
-from zsad_jax.datasets.entry import Entry, Raw
+from zsad_jax.datasets.entries import Entry, Raw
 
 _CVC = "not stated, research use (Computer Vision Center, UAB)"
+_ALL = "test: AdaCLIP, FAPrompt, AdaptCLIP"
 _BRAIN = ("brain", "Brain")
 
 
 def _pairs(class_name: str) -> Raw:
+  """Return the layout of colonoscopy sets: two folders of equal names."""
   reader = readers.masked(class_name, "images", "masks")
   return Raw(("images", "masks"), reader, "images/, masks/ of the same names")
 
@@ -57,6 +59,7 @@ ENTRIES: Mapping[str, Entry] = {
     has_masks=False,
     aliases=("br35h", "br35", "Br35H", *_BRAIN),
     prompt_names={"br35h": "brain"},
+    used_by=_ALL,
   ),
   "covid": Entry(
     title="COVID-19 radiography",
@@ -79,7 +82,7 @@ ENTRIES: Mapping[str, Entry] = {
         "NORMAL/, COVID-19/",
       ),
     ),
-    has_masks=False,  # Those of later releases are of lungs.
+    has_masks=False,  # Later releases have masks of lungs.
     aliases=("chest",),
     used_by="test: AdaptCLIP",
   ),
@@ -99,7 +102,7 @@ ENTRIES: Mapping[str, Entry] = {
         "suspicious_glaucoma/image/, non_glaucoma/image/",
       ),
     ),
-    has_masks=False,  # There are maps of attention.
+    has_masks=False,  # It comes with attention maps only.
     aliases=("LAG",),
     prompt_names={"LAG": "fundus"},
     used_by="test: FAPrompt",

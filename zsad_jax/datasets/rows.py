@@ -1,0 +1,237 @@
+"""Rows of a batch: the sample of each row, and its decoded arrays.
+
+The sample of a training row is a function of (seed, step, row); nothing here
+imports TensorFlow.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from zsad_jax.datasets import index, mosaic, preprocess
+from zsad_jax.datasets.cache import DecodedCache
+
+Row = dict[str, np.ndarray | int | float | bool | bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """Order of the samples in training.
+
+  Epoch e is the permutation of all samples drawn from (seed, e).
+
+  Attributes:
+    num_samples: samples per epoch.
+    batch_size: rows per step, over all shards.
+    seed: of the permutations.
+  """
+
+  num_samples: int
+  batch_size: int
+  seed: int
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Steps after which every sample was used once."""
+    return -(-self.num_samples // self.batch_size)
+
+  def __call__(self, step: int, row: int) -> tuple[int, int | None]:
+    """Return the epoch and the number of the sample, None for padding."""
+    epoch, step = divmod(step, self.steps_per_epoch)
+    position = step * self.batch_size + row
+    if position >= self.num_samples:
+      return epoch, None
+    return epoch, int(
+      _permutation(self.seed, epoch, self.num_samples)[position]
+    )
+
+
+@functools.lru_cache(maxsize=8)  # Prefetching works on few epochs at a time.
+def _permutation(
+  seed: int, epoch: int, num_samples: int
+) -> Int64[np.ndarray, " n"]:
+  return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+class TrainSource:
+  """Loads training samples, or mosaics in their place.
+
+  Args:
+    datasets: the auxiliary data sets.
+    samples: their test images.
+    seed: of mosaics and references.
+    mosaic_label: see `pipeline.train_batches`.
+    num_references: normal images per sample.
+    cache: of decoded images, or None.
+
+  Raises:
+    ValueError: references are drawn from a class without normal images.
+  """
+
+  def __init__(
+    self,
+    datasets: Sequence[index.Dataset],
+    samples: Sequence[index.Sample],
+    *,
+    seed: int,
+    mosaic_label: str = "stale",
+    num_references: int = 0,
+    cache: DecodedCache | None = None,
+  ):
+    self._samples = samples
+    self._seed = seed
+    self._mosaic_label = mosaic_label
+    self._num_references, self._cache = num_references, cache
+    self._class_ids = index.class_ids(datasets)
+    self._probs = [data.mosaic_prob for data in datasets for _ in data.test]
+    self._siblings: dict[int, list[int]] = {}  # Samples of each class.
+    for i, class_id in enumerate(self._class_ids):
+      self._siblings.setdefault(class_id, []).append(i)
+    self._normal = index.normal_images(datasets)
+    if num_references:
+      names = [(data, name) for data in datasets for name in data.class_names]
+      for (data, name), normal in zip(names, self._normal):
+        if not normal:
+          raise ValueError(
+            f"{data.root}: class {name!r} has no normal training image to "
+            "serve as reference, which this method learns from."
+          )
+
+  def load(self, epoch: int, i: int, image_size: int) -> Row:
+    """Return the row of sample `i` in an epoch."""
+    class_id, label = self._class_ids[i], self._samples[i].label
+    cells = mosaic.draw(
+      self._siblings[class_id],
+      prob=self._probs[i],
+      seed=self._seed,
+      epoch=epoch,
+      sample=i,
+    )
+    shown = [self._samples[j] for j in cells or (i,)]
+    if self._mosaic_label == "any":
+      label = max(sample.label for sample in shown)
+    row = load(
+      shown,
+      label=label,
+      class_id=class_id,
+      number=i,
+      image_size=image_size,
+      cache=self._cache,
+    )
+    return row | self._references(epoch, i, image_size)
+
+  def references(self, epoch: int, i: int) -> Int64[np.ndarray, " k"]:
+    """Draw normal images of the sample's class, with replacement.
+
+    Returns:
+      Positions in `index.normal_images` of the class.
+    """
+    normal = self._normal[self._class_ids[i]] if self._num_references else [0]
+    rng = np.random.default_rng([self._seed, epoch, i])
+    return rng.integers(len(normal), size=self._num_references)
+
+  def _references(self, epoch: int, i: int, image_size: int) -> Row:
+    """Return the images of `references`."""
+    if not self._num_references:
+      return {}
+    normal = self._normal[self._class_ids[i]]
+    chosen = self.references(epoch, i)
+    try:
+      images = [
+        preprocess.load_image(normal[j].image_path, image_size) for j in chosen
+      ]
+      return {"references": np.stack(images)}
+    except ValueError as error:
+      empty = padding(image_size, num_references=len(chosen))
+      return empty | {"error": str(error).encode()}
+
+
+def load(
+  shown: Sequence[index.Sample],
+  *,
+  label: int,
+  class_id: int,
+  number: int,
+  image_size: int,
+  cache: DecodedCache | None,
+) -> Row:
+  """Return the row of one sample, or of the four of a mosaic.
+
+  Args:
+    shown: the sample, or the samples of the mosaic.
+    label: of the image.
+    class_id: of the image.
+    number: position of the sample in the run's list.
+    image_size: side of the image in pixels.
+    cache: of decoded images, or None.
+
+  Returns:
+    The row, with the message of a file that cannot be read in "error".
+  """
+  row = padding(image_size)
+  row |= {"label": label, "class_id": class_id, "index": number}
+  try:
+    image, mask = _pair(shown, image_size, cache)
+  except ValueError as error:
+    # Raised by `Batches`: TensorFlow would wrap it into pages of its own.
+    return row | {"error": str(error).encode()}
+  return row | {
+    "image": image,
+    "mask": mask,
+    "weight": 1.0,
+    "has_mask": all(sample.has_mask for sample in shown),
+  }
+
+
+def _pair(
+  shown: Sequence[index.Sample], image_size: int, cache: DecodedCache | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return image and mask; mosaics, which are used once, are not cached."""
+  if len(shown) > 1:
+    images, masks = zip(*map(preprocess.open_pair, shown))
+    return (
+      preprocess.resize_image(mosaic.paste(images), image_size),
+      preprocess.resize_mask(mosaic.paste(masks), image_size),
+    )
+  load_pair = cache.load if cache else preprocess.load_pair
+  return load_pair(shown[0], image_size)
+
+
+def padding(image_size: int, *, num_references: int = 0) -> Row:
+  """Return a black row of weight 0."""
+  shape = (image_size, image_size, 3)
+  return {
+    "image": np.zeros(shape, np.uint8),
+    "references": np.zeros((num_references, *shape), np.uint8),
+    "mask": np.zeros((image_size, image_size), np.uint8),
+    "has_mask": False,
+    "label": 0,
+    "class_id": 0,
+    "index": -1,
+    "weight": 0.0,
+    "error": b"",
+  }
+
+
+def of_shard(
+  samples: Sequence[index.Sample], batch_size: int, num_shards: int, shard: int
+) -> range:
+  """Return the rows of each batch that a shard reads.
+
+  Raises:
+    ValueError: there is no sample, or an argument is out of range.
+  """
+  if not samples:
+    raise ValueError("There is no sample to read; expected at least one.")
+  if batch_size < 1 or batch_size % num_shards:
+    raise ValueError(
+      f"batch_size: {batch_size} images cannot be split over "
+      f"{num_shards} hosts; use a multiple of it."
+    )
+  if not 0 <= shard < num_shards:
+    raise ValueError(f"shard: expected 0 to {num_shards - 1}, found {shard}.")
+  size = batch_size // num_shards
+  return range(shard * size, (shard + 1) * size)
