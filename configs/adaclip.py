@@ -28,9 +28,15 @@ The paper's text against the code, where not a field of config.method:
 Expected numbers and run times: see the results in README.md.
 """
 
-from configs import common
+from typing import Any
 
-ABLATIONS = {
+from ml_collections import ConfigDict
+
+from zsad_jax.runtime import config_files
+
+common = config_files.sibling(__file__, "common")
+
+ABLATIONS: dict[str, dict[str, Any]] = {
   **{f"k{k}": dict(num_clusters=k) for k in (10, 20, 40, 80)},
   **{f"m{m}": dict(prompt_length=m) for m in (1, 3, 5, 7, 9)},
   **{f"j{j}": dict(prompt_depth=j) for j in (1, 2, 4, 6, 9)},
@@ -41,31 +47,13 @@ ABLATIONS = {
 }
 
 
-def get_config(variant="embedded"):
-  """Returns the configuration of a variant, see above."""
-  return common.choose("adaclip", variant, _build, ABLATIONS)
+def get_config(variant: str = "embedded") -> ConfigDict:
+  """Return the configuration of a variant, see above."""
+  return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base):
-  config = common.get_config()
-  config.method = dict(
-    feature_layers=(2, 4, 6, 8),
-    prompt_length=5,  # M.
-    prompt_depth=4,  # J.
-    prompt_branches="VL",
-    prompt_types="SD",
-    hsf="official",
-    num_clusters=20,  # K.
-    hsf_top_factor=5,
-    hsf_mix=0.2,
-    hsf_seed=111,
-    activation="gelu_erf",
-    text_prompt_first_layer=False,
-    text_prompt_mode="overwrite",
-    dice="rows",
-    train_map="levels",
-    remat=False,
-  )
+def _build(base: str) -> ConfigDict:
+  config = common.get_config("adaclip")
   config.optax_name = "adamw"
   config.optax = dict(
     learning_rate=0.01,
@@ -75,14 +63,14 @@ def _build(base):
     weight_decay=0.01,  # torch's default, not optax's.
   )
   if base == common.EMBEDDED:
+    config.method.feature_layers = (2, 4, 6, 8)
     config.method.activation = "quick"  # As the embedded CLIP was trained.
+    config.method.remat = False
     config.optax.learning_rate = 0.001  # Steadier on a small tower.
     config.memory.vv_from = None  # Shares the un-prompted pass.
     return config
   config = common.on_vit_l_14_336(config)
   config.memory.vv_from = None
-  config.method.feature_layers = (6, 12, 18, 24)
-  config.method.remat = True
   config.epochs = 5
   config.selection = "official"
   if base == "paper":

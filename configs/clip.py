@@ -11,28 +11,29 @@ python -m zsad_jax.train --config=configs/clip.py
 Expected numbers and run times: see the results in README.md.
 """
 
-from configs import common
+from typing import Any
 
-ABLATIONS = {"pair": dict(prompts="pair")}
+from ml_collections import ConfigDict
+
+from zsad_jax.runtime import config_files
+
+common = config_files.sibling(__file__, "common")
+
+ABLATIONS: dict[str, dict[str, Any]] = {"pair": dict(prompts="pair")}
 
 
-def get_config(variant="embedded"):
-  """Returns the configuration of a variant, see above."""
-  return common.choose("clip", variant, _build, ABLATIONS)
+def get_config(variant: str = "embedded") -> ConfigDict:
+  """Return the configuration of a variant, see above."""
+  return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base):
-  config = common.like_anomalyclip(common.get_config())
+def _build(base: str) -> ConfigDict:
+  config = common.like_anomalyclip(common.get_config("clip"))
   config.epochs = 0
-  config.method = dict(
-    prompts="states",
-    temperature=0.07,
-    pos_resize="bicubic_antialias",
-  )
   if base == common.EMBEDDED:
+    config.method.temperature = 0.07
     config.image_size = 168  # 1.5 times that of pretraining, as the papers'.
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.temperature = 0.01
   return config
