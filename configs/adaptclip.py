@@ -24,9 +24,8 @@ Expected numbers and run times: see the results in README.md.
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
 
 common = config_files.sibling(__file__, "common")
 
@@ -48,7 +47,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def get_config(variant: str = "embedded") -> ConfigDict:
+def get_config(variant: str = "embedded") -> Config:
   """Return the configuration of a variant, see above."""
   config = common.choose(variant, _build, ABLATIONS)
   if "b16" in variant:
@@ -62,7 +61,7 @@ def get_config(variant: str = "embedded") -> ConfigDict:
   return config
 
 
-def _build(base: str) -> ConfigDict:
+def _build(base: str) -> Config:
   config = common.like_anomalyclip(common.get_config("adaptclip"))
   config.seed = 10
   if base == common.EMBEDDED:

@@ -11,9 +11,10 @@ python -m zsad_jax.train --config=configs/anomalyclip.py
   configs/anomalyclip.py:paper,e8    an ablation on top (or alone, embedded):
                                      e4 ... e16 context length, m1 ... m8
                                      length and d2 ... d12 depth of the deep
-                                     tokens, multilayer (the first paper's
-                                     feature_layers), no_vv (plain CLIP patches),
-                                     cls_ln_post, insert
+                                     tokens, multilayer (the feature layers of
+                                     the first paper), no_vv (plain CLIP
+                                     patches), cls_ln_post, insert
+
 Few-shot (AnomalyCLIP+ of the AdaptCLIP paper): evaluate with --shots=1,2,4.
 
 Expected numbers and run times: see the results in README.md.
@@ -21,9 +22,8 @@ Expected numbers and run times: see the results in README.md.
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
 
 common = config_files.sibling(__file__, "common")
 
@@ -38,12 +38,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def get_config(variant: str = "embedded") -> ConfigDict:
+def get_config(variant: str = "embedded") -> Config:
   """Return the configuration of a variant, see above."""
   return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base: str) -> ConfigDict:
+def _build(base: str) -> Config:
   config = common.like_anomalyclip(common.get_config("anomalyclip"))
   if base == common.EMBEDDED:
     config.method.update(feature_layers=(8,), vv_from=5, deep_depth=4)

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from zsad_jax import methods
+from zsad_jax.types import Config
 
 EMBEDDED = "embedded"  # The small CLIP and the synthetic data of the package.
 RANDOM = "random"  # The same with random weights of the CLIP, for comparison.
@@ -24,7 +25,7 @@ def optional(value: Any, kind: type) -> config_dict.FieldReference:
   return config_dict.FieldReference(value, field_type=kind | None)
 
 
-def get_config(method: str) -> ConfigDict:
+def get_config(method: str) -> Config:
   """Return the embedded benchmark, on one device, with a method's defaults.
 
   Fields:
@@ -66,7 +67,7 @@ def get_config(method: str) -> ConfigDict:
   Args:
     method: name of a file in zsad_jax/methods/.
   """
-  config = ConfigDict()
+  config: Config = ConfigDict()
   config.method_name = method
   config.method = methods.defaults(method).lock()
   config.seed = 111
@@ -102,7 +103,7 @@ def get_config(method: str) -> ConfigDict:
   return config
 
 
-def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
+def on_vit_l_14_336(config: Config) -> Config:
   """Set the backbone and image size of all papers, at full precision."""
   config.backbone.update(
     name="ViT-L-14-336", path="weights/ViT-L-14-336.safetensors"
@@ -114,7 +115,7 @@ def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def like_anomalyclip(config: ConfigDict) -> ConfigDict:
+def like_anomalyclip(config: Config) -> Config:
   """Set the recipe that AnomalyCLIP, FAPrompt and AdaptCLIP share."""
   config.optax_name = "adam"
   config.optax = dict(learning_rate=0.001, b1=0.5, b2=0.999, eps=1e-8)
@@ -123,7 +124,7 @@ def like_anomalyclip(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def on_mvtec_and_visa(config: ConfigDict, base: str) -> ConfigDict:
+def on_mvtec_and_visa(config: Config, base: str) -> Config:
   """Set the auxiliary and target sets of these three methods."""
   sets = (("mvtec",), ("visa",))
   config.train_data, config.test_data = (
@@ -134,9 +135,9 @@ def on_mvtec_and_visa(config: ConfigDict, base: str) -> ConfigDict:
 
 def choose(
   variant: str,
-  build: Callable[[str], ConfigDict],
+  build: Callable[[str], Config],
   ablations: Mapping[str, Mapping[str, Any]],
-) -> ConfigDict:
+) -> Config:
   """Return the configuration of a variant such as "paper" or "paper,k5".
 
   Args:

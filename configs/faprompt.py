@@ -21,9 +21,8 @@ Expected numbers and run times: see the results in README.md.
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
 
 common = config_files.sibling(__file__, "common")
 
@@ -49,12 +48,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def get_config(variant: str = "embedded") -> ConfigDict:
+def get_config(variant: str = "embedded") -> Config:
   """Return the configuration of a variant, see above."""
   return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base: str) -> ConfigDict:
+def _build(base: str) -> Config:
   config = common.like_anomalyclip(common.get_config("faprompt"))
   config.smooth_sigma = 10.0
   if base == common.EMBEDDED:

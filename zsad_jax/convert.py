@@ -28,17 +28,15 @@ No torch is needed, and nothing in a file is run.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import sources, weights
 from zsad_jax.runs import authors_checkpoint
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import cli, config_files
 
 
 def define_flags():
@@ -60,7 +58,7 @@ def define_flags():
   )
   flags.DEFINE_string("method", None, "Whose authors made the checkpoint.")
   flags.DEFINE_string("checkpoint", None, "Their file (.pth).")
-  config_flags.DEFINE_config_file("config", None, lock_config=True)
+  config_files.define_flag()
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.DEFINE_string("export", None, "The authors' kind of file to write.")
 
@@ -123,25 +121,6 @@ def _summary(source, output, clip):
   )
 
 
-def paper_config(method: str):
-  """Returns the variant "paper" of configs/<method>.py.
-
-  Raises:
-    FileNotFoundError: there is no such file in the working directory.
-    ValueError: it has no such variant.
-  """
-  path = pathlib.Path("configs", f"{method}.py")
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{path} does not exist: name the settings of the checkpoint, "
-      "--config=FILE.py:VARIANT."
-    )
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config("paper").lock()
-
-
 # Flags that a use of the command needs, and those that it can have.
 USES = (
   (("source", "output"), ("activation", "model")),
@@ -178,7 +157,7 @@ def main(options):
   elif "export" in use:
     authors_checkpoint.export(options.workdir, options.export)
   else:
-    config = options.config or paper_config(options.method)
+    config = options.config or config_files.load(f"{options.method}:paper")
     if config.method_name != options.method:
       raise ValueError(
         f"--config is of {config.method_name}, --method is {options.method}."

@@ -17,7 +17,6 @@ import optax
 from absl import flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import config_flags
 from optax import contrib
 
 from zsad_jax.backbones.clip import tiny
@@ -26,7 +25,7 @@ from zsad_jax.pretraining import batches, captions, measure, pictures
 from zsad_jax.pretraining.objective import Objective, assemble, init
 from zsad_jax.runs import checkpoint, logger
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli, distributed, environment
+from zsad_jax.runtime import cli, config_files, distributed, environment
 
 
 def optimizer(config) -> optax.GradientTransformation:
@@ -182,8 +181,7 @@ def _pretrain(config, workdir, stack):
 
 def define_flags():
   """The command's flags; defined only when it is run."""
-  config_flags.DEFINE_config_file("config", None, lock_config=True)
-  flags.mark_flag_as_required("config")
+  config_files.define_flag(required=True)
   flags.DEFINE_string("workdir", None, "Default runs/<config.name>.")
 
 

@@ -130,7 +130,7 @@ def test_a_full_disk_is_said_once_and_stops_nothing(
   def full(path, data, cache):
     raise OSError(errno.ENOSPC, "Cannot write the file: No space left", path)
 
-  monkeypatch.setattr(cache.files, "write_bytes", full)
+  monkeypatch.setattr(cache.files, "write_local_bytes", full)
   kept = cache.DecodedCache(tmp_path / "cache")
   for sample in dataset.test:
     for found, wanted in zip(

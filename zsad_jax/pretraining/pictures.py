@@ -116,7 +116,7 @@ def _write(job):
     masks=np.packbits(np.stack(masks).astype(bool), axis=-1),
     facts=np.array(told),
   )
-  files.write_bytes(_path(folder, part), data.getvalue(), cache=True)
+  files.write_local_bytes(_path(folder, part), data.getvalue())
 
 
 def _read(folder, count):
