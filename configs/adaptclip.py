@@ -52,7 +52,9 @@ def get_config(variant: str = "embedded") -> Config:
   config = common.choose(variant, _build, ABLATIONS)
   if "b16" in variant:
     if "paper" not in variant:
-      raise ValueError("configs/adaptclip.py: b16 is a variant of paper.")
+      raise ValueError(
+        "The configuration adaptclip: b16 is a variant of paper."
+      )
     config.backbone.update(
       name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"
     )

@@ -156,12 +156,12 @@ def choose(
   known = (*BASES, *ablations)
   if unknown := [part for part in parts if part not in known]:
     raise ValueError(
-      f"configs/{name}.py has no variant {unknown[0]!r}; it has "
+      f"The configuration {name} has no variant {unknown[0]!r}; it has "
       f"{', '.join(known)}."
     )
   if len(bases) > 1:
     raise ValueError(
-      f"configs/{name}.py: {' and '.join(bases)} exclude one another."
+      f"The configuration {name}: {' and '.join(bases)} exclude one another."
     )
   if bases[0] == RANDOM:
     config.backbone.name = "embedded_random"
