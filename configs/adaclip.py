@@ -2,8 +2,9 @@ r"""AdaCLIP (Cao et al., ECCV 2024), with the values of the authors' code.
 
 python -m zsad_jax.train --config=configs/adaclip.py
 
-  configs/adaclip.py             the embedded benchmark with the embedded small
-                                 CLIP: minutes on a laptop, no downloads
+  configs/adaclip.py             the synthetic benchmark and the small CLIP that
+                                 are shipped with the package: minutes on a
+                                 laptop, no downloads
   configs/adaclip.py:random      the same with the CLIP's random weights
   configs/adaclip.py:paper       the published protocol: ViT-L/14@336, 518 px,
                                  trained on MVTec AD + ColonDB for all other
@@ -16,14 +17,14 @@ python -m zsad_jax.train --config=configs/adaclip.py
                                  v, l; types s, d
   --config.optax.learning_rate=0.005   any field; a typo is an error
 
-The paper's text against the code, where not a field of config.method:
+Differences of the paper's text from the code, besides config.method:
   auxiliary data   appendix: MVTec AD + ClinicDB, VisA + ColonDB
                    (--config.train_data='("mvtec","clinicdb")')
   selection        the authors keep the epoch that is best on VisA (MVTec AD),
                    a target set: selection="official" in the paper variants;
-                   --config.selection=last does without
+                   --config.selection=last keeps the last epoch
   mosaics          --config.mosaic_prob=0.0 --config.mosaic_label=any
-  precision        float16 autocast there, float32 here
+  precision        authors: float16 autocast; this package: float32
 
 Expected numbers and run times: see the results in README.md.
 """

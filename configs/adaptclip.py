@@ -11,10 +11,10 @@ python -m zsad_jax.train --config=configs/adaptclip.py
   configs/adaptclip.py:paper,va     an ablation of Table 5 on top (or alone,
                                     embedded): clip (no adapter), ta, va,
                                     joint, zero (ta and va), pqa_residual, pqa
-  configs/adaptclip.py:paper,text   fusion as the paper has it; max_pool,
-                                    no_vv, own_heads: single deviations
+  configs/adaptclip.py:paper,text   fusion as in the paper; max_pool, no_vv,
+                                    own_heads: single differences
   configs/adaptclip.py:paper,b16    ViT-B/16-plus-240 at 512 px (Table 6)
-  configs/adaptclip.py:paper,b16_alias  the same with the layer that the
+  configs/adaptclip.py:paper,b16_alias  the same, reading the layer that the
                                     authors' code overwrites
 
 Trained once at one shot; evaluate with --shots=1,2,4 for any number.

@@ -1,4 +1,4 @@
-r"""Plain CLIP with WinCLIP's sentences about states: nothing is trained.
+r"""Zero-shot CLIP baseline with WinCLIP's state prompts; nothing is trained.
 
 python -m zsad_jax.train --config=configs/clip.py
 
@@ -6,7 +6,7 @@ python -m zsad_jax.train --config=configs/clip.py
   configs/clip.py:random      the same with the CLIP's random weights
   configs/clip.py:paper       ViT-L/14@336, 518 px, on VisA
   configs/clip.py:paper_mvtec on MVTec AD
-  configs/clip.py:pair        two sentences instead of ensembles
+  configs/clip.py:pair        two prompts instead of ensembles
 
 Expected numbers and run times: see the results in README.md.
 """
@@ -31,7 +31,7 @@ def _build(base: str) -> Config:
   config.epochs = 0
   if base == common.EMBEDDED:
     config.method.temperature = 0.07
-    config.image_size = 168  # 1.5 times that of pretraining, as the papers'.
+    config.image_size = 168  # 1.5 times the size of pretraining, as in the papers.
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)

@@ -1,4 +1,4 @@
-"""Defaults that every configuration starts from. Plain functions and values."""
+"""Defaults of all configurations, as plain functions and values."""
 
 import os
 from collections.abc import Callable, Mapping

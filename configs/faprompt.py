@@ -14,7 +14,7 @@ python -m zsad_jax.train --config=configs/faprompt.py
                                    alone), no_cap (DAP alone), no_oc, no_prior
                                    (their losses), d2 ... d12 depth
   configs/faprompt.py:paper,topk   the paper's choice of patches for the prior
-  configs/faprompt.py:paper,text   every value as the paper has it
+  configs/faprompt.py:paper,text   every value as in the paper
 
 Expected numbers and run times: see the results in README.md.
 """

@@ -13,12 +13,12 @@ from zsad_jax.types import choices
 
 
 def names() -> list[str]:
-  """Names of all methods, which are those of their files."""
+  """Return the names of all methods, which are those of their files."""
   return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def module(name: str) -> types.ModuleType:
-  """The file of a method.
+  """Return the module of a method.
 
   Raises:
     ValueError: there is none of that name.

@@ -69,14 +69,17 @@ class Memory(Store):
     return [np.empty((count, *x.shape), x.dtype) for x in self._leaves]
 
   def missing(self) -> list[int]:
+    """Return the numbers of the rows that are not final yet."""
     return np.flatnonzero(~self._done).tolist()
 
   def write(self, numbers: Any, rows: Any, *, done: Any = True) -> None:
+    """Write rows; see `Store`."""
     for array, new in zip(self._arrays, jax.tree.leaves(rows)):
       array[numbers] = np.asarray(new)
     self._done[numbers] = done
 
   def read(self, numbers: np.ndarray) -> Any:
+    """Read rows; see `Store`."""
     found = [array[numbers] for array in self._arrays]
     return jax.tree.unflatten(self._tree, found)
 
@@ -123,6 +126,7 @@ class Disk(Memory):
     return self.folder / f"{leaf}.npy"
 
   def write(self, numbers: Any, rows: Any, *, done: Any = True) -> None:
+    """Write rows; see `Store`."""
     for leaf, new in enumerate(jax.tree.leaves(rows)):
       new = np.asarray(new)
       self._arrays[leaf][numbers] = new
@@ -133,6 +137,7 @@ class Disk(Memory):
     self._done.flush()
 
   def read(self, numbers: np.ndarray) -> Any:
+    """Read rows, and verify the checksums of those read first."""
     for number in np.unique(numbers[~self._verified[numbers]]):
       for leaf, array in enumerate(self._arrays):
         if _crc(array[number]) != self._checks[number, leaf]:
@@ -173,6 +178,7 @@ class Device(Store):
     self._take = jax.jit(take, out_shardings=self._batch_sharding)
 
   def missing(self) -> list[int]:
+    """Return the numbers of the rows that are not final yet."""
     return list(range(self._written, self._count))
 
   def write(self, numbers: Any, rows: Any, *, done: Any = True) -> None:
