@@ -31,7 +31,7 @@ def _build(base: str) -> Config:
   config.epochs = 0
   if base == common.EMBEDDED:
     config.method.temperature = 0.07
-    config.image_size = 168  # 1.5 times the size of pretraining, as in the papers.
+    config.image_size = 168  # 1.5 times that of pretraining, as in the papers.
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)

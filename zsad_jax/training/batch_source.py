@@ -5,7 +5,7 @@ with the same keys but for the images, see `FeatureCache.batches`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -15,6 +15,7 @@ from zsad_jax.runtime import distributed
 from zsad_jax.training import feature_cache
 
 
+@runtime_checkable
 class BatchSource(Protocol):
   """Endless batches of the auxiliary images."""
 

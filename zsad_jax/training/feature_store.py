@@ -10,7 +10,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 _DONE, _CHECKS = "done.npy", "crc32.npy"
 
 
+@runtime_checkable
 class Store(Protocol):
   """Storage of a fixed number of rows."""
 
