@@ -177,12 +177,12 @@ def test_what_two_processes_saw_is_joined_to_what_one_sees(
   )
   sent = []
   record = lambda value: [sent.append(pickle.dumps(value)) or value]
-  monkeypatch.setattr(distributed, "exchange", record)
+  monkeypatch.setattr(distributed, "all_gather_object", record)
   evaluator._joined(*other)
   alone = evaluator._joined(*alone)
   given = iter(sent)
   both = lambda value: [value, pickle.loads(next(given))]
-  monkeypatch.setattr(distributed, "exchange", both)
+  monkeypatch.setattr(distributed, "all_gather_object", both)
   joined = evaluator._joined(*mine)
   assert joined.metrics() == alone.metrics()
   assert joined.samples == alone.samples == samples
