@@ -217,7 +217,7 @@ def _reserve(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> None:
     raise OSError(error.errno, reason, str(path)) from error
 
 
-def _crc(row: np.ndarray) -> int:
+def _crc(row: Any) -> int:
   """Return the CRC-32 of a row's bytes."""
   return zlib.crc32(np.ascontiguousarray(row).view(np.uint8).data)
 
