@@ -1,4 +1,4 @@
-"""Installs zsad_jax. `pip install -e .` for work on it."""
+"""Package definition of zsad_jax. Developers use `pip install -e .`."""
 
 import pathlib
 import re
@@ -33,8 +33,15 @@ CORE = [
   "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
   "tensorflow-cpu>=2.20; platform_machine == 'x86_64' and sys_platform == 'linux'",  # noqa: E501
   "tensorflow-datasets>=4.9",
-  "importlib_resources",  # Which TensorFlow Datasets forgets to ask for.
+  "importlib_resources",  # TensorFlow Datasets imports it undeclared.
 ]
+
+# Folders of the checkout that a wheel holds inside the package, see
+# zsad_jax.runtime.environment.resource_folder.
+RESOURCES = {
+  "zsad_jax.configs": "configs",
+  "zsad_jax.paper_results": "data/paper_results",
+}
 
 setup(
   name="zsad_jax",
@@ -44,8 +51,17 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["zsad_jax", "zsad_jax.*"]),
-  package_data={"zsad_jax.backbones.clip": ["*.gz", "*.md", "*.safetensors"]},
+  packages=[
+    *find_packages(include=["zsad_jax", "zsad_jax.*"]),
+    *RESOURCES,
+  ],
+  package_dir=RESOURCES,
+  package_data={
+    "zsad_jax": ["py.typed"],
+    "zsad_jax.backbones.clip": ["*.gz", "*.md", "*.safetensors"],
+    "zsad_jax.paper_results": ["*.csv", "*.md"],
+  },
+  entry_points={"console_scripts": ["zsad = zsad_jax.runtime.launcher:main"]},
   install_requires=CORE,
   extras_require={
     "cuda12": [JAX.format("[cuda12]")],
@@ -58,7 +74,8 @@ setup(
       "filelock",
       "hypothesis>=6",
       "beartype>=0.18",
+      "pyright",
       "ruff>=0.6",
-    ],  # noqa: E501
+    ],
   },
 )

@@ -2,8 +2,9 @@ r"""AdaCLIP (Cao et al., ECCV 2024), with the values of the authors' code.
 
 python -m zsad_jax.train --config=configs/adaclip.py
 
-  configs/adaclip.py             the embedded benchmark with the embedded small
-                                 CLIP: minutes on a laptop, no downloads
+  configs/adaclip.py             the synthetic benchmark and the small CLIP that
+                                 are shipped with the package: minutes on a
+                                 laptop, no downloads
   configs/adaclip.py:random      the same with the CLIP's random weights
   configs/adaclip.py:paper       the published protocol: ViT-L/14@336, 518 px,
                                  trained on MVTec AD + ColonDB for all other
@@ -16,21 +17,26 @@ python -m zsad_jax.train --config=configs/adaclip.py
                                  v, l; types s, d
   --config.optax.learning_rate=0.005   any field; a typo is an error
 
-The paper's text against the code, where not a field of config.method:
+Differences of the paper's text from the code, besides config.method:
   auxiliary data   appendix: MVTec AD + ClinicDB, VisA + ColonDB
                    (--config.train_data='("mvtec","clinicdb")')
   selection        the authors keep the epoch that is best on VisA (MVTec AD),
                    a target set: selection="official" in the paper variants;
-                   --config.selection=last does without
+                   --config.selection=last keeps the last epoch
   mosaics          --config.mosaic_prob=0.0 --config.mosaic_label=any
-  precision        float16 autocast there, float32 here
+  precision        authors: float16 autocast; this package: float32
 
 Expected numbers and run times: see the results in README.md.
 """
 
-from configs import common
+from typing import Any
 
-ABLATIONS = {
+from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
+
+common = config_files.sibling(__file__, "common")
+
+ABLATIONS: dict[str, dict[str, Any]] = {
   **{f"k{k}": dict(num_clusters=k) for k in (10, 20, 40, 80)},
   **{f"m{m}": dict(prompt_length=m) for m in (1, 3, 5, 7, 9)},
   **{f"j{j}": dict(prompt_depth=j) for j in (1, 2, 4, 6, 9)},
@@ -41,31 +47,13 @@ ABLATIONS = {
 }
 
 
-def get_config(variant="embedded"):
-  """Returns the configuration of a variant, see above."""
-  return common.choose("adaclip", variant, _build, ABLATIONS)
+def get_config(variant: str = "embedded") -> Config:
+  """Return the configuration of a variant, see above."""
+  return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base):
-  config = common.get_config()
-  config.method = dict(
-    feature_layers=(2, 4, 6, 8),
-    prompt_length=5,  # M.
-    prompt_depth=4,  # J.
-    prompt_branches="VL",
-    prompt_types="SD",
-    hsf="official",
-    num_clusters=20,  # K.
-    hsf_top_factor=5,
-    hsf_mix=0.2,
-    hsf_seed=111,
-    activation="gelu_erf",
-    text_prompt_first_layer=False,
-    text_prompt_mode="overwrite",
-    dice="rows",
-    train_map="levels",
-    remat=False,
-  )
+def _build(base: str) -> Config:
+  config = common.get_config("adaclip")
   config.optax_name = "adamw"
   config.optax = dict(
     learning_rate=0.01,
@@ -75,14 +63,14 @@ def _build(base):
     weight_decay=0.01,  # torch's default, not optax's.
   )
   if base == common.EMBEDDED:
+    config.method.feature_layers = (2, 4, 6, 8)
     config.method.activation = "quick"  # As the embedded CLIP was trained.
-    config.optax.learning_rate = 0.001  # Steadier on a small tower.
+    config.method.remat = False
+    config.optax.update(learning_rate=0.001)  # More stable on a small tower.
     config.memory.vv_from = None  # Shares the un-prompted pass.
     return config
   config = common.on_vit_l_14_336(config)
   config.memory.vv_from = None
-  config.method.feature_layers = (6, 12, 18, 24)
-  config.method.remat = True
   config.epochs = 5
   config.selection = "official"
   if base == "paper":

@@ -11,10 +11,10 @@ python -m zsad_jax.train --config=configs/adaptclip.py
   configs/adaptclip.py:paper,va     an ablation of Table 5 on top (or alone,
                                     embedded): clip (no adapter), ta, va,
                                     joint, zero (ta and va), pqa_residual, pqa
-  configs/adaptclip.py:paper,text   fusion as the paper has it; max_pool,
-                                    no_vv, own_heads: single deviations
+  configs/adaptclip.py:paper,text   fusion as in the paper; max_pool, no_vv,
+                                    own_heads: single differences
   configs/adaptclip.py:paper,b16    ViT-B/16-plus-240 at 512 px (Table 6)
-  configs/adaptclip.py:paper,b16_alias  the same with the layer that the
+  configs/adaptclip.py:paper,b16_alias  the same, reading the layer that the
                                     authors' code overwrites
 
 Trained once at one shot; evaluate with --shots=1,2,4 for any number.
@@ -22,10 +22,15 @@ Trained once at one shot; evaluate with --shots=1,2,4 for any number.
 Expected numbers and run times: see the results in README.md.
 """
 
-from configs import common
+from typing import Any
+
+from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
+
+common = config_files.sibling(__file__, "common")
 
 _B16 = dict(feature_layers=(3, 6, 9, 12), vv_from=4)
-ABLATIONS = {
+ABLATIONS: dict[str, dict[str, Any]] = {
   "clip": dict(visual=False, textual=False, prompt_query=False),
   "ta": dict(visual=False, prompt_query=False),
   "va": dict(textual=False, prompt_query=False),
@@ -42,12 +47,14 @@ ABLATIONS = {
 }
 
 
-def get_config(variant="embedded"):
-  """Returns the configuration of a variant, see above."""
-  config = common.choose("adaptclip", variant, _build, ABLATIONS)
+def get_config(variant: str = "embedded") -> Config:
+  """Return the configuration of a variant, see above."""
+  config = common.choose(variant, _build, ABLATIONS)
   if "b16" in variant:
     if "paper" not in variant:
-      raise ValueError("configs/adaptclip.py: b16 is a variant of paper.")
+      raise ValueError(
+        "The configuration adaptclip: b16 is a variant of paper."
+      )
     config.backbone.update(
       name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"
     )
@@ -56,33 +63,14 @@ def get_config(variant="embedded"):
   return config
 
 
-def _build(base):
-  config = common.like_anomalyclip(common.get_config())
+def _build(base: str) -> Config:
+  config = common.like_anomalyclip(common.get_config("adaptclip"))
   config.seed = 10
-  config.method = dict(
-    feature_layers=(5, 6, 7, 8),
-    vv_from=common.optional(5),
-    alias_feature_layer=False,
-    visual=True,
-    textual=True,
-    prompt_query=True,
-    joint=False,
-    context=True,
-    context_length=12,  # r.
-    reduction=4,
-    head_widths=(128, 64),
-    pool_topk=10,
-    share_heads=True,
-    train_shots=1,
-    fusion="official",
-    sigma=4.0,
-    cls_ln_post=False,
-  )
   if base == common.EMBEDDED:
+    config.method.update(feature_layers=(5, 6, 7, 8), vv_from=5)
     config.epochs = 2
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.update(feature_layers=(6, 12, 18, 24), vv_from=6)
   config.epochs = 15
   return config

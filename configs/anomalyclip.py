@@ -11,17 +11,23 @@ python -m zsad_jax.train --config=configs/anomalyclip.py
   configs/anomalyclip.py:paper,e8    an ablation on top (or alone, embedded):
                                      e4 ... e16 context length, m1 ... m8
                                      length and d2 ... d12 depth of the deep
-                                     tokens, multilayer (the first paper's
-                                     feature_layers), no_vv (plain CLIP patches),
-                                     cls_ln_post, insert
+                                     tokens, multilayer (the feature layers of
+                                     the first paper), no_vv (plain CLIP
+                                     patches), cls_ln_post, insert
+
 Few-shot (AnomalyCLIP+ of the AdaptCLIP paper): evaluate with --shots=1,2,4.
 
 Expected numbers and run times: see the results in README.md.
 """
 
-from configs import common
+from typing import Any
 
-ABLATIONS = {
+from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
+
+common = config_files.sibling(__file__, "common")
+
+ABLATIONS: dict[str, dict[str, Any]] = {
   **{f"e{e}": dict(context_length=e) for e in (4, 8, 12, 16)},
   **{f"m{m}": dict(deep_length=m) for m in (1, 2, 4, 8)},
   **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
@@ -32,29 +38,18 @@ ABLATIONS = {
 }
 
 
-def get_config(variant="embedded"):
-  """Returns the configuration of a variant, see above."""
-  return common.choose("anomalyclip", variant, _build, ABLATIONS)
+def get_config(variant: str = "embedded") -> Config:
+  """Return the configuration of a variant, see above."""
+  return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base):
-  config = common.like_anomalyclip(common.get_config())
-  config.method = dict(
-    feature_layers=(8,),
-    vv_from=common.optional(5),
-    context_length=12,  # E.
-    deep_length=4,
-    deep_depth=4,
-    map_weight=4.0,  # Lambda.
-    deep_mode="overwrite",
-    cls_ln_post=False,
-    round_fp16=True,
-  )
+def _build(base: str) -> Config:
+  config = common.like_anomalyclip(common.get_config("anomalyclip"))
   if base == common.EMBEDDED:
+    config.method.update(feature_layers=(8,), vv_from=5, deep_depth=4)
     config.epochs = 3
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.update(feature_layers=(24,), vv_from=6, deep_depth=9)
   config.epochs = 15
   return config

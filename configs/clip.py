@@ -1,4 +1,4 @@
-r"""Plain CLIP with WinCLIP's sentences about states: nothing is trained.
+r"""Zero-shot CLIP baseline with WinCLIP's state prompts; nothing is trained.
 
 python -m zsad_jax.train --config=configs/clip.py
 
@@ -6,33 +6,33 @@ python -m zsad_jax.train --config=configs/clip.py
   configs/clip.py:random      the same with the CLIP's random weights
   configs/clip.py:paper       ViT-L/14@336, 518 px, on VisA
   configs/clip.py:paper_mvtec on MVTec AD
-  configs/clip.py:pair        two sentences instead of ensembles
+  configs/clip.py:pair        two prompts instead of ensembles
 
 Expected numbers and run times: see the results in README.md.
 """
 
-from configs import common
+from typing import Any
 
-ABLATIONS = {"pair": dict(prompts="pair")}
+from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
+
+common = config_files.sibling(__file__, "common")
+
+ABLATIONS: dict[str, dict[str, Any]] = {"pair": dict(prompts="pair")}
 
 
-def get_config(variant="embedded"):
-  """Returns the configuration of a variant, see above."""
-  return common.choose("clip", variant, _build, ABLATIONS)
+def get_config(variant: str = "embedded") -> Config:
+  """Return the configuration of a variant, see above."""
+  return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base):
-  config = common.like_anomalyclip(common.get_config())
+def _build(base: str) -> Config:
+  config = common.like_anomalyclip(common.get_config("clip"))
   config.epochs = 0
-  config.method = dict(
-    prompts="states",
-    temperature=0.07,
-    pos_resize="bicubic_antialias",
-  )
   if base == common.EMBEDDED:
-    config.image_size = 168  # 1.5 times that of pretraining, as the papers'.
+    config.method.temperature = 0.07
+    config.image_size = 168  # 1.5 times that of pretraining, as in the papers.
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.temperature = 0.01
   return config

@@ -1,37 +1,51 @@
-"""Defaults that every configuration starts from. Plain functions and values."""
+"""Defaults of all configurations, as plain functions and values."""
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-EMBEDDED = "embedded"  # The small CLIP and the drawn data of the package.
-RANDOM = "random"  # The same with the CLIP's random weights, to compare with.
+from zsad_jax import methods
+from zsad_jax.types import Config
+
+EMBEDDED = "embedded"  # The small CLIP and the synthetic data of the package.
+RANDOM = "random"  # The same with random weights of the CLIP, for comparison.
 # Published protocols: trained on MVTec AD for all other sets, on VisA for it.
 BASES = (EMBEDDED, RANDOM, "paper", "paper_mvtec")
 
 
-def optional(value: int):
-  """An integer that a command line or a variant may set to None."""
-  return config_dict.FieldReference(value, field_type=int)
+def optional(value: Any, kind: type) -> config_dict.FieldReference:
+  """Return a field that also accepts None.
+
+  Args:
+    value: of the field, may be None.
+    kind: type of the values, int, float or str.
+  """
+  return config_dict.FieldReference(value, field_type=kind | None)
 
 
-def get_config() -> ConfigDict:
-  """Returns what all methods share: the embedded benchmark, on one device.
+def get_config(method: str) -> Config:
+  """Return the embedded benchmark, on one device, with a method's defaults.
 
   Fields:
-    seed: of initialisation, order of the data and everything drawn.
+    method_name, method: the method, and all its hyperparameters with the
+      values of its authors, see zsad_jax/methods/.
+    seed: of initialization, order of the data and everything random.
     backbone: name of a model (`zsad_jax.backbones`), its converted weights, and
       the type of its matrix products: "float32", or "bfloat16" (faster on
       accelerators; norms, softmax, logits and losses stay in float32).
+    image_size: side of the images in pixels.
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
-    train_data: auxiliary sets, whose test parts are trained on.
+    train_data: auxiliary sets; training uses their test images.
     test_data: sets to evaluate after training.
     allow_trained: evaluate on a set that was trained on, too.
-    prompt_names: class names in sentences, "verbatim" or "readable".
+    prompt_names: class names in prompts, "verbatim" or "readable".
     mosaic_prob: share of samples replaced by a mosaic; None for each data
       set's own (AdaCLIP: 0.2 on MVTec AD, else 0).
     mosaic_label: "stale" (the label of the replaced sample, the authors'
       code) or "any" (anomalous when a part is).
+    epochs: passes over the auxiliary images.
     batch_size: images per step, over all devices.
     selection: "last", or "official" on the selection_data, which are targets.
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
@@ -39,15 +53,23 @@ def get_config() -> ConfigDict:
       zsad_jax/datasets/registry.py.
     decoded_cache: folder for decoded, resized images, which are then read
       instead of the files; "" for none.
-    features: frozen features for training: place ("auto", "device", "host",
+    features: frozen features for training: storage ("auto", "device", "host",
       "disk", or "none" to encode at each step), dtype and folder, see
       zsad_jax/training/feature_cache.py.
     skip_corrupt: leave out and count images that cannot be read.
     memory: layers that references are compared with, and the first one of the
-      value-value stream (None: plain CLIP), for methods that know none.
-    matmul_precision: "highest", or what the device prefers ("default").
+      value-value stream (None: plain CLIP), for methods that define none.
+    eval_batch_size: images per step of evaluation, over all devices.
+    log_steps, checkpoint_steps: steps between two lines, two checkpoints.
+    tensorboard: write TensorBoard files, too.
+    matmul_precision: "highest", or the device's preference ("default").
+
+  Args:
+    method: name of a file in zsad_jax/methods/.
   """
-  config = ConfigDict()
+  config: Config = ConfigDict()
+  config.method_name = method
+  config.method = methods.defaults(method).lock()
   config.seed = 111
   config.backbone = dict(name=EMBEDDED, path="", dtype="float32")
   config.image_size = 112
@@ -57,7 +79,7 @@ def get_config() -> ConfigDict:
   config.test_data = ("embedded",)
   config.allow_trained = False
   config.prompt_names = "readable"
-  config.mosaic_prob = config_dict.placeholder(float)
+  config.mosaic_prob = optional(None, float)
   config.mosaic_label = "stale"
   config.masks = "compat"
   config.decoded_cache = ""
@@ -69,7 +91,7 @@ def get_config() -> ConfigDict:
   config.selection = "last"
   config.selection_data = ()
 
-  config.memory = dict(feature_layers=(5, 6, 7, 8), vv_from=optional(5))
+  config.memory = dict(feature_layers=(5, 6, 7, 8), vv_from=optional(5, int))
 
   config.eval_batch_size = 8
   config.smooth_sigma = 4.0
@@ -81,8 +103,8 @@ def get_config() -> ConfigDict:
   return config
 
 
-def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
-  """The backbone and image size of all three papers, at full precision."""
+def on_vit_l_14_336(config: Config) -> Config:
+  """Set the backbone and image size of all papers, at full precision."""
   config.backbone.update(
     name="ViT-L-14-336", path="weights/ViT-L-14-336.safetensors"
   )
@@ -93,8 +115,8 @@ def on_vit_l_14_336(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def like_anomalyclip(config: ConfigDict) -> ConfigDict:
-  """The recipe that AnomalyCLIP, FAPrompt and AdaptCLIP share."""
+def like_anomalyclip(config: Config) -> Config:
+  """Set the recipe that AnomalyCLIP, FAPrompt and AdaptCLIP share."""
   config.optax_name = "adam"
   config.optax = dict(learning_rate=0.001, b1=0.5, b2=0.999, eps=1e-8)
   config.batch_size = 8
@@ -102,8 +124,8 @@ def like_anomalyclip(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def on_mvtec_and_visa(config: ConfigDict, base: str) -> ConfigDict:
-  """Auxiliary and target sets of these three methods."""
+def on_mvtec_and_visa(config: Config, base: str) -> Config:
+  """Set the auxiliary and target sets of these three methods."""
   sets = (("mvtec",), ("visa",))
   config.train_data, config.test_data = (
     sets if base == "paper" else reversed(sets)
@@ -111,11 +133,14 @@ def on_mvtec_and_visa(config: ConfigDict, base: str) -> ConfigDict:
   return config
 
 
-def choose(name: str, variant: str, build, ablations) -> ConfigDict:
-  """Returns the configuration of a variant such as "paper" or "paper,k5".
+def choose(
+  variant: str,
+  build: Callable[[str], Config],
+  ablations: Mapping[str, Mapping[str, Any]],
+) -> Config:
+  """Return the configuration of a variant such as "paper" or "paper,k5".
 
   Args:
-    name: of the method, and of the configuration with its variant appended.
     variant: names joined by commas: at most one of `BASES`, which is
       "embedded" if there is none, and any of the ablations.
     build: base -> the configuration.
@@ -125,22 +150,22 @@ def choose(name: str, variant: str, build, ablations) -> ConfigDict:
     ValueError: there is no such variant.
   """
   parts = variant.split(",")
+  bases = [part for part in parts if part in BASES] or [EMBEDDED]
+  config = build(EMBEDDED if bases[0] == RANDOM else bases[0])
+  name = config.method_name
   known = (*BASES, *ablations)
   if unknown := [part for part in parts if part not in known]:
     raise ValueError(
-      f"configs/{name}.py has no variant {unknown[0]!r}; it has "
+      f"The configuration {name} has no variant {unknown[0]!r}; it has "
       f"{', '.join(known)}."
     )
-  bases = [part for part in parts if part in BASES] or [EMBEDDED]
   if len(bases) > 1:
     raise ValueError(
-      f"configs/{name}.py: {' and '.join(bases)} exclude one another."
+      f"The configuration {name}: {' and '.join(bases)} exclude one another."
     )
-  config = build(EMBEDDED if bases[0] == RANDOM else bases[0])
   if bases[0] == RANDOM:
     config.backbone.name = "embedded_random"
   config.name = "_".join([name] + [p for p in parts if p != EMBEDDED])
-  config.method_name = name
   for part in parts:
     config.method.update(ablations.get(part, {}))
   return config

@@ -14,14 +14,19 @@ python -m zsad_jax.train --config=configs/faprompt.py
                                    alone), no_cap (DAP alone), no_oc, no_prior
                                    (their losses), d2 ... d12 depth
   configs/faprompt.py:paper,topk   the paper's choice of patches for the prior
-  configs/faprompt.py:paper,text   every value as the paper has it
+  configs/faprompt.py:paper,text   every value as in the paper
 
 Expected numbers and run times: see the results in README.md.
 """
 
-from configs import common
+from typing import Any
 
-ABLATIONS = {
+from zsad_jax.runtime import config_files
+from zsad_jax.types import Config
+
+common = config_files.sibling(__file__, "common")
+
+ABLATIONS: dict[str, dict[str, Any]] = {
   **{f"k{k}": dict(num_prompts=k) for k in (1, 5, 10, 15, 20)},
   **{f"m{m}": dict(num_patches=m) for m in (1, 5, 10, 15, 20)},
   **{f"d{d}": dict(deep_depth=d) for d in (2, 5, 9, 12)},
@@ -43,41 +48,20 @@ ABLATIONS = {
 }
 
 
-def get_config(variant="embedded"):
-  """Returns the configuration of a variant, see above."""
-  return common.choose("faprompt", variant, _build, ABLATIONS)
+def get_config(variant: str = "embedded") -> Config:
+  """Return the configuration of a variant, see above."""
+  return common.choose(variant, _build, ABLATIONS)
 
 
-def _build(base):
-  config = common.like_anomalyclip(common.get_config())
-  config.method = dict(
-    feature_layer=8,
-    vv_from=common.optional(5),
-    num_prompts=10,  # K.
-    normal_length=5,  # E.
-    abnormal_length=2,  # E'.
-    num_patches=10,  # M.
-    prior=True,
-    deep_length=4,
-    deep_depth=4,
-    prior_weight=1.0,
-    prior_select="first",
-    prior_reduce="mean",
-    oc_weight=0.1,
-    oc_ordered=False,
-    map_weights=(1.0, 0.5),
-    image_loss="official",
-    max_weights=(2.0, 1.0),
-    damaged_word=True,
-    round_fp16=True,
-  )
+def _build(base: str) -> Config:
+  config = common.like_anomalyclip(common.get_config("faprompt"))
   config.smooth_sigma = 10.0
   if base == common.EMBEDDED:
+    config.method.update(feature_layer=8, vv_from=5, deep_depth=4)
     config.epochs = 3
     config.smooth_sigma = 4.0  # 112 pixels, not 518.
     return config
   config = common.on_vit_l_14_336(config)
   config = common.on_mvtec_and_visa(config, base)
-  config.method.update(feature_layer=24, vv_from=6, deep_depth=9)
   config.epochs = 7  # Without a schedule, the authors' epoch 7 of 15.
   return config

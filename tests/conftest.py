@@ -1,4 +1,4 @@
-"""Shape annotations are checked in every test; see jaxtyping."""
+"""Fixtures of all tests; jaxtyping checks shape annotations in every test."""
 
 import importlib.metadata
 import os
@@ -14,16 +14,16 @@ _cache = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Compiling is most of what tests wait for; their arrays are tiny. The commands
-# themselves set the second one: programs compiled here are to be the same.
+# Most of the tests' time is compilation; their arrays are tiny. Commands set
+# the second flag themselves: programs compiled here have to be the same.
 _flags = "--xla_backend_optimization_level=0"
 _flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-  # An unknown flag ends the process, and this one is not there to stay.
+  # An unknown flag aborts the process; later versions have no such flag.
   _flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _flags)
 
-# Before the hook: what is first imported while it is at work is compiled anew.
+# Before the hook: modules imported under the hook are compiled without cache.
 import flax  # noqa: E402, F401
 import optax  # noqa: E402, F401
 import orbax.checkpoint  # noqa: E402, F401
@@ -39,7 +39,7 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 @pytest.fixture(scope="session", autouse=True)
 def console():
-  """Messages go to standard output, as in commands."""
+  """Print messages to standard output, as in commands."""
   from zsad_jax.runtime import console
 
   console.configure()
@@ -47,7 +47,7 @@ def console():
 
 @pytest.fixture(scope="session", autouse=True)
 def highest_precision():
-  """Matrix products in full float32 wherever the tests run."""
+  """Compute matrix products in full float32 on every device."""
   import jax
 
   jax.config.update("jax_default_matmul_precision", "highest")
@@ -55,7 +55,7 @@ def highest_precision():
 
 @pytest.fixture(scope="session")
 def tiny():
-  """State dict of the tiny CLIP under OpenAI's names, float16."""
+  """Return the state dict of the tiny CLIP, OpenAI's names, float16."""
   with np.load(GOLDENS / "clip_tiny.npz") as golden:
     return {
       name.removeprefix("w/"): golden[name]
@@ -66,7 +66,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def small_clip():
-  """A CLIP with random weights that compiles fast: 4 x 4 patches, 3 blocks."""
+  """Return a CLIP with random weights that compiles fast, 4 x 4 patches."""
   from zsad_jax.backbones.clip import config, model
 
   sizes = config.ClipConfig(

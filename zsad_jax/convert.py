@@ -31,18 +31,16 @@ torch is not needed, and no code in a file is executed.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import sources, weights
 from zsad_jax.runs import authors_checkpoint
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import cli, config_files
 
 
 def define_flags() -> None:
@@ -70,7 +68,7 @@ def define_flags() -> None:
     "method", None, "Method of the checkpoint, such as adaclip."
   )
   flags.DEFINE_string("checkpoint", None, "Checkpoint of the authors (.pth).")
-  config_flags.DEFINE_config_file("config", None, lock_config=True)
+  config_files.define_flag()
   flags.DEFINE_string(
     "workdir", None, "Folder of the run, to write or to export."
   )
@@ -147,26 +145,6 @@ def _summary(source, output, clip):
   )
 
 
-def paper_config(method: str) -> Any:
-  """Return the variant "paper" of configs/<method>.py.
-
-  Raises:
-    FileNotFoundError: the working directory has no such file.
-    ValueError: the file has no such variant.
-  """
-  path = pathlib.Path("configs", f"{method}.py")
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{path} does not exist: name the settings of the checkpoint, "
-      "--config=FILE.py:VARIANT."
-    )
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  assert spec and spec.loader
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config("paper").lock()
-
-
 # Required and optional flags of each use of the command.
 USES = (
   (("source", "output"), ("activation", "model")),
@@ -207,7 +185,7 @@ def main(options: Any) -> None:
   elif "export" in use:
     authors_checkpoint.export(options.workdir, options.export)
   else:
-    config = options.config or paper_config(options.method)
+    config = options.config or config_files.load(f"{options.method}:paper")
     if config.method_name != options.method:
       raise ValueError(
         f"--config is for {config.method_name}, but --method is "

@@ -18,7 +18,6 @@ import optax
 from absl import flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import config_flags
 from optax import contrib
 
 from zsad_jax.backbones.clip import tiny
@@ -27,7 +26,7 @@ from zsad_jax.pretraining import batches, captions, measure, synthetic_pairs
 from zsad_jax.pretraining.objective import Objective, assemble, init
 from zsad_jax.runs import checkpoint, logger
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli, distributed, environment
+from zsad_jax.runtime import cli, config_files, distributed, environment
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:
@@ -200,8 +199,7 @@ def _pretrain(config, workdir, stack):
 
 def define_flags() -> None:
   """Define the flags of the command."""
-  config_flags.DEFINE_config_file("config", None, lock_config=True)
-  flags.mark_flag_as_required("config")
+  config_files.define_flag(required=True)
   flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default runs/<config.name>."
   )

@@ -1,11 +1,14 @@
-r"""Trains a method and evaluates it.
+r"""Train a method and evaluate it.
 
-python -m zsad_jax.train --config=configs/adaclip.py --workdir=runs/adaclip
+python -m zsad_jax.train --config=adaclip --workdir=runs/adaclip
 
-  --config=configs/adaclip.py:paper     a variant of the file
-  --config.optax.learning_rate=0.005    any field; a typo is an error
+  --config=adaclip:paper                a variant of the configuration
+  --config=FOLDER/FILE.py:VARIANT       another configuration file
+  --config.optax.learning_rate=0.005    any field, see configs/common.py
+  --config.method.temperature=0.1       any field of the method
 
-Stop it at any moment: the same command goes on to the same numbers.
+A run can be stopped at any time: the same command resumes it, to the same
+numbers.
 """
 
 import contextlib
@@ -19,38 +22,41 @@ import jax
 import numpy as np
 import optax
 from absl import flags
-from ml_collections import config_flags
 
-from zsad_jax import backbones
-from zsad_jax.datasets import cache, pipeline
+from zsad_jax import backbones, types
+from zsad_jax.datasets import pipeline
 from zsad_jax.evaluation import calibration, evaluator, protocol
 from zsad_jax.inference import predictor
 from zsad_jax.reporting import report
 from zsad_jax.runs import checkpoint, logger
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli, distributed
-from zsad_jax.training import feature_cache, optimizer, selection, summary
+from zsad_jax.runtime import cli, config_files, distributed
+from zsad_jax.training import batch_source, optimizer, selection, summary
 
 
-def train(config, workdir: pathlib.Path) -> bool:
-  """Trains `config.method`; see `_train`, which is read top to bottom.
+def train(config: types.Config, workdir: pathlib.Path) -> bool:
+  """Train `config.method`.
 
   Args:
     config: see configs/common.py.
-    workdir: where the run is kept; one that was stopped there goes on.
+    workdir: folder of the run; an interrupted run in it is resumed.
 
   Returns:
-    False when it was stopped by a signal before the last step.
+    False when a signal stopped the run before the last step.
 
   Raises:
-    ValueError: a setting, a file or the loss is not as it has to be.
+    ValueError: a setting is invalid, a file cannot be read, or the loss is not
+      finite.
   """
-  # Checkpoints have threads of their own, to be ended whatever happens.
-  with contextlib.ExitStack() as stack, distributed.together():
+  # The threads of the checkpoints have to end in any case.
+  with contextlib.ExitStack() as stack, distributed.exit_on_peer_failure():
     return _train(config, workdir, stack)
 
 
 def _train(config, workdir, stack):
+  """Train, from top to bottom; see `train`."""
+  # ---- Settings that can be checked before anything is read.
+  method = run_lib.make_method(config.method_name, config.method.to_dict())
   selection.check(config.selection)
   protocol.check_names(config)
 
@@ -63,7 +69,7 @@ def _train(config, workdir, stack):
       f"of the number of devices, {jax.device_count()}."
     )
 
-  # ---- Data: the test parts of the auxiliary sets, whose anomalies have masks.
+  # ---- Data: test images of the auxiliary sets; their anomalies have masks.
   datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
   if config.mosaic_prob is not None:
     datasets = [
@@ -76,18 +82,17 @@ def _train(config, workdir, stack):
   per_epoch = pipeline.steps_per_epoch(images, config.batch_size)
   total_steps = per_epoch * config.epochs
 
-  # ---- Frozen backbone, method, trainable parameters.
+  # ---- Frozen backbone, trainable parameters.
   backbone = backbones.load(**config.backbone)
-  method = run_lib.make_method(config.method_name, config.method.to_dict())
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)
-  trained = method.trainable_mask(params)
+  trainable = method.trainable_mask(params)
   aux = distributed.replicate(method.prepare(backbone, names), mesh)
   backbone = distributed.replicate(backbone, mesh)
 
-  # ---- Optimiser; a checkpoint in workdir wins over the fresh state.
+  # ---- Optimizer and state; a checkpoint in workdir replaces the fresh state.
   run_lib.save_config(workdir, config)
-  tx = optimizer.make(config.optax_name, config.optax.to_dict(), trained)
+  tx = optimizer.make(config.optax_name, config.optax.to_dict(), trainable)
   state = {
     "model": {"params": params, "stats": stats},
     "training": {"opt": tx.init(params), "step": np.int32(0)},
@@ -95,12 +100,12 @@ def _train(config, workdir, stack):
   state = distributed.replicate(state, mesh)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
-  seconds, begin = 0.0, time.perf_counter()  # Spent before, and from now on.
+  start = time.perf_counter()
   if saved.latest_step is not None:
     state, meta = saved.restore(**state)
-    seconds = meta.get("seconds", 0.0)
+    start -= meta.get("seconds", 0.0)  # Of the interrupted run.
   step = int(state["training"]["step"])
-  summary.start(config, datasets, method, backbone, params)
+  summary.log(config, datasets, method, backbone, params)
 
   # ---- Update step.
   @functools.partial(jax.jit, donate_argnums=0)
@@ -128,7 +133,7 @@ def _train(config, workdir, stack):
     }
     return state, {"loss": loss, **norms, **parts}
 
-  # ---- What happens between steps.
+  # ---- Actions between steps.
   log = logger.Writer(
     workdir,
     first_step=step,
@@ -137,11 +142,10 @@ def _train(config, workdir, stack):
   )
   stop = cli.StopSignal()
   select = selection.make(config, workdir, method, backbone, mesh, stack)
-  skipped = []  # Messages about images that could not be read.
-  pending = {}  # Measurements since the last look, still on the device.
+  pending = {}  # Measurements since the last flush, still on the device.
 
-  def look():
-    """Fetches measurements: stops on NaN, writes their means."""
+  def flush():
+    """Fetch measurements, stop on NaN, write their means."""
     if not pending:
       return
     fetched = jax.device_get(pending)
@@ -153,31 +157,15 @@ def _train(config, workdir, stack):
     pending.clear()
 
   def save():
-    look()  # Never a checkpoint of parameters that are not finite.
-    spent = seconds + time.perf_counter() - begin
-    meta = {"step": step, "epoch": step // per_epoch, "seconds": spent}
+    """Write a checkpoint, of finite parameters only."""
+    flush()
+    seconds = time.perf_counter() - start
+    meta = {"step": step, "epoch": step // per_epoch, "seconds": seconds}
     saved.save(step, meta, **state)
 
   # ---- Loop.
-  frozen = step < total_steps and feature_cache.make(
-    config, method, backbone, mesh, datasets, skipped
-  )
-  if frozen:
-    batches = frozen.batches(start_step=step)
-  else:
-    batches = pipeline.train_batches(
-      datasets,
-      image_size=config.image_size,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      start_step=step,
-      mosaic_label=config.mosaic_label,
-      num_references=method.num_references,
-      skip_corrupt=config.skip_corrupt,
-      **distributed.shard(),
-      cache=cache.open_cache(config.decoded_cache),
-    )
-    skipped = batches.skipped
+  source = batch_source.make(config, method, backbone, mesh, datasets)
+  batches = source.batches(start_step=step)
   while step < total_steps and not distributed.any_of(stop.requested):
     batch = next(batches)
     batch.pop("index", None)
@@ -185,32 +173,32 @@ def _train(config, workdir, stack):
     state, pending[step + 1] = update(state, backbone, aux, batch, rng_loop)
     step += 1
     if step % config.log_steps == 0 or step == total_steps:
-      look()
+      flush()
     if step % per_epoch == 0:
-      look()
+      flush()
       log.write(step, select(step, **state["model"]))
     if step % config.checkpoint_steps == 0:
       save()
   save()
-  report.skipped(skipped)
+  report.skipped(source.skipped)
   return step == total_steps
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  config_flags.DEFINE_config_file("config", None, lock_config=True)
-  flags.mark_flag_as_required("config")
+def define_flags() -> None:
+  """Define the command's flags; called only when it is run."""
+  config_files.define_flag(required=True)
   flags.DEFINE_string(
     "workdir", None, "Folder of the run; default runs/<config.name>."
   )
 
 
-def main(options):
+def main(options: flags.FlagValues) -> int:
+  """Run the command; return its exit status."""
   config = options.config
   workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
   start = time.perf_counter()
   if not train(config, workdir):
-    print(f"Stopped. The same command goes on; the run is kept in {workdir}.")
+    print(f"Stopped. The same command resumes the run in {workdir}.")
     return 128 + signal.SIGTERM
   print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
   run = run_lib.load(workdir)

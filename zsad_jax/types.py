@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, UInt8
 Params = Mapping[str, Any]  # Nested dict of arrays; "a/b/kernel" when flat.
 Batch = Mapping[str, Any]  # See `datasets/pipeline.py` for the keys.
 Features = Mapping[str, Any]  # Returned by a method's `encode`.
+Config = Any  # An ml_collections.ConfigDict, see configs/common.py.
 
 # Activations of CLIP's MLPs: OpenAI's x * sigmoid(1.702 x), and erf-GELU.
 Activation = Literal["quick", "gelu_erf"]

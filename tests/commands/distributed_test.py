@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import pickle
-import re
 import shutil
 import signal
 import socket
@@ -49,7 +48,10 @@ def launch(data, workdir, *, processes, devices):
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     if processes > 1:
       env[distributed.COORDINATOR] = f"localhost:{port}"
-      env |= {distributed.NUMBER: str(processes), distributed.MINE: str(i)}
+      env |= {
+        distributed.NUM_PROCESSES: str(processes),
+        distributed.PROCESS_ID: str(i),
+      }
     started.append(
       subprocess.Popen(
         command,
@@ -132,24 +134,6 @@ def test_two_processes_measure_what_one_does(data, one, tmp_path):
   assert thresholds[0] == thresholds[1]
 
 
-@pytest.mark.parametrize(
-  "end, explained",
-  [
-    ("", False),
-    ("raise ValueError", False),  # Its own error says what to do.
-    ("os.abort()", True),
-    ("os.kill(os.getpid(), 9)", True),
-  ],
-)
-def test_what_ends_without_a_word_has_last_ones(end, explained):
-  code = "import os\nfrom zsad_jax.runtime import distributed\n"
-  code += "distributed._leave_last_words()\n"
-  command = [sys.executable, "-c", code + end]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert (done.returncode == 0) == (not end)
-  assert explained == ("Start all of them again" in done.stderr)
-
-
 def seen_by(variant, samples, halves, batches):
   """A category's measure and gallery of these halves of each batch."""
   none = references.NONE
@@ -193,12 +177,12 @@ def test_what_two_processes_saw_is_joined_to_what_one_sees(
   )
   sent = []
   record = lambda value: [sent.append(pickle.dumps(value)) or value]
-  monkeypatch.setattr(distributed, "exchange", record)
+  monkeypatch.setattr(distributed, "all_gather_object", record)
   evaluator._joined(*other)
   alone = evaluator._joined(*alone)
   given = iter(sent)
   both = lambda value: [value, pickle.loads(next(given))]
-  monkeypatch.setattr(distributed, "exchange", both)
+  monkeypatch.setattr(distributed, "all_gather_object", both)
   joined = evaluator._joined(*mine)
   assert joined.metrics() == alone.metrics()
   assert joined.samples == alone.samples == samples
@@ -206,78 +190,3 @@ def test_what_two_processes_saw_is_joined_to_what_one_sees(
   kinds = lambda c: {k: numbers(v) for k, v in c.gallery.kinds().items()}
   assert kinds(joined) == kinds(alone) and {*joined.gallery.kept} == {3}
   assert joined.skipped == ["broken by 0", "broken by 1"]
-
-
-@pytest.mark.parametrize(
-  "environ, wanted",
-  [
-    ({}, None),
-    ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
-    ({"SLURM_STEP_NUM_TASKS": "16"}, {}),
-    (
-      {
-        distributed.COORDINATOR: "a:1",
-        distributed.NUMBER: "3",
-        distributed.MINE: "2",
-      },
-      dict(coordinator_address="a:1", num_processes=3, process_id=2),
-    ),
-  ],
-)
-def test_where_several_were_started_they_find_one_another(environ, wanted):
-  assert distributed._options(environ) == wanted
-
-
-def test_simulated_devices_of_one_process_add_up_as_those_of_several():
-  flags = "--xla_a=1 --xla_force_host_platform_device_count=4 --xla_b=2"
-  options = distributed._options({"XLA_FLAGS": flags})
-  assert re.fullmatch(r"localhost:\d+", options["coordinator_address"])
-  assert options == dict(
-    coordinator_address=options["coordinator_address"],
-    coordinator_bind_address=options["coordinator_address"],
-    num_processes=1,
-    process_id=0,
-  )
-
-
-def test_simulated_devices_have_the_same_threads_in_any_number_of_processes(
-  monkeypatch,
-):
-  started = []
-  record = lambda **options: started.append(options)
-  monkeypatch.setattr(distributed.jax.distributed, "initialize", record)
-  monkeypatch.setattr(distributed, "_leave_last_words", lambda: None)
-  monkeypatch.setattr(os, "cpu_count", lambda: 6)
-  flag = "--xla_force_host_platform_device_count="
-  two = {
-    distributed.COORDINATOR: "a:1",
-    distributed.NUMBER: "2",
-    distributed.MINE: "0",
-  }
-  for environ, threads in (
-    ({"XLA_FLAGS": flag + "8"}, "8"),
-    ({"XLA_FLAGS": flag + "4", **two}, "8"),
-    ({"XLA_FLAGS": flag + "2", **two}, "6"),
-    ({"XLA_FLAGS": flag + "2", **two, "PJRT_NPROC": "3"}, "3"),
-    (two, None),
-  ):
-    distributed.start(environ)
-    assert environ.get("PJRT_NPROC") == threads
-  assert [options["num_processes"] for options in started] == [1, 2, 2, 2, 2]
-
-
-def test_a_machine_that_does_not_know_its_name_is_told_so(monkeypatch):
-  monkeypatch.setattr(socket, "gethostname", lambda: "nowhere.invalid")
-  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-  with pytest.raises(OSError, match="'nowhere.invalid'.*add it to /etc/hosts"):
-    distributed.start(flags)
-
-
-def test_a_missing_variable_is_named():
-  with pytest.raises(ValueError, match="ZSAD_JAX_PROCESS_ID must be whole"):
-    distributed._options(
-      {distributed.COORDINATOR: "a:1", distributed.NUMBER: "3"}
-    )
-  with pytest.raises(ValueError, match="SLURM_STEP_NUM_TASKS.*'four'"):
-    distributed._options({"SLURM_STEP_NUM_TASKS": "four"})

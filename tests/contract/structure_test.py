@@ -1,4 +1,4 @@
-"""Rules about the code's own form: imports, tables, lengths, configs."""
+"""Rules about the form of the code: imports, tables, lengths, annotations."""
 
 import ast
 import importlib
@@ -22,7 +22,7 @@ METHODS = sorted(p.stem for p in (ROOT / "methods").glob("[a-z]*.py"))
 LONG = {"train.py": 150, "pretrain.py": 120}  # The loops are one function.
 
 
-def test_imports_go_to_lower_levels_and_in_no_circle():
+def test_imports_go_to_lower_levels_without_circles():
   assert imports.violations(ROOT) == []
 
 
@@ -57,6 +57,39 @@ def test_the_root_holds_commands_and_two_modules():
   assert len(modules) <= 10, sorted(modules)
 
 
+def public_functions(tree):
+  """Functions of a module and methods of its classes that are not private."""
+  for node in tree.body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+      yield from public_functions(node)
+    elif isinstance(node, ast.FunctionDef):
+      if not node.name.startswith("_") or node.name == "__init__":
+        yield node
+
+
+def unannotated(path):
+  """Public functions whose arguments or result have no annotation."""
+  for node in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
+    given = node.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    named += [a for a in (given.vararg, given.kwarg) if a]
+    missing = [
+      a.arg
+      for a in named
+      if a.annotation is None and a.arg not in ("self", "cls")
+    ]
+    if node.returns is None and node.name != "__init__":
+      missing.append("return")
+    if missing:
+      yield f"{node.name}: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_functions_are_annotated(path):
+  """Keeps the interfaces of all modules typed; see pyrightconfig.json."""
+  assert list(unannotated(path)) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_short(path):
   text = path.read_text(encoding="utf-8")
@@ -74,7 +107,7 @@ ROW = re.compile(r"^  ((?:Eq|Sec|App|Fig)\. [\d.]+|Code) +(\w[\w.]*)$", re.M)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_equation_table_is_true(name):
+def test_equation_table_matches_the_docstrings(name):
   module = importlib.import_module(f"zsad_jax.methods.{name}")
   rows = ROW.findall(module.__doc__)
   assert rows, f"methods/{name}.py needs an equation table in its docstring."
@@ -92,7 +125,7 @@ CONFIGS = {name: importlib.import_module(f"configs.{name}") for name in METHODS}
 
 
 def variants(name):
-  """Every variant of a configuration, and every ablation of the protocol."""
+  """Return all variants of a configuration, and ablations of the protocol."""
   module = CONFIGS[name]
   # A backbone of other sizes is a variant of the protocol alone.
   alone = [a for a in module.ABLATIONS if not a.startswith("b16")]
@@ -114,18 +147,21 @@ def test_configs_build_a_method_and_are_locked(name):
   assert len(workdirs) == len(variants(name))  # No run overwrites another.
 
 
-@pytest.mark.parametrize("name", METHODS)
+# train.py and README of the official code: batch, epochs, seed, sigma.
+RECIPES = {
+  "adaclip": (1, 5, 111, 4.0),
+  "anomalyclip": (8, 15, 111, 4.0),
+  "faprompt": (8, 7, 111, 10.0),
+  "adaptclip": (8, 15, 10, 4.0),
+  "clip": (8, 0, 111, 4.0),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_the_paper_config_is_the_authors_recipe(name):
   config = CONFIGS[name].get_config("paper")
-  # train.py and README of the official code.
   recipe = dict(learning_rate=0.001, b1=0.5, b2=0.999, eps=1e-8)
-  batch, epochs, seed, sigma = {
-    "adaclip": (1, 5, 111, 4.0),
-    "anomalyclip": (8, 15, 111, 4.0),
-    "faprompt": (8, 7, 111, 10.0),
-    "adaptclip": (8, 15, 10, 4.0),
-    "clip": (8, 0, 111, 4.0),
-  }[name]
+  batch, epochs, seed, sigma = RECIPES[name]
   data = {"paper": ("mvtec",), "paper_mvtec": ("visa",)}
   if name == "adaclip":
     recipe |= dict(learning_rate=0.01, weight_decay=0.01)
@@ -145,7 +181,7 @@ def test_the_paper_config_is_the_authors_recipe(name):
   assert method == type(method)()
 
 
-def test_unknown_names_are_errors_that_list_what_there_is():
+def test_unknown_names_are_errors_that_list_the_known_ones():
   with pytest.raises(ValueError, match="embedded.*paper_mvtec"):
     CONFIGS["adaclip"].get_config("papers")
   with pytest.raises(ValueError, match="exclude one another"):

@@ -127,10 +127,10 @@ def test_what_cannot_be_read_is_named_and_not_kept(dataset, tmp_path):
 def test_a_full_disk_is_logged_once_and_stops_nothing(
   dataset, tmp_path, monkeypatch
 ):
-  def full(path, data, cache):
+  def full(path, data):
     raise OSError(errno.ENOSPC, "Cannot write the file: No space left", path)
 
-  monkeypatch.setattr(cache.files, "write_bytes", full)
+  monkeypatch.setattr(cache.files, "write_local_bytes", full)
   messages = []
   warn = lambda text, *values: messages.append(text % values)
   monkeypatch.setattr(cache._log, "warning", warn)

@@ -28,7 +28,7 @@ LEVELS = {
 
 
 def modules(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Files of a package by dotted name, without the package's own."""
+  """Return the files of a package by dotted name, without its `__init__`."""
   result = {}
   for path in sorted(root.rglob("*.py")):
     parts = path.relative_to(root).with_suffix("").parts
@@ -40,7 +40,7 @@ def modules(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def imported(path: pathlib.Path, known: Mapping[str, object]) -> Iterator[str]:
-  """Modules of the package that a file imports, wherever in the file."""
+  """Yield the modules of the package that a file imports, at any level."""
   for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
@@ -54,11 +54,12 @@ def imported(path: pathlib.Path, known: Mapping[str, object]) -> Iterator[str]:
 
 
 def level(module: str) -> int:
+  """Return the level of a module's folder."""
   return LEVELS.get(module.split(".")[0], LEVELS["commands"])
 
 
 def violations(root: pathlib.Path) -> list[str]:
-  """Imports that go up or across, and circles; one sentence each."""
+  """Return a sentence for each import of no lower level, and each circle."""
   files = modules(root)
   edges = {
     name: {*imported(path, files)} - {name} for name, path in files.items()
@@ -66,14 +67,14 @@ def violations(root: pathlib.Path) -> list[str]:
   found = []
   for name, targets in edges.items():
     for target in sorted(targets):
-      mine, theirs = name.split(".")[0], target.split(".")[0]
-      if mine != theirs and level(target) >= level(name):
+      folders = name.split(".")[0], target.split(".")[0]
+      if folders[0] != folders[1] and level(target) >= level(name):
         found.append(f"{name} imports {target}, which is no lower level.")
   return found + circles(edges)
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[str]:
-  """Returns a sentence for each circle of imports (Tarjan, 1972)."""
+  """Return a sentence for each circle of imports (Tarjan, 1972)."""
   index, low, stack, found = {}, {}, [], []
 
   def visit(name):

@@ -1,4 +1,4 @@
-"""A run small enough for tests: backbone, data, configuration, command.
+"""Small run for tests: backbone, data, configuration, command.
 
 python -m tests.helpers.small_run \\
     --config=tests/helpers/small_run.py:DATA --workdir=DIR
@@ -11,11 +11,10 @@ import sys
 import numpy as np
 from PIL import Image
 
-from configs import adaclip, adaptclip, anomalyclip
 from zsad_jax import train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.backbones.clip.config import ClipConfig
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import cli, config_files
 
 BACKBONE = ClipConfig(
   embed_dim=32,
@@ -29,13 +28,13 @@ BACKBONE = ClipConfig(
 
 
 def get_config(data):
-  """AdaCLIP, small, on a folder of `write_images`.
+  """Return a small AdaCLIP on a folder of `write_images`.
 
-  "anomalyclip,FOLDER" stands for `get_anomalyclip_config(FOLDER)`.
+  "anomalyclip,FOLDER" returns `get_anomalyclip_config(FOLDER)`.
   """
   if data.startswith("anomalyclip,"):
     return get_anomalyclip_config(data.removeprefix("anomalyclip,"))
-  config = adaclip.get_config()
+  config = _load("adaclip")
   config.method.feature_layers = (1, 2)
   config.method.prompt_length = 2
   config.method.prompt_depth = 2
@@ -45,8 +44,8 @@ def get_config(data):
 
 
 def get_anomalyclip_config(data):
-  """AnomalyCLIP, small, on a folder of `write_mvtec`."""
-  config = anomalyclip.get_config()
+  """Return a small AnomalyCLIP on a folder of `write_mvtec`."""
+  config = _load("anomalyclip")
   config.method.update(
     feature_layers=(2,), context_length=2, deep_length=2, deep_depth=2
   )
@@ -54,8 +53,8 @@ def get_anomalyclip_config(data):
 
 
 def get_adaptclip_config(data):
-  """AdaptCLIP, small, on a folder of `write_mvtec`."""
-  config = adaptclip.get_config()
+  """Return a small AdaptCLIP on a folder of `write_mvtec`."""
+  config = _load("adaptclip")
   config.method.update(
     feature_layers=(1, 2),
     context_length=2,
@@ -66,7 +65,13 @@ def get_adaptclip_config(data):
   return _shrink(config, data)
 
 
+def _load(name):
+  """Return a packaged configuration whose fields can be set."""
+  return config_files.load(name).unlock()
+
+
 def _shrink(config, data):
+  """Set small sizes that all methods share."""
   config.backbone.name = clip_load.RANDOM
   config.image_size = 32
   config.memory.feature_layers = (1, 2)
@@ -82,7 +87,7 @@ def _shrink(config, data):
 
 
 def write_mvtec(folder: pathlib.Path, *, classes=("bolt", "nut")):
-  """The same images in MVTec AD's layout, with normal ones to train on."""
+  """Write the same images in MVTec AD's layout, and normal training images."""
   for name in classes:
     write_images(folder / "draft")
     for old, new in (
@@ -101,7 +106,7 @@ def write_mvtec(folder: pathlib.Path, *, classes=("bolt", "nut")):
 
 
 def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
-  """Grey images; the anomalous ones have a bright square."""
+  """Write gray images; the anomalous ones have a bright square."""
   rng = np.random.default_rng(0)
   parts = ["normal", "anomalous"] + ["masks"] * masks
   for part in parts:
@@ -119,16 +124,17 @@ def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
 
 
 def command():
-  """`python -m zsad_jax.train`, with this backbone."""
+  """Run `python -m zsad_jax.train` with this backbone."""
   clip_load.RANDOM_CONFIG = BACKBONE
   cli.run(train.main, train.define_flags)
 
 
 def commands(folder, lines):
-  """Runs several such commands, each in a fork of this process.
+  """Run several such commands, each in a fork of this process; print statuses.
 
-  What the command of `lines[i]` prints goes to `folder/i.out` and `i.err`;
-  prints its exit status.
+  Args:
+    folder: receives the output of the command of `lines[i]`, i.out and i.err.
+    lines: arguments of each command.
   """
   for i, line in enumerate(lines):
     if child := os.fork():

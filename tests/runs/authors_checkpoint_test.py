@@ -386,17 +386,3 @@ def test_flags_ask_for_one_use():
     listed = ", ".join(f"--{name}" for name in sorted(given)) or "none"
     with pytest.raises(ValueError, match=f"; or --workdir.*Given: {listed}"):
       use(*given)
-
-
-def test_default_configuration(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(FileNotFoundError, match="configs/x.py does not exist"):
-    convert.paper_config("x")
-  (tmp_path / "configs").mkdir()
-  (tmp_path / "configs" / "x.py").write_text(
-    "import ml_collections\n"
-    "def get_config(variant):\n"
-    "  return ml_collections.ConfigDict({'name': variant})\n"
-  )
-  config = convert.paper_config("x")
-  assert config.name == "paper" and config.is_locked

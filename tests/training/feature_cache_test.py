@@ -1,4 +1,4 @@
-"""Frozen features: the losses of a run are those without them."""
+"""Feature cache: the losses of a run are those without it."""
 
 import json
 
@@ -38,11 +38,11 @@ def losses(config, workdir):
   return [json.loads(line)["loss"] for line in text.splitlines()]
 
 
-def prepared(name, data, place, folder="", dtype="float32"):
+def prepared(name, data, storage, folder="", dtype="float32"):
   config = CONFIGS[name](data)
   config.batch_size = 3  # Does not divide the images.
   config.mosaic_prob = 0.0
-  config.features = dict(storage=place, dtype=dtype, folder=str(folder))
+  config.features = dict(storage=storage, dtype=dtype, folder=str(folder))
   return config
 
 
@@ -57,12 +57,12 @@ def uncached(data, tmp_path_factory):
   return found
 
 
-@pytest.mark.parametrize("place", ["device", "host", "disk"])
+@pytest.mark.parametrize("storage", ["device", "host", "disk"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_losses_are_those_of_encoding_each_step(
-  name, place, data, uncached, tmp_path, capsys
+  name, storage, data, uncached, tmp_path, capsys
 ):
-  config = prepared(name, data, place, tmp_path / "features")
+  config = prepared(name, data, storage, tmp_path / "features")
   found = losses(config, tmp_path / "run")
   # Terms near 1 are rounded, also where their sum has been trained to 0.1.
   np.testing.assert_allclose(found, uncached[name], rtol=1e-5, atol=3e-6)
@@ -101,10 +101,10 @@ def test_unreadable_images_count_nothing(data, tmp_path, capsys):
   (tmp_path / "data/bolt/test/good/0.png").write_bytes(b"no image")
   (tmp_path / "data/nut/train/good/1.png").write_bytes(b"no image")
   found = {}
-  for place in ("none", "host"):
-    config = prepared("adaptclip", str(tmp_path / "data"), place)
+  for storage in ("none", "host"):
+    config = prepared("adaptclip", str(tmp_path / "data"), storage)
     config.skip_corrupt = True
-    found[place] = losses(config, tmp_path / place)
+    found[storage] = losses(config, tmp_path / storage)
   np.testing.assert_allclose(found["host"], found["none"], rtol=1e-5)
   assert "bolt/test/good/0.png" in capsys.readouterr().out
 
@@ -127,22 +127,21 @@ def test_an_unreadable_image_is_named_by_every_run(data, tmp_path, capsys):
     losses(config, tmp_path / "third")
 
 
-def test_processes_cannot_share_what_one_of_them_holds(
+def test_several_processes_cannot_use_the_memory_of_one(
   data, tmp_path, monkeypatch
 ):
   config = prepared("anomalyclip", data, "host")
   method = run_lib.make_method(config.method_name, config.method.to_dict())
   backbone = backbones.load(**config.backbone)
-  made = feature_cache.Features(
-    config,
-    method,
-    backbone,
-    distributed.make_mesh(),
-    [run_lib.open_dataset(config, data)],
-  )
+  datasets = [run_lib.open_dataset(config, data)]
+  mesh = distributed.make_mesh()
   monkeypatch.setattr(feature_cache.jax, "process_count", lambda: 2)
   with pytest.raises(ValueError, match='"host", but processes do not share'):
-    made.compute([])
+    feature_cache.make(config, method, backbone, mesh, datasets)
+  config.features.storage = "auto"
+  monkeypatch.setattr(feature_cache, "nearest_storage", lambda _: "host")
+  made = feature_cache.make(config, method, backbone, mesh, datasets)
+  assert made is None  # Each step encodes.
 
 
 def test_images_are_kept_as_bytes(data):
@@ -155,7 +154,6 @@ def test_images_are_kept_as_bytes(data):
     backbone,
     distributed.make_mesh(),
     [run_lib.open_dataset(config, data)],
-    [],
   )
   batch = next(frozen.batches(start_step=0))
   assert batch["features"]["pixels"].dtype == np.uint8
@@ -166,10 +164,10 @@ def test_images_are_kept_as_bytes(data):
   [
     (dict(storage="gpu"), "config.features.storage is one of auto, device"),
     (dict(dtype="int8"), "config.features.dtype is one of float32"),
-    (dict(storage="host"), "mosaics show images differently"),
+    (dict(storage="host"), "mosaics change the images at random"),
   ],
 )
-def test_what_cannot_be_is_refused(settings, message, data, tmp_path):
+def test_invalid_settings_are_errors(settings, message, data, tmp_path):
   config = prepared("anomalyclip", data, "auto")
   config.features.update(settings)
   config.mosaic_prob = 0.2
@@ -185,14 +183,16 @@ def test_mosaics_are_encoded_at_each_step(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  "room, free, place",
+  "num_bytes, free, storage",
   [(10, 100, "device"), (60, 100, "host"), (600, 100, "disk")],
 )
-def test_the_nearest_place_with_room_is_taken(room, free, place, monkeypatch):
+def test_auto_is_the_nearest_storage_with_room(
+  num_bytes, free, storage, monkeypatch
+):
   class Device:
     def memory_stats(self):
       return {"bytes_limit": free + 7, "bytes_in_use": 7}
 
   monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
   monkeypatch.setattr(feature_cache.distributed, "free_memory", lambda: 1000)
-  assert feature_cache._choose_storage(room) == place
+  assert feature_cache.nearest_storage(num_bytes) == storage

@@ -1,4 +1,4 @@
-"""Stores of rows: all kinds give back what was written."""
+"""Stores of rows: every kind returns the values that were written."""
 
 import errno
 import os
@@ -73,7 +73,7 @@ def test_a_disk_is_filled_where_it_was_left(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found, values)
 
 
-def test_a_damaged_row_is_named(tmp_path):
+def test_a_corrupt_row_is_named(tmp_path):
   rows = opened("disk", tmp_path)
   fill(rows, drawn())
   path = max((tmp_path / "rows").glob("[0-9].npy"), key=os.path.getsize)
@@ -82,13 +82,15 @@ def test_a_damaged_row_is_named(tmp_path):
     last = f.read(1)
     f.seek(-1, os.SEEK_END)
     f.write(bytes([last[0] ^ 1]))
-  damaged = opened("disk", tmp_path)
-  damaged.read(np.array([0, 1]))
-  with pytest.raises(ValueError, match=f"{path.name}: row 6 is damaged"):
-    damaged.read(np.array([0, 6]))
+  corrupt = opened("disk", tmp_path)
+  corrupt.read(np.array([0, 1]))
+  with pytest.raises(ValueError, match=f"{path.name}: row 6 is corrupt"):
+    corrupt.read(np.array([0, 6]))
 
 
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_anything_is_written(
+  tmp_path, monkeypatch
+):
   def full(*args):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

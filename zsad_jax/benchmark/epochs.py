@@ -96,13 +96,13 @@ def measure(name, backbone, dataset, options) -> dict[str, object]:
   )
   some = lambda samples: dataclasses.replace(dataset, test=samples)
   # One image first: it compiles, and the compiler's cache has the rest.
-  opened = lambda samples: feature_cache.Features(
+  opened = lambda samples: feature_cache.FeatureCache(
     config, method, backbone, mesh, [some(samples)]
   )
-  opened(dataset.test[:1]).compute([])
+  opened(dataset.test[:1]).compute()
   frozen = opened(dataset.test)
   start = time.perf_counter()
-  frozen.compute([])
+  frozen.compute()
   passed = time.perf_counter() - start
   per_epoch = pipeline.steps_per_epoch(len(dataset.test), BATCH)
   cached = Trainer(method, backbone, mesh)

@@ -135,11 +135,11 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
     skip_corrupt=False,
     decoded_cache="",
   )
-  frozen = feature_cache.Features(config, METHOD, backbone, mesh, [dataset])
-  watch.run("features", lambda: frozen.compute([]))
+  frozen = feature_cache.FeatureCache(config, METHOD, backbone, mesh, [dataset])
+  watch.run("features", lambda: frozen.compute())
   watch.run("epoch", lambda: _epoch(frozen, images // config.batch_size))
-  again = feature_cache.Features(config, METHOD, backbone, mesh, [dataset])
-  watch.run("found again", lambda: again.compute([]))
+  again = feature_cache.FeatureCache(config, METHOD, backbone, mesh, [dataset])
+  watch.run("found again", lambda: again.compute())
   compare = evaluator.Evaluator(
     method=METHOD,
     backbone=backbone,

@@ -53,7 +53,7 @@ class DecodedCache:
     if self._closed:
       return
     try:
-      files.write_bytes(path, _packed(*found), cache=True)
+      files.write_local_bytes(path, _packed(*found))
     except OSError as error:
       self._closed = True
       _log.warning(

@@ -10,7 +10,9 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-FOLDER = pathlib.Path(__file__).parents[2] / "data" / "paper_results"
+from zsad_jax.runtime import environment
+
+FOLDER = environment.resource_folder("data/paper_results")
 MEAN = "mean"  # Over the categories of a data set.
 _DOUBTS = ("doubtful:", "lost:", "mismatch:")
 _OTHER = "in the AnomalyCLIP setting"  # AdaCLIP, trained on other sets.

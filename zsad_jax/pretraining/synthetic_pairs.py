@@ -134,7 +134,7 @@ def _write(job):
     masks=np.packbits(np.stack(masks).astype(bool), axis=-1),
     facts=np.array(rows),
   )
-  files.write_bytes(_path(folder, part), data.getvalue(), cache=True)
+  files.write_local_bytes(_path(folder, part), data.getvalue())
 
 
 def _read(folder, count):

@@ -1,12 +1,12 @@
-"""What a configuration stands for, and what a run leaves in its workdir.
+"""Objects of a configuration, and the files of a run's workdir.
 
 config.json      the configuration, with all overrides
 checkpoints/     parameters, statistics, optimiser, step, position in data
 best/            parameters of the epoch chosen by config.selection
 metrics.jsonl    losses and evaluations
 threshold.json   threshold and map range for `predict`
-threshold_few_shot.json   the same beside references
-released.npz     what else an authors' checkpoint held
+threshold_few_shot.json   the same for scores with references
+released.npz     other tensors of an authors' checkpoint
 """
 
 import dataclasses
@@ -25,18 +25,23 @@ from zsad_jax.runs import checkpoint, migration
 from zsad_jax.runtime import distributed, files
 
 
-def open_dataset(config: ml_collections.ConfigDict, name: str) -> index.Dataset:
-  """Opens a data set as a configuration reads it; see `registry`."""
-  # Runs made before there was a choice of masks have no such field.
-  masks = config.get("masks", "compat")
+def open_dataset(config: types.Config, name: str) -> index.Dataset:
+  """Open a data set with the settings of a configuration; see `registry`."""
+  # The first runs have no field for the masks.
+  masks = str(config.get("masks", "compat"))
   return registry.open_dataset(name, data_root=config.data_root, masks=masks)
 
 
 def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:
-  """Returns `Method(**settings)` of the file methods/<name>.py.
+  """Return `Method(**settings)` of the file methods/<name>.py.
+
+  Args:
+    name: of the method.
+    settings: values of its fields; other fields have their defaults.
 
   Raises:
-    ValueError: there is no such file, or a setting is not a field.
+    ValueError: there is no such file, a setting is not a field, or a field
+      does not allow its value.
   """
   try:
     module = methods.module(name)
@@ -54,13 +59,13 @@ def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:
   return module.Method(**values)
 
 
-def count(params: types.Params) -> int:
-  """Number of parameters in a tree."""
+def count(params: Any) -> int:
+  """Return the number of parameters in a tree."""
   return sum(x.size for x in jax.tree.leaves(params))
 
 
 def count_trained(method: types.Method, params: types.Params) -> int:
-  """Number of parameters that are trained."""
+  """Return the number of parameters that are trained."""
   used = jax.tree.map(
     lambda p, t: p.size if t else 0, params, method.trainable_mask(params)
   )
@@ -69,21 +74,21 @@ def count_trained(method: types.Method, params: types.Params) -> int:
 
 @dataclasses.dataclass
 class Run:
-  """A trained run, ready to predict.
+  """Trained run, ready to predict.
 
   Attributes:
-    workdir: its folder.
-    config: its configuration, locked.
-    backbone: frozen CLIP.
+    workdir: folder of the run.
+    config: configuration of the run, locked.
+    backbone: frozen backbone.
     method: hyperparameters and functions.
     params: trained parameters.
     stats: running statistics.
     step: training step of the parameters.
-    seconds: spent in training up to there; nan where it is not known.
+    seconds: training time up to that step; nan where it is unknown.
   """
 
   workdir: pathlib.Path
-  config: ml_collections.ConfigDict
+  config: types.Config
   backbone: types.ImageBackbone
   method: types.Method
   params: types.Params
@@ -97,9 +102,7 @@ class Run:
     return count_trained(self.method, self.params)
 
 
-def save_config(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> None:
+def save_config(workdir: pathlib.Path, config: types.Config) -> None:
   """Write config.json; an existing run must have the same configuration.
 
   A configuration of an older version is compared under the present names of
@@ -122,17 +125,17 @@ def save_config(
   files.write_text(path, text)
 
 
-def _complete(document):
+def _complete(document: Mapping[str, Any]) -> dict[str, Any]:
   """Return a configuration with every field of its method."""
   document = migration.upgrade(document)
   if "method_name" in document:  # Pretraining has no method.
-    method = make_method(document["method_name"], document["method"])
+    method: Any = make_method(document["method_name"], document["method"])
     fields = json.loads(json.dumps(dataclasses.asdict(method)))
     document["method"] = fields
   return document
 
 
-def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+def read_config(workdir: str | pathlib.Path) -> types.Config:
   """Read the configuration of a run of any version.
 
   Raises:
@@ -149,13 +152,17 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def load(workdir: str | pathlib.Path) -> Run:
-  """Reads a run: its best parameters where selected, else its last.
+  """Read a run: its selected parameters where there are any, else its last.
 
-  Sets JAX's default matmul precision to what the run was trained with.
+  Sets JAX's default matmul precision to the run's.
+
+  Args:
+    workdir: folder of the run.
 
   Raises:
-    FileNotFoundError: no run, no checkpoint or no weights there.
-    ValueError: what is there does not fit together.
+    FileNotFoundError: the run, its checkpoint or its backbone's weights are
+      missing.
+    ValueError: the files do not fit together.
   """
   workdir = pathlib.Path(workdir)
   config = read_config(workdir)

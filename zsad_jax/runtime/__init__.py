@@ -1,0 +1,1 @@
+"""Processes, files, configurations and commands; no machine learning."""

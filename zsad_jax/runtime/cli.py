@@ -1,6 +1,8 @@
-"""Runs a command: a user's mistake ends in one line, not in a traceback."""
+"""Command runner: user errors end in one line instead of a traceback."""
 
+import contextlib
 import hashlib
+import logging
 import os
 import pathlib
 import platform
@@ -8,31 +10,38 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 from zsad_jax.runtime import console, distributed, environment
 
+_log = logging.getLogger(__name__)
+
 
 def run(
-  main: Callable[[flags.FlagValues], int | None],
+  main: Callable[[Any], int | None],
   define_flags: Callable[[], None],
   *,
   arguments: bool = False,
 ) -> None:
-  """Defines and parses flags, calls `main` and exits with what it returns.
+  """Define and parse flags, call `main` and exit with its result.
 
   `ValueError` and `OSError` (a missing file, no permission, a full disk) are
-  what a user can cause: they print "error: ..." in one line to stderr, and
-  the exit status is 1. With --verbosity=1 the traceback is shown, too.
+  errors of the user: they print "error: ..." in one line to stderr, and the
+  exit status is 1. With --verbosity=1 the traceback is shown, too.
+
+  Of several processes, only the primary one prints to standard output; every
+  process shows its errors.
 
   Args:
-    main: gets the parsed flags; what is left of the command line stands in
-      their `arguments`.
+    main: receives the parsed flags; the rest of the command line is in their
+      `arguments`.
     define_flags: defines the flags of the command. They are not defined at
       import, so that any two commands can be imported together.
-    arguments: whether the command takes arguments that are no flags.
+    arguments: whether the command takes arguments that are not flags.
   """
 
   def parse(argv):
@@ -41,8 +50,8 @@ def run(
       if rest[1:] and not arguments:
         raise ValueError(f"Unknown argument {rest[1]}; flags begin with --.")
       return rest
-    # A config file is run while flags are parsed: whatever it raises.
-    except (AttributeError, KeyError) as error:  # With a hint, mostly.
+    # Flags may run a configuration file, which can raise anything.
+    except (AttributeError, KeyError) as error:  # Mostly with a hint.
       text = str(error.args[0]).strip("'\"").replace("\\n", ". ")
       _fail("The configuration has no field " + text.replace("\\'", "'"))
     except Exception as error:
@@ -50,16 +59,15 @@ def run(
 
   def guarded(argv):
     if not flags.FLAGS["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)
+      absl_logging.set_verbosity(absl_logging.WARNING)
     flags.FLAGS.arguments = argv[1:]
     try:
-      _save_memory()
-      _keep_compiled()
+      _disable_concurrency_optimized_scheduler()
+      _set_compilation_cache()
       distributed.start()
-      console.configure(primary=distributed.is_primary())
-      with distributed.together():
+      with _console(), distributed.exit_on_peer_failure():
         return main(flags.FLAGS)
-    except BrokenPipeError:  # The reader, such as `head`, has seen enough.
+    except BrokenPipeError:  # The reader, such as `head`, has ended.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
       _fail(error)
@@ -69,31 +77,41 @@ def run(
   app.run(guarded, flags_parser=parse)
 
 
-def _with_underscores(argument):
-  """--list-tables is --list_tables."""
+@contextlib.contextmanager
+def _console():
+  """Print messages and results of the primary process, errors of each."""
+  primary = distributed.is_primary()
+  console.configure(primary=primary)
+  with contextlib.ExitStack() as stack:
+    if not primary:
+      nothing = stack.enter_context(open(os.devnull, "w"))
+      stack.enter_context(contextlib.redirect_stdout(nothing))
+    yield
+
+
+def _with_underscores(argument: str) -> str:
+  """Accept --list-tables as --list_tables."""
   name = re.match(r"--[a-z-]+(?==|$)", argument)
   if not name:
     return argument
   return "--" + name[0][2:].replace("-", "_") + argument[name.end() :]
 
 
-def _fail(error):
-  logging.debug("Traceback of the error:", exc_info=True)
-  # A config file's own error comes as the text of a traceback.
-  text = str(error)
-  if "Traceback" in text:
-    text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
-  print("error:", " ".join(text.split()), file=sys.stderr)
+def _fail(error: Exception | str) -> NoReturn:
+  """Print an error in one line and exit with status 1."""
+  absl_logging.debug("Traceback of the error:", exc_info=True)
+  print("error:", " ".join(str(error).split()), file=sys.stderr)
   sys.exit(1)
 
 
-def _keep_compiled():
-  """Programs are compiled once for a machine, not once for a command.
+def _set_compilation_cache() -> None:
+  """Cache compiled programs on disk, for all commands of this machine.
 
-  Programs for a CPU use what it has: another model has a folder of its own.
+  Programs for a CPU use its instruction set: each CPU model has its own folder.
   """
-  if jax.config.jax_compilation_cache_dir is not None:
-    return  # Of JAX_COMPILATION_CACHE_DIR.
+  chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+  if chosen is not None:
+    return  # Set by JAX_COMPILATION_CACHE_DIR.
   machine = platform.machine() + platform.processor()
   info = pathlib.Path("/proc/cpuinfo")
   if info.is_file():
@@ -108,12 +126,12 @@ def _keep_compiled():
   jax.config.update("jax_compilation_cache_dir", folder)
 
 
-def _save_memory():
-  """Has XLA order programs for a CPU by the memory they need.
+def _disable_concurrency_optimized_scheduler() -> None:
+  """Disable XLA:CPU's concurrency-optimized scheduler to cut peak memory.
 
-  By default it orders them for many threads. That recomputes all blocks at once
-  where they are to be recomputed one by one, and is no faster. It is read when
-  the first device is asked for.
+  That scheduler orders programs for many threads. It recomputes all
+  checkpointed blocks at once instead of one by one, and is no faster. XLA
+  reads the flag when the first device is requested.
   """
   flag = "--xla_cpu_enable_concurrency_optimized_scheduler"
   given = os.environ.get("XLA_FLAGS", "")
@@ -122,12 +140,15 @@ def _save_memory():
 
 
 class StopSignal:
-  """Whether the process was asked to stop, by SIGTERM or Ctrl-C.
+  """Request to stop the process, by SIGTERM or Ctrl-C.
 
   A second Ctrl-C stops at once.
+
+  Attributes:
+    requested: whether a signal was received.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.requested = False
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._request)
@@ -137,4 +158,4 @@ class StopSignal:
     if self.requested and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.requested = True
-    print("Stopping after this step.", flush=True)
+    _log.info("Stopping after this step.")

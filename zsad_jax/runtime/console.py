@@ -1,7 +1,7 @@
 """Plain messages of commands on the console.
 
 Library code logs to `logging.getLogger(__name__)`. A command calls
-`configure`, which prints what the package logs, as it is, to standard output.
+`configure`, which prints the package's messages without prefixes.
 """
 
 import logging
@@ -11,18 +11,20 @@ LOGGER = "zsad_jax"
 
 
 class _Console(logging.Handler):
-  """Prints messages to the standard output of the moment."""
+  """Prints messages to the current standard output, errors to stderr."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    print(self.format(record), file=sys.stdout, flush=True)
+    error = record.levelno >= logging.ERROR
+    stream = sys.stderr if error else sys.stdout
+    print(self.format(record), file=stream, flush=True)
 
 
 def configure(*, primary: bool = True) -> None:
-  """Print what the package logs, from level INFO, or ERROR.
+  """Print the package's messages from level INFO on, or only errors.
 
   Args:
-    primary: whether this process writes the results. The others would print
-      the same: of them only errors are shown.
+    primary: whether this is the process that writes the results. The others
+      would print the same: they show errors only.
   """
   logger = logging.getLogger(LOGGER)
   logger.setLevel(logging.INFO if primary else logging.ERROR)

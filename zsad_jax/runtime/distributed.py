@@ -1,9 +1,10 @@
-"""Several processes, on one host or on many, that work as one.
+"""Data parallelism over the processes of one or several hosts.
 
-Each is started by the same command. They find one another on a TPU slice and
-under Slurm by themselves, elsewhere by three variables, see `start`. Each reads
-its share of a batch and measures its own maps; what they found is exchanged, so
-that all know the same; the first one writes and prints.
+Every process is started by the same command. On a TPU slice and under Slurm
+they discover one another, elsewhere three environment variables tell them, see
+`start`. Each process reads its slice of a batch and measures its own maps;
+measurements are gathered, so that all processes hold the same results. Process
+0, the primary one, writes and prints them.
 """
 
 import atexit
@@ -25,59 +26,54 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zsad_jax.runtime import files
-
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
-NUMBER, MINE = "ZSAD_JAX_NUM_PROCESSES", "ZSAD_JAX_PROCESS_ID"
-_LAST_WORDS = (
-  "error: another process of this run, or this one, has ended before its "
-  "time. Start all of them again: the same command goes on from the last "
-  "checkpoint."
+NUM_PROCESSES = "ZSAD_JAX_NUM_PROCESSES"
+PROCESS_ID = "ZSAD_JAX_PROCESS_ID"
+_RECOVERY_HINT = (
+  "error: another process of this run, or this one, ended unexpectedly. Start "
+  "all of them again: the same command resumes from the last checkpoint."
 )
-_HEARTBEAT = 30  # Seconds without a sign of life, then a process is lost.
+_HEARTBEAT = 30  # Seconds after which a silent process counts as lost.
 
 
 def start(environ: MutableMapping[str, str] = os.environ) -> None:
-  """Joins the other processes, if this is one of several.
+  """Connect to the other processes, if there are several.
 
-  A CPU that pretends to be several devices gives the same numbers to the last
-  bit whatever processes these belong to: a single one joins itself, so that
-  one library adds up in one order, and each has threads for all devices.
+  Simulated CPU devices give bit-identical numbers in any number of processes:
+  a single process uses the same collectives library, with the same order of
+  summation, and has as many threads as all devices together.
 
   Args:
     environ: JAX_COORDINATOR_ADDRESS (host:port of the first process),
       ZSAD_JAX_NUM_PROCESSES and ZSAD_JAX_PROCESS_ID (from 0). Without them, a
-      Slurm step of several tasks, a TPU VM and a CPU that pretends to be
-      several devices (XLA_FLAGS) are recognised.
+      Slurm step of several tasks, a TPU VM and simulated CPU devices
+      (XLA_FLAGS) are detected.
 
   Raises:
-    ValueError: a variable is missing or no number.
-    OSError: the machine does not know its own name.
+    ValueError: a variable is missing or not a number.
+    OSError: the machine's own name has no address.
   """
   options = _options(environ)
   if options is None:
     return
   _check_own_name()
-  devices = _simulated(environ)
+  devices = _num_simulated(environ)
   if devices > 1:
-    # XLA splits some sums by its threads: as many as cores, or as devices.
-    threads = max(devices * options.get("num_processes", 1), os.cpu_count())
+    # XLA splits some sums by its threads: use one for each core and device.
+    devices *= options.get("num_processes", 1)
+    threads = max(devices, os.cpu_count() or 1)
     environ.setdefault("PJRT_NPROC", str(threads))
   if options.get("num_processes") != 1:
-    _leave_last_words()
+    _print_hint_on_abort()
   jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT)
-  if jax.process_index():
-    files.keep_quiet()
-    # The others would say the same; errors of each are shown.
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-  """Ends this process with the reason when another one was lost inside.
+def exit_on_peer_failure() -> Iterator[None]:
+  """Exit with a clear message when a peer process fails.
 
-  At once: what else would have to be closed waits for the others. Where JAX's
-  own thread hears of it first, that one ends the process, with a long dump.
+  Exits without cleanup, which would wait for the lost process. Where JAX's own
+  thread notices the failure first, that thread aborts the process instead.
   """
   try:
     yield
@@ -89,35 +85,36 @@ def together() -> Iterator[None]:
     os._exit(1)
 
 
-def _leave_last_words():
-  """Starts a shell that outlives this process and says what to do.
+def _print_hint_on_abort() -> None:
+  """Start a shell that prints a recovery hint if this process aborts.
 
-  Unless Python comes to its end: JAX aborts where it loses the others, and
-  nothing that runs inside could speak after that.
+  JAX aborts the process when a peer is lost, and no code inside it runs after
+  that. A normal exit of the interpreter silences the shell.
   """
   watcher = subprocess.Popen(
-    ["sh", "-c", 'read -r ended || echo "$0" >&2', _LAST_WORDS],
+    ["sh", "-c", 'read -r ended || echo "$0" >&2', _RECOVERY_HINT],
     stdin=subprocess.PIPE,
     start_new_session=True,  # Ctrl-C is for this process.
   )
-  # Registered before JAX's own, so that it comes after that.
+  # Registered before JAX's own handlers, so that it runs after them.
   atexit.register(watcher.communicate, b"ended\n")
 
 
-def _options(environ):
-  """Arguments of jax.distributed.initialize; None for a single process."""
+def _options(environ: Mapping[str, str]) -> dict[str, Any] | None:
+  """Return arguments of jax.distributed.initialize; None for one process."""
   if COORDINATOR in environ:
     try:
-      number, mine = int(environ[NUMBER]), int(environ[MINE])
+      count = int(environ[NUM_PROCESSES])
+      process_id = int(environ[PROCESS_ID])
     except (KeyError, ValueError) as error:
       raise ValueError(
-        f"{COORDINATOR} is set: {NUMBER} and {MINE} must be whole numbers "
-        f"({error})."
+        f"{COORDINATOR} is set: {NUM_PROCESSES} and {PROCESS_ID} must be "
+        f"whole numbers ({error})."
       ) from error
     return dict(
       coordinator_address=environ[COORDINATOR],
-      num_processes=number,
-      process_id=mine,
+      num_processes=count,
+      process_id=process_id,
     )
   tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
   if not tasks.isdecimal():
@@ -126,7 +123,7 @@ def _options(environ):
     )
   if int(tasks) > 1 or _on_tpu():
     return {}
-  if _simulated(environ) > 1:
+  if _num_simulated(environ) > 1:
     here = f"localhost:{_free_port()}"
     return dict(
       coordinator_address=here,
@@ -137,21 +134,25 @@ def _options(environ):
   return None
 
 
-def _simulated(environ):
-  """Devices that this process's CPU pretends to be; 1 where it is itself."""
+def _num_simulated(environ: Mapping[str, str]) -> int:
+  """Return the number of CPU devices that XLA_FLAGS asks for, by default 1."""
   flag = r"--xla_force_host_platform_device_count=(\d+)"
   found = re.search(flag, environ.get("XLA_FLAGS", ""))
   return int(found[1]) if found else 1
 
 
-def _free_port():
+def _free_port() -> int:
+  """Return a port of this machine that is not in use."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
     return s.getsockname()[1]
 
 
-def _check_own_name():
-  """A CPU's sums go to the address of this name; XLA ends without saying so."""
+def _check_own_name() -> None:
+  """Check that the machine's own name has an address.
+
+  XLA's CPU collectives use that address; without it they fail with no message.
+  """
   name = socket.gethostname()
   try:
     socket.getaddrinfo(name, None)
@@ -163,8 +164,8 @@ def _check_own_name():
     ) from error
 
 
-def _on_tpu():
-  """Whether this is a TPU VM with the software for it."""
+def _on_tpu() -> bool:
+  """Return whether this is a TPU VM that has libtpu."""
   # Older VMs have the first, newer ones the second; GPUs may have it, too.
   devices = [*pathlib.Path("/dev").glob("accel[0-9]*")]
   devices += pathlib.Path("/dev/vfio").glob("[0-9]*")
@@ -172,12 +173,16 @@ def _on_tpu():
 
 
 def is_primary() -> bool:
-  """Whether this process writes the results; others compute the same."""
-  return jax.process_index() == 0
+  """Return whether this process writes the results; all compute the same."""
+  # A single process need not initialize its devices to write a file.
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def make_mesh() -> jax.sharding.Mesh:
-  """All devices along one axis, "data": images are split, all else copied."""
+  """Return a mesh of all devices along one axis, "data".
+
+  Images are split along it, everything else is replicated.
+  """
   return jax.make_mesh(
     (jax.device_count(),),
     ("data",),
@@ -186,34 +191,37 @@ def make_mesh() -> jax.sharding.Mesh:
   )
 
 
-def replicate(tree, mesh: jax.sharding.Mesh):
-  """Puts a tree that all processes hold alike on all devices."""
+def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Replicate a tree, equal in all processes, on all devices."""
   everywhere = NamedSharding(mesh, P())
   if jax.process_count() == 1:
     return jax.device_put(tree, everywhere)
 
   def put(x):
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      return x  # It is there already.
+      return x  # Replicated already.
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, everywhere, x.__getitem__)
 
   return jax.tree.map(put, tree)
 
 
-def all_gather(tree):
-  """Arrays of all processes, joined along their first axis, on every host.
+def all_gather(tree: Any) -> Any:
+  """Concatenate arrays of all processes along their first axis.
 
   Args:
-    tree: arrays on the devices, or each process's part as NumPy arrays.
+    tree: arrays on the devices, or each process's rows as NumPy arrays.
+
+  Returns:
+    The tree of complete NumPy arrays, in every process.
   """
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def local_rows(tree):
-  """This process's rows of arrays that are split over all devices."""
+def local_rows(tree: Any) -> Any:
+  """Return this process's rows of arrays that are split over all devices."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
 
@@ -225,38 +233,45 @@ def local_rows(tree):
 
 
 def all_gather_object(value: Any) -> list[Any]:
-  """What each process gives, in their order, on every host."""
+  """Gather a picklable object of each process, in order of the processes."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(pickle.dumps(value), np.uint8)
-  # Whole numbers go over as 32 bits; no process gives 4 GB at once.
+  # Integers are gathered as 32 bits; no object has 4 GB.
   sizes = all_gather(np.array([len(data)], np.uint32))
   padded = np.pad(data, (0, int(sizes.max()) - len(data)))
-  given = multihost_utils.process_allgather(padded)
-  return [pickle.loads(x[:n].tobytes()) for x, n in zip(given, sizes)]
+  gathered = multihost_utils.process_allgather(padded)
+  return [pickle.loads(x[:n].tobytes()) for x, n in zip(gathered, sizes)]
 
 
 def shard() -> dict[str, int]:
-  """The arguments of a pipeline that reads this process's part."""
+  """Return the arguments of a pipeline that reads this process's rows."""
   return dict(num_shards=jax.process_count(), shard=jax.process_index())
 
 
 def local_slice(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """This process's rows of a batch that all processes hold."""
-  count, mine = jax.process_count(), jax.process_index()
-  return {k: np.array_split(v, count)[mine] for k, v in batch.items()}
+  """Return this process's rows of a batch that all processes hold."""
+  count, index = jax.process_count(), jax.process_index()
+  return {k: np.array_split(v, count)[index] for k, v in batch.items()}
 
 
 def free_memory() -> int:
-  """Bytes of memory that a process of this host can still get."""
+  """Return the bytes of memory that are available on this host.
+
+  Raises:
+    ValueError: the system does not report it.
+  """
   for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
     if line.startswith("MemAvailable:"):
       return 1024 * int(line.split()[1])
-  raise ValueError("/proc/meminfo does not say what is free; choose a place.")
+  raise ValueError(
+    "/proc/meminfo has no line MemAvailable: set config.features.storage to "
+    'another value than "auto".'
+  )
 
 
 def any_of(flag: bool) -> bool:
-  """Whether a flag is set in any process; all have to ask."""
+  """Return whether a flag is set in any process; all have to call it."""
   if jax.process_count() == 1:
     return flag
   return bool(all_gather(np.array([flag])).any())

@@ -1,40 +1,42 @@
-"""Writing files that appear complete or not at all.
-
-Of several processes that work as one, the first one writes.
-"""
+"""Files that appear complete or not at all."""
 
 import os
 import pathlib
 
-_quiet = False
+from zsad_jax.runtime import distributed
 
 
-def keep_quiet() -> None:
-  """From here on this process writes no results; another one does."""
-  global _quiet
-  _quiet = True
-
-
-def quiet() -> bool:
-  """Whether another process writes the results."""
-  return _quiet
-
-
-def write_bytes(
-  path: str | os.PathLike[str], data: bytes, *, cache: bool = False
-) -> None:
-  """Writes beside the target under another name, then renames.
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+  """Write a result; of several processes, only the primary one writes.
 
   Args:
-    path: the target; folders are made, a file there is replaced.
+    path: the target; folders are created, an existing file is replaced.
     data: the whole content.
-    cache: not a result; every process writes it, for its own host.
 
   Raises:
-    OSError: the file cannot be written; what was there before stays.
+    OSError: the file cannot be written; an existing file stays as it was.
   """
-  if _quiet and not cache:
-    return
+  if distributed.is_primary():
+    write_local_bytes(path, data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Write a result as UTF-8, line ends unchanged; see `write_bytes`."""
+  write_bytes(path, text.encode("utf-8"))
+
+
+def write_local_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+  """Write a file in every process, such as a cache of its host.
+
+  The content goes to a temporary file in the same folder, which is renamed.
+
+  Args:
+    path: the target; folders are created, an existing file is replaced.
+    data: the whole content.
+
+  Raises:
+    OSError: the file cannot be written; an existing file stays as it was.
+  """
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
@@ -46,11 +48,6 @@ def write_bytes(
       temporary.unlink(missing_ok=True)
       raise
   except OSError as error:
-    # The original names the temporary file, which nobody asked for.
+    # The original error names the temporary file.
     reason = f"Cannot write the file: {error.strerror}"
     raise OSError(error.errno, reason, str(path)) from error
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes UTF-8 with the line ends of `text`; see `write_bytes`."""
-  write_bytes(path, text.encode("utf-8"))

@@ -1,37 +1,53 @@
-"""What a run is: its size and its first lines."""
+"""First lines of a training run: method, data, parameters, devices."""
 
+import logging
 from collections.abc import Sequence
 
 import jax
 
-from zsad_jax import backbones
+from zsad_jax import backbones, types
 from zsad_jax.datasets import index
 from zsad_jax.runs import authors_checkpoint
 from zsad_jax.runs import run as run_lib
 
+_log = logging.getLogger(__name__)
 
-def start(config, datasets: Sequence[index.Dataset], method, backbone, params):
-  """Prints what is about to be trained, on what and where."""
+
+def log(
+  config: types.Config,
+  datasets: Sequence[index.Dataset],
+  method: types.Method,
+  backbone: types.ImageBackbone,
+  params: types.Params,
+) -> None:
+  """Log the method, the auxiliary data, the sizes and the devices of a run.
+
+  Args:
+    config: see configs/common.py.
+    datasets: the auxiliary data sets.
+    method: the method to train.
+    backbone: the frozen backbone.
+    params: the method's parameters.
+  """
   devices = jax.devices()
-  print(f"Method: {config.method_name}, config {config.name}")
+  _log.info("Method: %s, config %s", config.method_name, config.name)
   if note := backbones.note(config.backbone.name):
-    print(note)
+    _log.info(note)
   for dataset in datasets:
     normal, anomalous = dataset.counts[1:]
-    print(
+    _log.info(
       f"Training on {dataset.name}: {normal} normal and {anomalous} "
       f"anomalous images of {len(dataset.class_names)} categories"
     )
     for note in dataset.notes:
-      print(f"  note: {note}")
-  print(
+      _log.info(f"  note: {note}")
+  _log.info(
     f"Parameters: {run_lib.count_trained(method, params):,} trainable, "
     f"{authors_checkpoint.stored_parameters(method, backbone, params):,} in "
     "the authors' checkpoint, "
     f"{run_lib.count(backbone):,} frozen ({config.backbone.name})"
   )
-  print(
+  _log.info(
     f"Devices: {len(devices)} x {devices[0].device_kind}, jax "
-    f"{jax.__version__}; selection of parameters: {config.selection}",
-    flush=True,
+    f"{jax.__version__}; selection of parameters: {config.selection}"
   )

@@ -1,0 +1,58 @@
+"""Settings of every command."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from zsad_jax.runtime import cli
+
+
+def test_compiled_programs_are_cached_by_cpu_model(monkeypatch, tmp_path):
+  updated = {}
+  monkeypatch.setenv("ZSAD_JAX_CACHE", str(tmp_path))
+  monkeypatch.setattr(cli.jax.config, "update", updated.__setitem__)
+  cli._set_compilation_cache()
+  assert not updated  # All tests set JAX_COMPILATION_CACHE_DIR.
+  monkeypatch.setattr(
+    type(cli.jax.config), "jax_compilation_cache_dir", None, raising=False
+  )
+  cli._set_compilation_cache()
+  (folder,) = updated.values()
+  assert pathlib.Path(folder).parent == tmp_path / "compiled"
+
+
+RECOMPUTE = """
+import jax
+import jax.numpy as jnp
+from zsad_jax.runtime import cli
+from zsad_jax.backbones.clip import config, model
+cli._disable_concurrency_optimized_scheduler()
+sizes = config.ClipConfig(
+    embed_dim=32, image_size=28, patch_size=7, vision_width=64,
+    vision_layers=8, text_width=64, text_layers=1)
+clip, image = model.random_clip(sizes, 0), jnp.ones((8, 56, 56, 3))
+def needed(remat):
+  loss = lambda p: clip.image(image, prompts=p, remat=remat)[0].sum()
+  program = jax.jit(jax.grad(loss)).lower(jnp.ones((8, 1, 2, 64))).compile()
+  return program.memory_analysis().temp_size_in_bytes
+share = needed(True) / needed(False)
+assert share < 0.8, share
+"""
+
+
+def test_recomputed_blocks_take_less_memory():
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  command = [sys.executable, "-c", RECOMPUTE]
+  subprocess.run(command, env=env, check=True)
+
+
+def test_given_xla_flags_are_kept(monkeypatch):
+  name = "--xla_cpu_enable_concurrency_optimized_scheduler"
+  monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+  for _ in range(2):
+    cli._disable_concurrency_optimized_scheduler()
+    assert os.environ["XLA_FLAGS"] == f"--xla_a=1 {name}=false"
+  monkeypatch.setenv("XLA_FLAGS", f"{name}=true")
+  cli._disable_concurrency_optimized_scheduler()
+  assert os.environ["XLA_FLAGS"] == f"{name}=true"
