@@ -58,7 +58,7 @@ def init_shapes(method, backbone):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_leaf_has_a_name_and_back(name):
   module = module_of(name)
-  stored = module.CHECKPOINT
+  stored = module.Method().checkpoint_spec
   trees = init_shapes(module.Method(), shape_clip(FULL))
   seen = set()
   for tree, table in zip(trees, (stored.names, stored.stats)):
@@ -117,9 +117,11 @@ def test_stored_ids_are_those_of_the_authors_sentences(
   name, settings, goldens, small_clip
 ):
   module = module_of(name)
-  buffers = module.CHECKPOINT.buffers(module.Method(**settings), small_clip)
+  method = module.Method(**settings)
+  stored = method.checkpoint_spec
+  buffers = stored.buffers(method, small_clip)
   found = [
-    buffers[f"{module.CHECKPOINT.groups[0]}.tokenized_prompts_{state}"][0]
+    buffers[f"{stored.groups[0]}.tokenized_prompts_{state}"][0]
     for state in ("pos", "neg")
   ]
   with np.load(GOLDENS / f"{name}.npz") as golden:
@@ -189,7 +191,7 @@ def test_round_trip(name, tmp_path, small_clip, loaded_clip, capsys):
 
   run = run_lib.load(tmp_path / "run")
   assert run.step == 0 and run.config.name == f"{name}_small"
-  stored = module_of(name).CHECKPOINT
+  stored = run.method.checkpoint_spec
   for tree, table in ((run.params, stored.names), (run.stats, stored.stats)):
     mine = {
       key: x
@@ -358,7 +360,7 @@ def test_a_method_without_a_checkpoint(small_clip, monkeypatch):
   module = module_of("adaclip")
   method = module.Method(**module_of("adaclip").TINY)
   params, _ = init_shapes(method, small_clip)
-  monkeypatch.delattr(module, "CHECKPOINT")
+  monkeypatch.setattr(module.Method, "checkpoint_spec", None)
   with pytest.raises(ValueError, match="no CHECKPOINT in .*adaclip.py"):
     authors_checkpoint.entries(method, small_clip)
   count = sum(x.size for x in jax.tree.leaves(params))
