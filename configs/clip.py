@@ -1,4 +1,4 @@
-r"""Plain CLIP with WinCLIP's sentences about states: nothing is trained.
+r"""Zero-shot CLIP with WinCLIP's prompts for both states; nothing is trained.
 
 python -m zsad_jax.train --config=configs/clip.py
 
@@ -6,7 +6,7 @@ python -m zsad_jax.train --config=configs/clip.py
   configs/clip.py:random      the same with the CLIP's random weights
   configs/clip.py:paper       ViT-L/14@336, 518 px, on VisA
   configs/clip.py:paper_mvtec on MVTec AD
-  configs/clip.py:pair        two sentences instead of ensembles
+  configs/clip.py:pair        two prompts instead of ensembles
 
 Expected numbers and run times: see the results in README.md.
 """
