@@ -1,29 +1,33 @@
-r"""The embedded small CLIP: contrastive pretraining on drawn pictures.
+r"""Pretraining of the embedded small CLIP on synthetic images.
 
 python -m zsad_jax.pretrain --config=configs/tiny_clip.py
 
-An hour or two on two cores. The weights that the package ships were made by
-it: see zsad_jax/backbones/clip/TINY_CLIP.md.
+It takes one to two hours on two CPU cores and gives the weights that the
+package ships: see zsad_jax/backbones/clip/TINY_CLIP.md.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  """Returns the recipe.
+  """Return the configuration.
 
   Fields:
-    seed: of weights, pictures, order and captions.
+    seed: seed of weights, images, order and captions.
     model: sizes, see zsad_jax.backbones.clip.config.ClipConfig.
-    pairs, held_out: pairs of pictures (sound, damaged) to learn from and to
-      measure with.
-    batch_size: pictures per step, both of a pair in the same step.
-    states: pairs of sentences about states per step.
-    keep, whole_steps: patches of a picture that are seen, half of them, but
-      for the last steps, which see all.
+    pairs, held_out: number of pairs of images (normal, anomalous) for training
+      and for evaluation.
+    batch_size: images per step; both images of a pair are in the same step.
+    states: pairs of state prompts per step.
+    keep, whole_steps: number of patches per image that are not dropped, half
+      of them; the last `whole_steps` steps use all patches.
     objective: see zsad_jax.pretraining.objective.Objective.
-    steps, warmup: optimiser steps; cosine decay after the warm-up.
-    learning_rate, weight_decay: of Muon on matrices, AdamW on the rest.
+    steps, warmup: optimizer steps in total and of the linear warmup; the
+      learning rate then decays to 0 by a cosine.
+    learning_rate, weight_decay: of Muon for matrices and AdamW for the rest;
+      AdamW has no weight decay.
+    log_steps, measure_steps, checkpoint_steps: steps between log lines,
+      evaluations and checkpoints.
   """
   config = ConfigDict()
   config.name = "tiny_clip"

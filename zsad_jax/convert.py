@@ -1,35 +1,39 @@
-r"""Converts published weights to ours, and trained parameters to theirs.
+r"""Conversion of published weights to this package, and back.
+
+Convert CLIP weights:
 
 python -m zsad_jax.convert --output=weights/ViT-L-14-336.safetensors \
     --source=ViT-L-14-336px.pt --model=ViT-L-14-336
 
-makes the file of CLIP weights that all commands read. `--source` is one of
+The output is a file for `config.backbone.path`. Arrays keep their data types.
+`--source` is one of
 
   an OpenAI archive     ViT-L-14-336px.pt; its SHA-256 is checked
-  an open_clip file     .pt, .bin or .safetensors; --activation says its activation
-  a transformers model  the directory with config.json
-  a name on the hub     openai/clip-vit-large-patch14-336; downloads it
+  an open_clip file     .pt, .bin or .safetensors; needs --activation
+  a transformers model  the directory that contains config.json
+  a name on the hub     openai/clip-vit-large-patch14-336; is downloaded
 
-Arrays keep their dtype.
+Convert a checkpoint of the authors of a method (adaclip, anomalyclip, faprompt
+or adaptclip) to a run for `evaluate` and `predict`:
 
 python -m zsad_jax.convert --method=anomalyclip --checkpoint=epoch_15.pth \
     --workdir=runs/released [--config=configs/anomalyclip.py:paper]
 
-makes a run of a checkpoint by the authors of a method (adaclip, anomalyclip,
-faprompt, adaptclip), for `evaluate` and `predict`. The settings are those of
-the variant "paper" in configs/<method>.py, if --config gives no others; with
-it, fields can be set as in training.
+The settings are those of variant "paper" of configs/<method>.py. With --config,
+other settings can be given, and single fields can be set as in training.
+
+Export the parameters of a run to a checkpoint that the authors' code loads (see
+`runs.authors_checkpoint`):
 
 python -m zsad_jax.convert --workdir=runs/adaclip --export=adaclip.pth
 
-writes a run's parameters as the authors' code loads them, see released.py.
-
-No torch is needed, and nothing in a file is run.
+torch is not needed, and no code in a file is executed.
 """
 
 import dataclasses
 import importlib.util
 import pathlib
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -41,28 +45,38 @@ from zsad_jax.runs import authors_checkpoint
 from zsad_jax.runtime import cli
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  flags.DEFINE_string("source", None, "File, directory or hub name.")
+def define_flags() -> None:
+  """Define the flags of the command."""
+  flags.DEFINE_string(
+    "source",
+    None,
+    "CLIP weights: file, directory or name on the Hugging Face hub.",
+  )
   flags.DEFINE_string("output", None, "Safetensors file to write.")
   flags.DEFINE_enum(
     "activation",
     None,
     sorted(clip_convert.HF_ACTIVATIONS.values()),
-    "Activation of an open_clip file: `quick` if its model is called "
-    "-quickgelu, else `gelu_erf`. Other sources say it themselves.",
+    "Activation of an open_clip file: `quick` if the name of its model ends "
+    "in -quickgelu, else `gelu_erf`. Other sources store their activation.",
   )
   flags.DEFINE_enum(
     "model",
     None,
     sorted(clip_config.MODELS),
-    "Refuse weights that do not have the sizes of this model.",
+    "Check that the weights have the sizes of this model.",
   )
-  flags.DEFINE_string("method", None, "Whose authors made the checkpoint.")
-  flags.DEFINE_string("checkpoint", None, "Their file (.pth).")
+  flags.DEFINE_string(
+    "method", None, "Method of the checkpoint, such as adaclip."
+  )
+  flags.DEFINE_string("checkpoint", None, "Checkpoint of the authors (.pth).")
   config_flags.DEFINE_config_file("config", None, lock_config=True)
-  flags.DEFINE_string("workdir", None, "Folder of the run.")
-  flags.DEFINE_string("export", None, "The authors' kind of file to write.")
+  flags.DEFINE_string(
+    "workdir", None, "Folder of the run, to write or to export."
+  )
+  flags.DEFINE_string(
+    "export", None, "Checkpoint to write (.pth), in the format of the authors."
+  )
 
 
 def convert(
@@ -72,36 +86,46 @@ def convert(
   activation: str | None = None,
   model: str | None = None,
 ) -> None:
-  """Reads weights from `source`, writes them to `output`, prints a summary.
+  """Convert CLIP weights and print a summary.
 
   Args:
     source: see the module's docstring.
     output: safetensors file to write.
     activation: "quick" or "gelu_erf"; for open_clip files only.
-    model: name in `clip.config.MODELS` whose sizes the weights must have.
+    model: key of `clip.config.MODELS` whose sizes the weights must have; None
+      for any sizes.
 
   Raises:
-    ValueError: the source is not what it should be.
+    ValueError: the source is corrupt, no CLIP, or of another model.
     OSError: a file is missing or cannot be read or written.
   """
   clip = sources.read(source, activation)
   if model:
     check_model(clip.config, model, source)
-  about = {"name": pathlib.Path(source).name, "sha256": clip.sha256}
-  weights.save(output, clip.params, clip.config, about)
+  origin = {"name": pathlib.Path(source).name, "sha256": clip.sha256}
+  weights.save(output, clip.params, clip.config, origin)
   print(_summary(source, output, clip))
 
 
 def check_model(
   config: clip_config.ClipConfig, model: str, source: str
 ) -> None:
-  """Raises ValueError unless the sizes are those of the named model."""
+  """Check the sizes of converted weights.
+
+  Args:
+    config: the sizes.
+    model: key of `clip.config.MODELS`.
+    source: name of the weights in the error message.
+
+  Raises:
+    ValueError: the sizes are not those of the model.
+  """
   expected = dataclasses.asdict(clip_config.MODELS[model])
   found = dataclasses.asdict(config)
   differing = [
     f"{name}: expected {expected[name]}, found {found[name]}"
     for name in expected
-    # One architecture was trained with either activation.
+    # Some architectures were trained with both activations.
     if name != "activation" and expected[name] != found[name]
   ]
   if differing:
@@ -123,12 +147,12 @@ def _summary(source, output, clip):
   )
 
 
-def paper_config(method: str):
-  """Returns the variant "paper" of configs/<method>.py.
+def paper_config(method: str) -> Any:
+  """Return the variant "paper" of configs/<method>.py.
 
   Raises:
-    FileNotFoundError: there is no such file in the working directory.
-    ValueError: it has no such variant.
+    FileNotFoundError: the working directory has no such file.
+    ValueError: the file has no such variant.
   """
   path = pathlib.Path("configs", f"{method}.py")
   if not path.is_file():
@@ -137,12 +161,13 @@ def paper_config(method: str):
       "--config=FILE.py:VARIANT."
     )
   spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config("paper").lock()
 
 
-# Flags that a use of the command needs, and those that it can have.
+# Required and optional flags of each use of the command.
 USES = (
   (("source", "output"), ("activation", "model")),
   (("method", "checkpoint", "workdir"), ("config",)),
@@ -150,23 +175,27 @@ USES = (
 )
 
 
-def chosen_use(options) -> tuple[str, ...]:
-  """Returns the needed flags of the use that the given ones ask for.
+def chosen_use(options: Any) -> tuple[str, ...]:
+  """Return the required flags of the use that the given flags select.
+
+  Args:
+    options: absl flags by name.
 
   Raises:
-    ValueError: they ask for none, or for several.
+    ValueError: the flags select no use.
   """
   known = {name for use in USES for part in use for name in part}
   given = {name for name in known if options[name].value is not None}
-  for needed, possible in USES:
-    if set(needed) <= given <= {*needed, *possible}:
-      return needed
+  for required, optional in USES:
+    if set(required) <= given <= {*required, *optional}:
+      return required
   listed = lambda names: ", ".join(f"--{name}" for name in names) or "none"
-  uses = "; or ".join(listed(needed) for needed, _ in USES)
+  uses = "; or ".join(listed(required) for required, _ in USES)
   raise ValueError(f"Give {uses}. Given: {listed(sorted(given))}.")
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the use that the flags select."""
   use = chosen_use(options)
   if "source" in use:
     convert(
@@ -181,7 +210,8 @@ def main(options):
     config = options.config or paper_config(options.method)
     if config.method_name != options.method:
       raise ValueError(
-        f"--config is of {config.method_name}, --method is {options.method}."
+        f"--config is for {config.method_name}, but --method is "
+        f"{options.method}."
       )
     authors_checkpoint.convert(options.checkpoint, options.workdir, config)
 

@@ -1,15 +1,16 @@
-r"""Trains a small CLIP on drawn pictures and their captions.
+r"""Pretraining of a small CLIP on synthetic images and captions.
 
 python -m zsad_jax.pretrain --config=configs/tiny_clip.py --workdir=runs/clip
 
-Stop it at any moment: the same command goes on to the same numbers. At the
-end the weights are written to WORKDIR/weights.safetensors.
+The command can be stopped at any time; run again, it resumes and gives the
+same result. The weights are written to WORKDIR/weights.safetensors.
 """
 
 import contextlib
 import functools
 import pathlib
 import signal
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,17 +23,21 @@ from optax import contrib
 
 from zsad_jax.backbones.clip import tiny
 from zsad_jax.backbones.clip.config import ClipConfig
-from zsad_jax.pretraining import batches, captions, measure, pictures
+from zsad_jax.pretraining import batches, captions, measure, synthetic_pairs
 from zsad_jax.pretraining.objective import Objective, assemble, init
 from zsad_jax.runs import checkpoint, logger
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli, distributed, environment
 
 
-def optimizer(config) -> optax.GradientTransformation:
-  """Muon on the blocks' matrices, AdamW on everything else.
+def optimizer(config: Any) -> optax.GradientTransformation:
+  """Return Muon for the matrices of the blocks and AdamW for all else.
 
-  Jordan et al., 2024, with the update's size of Liu et al., arXiv:2502.16982.
+  Muon is that of Jordan et al., 2024, with updates scaled as in Liu et al.,
+  arXiv:2502.16982.
+
+  Args:
+    config: see configs/tiny_clip.py.
   """
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, config.learning_rate, config.warmup, config.steps
@@ -60,34 +65,43 @@ def optimizer(config) -> optax.GradientTransformation:
   )
 
 
-def pretrain(config, workdir: pathlib.Path) -> bool:
-  """Trains; returns False when it was stopped by a signal before the end.
+def pretrain(config: Any, workdir: pathlib.Path) -> bool:
+  """Pretrain a CLIP, or resume its pretraining.
 
   Args:
     config: see configs/tiny_clip.py.
-    workdir: where the run is kept; one that was stopped there goes on.
+    workdir: folder of the run; a stopped run in it is resumed.
+
+  Returns:
+    True at the end of training, False if a signal stopped it before.
 
   Raises:
-    ValueError: a setting or the loss is not as it has to be.
+    ValueError: the workdir holds a run of another configuration, or the loss
+      is not finite.
   """
   with contextlib.ExitStack() as stack:
     return _pretrain(config, workdir, stack)
 
 
 def _pretrain(config, workdir, stack):
+  # ---- Devices, data, model.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   mesh = distributed.make_mesh()
   replicated = NamedSharding(mesh, P())
   sizes = ClipConfig(**config.model)
   objective = Objective(**config.objective)
-  drawn = functools.partial(
-    pictures.ensure, environment.default_cache_dir(), size=sizes.image_size
+  ensure_pairs = functools.partial(
+    synthetic_pairs.ensure,
+    environment.default_cache_dir(),
+    size=sizes.image_size,
   )
-  pairs = drawn(config.pairs, seed=config.seed)
-  held_out = drawn(config.held_out, seed=config.seed + 1)
+  pairs = ensure_pairs(config.pairs, seed=config.seed)
+  held_out = ensure_pairs(config.held_out, seed=config.seed + 1)
   vocabulary = captions.vocabulary()
   trainable, table = init(sizes, vocabulary, config.seed)
   table = jax.device_put(table, replicated)
+
+  # ---- Optimizer, state; resume if a run exists.
   tx = optimizer(config)
   run_lib.save_config(workdir, config)
   state = {"params": trainable, "opt": tx.init(trainable), "step": np.int32(0)}
@@ -98,15 +112,16 @@ def _pretrain(config, workdir, stack):
     state = saved.restore(state=state)[0]["state"]
   step = int(state["step"])
 
-  others = sum(x.size for x in jax.tree.leaves(trainable["clip"]))
+  num_params = sum(x.size for x in jax.tree.leaves(trainable["clip"]))
   print(
-    f"Pretraining {config.name}: {others:,} parameters and "
+    f"Pretraining {config.name}: {num_params:,} parameters and "
     f"{len(vocabulary)} of {sizes.vocab_size:,} rows of the token table, on "
-    f"{config.pairs:,} pairs of pictures; {len(jax.devices())} x "
+    f"{config.pairs:,} pairs of images; {len(jax.devices())} x "
     f"{jax.devices()[0].device_kind}",
     flush=True,
   )
 
+  # ---- One step, logging, evaluation.
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, table, batch):
     loss = lambda p: objective.loss(p, table, vocabulary, sizes, batch)
@@ -122,7 +137,7 @@ def _pretrain(config, workdir, stack):
   log = logger.Writer(workdir, first_step=step, total_steps=config.steps)
   stop, pending = cli.StopSignal(), {}
 
-  def look():
+  def flush():
     if not pending:
       return
     fetched = jax.device_get(pending)
@@ -135,12 +150,13 @@ def _pretrain(config, workdir, stack):
     log.write(max(fetched), means)
     pending.clear()
 
-  def measured():
+  def evaluate():
     model = assemble(state["params"], table, vocabulary, sizes)
-    found = measure.measure(model, held_out, seed=config.seed)
-    print("  ".join(f"{k} {v:.1f}" for k, v in found.items()), flush=True)
-    return model, found
+    metrics = measure.measure(model, held_out, seed=config.seed)
+    print("  ".join(f"{k} {v:.1f}" for k, v in metrics.items()), flush=True)
+    return model, metrics
 
+  # ---- Loop.
   while step < config.steps and not stop.requested:
     batch = batches.make(
       pairs,
@@ -152,46 +168,51 @@ def _pretrain(config, workdir, stack):
       seed=config.seed,
     )
     state, pending[step + 1] = update(state, table, batch)
-    # One step ahead of the device: the batch is ready, and a stop is prompt.
+    # The host prepares one batch ahead of the device, and stops promptly.
     jax.block_until_ready(pending.get(step))
     step += 1
     if step % config.log_steps == 0:
-      look()
+      flush()
     if step % config.checkpoint_steps == 0:
-      look()
+      flush()
       saved.save(step, {"step": step}, state=state)
     if step % config.measure_steps == 0 and step < config.steps:
-      log.write(step, measured()[1])
-  look()
+      log.write(step, evaluate()[1])
+
+  # ---- Final evaluation, weights.
+  flush()
   saved.save(step, {"step": step}, state=state)
   if step < config.steps:
     return False
-  model, found = measured()
-  log.write(step, found)
+  model, metrics = evaluate()
+  log.write(step, metrics)
   path = workdir / "weights.safetensors"
   digest = tiny.save(
     path,
     model,
     vocabulary=vocabulary,
     seed=config.seed,
-    about={"source": {"config": config.name, "steps": step, **found}},
+    about={"source": {"config": config.name, "steps": step, **metrics}},
   )
   print(f"Weights: {path}, {path.stat().st_size:,} bytes, SHA-256 {digest}")
   return True
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+def define_flags() -> None:
+  """Define the flags of the command."""
   config_flags.DEFINE_config_file("config", None, lock_config=True)
   flags.mark_flag_as_required("config")
-  flags.DEFINE_string("workdir", None, "Default runs/<config.name>.")
+  flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default runs/<config.name>."
+  )
 
 
-def main(options):
+def main(options: Any) -> int:
+  """Pretrain; return the exit status."""
   config = options.config
   workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
   if not pretrain(config, workdir):
-    print(f"Stopped. The same command goes on; the run is kept in {workdir}.")
+    print(f"Stopped. Run the same command to resume; run: {workdir}.")
     return 128 + signal.SIGTERM
   return 0
 

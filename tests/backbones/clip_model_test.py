@@ -1,4 +1,4 @@
-"""CLIP: every hook against a direct formula, sizes, parameter counts."""
+"""Tests of the CLIP towers: hooks against direct formulas, sizes, counts."""
 
 import functools
 
@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.backbones.clip import (
-  config,
-  model,
-  tokenizer,
-)
-from zsad_jax.backbones.clip import (
-  convert as clip_convert,
-)
+from zsad_jax.backbones.clip import config, model, tokenizer
+from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip.vision import VisionTower
 
 RNG = np.random.default_rng(0)
@@ -41,7 +35,7 @@ def layer_norm(x, params):
   return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
 
 
-def test_taps_count_from_one_and_end_in_the_embedding(small_clip):
+def test_layers_are_numbered_from_one_and_give_the_embedding(small_clip):
   embed, out = image(small_clip, normal(2, 32, 32, 3))
   assert {k for k in out if k.startswith("block")} == {
     "block01",
@@ -74,7 +68,7 @@ def test_dual_path_is_a_sum_of_value_attention(small_clip):
   assert "vv/block01" not in out
 
 
-def test_dual_path_leaves_the_main_stream_alone(small_clip):
+def test_dual_path_does_not_change_the_main_stream(small_clip):
   pixels = normal(2, 32, 32, 3)
   embed, out = image(small_clip, pixels)
   embed_dual, out_dual = image(small_clip, pixels, vv_from=1)
@@ -82,12 +76,12 @@ def test_dual_path_leaves_the_main_stream_alone(small_clip):
   np.testing.assert_array_equal(out["block03"], out_dual["block03"])
 
 
-def test_visual_prompts_are_set_anew_then_carried_along(small_clip):
+def test_visual_prompts_are_replaced_then_kept(small_clip):
   pixels, prompts = normal(2, 32, 32, 3), normal(2, 2, 3, 64)
   _, out = image(small_clip, pixels, prompts=prompts)
-  assert out["block03"].shape == (2, 17, 64)  # Cut off in the feature_layers.
-  # Prompts of the first block do not survive the second's; what they did to
-  # the patches does. With one prompted block they are carried to the end.
+  assert out["block03"].shape == (2, 17, 64)  # Without prompts.
+  # The second block's prompts replace those of the first, whose effect on the
+  # patches remains. With one prompted block, its prompts are kept to the end.
   first_only = prompts.at[:, 1].set(0.0)
   _, changed = image(small_clip, pixels, prompts=first_only)
   np.testing.assert_array_equal(out["block01"], changed["block01"])
@@ -113,20 +107,20 @@ def test_remat_changes_no_number(small_clip):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 64), (8, 16)])
-def test_any_multiple_of_the_patch_is_an_input(small_clip, size):
+def test_sides_are_any_multiples_of_the_patch_size(small_clip, size):
   for method in ("bilinear", "bicubic", "bicubic_antialias"):
     embed, _ = image(small_clip, normal(1, *size, 3), pos_resize=method)
     assert embed.shape == (1, 32) and np.isfinite(embed).all()
 
 
-def test_wrong_sides_are_named(small_clip):
+def test_errors_of_the_image_tower(small_clip):
   with pytest.raises(ValueError, match="30 x 32.*patch size, 8"):
     small_clip.image(normal(1, 30, 32, 3))
   with pytest.raises(ValueError, match="'relu'"):
     small_clip.image(normal(1, 32, 32, 3), activation="relu")
 
 
-def test_cut_sentences_give_the_same_embedding(small_clip):
+def test_tokens_after_the_end_do_not_change_the_embedding(small_clip):
   texts = ["a photo of a bottle.", "a damaged cable with a long description"]
   ids, end = small_clip.tokenize(texts)
   assert ids.shape[1] == end.max() + 1 < 77
@@ -136,17 +130,17 @@ def test_cut_sentences_give_the_same_embedding(small_clip):
   np.testing.assert_allclose(short, full, atol=1e-5)
 
 
-def test_text_prompts_overwrite_rows_of_the_prompted_blocks(small_clip):
+def test_text_prompts_overwrite_tokens_of_the_prompted_blocks(small_clip):
   ids, end = small_clip.tokenize(["a photo of a bottle.", "a broken cable end"])
   embeds, prompt = small_clip.embed_tokens(ids), normal(1, 2, 64)
   run = functools.partial(text, small_clip, embeds, end)
   plain, out = run()
-  # Prompts equal to the rows that are there change nothing.
+  # Prompts equal to the tokens that they replace change nothing.
   same = {1: out["block01"][:, 1:3]}
   np.testing.assert_allclose(run(prompts=same)[0], plain, atol=1e-5)
   changed, _ = run(prompts={1: prompt})
   assert np.abs(np.asarray(changed - plain)).max() > 1e-4
-  # One set for all sentences is that set for each.
+  # The same prompts for all texts, or for each.
   each, _ = run(prompts={1: jnp.repeat(prompt, 2, axis=0)})
   np.testing.assert_allclose(each, changed, atol=1e-6)
 
@@ -159,7 +153,7 @@ def test_text_prompts_can_be_inserted(small_clip):
   length = ids.shape[1]
   assert out["block01"].shape[1] == length
   assert out["block02"].shape[1] == out["block03"].shape[1] == length + 2
-  # Nothing is lost: at the prompted block the words still stand behind them.
+  # No token is lost: the words follow the inserted prompts.
   last = small_clip.params["text"]["text_projection"]
   direct = out["tokens"][:, end[0] + 2] @ last
   np.testing.assert_allclose(embed, direct, atol=1e-5)
@@ -184,13 +178,13 @@ def test_rounding_to_float16_reaches_value_and_gradient(small_clip):
   np.testing.assert_array_equal(grad, grad.astype(jnp.float16))
 
 
-def test_a_cut_token_table_is_refused(small_clip):
+def test_error_if_the_token_table_is_too_small(small_clip):
   sizes = config.ClipConfig(32, 32, 8, 64, 1, 64, 1, vocab_size=256)
   with pytest.raises(ValueError, match="256 rows"):
     model.random_clip(sizes, 0).tokenize(["a bottle"])
 
 
-def test_names_table_lists_every_parameter(small_clip):
+def test_param_shapes_lists_every_parameter(small_clip):
   found = {
     k: x.shape for k, x in clip_convert.flatten(small_clip.params).items()
   }
@@ -220,7 +214,7 @@ def test_named_sizes_build(name):
   }
 
 
-def test_bfloat16_is_near_and_leaves_float32_behind(small_clip):
+def test_bfloat16_is_close_and_returns_float32(small_clip):
   half = small_clip.with_dtype("bfloat16")
   kernels = [
     x.dtype
@@ -229,17 +223,17 @@ def test_bfloat16_is_near_and_leaves_float32_behind(small_clip):
   ]
   assert set(kernels) == {jnp.dtype("bfloat16")}
   pixels, (ids, end) = normal(2, 32, 32, 3), small_clip.tokenize(["a photo."])
-  read = lambda clip: text(clip, clip.embed_tokens(ids), end)
-  look = functools.partial(image, pixels=pixels, vv_from=2)
-  for run in (look, read):
+  encode_text = lambda clip: text(clip, clip.embed_tokens(ids), end)
+  encode_image = functools.partial(image, pixels=pixels, vv_from=2)
+  for run in (encode_image, encode_text):
     found, wanted = run(half), run(small_clip)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
       assert a.dtype == jnp.float32
       difference = np.linalg.norm(a - b) / np.linalg.norm(b)
       assert 1e-5 < difference < 2e-2 or np.array_equal(a, b)
-  assert not np.array_equal(look(half)[0], look(small_clip)[0])
+  assert not np.array_equal(encode_image(half)[0], encode_image(small_clip)[0])
   again = half.with_dtype("bfloat16")
-  np.testing.assert_array_equal(look(again)[0], look(half)[0])
+  np.testing.assert_array_equal(encode_image(again)[0], encode_image(half)[0])
 
 
 def test_normalize():

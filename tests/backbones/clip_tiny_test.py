@@ -1,4 +1,4 @@
-"""The embedded CLIP's file, and what is shipped."""
+"""Tests of `zsad_jax.backbones.clip.tiny` and of the shipped weights."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from zsad_jax.backbones.clip.config import ClipConfig
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """A CLIP with some trained rows, and its file."""
+  """A CLIP with some trained rows, and its file and digest."""
   path = tmp_path_factory.mktemp("file") / "tiny.safetensors"
   clip = model.random_clip(SIZES, 4)
   ids = np.array([7, 300, 49407])
@@ -49,10 +49,10 @@ def test_the_package_file_is_checked_by_its_digest(saved, monkeypatch):
   monkeypatch.setattr(tiny, "FILE", path)
   monkeypatch.setattr(tiny, "SHA256", digest)
   assert tiny.load().config == SIZES
-  damaged = bytearray(path.read_bytes())
-  damaged[-9] ^= 1
+  content = bytearray(path.read_bytes())
+  content[-9] ^= 1
   broken = path.with_name("broken.safetensors")
-  broken.write_bytes(damaged)
+  broken.write_bytes(content)
   monkeypatch.setattr(tiny, "FILE", broken)
   with pytest.raises(ValueError, match="broken.safetensors is corrupt"):
     tiny.load()
@@ -61,13 +61,13 @@ def test_the_package_file_is_checked_by_its_digest(saved, monkeypatch):
     tiny.load()
 
 
-def test_a_file_of_another_kind_is_named(tmp_path):
+def test_error_for_a_file_of_another_format(tmp_path):
   save_file({"x": np.zeros(3)}, tmp_path / "x.safetensors")
   with pytest.raises(ValueError, match="holds no embedded CLIP"):
     tiny.load(tmp_path / "x.safetensors")
 
 
-def test_the_shipped_weights_are_whole():
+def test_the_shipped_weights_are_complete():
   clip = tiny.load()
   assert clip.config == clip_load.RANDOM_CONFIG
   assert tiny.FILE.stat().st_size <= 12e6

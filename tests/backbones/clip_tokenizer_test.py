@@ -16,7 +16,7 @@ GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 @pytest.fixture
 def other_vocabulary(tmp_path, monkeypatch):
-  """Makes the tokenizer read a path, which the test may fill, only here."""
+  """Path that the tokenizer reads as its vocabulary during a test."""
   path = tmp_path / "vocabulary.txt.gz"
   monkeypatch.setattr(tokenizer, "VOCABULARY", path)
   caches = (tokenizer._vocabulary, tokenizer._piece_ids)
@@ -29,7 +29,7 @@ def other_vocabulary(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def transformers_tokenizer(tmp_path_factory):
-  """An independent implementation, on the merges of our vocabulary file."""
+  """Independent implementation with the merges of our vocabulary file."""
   transformers = pytest.importorskip("transformers")
   folder = tmp_path_factory.mktemp("tokenizer")
   ids, ranks = tokenizer._vocabulary()
@@ -60,7 +60,7 @@ def test_known_ids():
   assert tokenizer.end_positions(ids).tolist() == [2, 3, 4]
 
 
-def test_the_end_is_the_first_one():
+def test_the_end_position_is_the_first_end_token():
   ids = tokenizer.encode(["a <|endoftext|> b", "a"])
   assert tokenizer.end_positions(ids).tolist() == [2, 2]
 
@@ -79,7 +79,7 @@ def test_cleaning(text, plain):
   np.testing.assert_array_equal(*tokenizer.encode([text, plain]))
 
 
-def test_endings_are_split_off_in_any_case():
+def test_contractions_are_split_in_any_case():
   # lower() leaves the long s as it is.
   assert tokenizer._PIECES.findall("it'ſ it's") == ["it", "'ſ", "it", "'s"]
 

@@ -15,7 +15,7 @@ from zsad_jax.backbones.clip import weights
 
 
 def _assert_same(found, expected):
-  """Same names, shapes, dtypes and values."""
+  """Check for equal names, shapes, data types and values."""
   found, expected = clip_convert.flatten(found), clip_convert.flatten(expected)
   assert found.keys() == expected.keys()
   for name, x in expected.items():
@@ -65,7 +65,7 @@ def test_failure_leaves_the_folder_as_it_was(
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_only_what_fits_is_saved(tmp_path, tiny):
+def test_error_for_parameters_of_other_sizes(tmp_path, tiny):
   params, config = clip_convert.from_openai(tiny)
   other = dataclasses.replace(config, text_layers=5)
   with pytest.raises(ValueError, match="12 missing: text/resblocks_4"):
@@ -73,7 +73,7 @@ def test_only_what_fits_is_saved(tmp_path, tiny):
   assert not list(tmp_path.iterdir())
 
 
-def test_files_that_are_not_ours(tmp_path, tiny):
+def test_errors_for_other_files(tmp_path, tiny):
   path = tmp_path / "a.safetensors"
   command = re.escape(f"zsad_jax.convert --source=SOURCE --output={path}`")
   with pytest.raises(FileNotFoundError, match=f"not a file.*{command}"):

@@ -1,4 +1,4 @@
-"""Pretraining of the small CLIP: pictures, captions, loss, command."""
+"""Tests of pretraining: images, captions, batches, loss, command."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from zsad_jax.datasets.synthetic import (
   invented_textures,
 )
 from zsad_jax.datasets.synthetic.canvas import Flaw
-from zsad_jax.pretraining import batches, captions, objective, pictures
+from zsad_jax.pretraining import batches, captions, objective, synthetic_pairs
 from zsad_jax.runs import checkpoint
 
 SIZES = ClipConfig(
@@ -44,8 +44,8 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pairs(cache):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pictures, "PART", 16)
-    return pictures.ensure(cache, PAIRS, size=64, seed=0)
+    patch.setattr(synthetic_pairs, "PAIRS_PER_FILE", 16)
+    return synthetic_pairs.ensure(cache, PAIRS, size=64, seed=0)
 
 
 # ---- Families.
@@ -56,7 +56,7 @@ def test_families_for_pretraining_training_and_testing_are_disjoint():
   train, test = benchmark.TRAIN_CATEGORIES, benchmark.TEST_CATEGORIES
   assert len(pretraining) == 22
   assert not pretraining & {*train, *test} and not set(train) & set(test)
-  drawn = {
+  generated = {
     getattr(family.draw, "func", family.draw)
     for family in benchmark.FAMILIES.values()
   }
@@ -64,18 +64,18 @@ def test_families_for_pretraining_training_and_testing_are_disjoint():
     *invented_textures.FAMILIES.values(),
     *invented_objects.FAMILIES.values(),
   }
-  assert not drawn & {getattr(f.draw, "func", f.draw) for f in others}
+  assert not generated & {getattr(f.draw, "func", f.draw) for f in others}
 
 
-def test_every_defect_that_is_drawn_has_words():
-  drawn = {
+def test_every_generated_defect_has_phrases():
+  generated = {
     defect
     for families in (invented_objects.FAMILIES, invented_textures.FAMILIES)
     for family in families.values()
     for defect in family.defects
   }
-  assert drawn == set(captions.DEFECTS)
-  assert set(defects.OVERLAYS) <= drawn
+  assert generated == set(captions.DEFECTS)
+  assert set(defects.OVERLAYS) <= generated
 
 
 @pytest.mark.parametrize("noun", captions.NOUNS)
@@ -97,25 +97,27 @@ def test_designs_differ_and_are_reproducible(noun):
 # ---- Pairs.
 
 
-def test_pairs_are_twins_and_the_mask_is_where_they_differ(pairs):
-  sound, damaged = np.moveaxis(pairs.images.astype(int), 1, 0)
-  differs = np.abs(sound - damaged).max(-1) > 0
+def test_both_images_of_a_pair_are_equal_outside_the_mask(pairs):
+  normal, anomalous = np.moveaxis(pairs.images.astype(int), 1, 0)
+  differs = np.abs(normal - anomalous).max(-1) > 0
   assert not (differs & ~pairs.masks).any()
   assert pairs.masks.any((1, 2)).all()
   assert {f.defect for f in pairs.facts} <= set(captions.DEFECTS)
 
 
-def test_pairs_are_drawn_once_and_in_parts(cache, pairs, monkeypatch):
-  monkeypatch.setattr(pictures, "PART", 16)
-  monkeypatch.setattr(pictures, "draw", None)
-  again = pictures.ensure(cache, 20, size=64, seed=0)
+def test_pairs_are_generated_once_and_stored_in_files(
+  cache, pairs, monkeypatch
+):
+  monkeypatch.setattr(synthetic_pairs, "PAIRS_PER_FILE", 16)
+  monkeypatch.setattr(synthetic_pairs, "draw", None)
+  again = synthetic_pairs.ensure(cache, 20, size=64, seed=0)
   np.testing.assert_array_equal(again.images, pairs.images[:20])
   np.testing.assert_array_equal(again.masks, pairs.masks[:20])
   assert again.facts == pairs.facts[:20]
 
 
 def test_a_pair_depends_on_its_number_alone(pairs):
-  images, mask, facts = pictures.draw(17, size=64, seed=0)
+  images, mask, facts = synthetic_pairs.draw(17, size=64, seed=0)
   np.testing.assert_array_equal(images, pairs.images[17])
   np.testing.assert_array_equal(mask, pairs.masks[17])
   assert facts == pairs.facts[17]
@@ -124,25 +126,26 @@ def test_a_pair_depends_on_its_number_alone(pairs):
 # ---- Captions.
 
 
-def test_captions_are_true_and_say_something():
+def test_captions_are_true_and_mention_a_fact():
   rng = np.random.default_rng(0)
-  told = [captions.describe(rng, FACTS) for _ in range(200)]
-  sound = batches.of_sound_twin(FACTS)
-  for caption in told:
-    said = {k: v for k, v in dataclasses.asdict(caption.says).items() if v}
-    assert said and FACTS.told_by(caption.says)
+  described = [captions.describe(rng, FACTS) for _ in range(200)]
+  normal = batches.without_anomaly(FACTS)
+  for caption in described:
+    facts = dataclasses.asdict(caption.facts)
+    mentioned = {k: v for k, v in facts.items() if v}
+    assert mentioned and FACTS.match(caption.facts)
     for fact in ("noun", "color", "material"):
-      assert (getattr(FACTS, fact) in caption.text) == (fact in said)
-    stated = caption.says.anomalous is not None
-    assert sound.told_by(caption.says) != stated
-  assert any(caption.says.noun is None for caption in told)
+      assert (getattr(FACTS, fact) in caption.text) == (fact in mentioned)
+    has_state = caption.facts.anomalous is not None
+    assert normal.match(caption.facts) != has_state
+  assert any(caption.facts.noun is None for caption in described)
 
 
 def test_captions_of_other_facts_are_not_true():
   rng = np.random.default_rng(0)
   other = captions.Facts("plate", "wooden", "blue", False, "none")
-  told = [captions.describe(rng, other) for _ in range(50)]
-  truth = batches.truth([FACTS, other], told)
+  described = [captions.describe(rng, other) for _ in range(50)]
+  truth = batches.truth([FACTS, other], described)
   assert not truth[0].any() and truth[1].all()
 
 
@@ -183,7 +186,9 @@ def test_a_batch_depends_on_its_step_alone(pairs):
 def test_an_epoch_has_every_pair_once(pairs):
   steps = batches.steps_per_epoch(pairs, 8)
   assert steps == PAIRS // 4
-  found = [make(pairs, step)["damage"][4:].sum(1) for step in range(steps)]
+  found = [
+    make(pairs, step)["anomalous_share"][4:].sum(1) for step in range(steps)
+  ]
   shares = batches.patch_shares(pairs.masks, 8).sum(1)
   np.testing.assert_allclose(
     np.sort(np.concatenate(found)), np.sort(shares), rtol=1e-5
@@ -198,16 +203,16 @@ def test_patch_shares_are_counts():
   )
 
 
-def test_damage_moves_with_the_picture(pairs):
+def test_masks_are_augmented_like_their_images(pairs):
   batch = make(pairs, 0)
   changed = np.abs(batch["image"][:4] - batch["image"][4:]).max(-1) > 1e-6
   shares = batches.patch_shares(changed, 8)
-  assert (batch["damage"][:4] == 0).all()
-  assert (batch["damage"][4:] >= shares - 1e-6).all()
+  assert (batch["anomalous_share"][:4] == 0).all()
+  assert (batch["anomalous_share"][4:] >= shares - 1e-6).all()
   assert (shares.sum(1) > 0).all()
 
 
-def test_kept_patches_are_the_same_in_both_twins(pairs):
+def test_both_images_of_a_pair_keep_the_same_patches(pairs):
   batch = make(pairs, 0, keep=30)
   keep = batch["keep"]
   assert keep.shape == (8, 30) and keep.max() < 64
@@ -233,7 +238,7 @@ def test_keeping_every_patch_changes_nothing(pairs):
   assert first["block01"].shape == (8, 33, 64)
 
 
-def test_the_loss_is_what_its_parts_say(pairs):
+def test_the_loss_equals_a_direct_computation(pairs):
   settings = tiny_clip.get_config().objective.to_dict()
   settings.update(feature_layers=("block02",), vv_from=None)
   goal = objective.Objective(**settings)
@@ -248,8 +253,8 @@ def test_the_loss_is_what_its_parts_say(pairs):
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
   image, out = jax.jit(clip.image)(batch["image"])
   read = jax.jit(lambda ids, end: clip.text(clip.embed_tokens(ids), end)[0])
-  said = unit(np.asarray(read(batch["captions"], batch["end"])))
-  z = np.exp(clip.params["logit_scale"]) * unit(image) @ said.T - 2.0
+  texts = unit(np.asarray(read(batch["captions"], batch["end"])))
+  z = np.exp(clip.params["logit_scale"]) * unit(image) @ texts.T - 2.0
   z = np.asarray(z, np.float64)
   sign = 2 * batch["truth"] - 1
   captions_loss = 0.1 * np.log1p(np.exp(-sign * z)).sum(1).mean()
@@ -263,7 +268,7 @@ def test_the_loss_is_what_its_parts_say(pairs):
   total = weights = 0.0
   for i in range(8):
     for j in range(64):
-      share = batch["damage"][i, j]
+      share = batch["anomalous_share"][i, j]
       if 0 < share < 0.05:
         continue
       logits = patches[i, j] @ direction
@@ -280,9 +285,9 @@ def test_the_loss_is_what_its_parts_say(pairs):
 
 @pytest.fixture
 def config(cache, pairs, monkeypatch):
-  """A run of half a minute."""
-  monkeypatch.setattr(pictures, "PART", 16)
-  monkeypatch.setattr(pictures, "ensure", ensure_small(cache, pairs))
+  """Configuration of a run of half a minute."""
+  monkeypatch.setattr(synthetic_pairs, "PAIRS_PER_FILE", 16)
+  monkeypatch.setattr(synthetic_pairs, "ensure", ensure_small(cache, pairs))
   config = tiny_clip.get_config()
   config.model = {
     k: v for k, v in dataclasses.asdict(SIZES).items() if "heads" not in k
@@ -304,7 +309,7 @@ def config(cache, pairs, monkeypatch):
 
 
 def ensure_small(cache, pairs):
-  draw = pictures.ensure
+  draw = synthetic_pairs.ensure
 
   def ensure(cache_dir, count, *, size, seed):
     del cache_dir
@@ -325,10 +330,10 @@ def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   losses = [line["loss"] for line in lines if "loss" in line]
   assert losses[-1] < 0.9 * losses[0]
   found = lines[-1]
-  assert found["retrieval_auroc"] > 55  # Of pictures and captions held out.
+  assert found["retrieval_auroc"] > 55  # On held-out images and captions.
 
   class Stop:
-    """Asks to stop after 35 steps, once."""
+    """Stop signal after 35 steps, once."""
 
     steps = 0
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors: their names and shapes, written down again."""
+"""Names and shapes in the authors' checkpoints, independent of the package."""
 
 import re
 
@@ -17,8 +17,8 @@ def _batch_norm(name, c):
   return shapes | {f"{name}.num_batches_tracked": ()}
 
 
-def _sentences(c, *, pos, neg, k=1):
-  """Buffers of prompts with `pos` and `neg` vectors, k of the latter."""
+def _prompt_buffers(c, *, pos, neg, k=1):
+  """Return buffers of prompts with `pos` and `neg` vectors, k anomalous."""
   shapes = {}
   for state, n, m in (("pos", 1, pos), ("neg", k, neg)):
     shapes[f"token_prefix_{state}"] = (1, n, 1, c)
@@ -53,21 +53,21 @@ def _adaclip(method, sizes):
 def _anomalyclip(method, sizes):
   c, m = sizes.text_width, method.context_length
   shapes = {"ctx_pos": (1, 1, m, c), "ctx_neg": (1, 1, m, c)}
-  shapes |= _deep(c, method) | _sentences(c, pos=m, neg=m)
+  shapes |= _deep(c, method) | _prompt_buffers(c, pos=m, neg=m)
   return {f"prompt_learner.{name}": shape for name, shape in shapes.items()}
 
 
 def _faprompt(method, sizes):
   c, k = sizes.text_width, method.num_prompts
-  normal, own = method.normal_length, method.abnormal_length
+  normal, anomalous = method.normal_length, method.abnormal_length
   c_in = method.num_patches * sizes.embed_dim
   shapes = {
     "ctx_pos": (1, 1, normal, c),
-    "ctx_neg": (1, k, own, c),
+    "ctx_neg": (1, k, anomalous, c),
     **_linear("patch_meta_net.linear1", c_in, c_in // 16),
     **_linear("patch_meta_net.linear2", c_in // 16, c),
     **_deep(c, method),
-    **_sentences(c, pos=normal, neg=normal + own, k=k),
+    **_prompt_buffers(c, pos=normal, neg=normal + anomalous, k=k),
   }
   return {f"prompt_learner.{name}": shape for name, shape in shapes.items()}
 
@@ -78,7 +78,7 @@ def _adaptclip(method, sizes):
   for name, shape in {
     "ctx_pos": (1, 1, m, c),
     "ctx_neg": (1, 1, m, c),
-    **_sentences(c, pos=m, neg=m),
+    **_prompt_buffers(c, pos=m, neg=m),
   }.items():
     shapes[f"textual_learner.{name}"] = shape
   for adapter in ("local_adater", "global_adapter"):
@@ -117,7 +117,7 @@ AUTHORS = {
 
 
 def random_state(name, method, sizes, *, half=False):
-  """A file's tensors; heads that are shared are the same arrays."""
+  """Return random tensors of a file; shared heads are the same arrays."""
   rng, state = np.random.default_rng(0), {}
   for key, shape in AUTHORS[name](method, sizes).items():
     first = re.sub(r"(pq_learner\.(local|global)_adapter)\.\d", r"\1.0", key)
@@ -134,7 +134,7 @@ def random_state(name, method, sizes, *, half=False):
 
 
 def nest(state, name):
-  """The dicts of a file: AdaCLIP's is flat."""
+  """Return the nested dicts of a file; AdaCLIP's is flat."""
   if name == "adaclip":
     return state
   nested = {}

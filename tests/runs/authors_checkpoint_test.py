@@ -1,4 +1,4 @@
-"""Tests of `zsad_jax.runs.authors_checkpoint`, and of what methods say of their files."""
+"""Tests of `zsad_jax.runs.authors_checkpoint` and of the methods' formats."""
 
 import importlib
 import os
@@ -21,16 +21,9 @@ from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.layers import prompt_learner
-from zsad_jax.runs import (
-  authors_checkpoint,
-  checkpoint,
-)
-from zsad_jax.runs import (
-  run as run_lib,
-)
-from zsad_jax.runs import (
-  threshold as threshold_lib,
-)
+from zsad_jax.runs import authors_checkpoint, checkpoint
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.torch_io import file as torch_file
 from zsad_jax.torch_io import rules
 
@@ -46,7 +39,7 @@ def module_of(name):
 
 
 def shape_clip(sizes):
-  """A CLIP of which only the sizes exist; its token table takes no memory."""
+  """Return a CLIP without weights; its token table takes no memory."""
   table = np.broadcast_to(np.float32(0), (sizes.vocab_size, sizes.text_width))
   return clip.Clip({"text": {"token_embedding": table}}, sizes)
 
@@ -57,9 +50,9 @@ def init_shapes(method, backbone):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_leaf_has_a_name_and_back(name):
-  module = module_of(name)
-  stored = module.Method().checkpoint_spec
-  trees = init_shapes(module.Method(), shape_clip(FULL))
+  method = module_of(name).Method()
+  stored = method.checkpoint_spec
+  trees = init_shapes(method, shape_clip(FULL))
   seen = set()
   for tree, table in zip(trees, (stored.names, stored.stats)):
     for path in clip_convert.flatten(tree):
@@ -73,12 +66,12 @@ def test_every_leaf_has_a_name_and_back(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_full_size_files_have_the_authors_names_and_shapes(name):
   method = module_of(name).Method()
-  found = authors_checkpoint.entries(method, shape_clip(FULL))
-  shapes = {key: entry.shape for key, entry in found.items()}
+  found = authors_checkpoint.expected_tensors(method, shape_clip(FULL))
+  shapes = {key: tensor.shape for key, tensor in found.items()}
   assert shapes == AUTHORS[name](method, FULL)
-  for key, entry in found.items():
+  for key, tensor in found.items():
     integer = "tokenized" in key or "num_batches" in key
-    assert (entry.dtype.kind == "i") == integer
+    assert (tensor.dtype.kind == "i") == integer
 
 
 @pytest.mark.parametrize(
@@ -113,15 +106,14 @@ def test_published_parameter_counts(name, settings, sizes, trainable, stored):
     ("adaptclip", {"context_length": 5}, ["learned_prompt_token_ids"]),
   ],
 )
-def test_stored_ids_are_those_of_the_authors_sentences(
+def test_stored_ids_are_those_of_the_authors_prompts(
   name, settings, goldens, small_clip
 ):
-  module = module_of(name)
-  method = module.Method(**settings)
-  stored = method.checkpoint_spec
-  buffers = stored.buffers(method, small_clip)
+  method = module_of(name).Method(**settings)
+  spec = method.checkpoint_spec
+  buffers = spec.buffers(method, small_clip)
   found = [
-    buffers[f"{stored.groups[0]}.tokenized_prompts_{state}"][0]
+    buffers[f"{spec.groups[0]}.tokenized_prompts_{state}"][0]
     for state in ("pos", "neg")
   ]
   with np.load(GOLDENS / f"{name}.npz") as golden:
@@ -129,12 +121,12 @@ def test_stored_ids_are_those_of_the_authors_sentences(
   np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
-# ---- A file becomes a run, and the run a file
+# ---- Conversion and export
 
 
 @pytest.fixture
 def loaded_clip(monkeypatch, small_clip):
-  """Configurations get the small CLIP, and parameters are not drawn first."""
+  """Load the small CLIP for every configuration; start from zeros."""
   monkeypatch.setattr(backbones, "load", lambda **_: small_clip)
   zeros = lambda x: jnp.asarray(np.zeros(x.shape, x.dtype))
 
@@ -184,14 +176,14 @@ def test_round_trip(name, tmp_path, small_clip, loaded_clip, capsys):
   lines = capsys.readouterr().out.splitlines()
   method = module_of(name).Method(**module_of(name).TINY)
   reported = [line.split()[0] for line in lines][: len(state)]
-  assert reported == [*authors_checkpoint.entries(method, small_clip)]
+  assert reported == [*authors_checkpoint.expected_tensors(method, small_clip)]
   buffers = sum(bool(BUFFER.search(key)) for key in state)
   assert sum(line.endswith("not of this backbone") for line in lines) == buffers
   assert any("other CLIP weights" in line for line in lines) == bool(buffers)
 
   run = run_lib.load(tmp_path / "run")
   assert run.step == 0 and run.config.name == f"{name}_small"
-  stored = run.method.checkpoint_spec
+  stored = method.checkpoint_spec
   for tree, table in ((run.params, stored.names), (run.stats, stored.stats)):
     mine = {
       key: x
@@ -214,7 +206,7 @@ def test_round_trip(name, tmp_path, small_clip, loaded_clip, capsys):
 
 
 def test_a_run_of_ours_is_completed(tmp_path, small_clip, loaded_clip):
-  """Buffers from its backbone, zeros for what is unused."""
+  """Buffers come from its backbone; unused tensors are zeros."""
   config = small_config("faprompt")
   method = run_lib.make_method("faprompt", config.method.to_dict())
   params, stats = method.init(jax.random.key(0), small_clip)
@@ -227,7 +219,7 @@ def test_a_run_of_ours_is_completed(tmp_path, small_clip, loaded_clip):
   authors_checkpoint.export(tmp_path / "run", tmp_path / "out.pth")
   found = authors_checkpoint.read(tmp_path / "out.pth", method, small_clip)
   assert sum(line.endswith("verified") for line in found.report) == 6
-  unused = [x for key, x in found.kept.items() if "projections" in key]
+  unused = [x for key, x in found.extra.items() if "projections" in key]
   assert len(unused) == 4 and not any(map(np.any, unused))
   jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
@@ -270,18 +262,18 @@ def test_a_converted_run_predicts(tmp_path, small_clip, loaded_clip, capsys):
     assert stored == authors_checkpoint.UNCALIBRATED
 
 
-# ---- What is refused
+# ---- Errors
 
 
 class _Command:
-  """Pickles to a call of `os.system`."""
+  """Object whose pickle calls `os.system`."""
 
   def __reduce__(self):
     return os.system, ("true",)
 
 
 def refuse(tmp_path, name, message):
-  """The conversion fails with the message, and leaves nothing."""
+  """Check that the conversion fails with a message and leaves no file."""
   before = sorted(tmp_path.iterdir())
   with pytest.raises(ValueError, match=message):
     authors_checkpoint.convert(
@@ -326,7 +318,7 @@ def test_copies_have_to_be_equal(tmp_path, small_clip, loaded_clip):
   refuse(tmp_path, "adaptclip", re.escape(message))
 
 
-def test_damaged_and_evil_files(tmp_path, small_clip, loaded_clip):
+def test_corrupt_and_malicious_files(tmp_path, small_clip, loaded_clip):
   path = tmp_path / "in.pth"
   make_file(path, "anomalyclip", small_clip)
   path.write_bytes(path.read_bytes()[:-100])
@@ -361,8 +353,8 @@ def test_a_method_without_a_checkpoint(small_clip, monkeypatch):
   method = module.Method(**module_of("adaclip").TINY)
   params, _ = init_shapes(method, small_clip)
   monkeypatch.setattr(module.Method, "checkpoint_spec", None)
-  with pytest.raises(ValueError, match="no CHECKPOINT in .*adaclip.py"):
-    authors_checkpoint.entries(method, small_clip)
+  with pytest.raises(ValueError, match="no checkpoint_spec in .*adaclip.py"):
+    authors_checkpoint.expected_tensors(method, small_clip)
   count = sum(x.size for x in jax.tree.leaves(params))
   assert (
     authors_checkpoint.stored_parameters(method, small_clip, params) == count
@@ -373,7 +365,7 @@ def test_a_method_without_a_checkpoint(small_clip, monkeypatch):
 
 
 class _Options(dict):
-  """Flags by name."""
+  """Flags by name, as absl returns them."""
 
   def __getitem__(self, name):
     return ml_collections.ConfigDict({"value": self.get(name)})

@@ -20,7 +20,7 @@ STATE_DICT = GOLDENS / "clip_micro_openai_state_dict.pt"
 
 
 def _write_archive(path, content, files=()):
-  """Writes a zip file like torch's around a pickle of `content`."""
+  """Write a zip file as torch does, with a pickle of `content`."""
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("model/data.pkl", pickle.dumps(content, protocol=2))
     for name, data in files:
@@ -28,7 +28,7 @@ def _write_archive(path, content, files=()):
 
 
 def _edit_archive(source, target, change):
-  """Copies a zip file; `change` maps (name, data) to data, or to None."""
+  """Copy a zip file; `change` maps (name, data) to data, or to None."""
   with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
     for name in old.namelist():
       data = change(name, old.read(name))
@@ -37,7 +37,7 @@ def _edit_archive(source, target, change):
 
 
 def _assert_equal(found, expected):
-  """Same names, shapes, dtypes and values."""
+  """Check for equal names, shapes, data types and values."""
   assert found.keys() == expected.keys()
   for name, x in expected.items():
     np.testing.assert_array_equal(found[name], x, err_msg=name, strict=True)
@@ -109,7 +109,7 @@ def test_torchscript_names_are_those_of_torch(tmp_path):
 
 
 class _Command:
-  """Pickles to a call of `os.system`."""
+  """Object whose pickle calls `os.system`."""
 
   def __init__(self, command):
     self.command = command
@@ -125,7 +125,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
   with pytest.raises(ValueError, match=r"evil.pt would run code: .*\.system`"):
     torch_file.read(path)
   assert not witness.exists()
-  pickle.loads(pickle.dumps(command))  # It would have run.
+  pickle.loads(pickle.dumps(command))  # The standard unpickler runs it.
   assert witness.exists()
 
 
@@ -233,7 +233,7 @@ def _arrays():
   }
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_round_trip(tmp_path):
   path, arrays = tmp_path / "folder" / "mine.pth", _arrays()
   torch_file.write(path, {"group": arrays, "flat": arrays["plain"][0]})
   found = torch_file.read(path)
@@ -249,7 +249,7 @@ def test_what_is_written_is_read(tmp_path):
     assert len(stored) == len(arrays)  # "again" is "plain"; and "flat".
     assert archive.read("mine/byteorder") == b"little"
     program = archive.read("mine/data.pkl")
-  # Those that torch runs with weights_only, its default.
+  # Opcodes that torch allows with weights_only, its default.
   assert {opcode.name for opcode, *_ in pickletools.genops(program)} == {
     "PROTO",
     "EMPTY_DICT",
@@ -267,7 +267,7 @@ def test_what_is_written_is_read(tmp_path):
   }
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_written_atomically(tmp_path, monkeypatch):
   path = tmp_path / "mine.pth"
   with pytest.raises(ValueError, match="torch has no tensors of complex64"):
     torch_file.write(path, {"a": np.zeros(2, np.complex64)})

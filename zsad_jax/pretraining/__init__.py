@@ -1,0 +1,1 @@
+"""Pretraining of the small CLIP that the package ships."""

@@ -1,12 +1,13 @@
-"""Captions of drawn pictures, and which of them are true of which picture.
+"""Captions of synthetic images.
 
-A caption may leave out any fact of a picture, or put an unknown word for its
-noun: real names of test categories are such words to the small text tower.
+A caption may omit facts of an image, or have an unknown word in place of its
+noun: for the small text tower, names of real categories are such words.
 """
 
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from zsad_jax.datasets.synthetic import (
 from zsad_jax.layers import prompts
 
 NOUNS = tuple(sorted(invented_objects.FAMILIES | invented_textures.FAMILIES))
-# How each defect is told; `contamination` in a way that fits any object.
+# Phrases of each defect; those of `contamination` fit any object.
 DEFECTS = {
   "scratch": ("scratched {}", "{} with a scratch"),
   "crack": ("cracked {}", "{} with a crack"),
@@ -37,7 +38,7 @@ DEFECTS = {
   "bent_part": ("bent {}", "deformed {}"),
   "chipped_edge": ("chipped {}", "{} with a chipped edge"),
 }
-NAMES = (
+NOUN_PHRASES = (
   "{noun}",
   "object",
   "{color} {noun}",
@@ -45,14 +46,25 @@ NAMES = (
   "{material} {noun}",
   "{color} object",
 )
-UNKNOWN = 0.35  # Share of captions whose noun is an unknown word.
-STATED, DETAILED = 0.5, 0.3  # Shares with a state, and of those with a defect.
-SHORTEST = 4  # Letters of an unknown word.
+UNKNOWN_SHARE = 0.35  # Of captions: those with an unknown word as noun.
+STATE_SHARE = 0.5  # Of the others: those with a state.
+DEFECT_SHARE = 0.3  # Of captions with an anomalous state: those with a defect.
+MIN_LETTERS = 4  # Of an unknown word.
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What is true of a picture, or what a caption says; None: nothing."""
+  """Facts of an image, or the facts in a caption.
+
+  Attributes:
+    noun: family of the object or texture.
+    material: name of its material.
+    color: name of its color.
+    anomalous: True for anomalous, False for normal.
+    defect: key of `DEFECTS`; "none" for normal images.
+
+  In a caption, None stands for a fact that it does not mention.
+  """
 
   noun: str | None = None
   material: str | None = None
@@ -60,66 +72,71 @@ class Facts:
   anomalous: bool | None = None
   defect: str | None = None
 
-  def told_by(self, caption: "Facts") -> bool:
-    """Whether a caption that says these facts is true of this picture."""
-    said = dataclasses.asdict(caption)
-    return all(v is None or v == getattr(self, k) for k, v in said.items())
+  def match(self, caption: "Facts") -> bool:
+    """Return True if all facts in a caption are true of this image."""
+    mentioned = dataclasses.asdict(caption)
+    return all(v is None or v == getattr(self, k) for k, v in mentioned.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """A sentence and what it says."""
+  """Text of a caption and the facts that it mentions."""
 
   text: str
-  says: Facts
+  facts: Facts
 
 
 def describe(rng: np.random.Generator, facts: Facts) -> Caption:
-  """Draws a caption that is true of a picture."""
-  name, says = _name(rng, facts)
-  if not says or rng.random() < STATED:  # A caption says something.
-    says["anomalous"] = facts.anomalous
-    if facts.anomalous and rng.random() < DETAILED:
-      says["defect"] = facts.defect
-      name = _one(rng, DEFECTS[facts.defect]).format(name)
+  """Draw a random caption that is true of an image.
+
+  Args:
+    rng: random generator.
+    facts: facts of the image, all given.
+  """
+  name, mentioned = _noun_phrase(rng, facts)
+  if not mentioned or rng.random() < STATE_SHARE:
+    mentioned["anomalous"] = facts.anomalous
+    if facts.anomalous and facts.defect and rng.random() < DEFECT_SHARE:
+      mentioned["defect"] = facts.defect
+      name = _choice(rng, DEFECTS[facts.defect]).format(name)
     else:
-      name = _one(rng, prompts.STATES[facts.anomalous]).format(name)
-  return Caption(_one(rng, prompts.PHOTOS).format(name), Facts(**says))
+      name = _choice(rng, prompts.STATES[bool(facts.anomalous)]).format(name)
+  return Caption(_choice(rng, prompts.PHOTOS).format(name), Facts(**mentioned))
 
 
 def state_pair(rng: np.random.Generator) -> tuple[str, str]:
-  """Draws two sentences about one object: normal and anomalous."""
+  """Draw a normal and an anomalous prompt about the same object."""
   facts = Facts(
-    _one(rng, NOUNS),
-    _one(rng, sorted(invented.MATERIALS)),
-    _one(rng, sorted(invented.COLORS)),
+    _choice(rng, NOUNS),
+    _choice(rng, sorted(invented.MATERIALS)),
+    _choice(rng, sorted(invented.COLORS)),
   )
-  name, _ = _name(rng, facts)
-  photo = _one(rng, prompts.PHOTOS)
+  name, _ = _noun_phrase(rng, facts)
+  photo = _choice(rng, prompts.PHOTOS)
   normal, anomalous = (
-    photo.format(_one(rng, states).format(name)) for states in prompts.STATES
+    photo.format(_choice(rng, states).format(name)) for states in prompts.STATES
   )
   return normal, anomalous
 
 
-def _name(rng, facts):
-  """A noun phrase, and what it says."""
-  if rng.random() < UNKNOWN:
+def _noun_phrase(rng, facts) -> tuple[str, dict[str, Any]]:
+  """Draw a noun phrase; return it with the facts that it mentions."""
+  if rng.random() < UNKNOWN_SHARE:
     words = rng.choice(_unknown_words(), size=rng.integers(1, 3))
     return " ".join(words), {}
-  pattern = _one(rng, NAMES)
+  pattern = _choice(rng, NOUN_PHRASES)
   known = {k: getattr(facts, k) for k in ("noun", "material", "color")}
   return pattern.format(**known), {
     k: v for k, v in known.items() if f"{{{k}}}" in pattern
   }
 
 
-def _one(rng, options: Sequence):
+def _choice(rng, options: Sequence):
   return options[int(rng.integers(len(options)))]
 
 
 def vocabulary() -> np.ndarray:
-  """Sorted ids of all tokens in captions and in the methods' sentences."""
+  """Return sorted ids of all tokens in captions and in prompts of methods."""
   words = [*NOUNS, *invented.MATERIALS, *invented.COLORS, "object", "X"]
   for patterns in (
     *DEFECTS.values(),
@@ -134,10 +151,10 @@ def vocabulary() -> np.ndarray:
 
 @functools.cache
 def _unknown_words():
-  """Whole words of the tokenizer outside of the vocabulary."""
+  """Return single-token words outside the vocabulary."""
   known = set(vocabulary().tolist())
   return tuple(
     word
     for word, index in tokenizer.whole_words()
-    if index not in known and len(word) >= SHORTEST and word.isascii()
+    if index not in known and len(word) >= MIN_LETTERS and word.isascii()
   )

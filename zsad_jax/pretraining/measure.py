@@ -1,56 +1,70 @@
-"""What a pretrained CLIP knows of pictures and captions held out."""
+"""Evaluation of a pretrained CLIP on held-out images and captions."""
 
 import jax
 import numpy as np
 
+from zsad_jax.backbones.clip.model import Clip
 from zsad_jax.layers import prompts, similarity
 from zsad_jax.metrics import exact
 from zsad_jax.pretraining import batches, captions
-from zsad_jax.pretraining.pictures import Pairs
+from zsad_jax.pretraining.synthetic_pairs import Pairs
 
-BATCH = 32
+BATCH = 32  # Images per call of the model.
+MIN_SHARE = 0.05  # Of an anomalous patch.
 
 
-def measure(model, pairs: Pairs, *, seed: int) -> dict[str, float]:
-  """Measures on held-out pairs, in %.
+def measure(model: Clip, pairs: Pairs, *, seed: int) -> dict[str, float]:
+  """Compute metrics on held-out pairs.
+
+  Args:
+    model: the CLIP.
+    pairs: held-out pairs of images.
+    seed: seed of the captions.
 
   Returns:
-    noun_accuracy: "a photo of a NOUN" among all nouns (chance: 1 of them);
-    retrieval_auroc: true captions above false ones, all pictures x captions;
-    state_auroc, pixel_auroc: of damage, by the ensemble of state sentences
-      about an object, of pictures and of patches.
+    Percentages:
+      noun_accuracy: classification by "a photo of a NOUN" among all nouns;
+        chance is 1 / number of nouns.
+      retrieval_auroc: AUROC of true captions, over all pairs of image and
+        caption.
+      state_auroc: AUROC of anomalous images, by an ensemble of state prompts.
+      pixel_auroc: the same for patches.
   """
-  pictures = np.concatenate([pairs.images[:, 0], pairs.images[:, 1]])
-  image, patches = _embed(model, pictures)
-  sound = [batches.of_sound_twin(f) for f in pairs.facts]
-  facts = [*sound, *pairs.facts]
+  images = np.concatenate([pairs.images[:, 0], pairs.images[:, 1]])
+  image_units, patch_units = _embed_images(model, images)
+  normal_facts = [batches.without_anomaly(f) for f in pairs.facts]
+  facts = [*normal_facts, *pairs.facts]
   rng = np.random.default_rng((seed, 2))
-  told = [captions.describe(rng, f) for f in facts]
-  truth = batches.truth(facts, told)
-  similar = image @ _read(model, [c.text for c in told]).T
-  nouns = _read(model, [f"a photo of a {noun}." for noun in captions.NOUNS])
-  guessed = np.array(captions.NOUNS)[(image @ nouns.T).argmax(1)]
+  described = [captions.describe(rng, f) for f in facts]
+  truth = batches.truth(facts, described)
+  similarities = (
+    image_units @ _embed_texts(model, [c.text for c in described]).T
+  )
+  nouns = _embed_texts(
+    model, [f"a photo of a {noun}." for noun in captions.NOUNS]
+  )
+  predicted = np.array(captions.NOUNS)[(image_units @ nouns.T).argmax(1)]
   direction = _direction(model)
-  damage = batches.patch_shares(pairs.masks, model.patch_size)
-  damage = np.concatenate([np.zeros_like(damage), damage])
+  shares = batches.patch_shares(pairs.masks, model.patch_size)
+  shares = np.concatenate([np.zeros_like(shares), shares])
   auroc = lambda label, score: (
     100 * exact.auroc(label.ravel().astype(bool), score.ravel())
   )
-  damaged = np.repeat([False, True], len(pairs.images))
+  anomalous = np.repeat([False, True], len(pairs.images))
   return {
-    "noun_accuracy": 100 * np.mean(guessed == [f.noun for f in facts]),
-    "retrieval_auroc": auroc(truth, similar),
-    "state_auroc": auroc(damaged, image @ direction),
-    "pixel_auroc": auroc(damage > 0.05, patches @ direction),
+    "noun_accuracy": 100 * np.mean(predicted == [f.noun for f in facts]),
+    "retrieval_auroc": auroc(truth, similarities),
+    "state_auroc": auroc(anomalous, image_units @ direction),
+    "pixel_auroc": auroc(shares > MIN_SHARE, patch_units @ direction),
   }
 
 
 def _direction(model):
-  """From the mean normal to the mean anomalous sentence: (d,)."""
+  """Return the mean anomalous minus the mean normal prompt: (d,)."""
   normal, anomalous = (
-    _read(model, prompts.fill_templates("object", states, prompts.PHOTOS)).mean(
-      0
-    )
+    _embed_texts(
+      model, prompts.fill_templates("object", states, prompts.PHOTOS)
+    ).mean(0)
     for states in prompts.STATES
   )
   return anomalous - normal
@@ -72,13 +86,15 @@ def _text(model, ids, end):
   return similarity.unit(embed)
 
 
-def _embed(model, pictures):
-  starts = range(0, len(pictures), BATCH)
-  batch = lambda i: model.normalize(pictures[i : i + BATCH])
+def _embed_images(model, images):
+  """Return unit embeddings of images (n, d) and of their patches (n, l, d)."""
+  starts = range(0, len(images), BATCH)
+  batch = lambda i: model.normalize(images[i : i + BATCH])
   parts = [jax.device_get(_image(model, batch(i))) for i in starts]
   return tuple(np.concatenate(x) for x in zip(*parts))
 
 
-def _read(model, texts):
+def _embed_texts(model, texts):
+  """Return unit embeddings of texts (n, d)."""
   ids, end = batches.tokens(texts)
   return np.asarray(_text(model, ids, end))

@@ -1,29 +1,30 @@
-"""The authors' checkpoints: read into a run, and written from one.
+"""Checkpoints of a method's authors: conversion to a run, and export of a run.
 
-`CHECKPOINT` of a method's module says how its authors store it, see
-layers/torch_names.py. Of a file every tensor must be known and every known one
-must be there; each is one of
+The format of a file is the method's `checkpoint_spec`, a
+`torch_io.rules.CheckpointSpec`. A file must hold exactly the tensors that the
+spec lists. Each tensor is one of
 
-  params, stats   ours, in another layout
+  params, stats   a parameter or running statistic, in torch's layout
   copy            another name of the same tensor
-  buffer          frozen CLIP's, which the backbone can make again
+  buffer          derived from the frozen CLIP; the backbone can compute it
   unused          read by no code
 
-Buffers and what is unused are kept in the run's `released.npz`: `export`
-gives back what was read, bit for bit. A run that was trained here gets them
-from its backbone and as zeros.
+Buffers and unused tensors are stored in the run's `released.npz`, so that
+`export` writes back the original file, bit for bit. For a run that was trained
+with this package, buffers are computed from its backbone and unused tensors
+are zeros.
 """
 
 import dataclasses
-import importlib
 import io
+import logging
 import math
 import os
 import pathlib
 import re
 import shutil
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,22 +40,24 @@ from zsad_jax.runtime import files
 from zsad_jax.torch_io import file as torch_file
 from zsad_jax.torch_io import rules
 
-KEPT = "released.npz"
+EXTRA_FILE = "released.npz"  # Buffers and unused tensors, in a workdir.
 UNCALIBRATED = threshold_lib.Threshold(0.5, 0.0, 1.0, "not calibrated: 0.5")
-# Share of a buffer's largest value by which it may differ: enough for float16.
+# Largest difference of a buffer, relative to its maximum; covers float16.
 TOLERANCE = 1e-2
 
+_log = logging.getLogger(__name__)
 
-class Entry(NamedTuple):
-  """What stands under one name of the authors' file.
+
+class StoredTensor(NamedTuple):
+  """Description of one tensor in the authors' file.
 
   Attributes:
     kind: see the module's docstring.
-    shape: there.
-    dtype: ours; the file may hold another one of the same kind.
-    source: our flat path; of a copy, the name of the first.
-    layout: key of `torch_names.LAYOUTS`.
-    value: of buffers and of what is unused, when nothing was kept.
+    shape: shape in the file.
+    dtype: our data type; the file may hold another precision of it.
+    source: our flat path; for a copy, the name of the first tensor.
+    layout: key of `rules.LAYOUTS`.
+    value: for buffers and unused tensors, the value if none was stored.
   """
 
   kind: str
@@ -66,98 +69,115 @@ class Entry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Released:
-  """What a file of the authors holds.
+class AuthorsCheckpoint:
+  """Content of a file of the authors.
 
   Attributes:
     params: trained parameters.
     stats: running statistics.
-    kept: buffers and what is unused, by their names there.
-    report: a line for every tensor, and warnings.
+    extra: buffers and unused tensors, by name in the file.
+    report: one line for every tensor, and warnings.
   """
 
   params: types.Params
   stats: types.Params
-  kept: Mapping[str, np.ndarray]
+  extra: Mapping[str, np.ndarray]
   report: tuple[str, ...]
 
 
 def stored_parameters(
-  method: types.Method, backbone: types.Backbone, params: types.Params
+  method: types.Method, backbone: types.ImageBackbone, params: types.Params
 ) -> int:
-  """Number of parameters in the authors' checkpoint: ours and the unused."""
+  """Return the number of parameters in the authors' checkpoint.
+
+  It is the number of our parameters and of the unused ones.
+  """
   count = sum(x.size for x in jax.tree.leaves(params))
-  stored = getattr(_module(method), "CHECKPOINT", None)
-  unused = stored.unused(method, backbone) if stored else {}
+  spec: rules.CheckpointSpec | None = method.checkpoint_spec
+  unused = spec.unused(method, backbone) if spec else {}
   return count + sum(map(math.prod, unused.values()))
 
 
-def entries(method: types.Method, backbone: types.Backbone) -> dict[str, Entry]:
-  """Everything in a file of the authors, by name.
+def expected_tensors(
+  method: types.Method, backbone: types.ImageBackbone
+) -> dict[str, StoredTensor]:
+  """Return the description of every tensor in a file of the authors, by name.
 
   Raises:
-    ValueError: the method's module has no `CHECKPOINT`.
+    ValueError: the method has no `checkpoint_spec`.
   """
-  stored = getattr(_module(method), "CHECKPOINT", None)
-  if stored is None:
-    raise ValueError(
-      f"{name_of(method)} has no released form: there is no CHECKPOINT in "
-      f"zsad_jax/methods/{name_of(method)}.py."
-    )
-  result = {}
+  spec, result = _required_spec(method), {}
   model = jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
-  tables = ("params", stored.names), ("stats", stored.stats)
+  tables = ("params", spec.names), ("stats", spec.stats)
   for (kind, table), tree in zip(tables, model):
     for path, x in clip_convert.flatten(tree).items():
-      name, layout = rules.invert(path, table)
-      there = jax.eval_shape(rules.LAYOUTS[layout][1], x)
-      ours = Entry(kind, there.shape, np.dtype(x.dtype), path, layout)
-      result[name] = ours
-      for copy in stored.copies(method, name):
-        result[copy] = ours._replace(kind="copy", source=name)
-  for name, shape in stored.unused(method, backbone).items():
+      found = rules.invert(path, table)
+      assert found, f"No rule of {name_of(method)} gives the name of {path}."
+      name, layout = found
+      shape = jax.eval_shape(rules.LAYOUTS[layout][1], x).shape
+      tensor = StoredTensor(kind, shape, np.dtype(x.dtype), path, layout)
+      result[name] = tensor
+      for copy in spec.copies(method, name):
+        result[copy] = tensor._replace(kind="copy", source=name)
+  for name, shape in spec.unused(method, backbone).items():
     x = np.zeros(shape, np.float32)
-    result[name] = Entry("unused", shape, x.dtype, value=x)
-  for name, x in stored.buffers(method, backbone).items():
-    result[name] = Entry("buffer", x.shape, x.dtype, value=x)
+    result[name] = StoredTensor("unused", shape, x.dtype, value=x)
+  for name, x in spec.buffers(method, backbone).items():
+    result[name] = StoredTensor("buffer", x.shape, x.dtype, value=x)
   return result
 
 
 def read(
-  path: str | pathlib.Path, method: types.Method, backbone: types.Backbone
-) -> Released:
-  """Reads the authors' file of a method.
+  path: str | pathlib.Path,
+  method: types.Method,
+  backbone: types.ImageBackbone,
+) -> AuthorsCheckpoint:
+  """Read the checkpoint of a method's authors.
+
+  Args:
+    path: their file.
+    method: the method, with the settings of the checkpoint.
+    backbone: frozen CLIP that the checkpoint was trained with.
+
+  Returns:
+    Parameters and statistics in our layout, and all other tensors.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is damaged, of another method, or of other sizes.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is corrupt, of another method, or of other sizes.
   """
-  found, known = torch_file.read(path), entries(method, backbone)
-  _check(path, found, known, method, backbone)
-  flat, kept, lines, foreign = {"params": {}, "stats": {}}, {}, [], []
-  width = max(map(len, known))
-  for name, (kind, shape, dtype, source, layout, value) in known.items():
+  found, expected = torch_file.read(path), expected_tensors(method, backbone)
+  _check(path, found, expected, method, backbone)
+  flat: dict[str, dict[str, Any]] = {"params": {}, "stats": {}}
+  extra, lines, num_foreign = {}, [], 0
+  width = max(map(len, expected))
+  for name, tensor in expected.items():
     x = found[name]
-    if kind in flat:
-      ours = rules.LAYOUTS[layout][0](x)
-      flat[kind][source] = jnp.asarray(ours, dtype)
-      fate = f"-> {kind}/{source}"
-    elif kind == "copy":
-      fate = f"copy of {source}"
+    if tensor.kind in flat:
+      ours = rules.LAYOUTS[tensor.layout][0](x)
+      flat[tensor.kind][tensor.source] = jnp.asarray(ours, tensor.dtype)
+      result = f"-> {tensor.kind}/{tensor.source}"
+    elif tensor.kind == "copy":
+      result = f"copy of {tensor.source}"
+    elif tensor.kind == "unused":
+      extra[name], result = x, "never used"
     else:
-      kept[name] = x
-      fate = "never used" if kind == "unused" else "verified"
-      if kind == "buffer" and not _close(x, value):
-        fate = "not of this backbone"
-        foreign.append(name)
-    lines.append(f"{name:{width}}  {str(shape):18}  {fate}")
-  if foreign:
+      foreign = not _is_close(x, tensor.value)
+      num_foreign += foreign
+      extra[name] = x
+      result = "not of this backbone" if foreign else "verified"
+    lines.append(f"{name:{width}}  {str(tensor.shape):18}  {result}")
+  if num_foreign:
     lines.append(
-      f"warning: {len(foreign)} frozen tensors are not those of this "
-      "backbone; was the checkpoint made with other CLIP weights?"
+      f"warning: {num_foreign} frozen tensors are not those of this backbone; "
+      "was the checkpoint trained with other CLIP weights?"
     )
-  trees = (clip_convert.unflatten(flat[kind]) for kind in ("params", "stats"))
-  return Released(*trees, kept, tuple(lines))
+  return AuthorsCheckpoint(
+    params=clip_convert.unflatten(flat["params"]),
+    stats=clip_convert.unflatten(flat["stats"]),
+    extra=extra,
+    report=tuple(lines),
+  )
 
 
 def convert(
@@ -165,43 +185,49 @@ def convert(
   workdir: str | pathlib.Path,
   config: ml_collections.ConfigDict,
 ) -> None:
-  """Makes a run of the authors' file, and prints what became of each tensor.
+  """Convert a checkpoint of the authors to a run; log a line per tensor.
 
   Args:
-    path: their file.
-    workdir: the run's folder; it appears complete or not at all.
-    config: the settings that the file was made with.
+    path: the authors' file.
+    workdir: folder of the run; it is written atomically.
+    config: settings that the checkpoint was trained with.
 
   Raises:
-    FileNotFoundError: there is no such file, or no backbone's.
-    ValueError: they do not fit together, or the workdir is not empty.
+    FileNotFoundError: the file or the weights of the backbone do not exist.
+    ValueError: file and settings do not fit together, or the workdir is not
+      empty.
   """
   workdir = pathlib.Path(workdir).resolve()
   if workdir.exists() and any(workdir.iterdir()):
     raise ValueError(f"{workdir} is not empty; choose another --workdir.")
-  method = run_lib.make_method(config.method_name, config.method.to_dict())
-  backbone = backbones.load(**config.backbone)
+  fields = cast(Any, config)
+  method = run_lib.make_method(fields.method_name, fields.method.to_dict())
+  backbone = backbones.load(**fields.backbone)
   found = read(path, method, backbone)
   _write(workdir, config, found)
-  print("\n".join(found.report))
   ours = sum(x.size for x in jax.tree.leaves(found.params))
   stored = stored_parameters(method, backbone, found.params)
-  print(f"read    {path}")
-  print(f"params  {ours:,} of {stored:,} stored")
-  print(f"wrote   {workdir}, threshold {UNCALIBRATED.source}")
+  _log.info("%s", "\n".join(found.report))
+  _log.info("read    %s", path)
+  _log.info("params  %s of %s stored", f"{ours:,}", f"{stored:,}")
+  _log.info("wrote   %s, threshold %s", workdir, UNCALIBRATED.source)
 
 
 def export(workdir: str | pathlib.Path, path: str | pathlib.Path) -> None:
-  """Writes the parameters of a run as the authors' code loads them.
+  """Write the parameters of a run as a checkpoint of the authors' code.
+
+  Args:
+    workdir: folder of the run.
+    path: the file to write.
 
   Raises:
-    FileNotFoundError: no run there.
-    ValueError: its method has no released form.
+    FileNotFoundError: the folder holds no run.
+    ValueError: the method has no `checkpoint_spec`.
     OSError: the file cannot be written.
   """
   run = run_lib.load(workdir)
-  state = to_state(run)
-  groups = _module(run.method).CHECKPOINT.groups
+  state = to_state_dict(run)
+  groups = _required_spec(run.method).groups
   part = lambda group: {
     name.removeprefix(f"{group}."): x
     for name, x in state.items()
@@ -209,90 +235,97 @@ def export(workdir: str | pathlib.Path, path: str | pathlib.Path) -> None:
   }
   nested = {group: part(group) for group in groups} if groups else state
   torch_file.write(path, nested)
-  print(f"read    {workdir}, step {run.step}")
-  print(f"wrote   {path}, {len(state)} tensors")
+  _log.info("read    %s, step %d", workdir, run.step)
+  _log.info("wrote   %s, %d tensors", path, len(state))
 
 
-def to_state(run: run_lib.Run) -> dict[str, np.ndarray]:
-  """All tensors of the authors' file for a run, by their names joined."""
-  kept, path = {}, run.workdir / KEPT
+def to_state_dict(run: run_lib.Run) -> dict[str, np.ndarray]:
+  """Return all tensors of the authors' checkpoint for a run, by full name."""
+  extra, path = {}, run.workdir / EXTRA_FILE
   if path.is_file():
     with np.load(path) as stored:
-      kept = dict(stored)
+      extra = dict(stored)
   flat = {
     "params": clip_convert.flatten(run.params),
     "stats": clip_convert.flatten(run.stats),
   }
   state = {}
-  for name, entry in entries(run.method, run.backbone).items():
-    if entry.kind == "copy":
-      state[name] = state[entry.source]  # The same array is stored once.
-    elif entry.kind in flat:
-      x = np.asarray(flat[entry.kind][entry.source])
+  for name, tensor in expected_tensors(run.method, run.backbone).items():
+    if tensor.kind == "copy":
+      state[name] = state[tensor.source]  # The writer stores an array once.
+    elif tensor.kind in flat:
+      x = np.asarray(flat[tensor.kind][tensor.source])
       if x.dtype.kind == "i":
-        x = x.astype(np.int64)  # Torch's counters.
-      state[name] = rules.LAYOUTS[entry.layout][1](x)
+        x = x.astype(np.int64)  # Counters are int64 in torch.
+      state[name] = rules.LAYOUTS[tensor.layout][1](x)
     else:
-      state[name] = kept.get(name, entry.value)
+      state[name] = extra.get(name, tensor.value)
   return state
 
 
 def name_of(method: types.Method) -> str:
-  """The name of the file it is in."""
+  """Return the name of a method, which is that of its module."""
   return type(method).__module__.rpartition(".")[2]
 
 
-def _module(method):
-  return importlib.import_module(type(method).__module__)
+def _required_spec(method: types.Method) -> rules.CheckpointSpec:
+  spec = method.checkpoint_spec
+  if spec is None:
+    raise ValueError(
+      f"{name_of(method)} has no checkpoint of its authors: there is no "
+      f"checkpoint_spec in zsad_jax/methods/{name_of(method)}.py."
+    )
+  return spec
 
 
-def _check(path, found, known, method, backbone):
-  """Raises ValueError unless the file has what is known, as it is known."""
+def _check(path, found, expected, method, backbone):
+  """Raise ValueError unless the file holds the expected tensors."""
   problem = clip_convert.differences(
-    {name: _form(e.shape, e.dtype) for name, e in known.items()},
-    {name: _form(x.shape, x.dtype) for name, x in found.items()},
+    {name: _describe(e.shape, e.dtype) for name, e in expected.items()},
+    {name: _describe(x.shape, x.dtype) for name, x in found.items()},
   )
   if problem:
-    other = _recognise(found, method, backbone)
+    other = _recognize(found, method, backbone)
     hint = f" This looks like a checkpoint of {other}." if other else ""
     raise ValueError(f"{path} does not fit {name_of(method)}: {problem}{hint}")
-  for name, entry in known.items():
-    if entry.kind == "copy" and not np.array_equal(
-      found[name], found[entry.source]
+  for name, tensor in expected.items():
+    if tensor.kind == "copy" and not np.array_equal(
+      found[name], found[tensor.source]
     ):
       raise ValueError(
-        f"{path}: {name} is not equal to {entry.source}, of which it has to "
+        f"{path}: {name} is not equal to {tensor.source}, of which it has to "
         "be a copy."
       )
 
 
-def _form(shape, dtype):
-  """A shape in words, with the kind of numbers where they are no floats."""
+def _describe(shape, dtype) -> str:
+  """Return a shape as text, with the data type unless it is floating-point."""
   kinds = {"f": "", "i": " of integers"}
   return f"{tuple(shape)}{kinds.get(dtype.kind, f' of {dtype}')}"
 
 
-def _recognise(found, method, backbone) -> str | None:
-  """Name of the other method whose file has such names, numbers aside."""
-  kinds = lambda given: {re.sub(r"\d+", "0", name) for name in given}
+def _recognize(found, method, backbone) -> str | None:
+  """Return another method whose file has the same names up to numbers."""
+  generic = lambda names: {re.sub(r"\d+", "0", name) for name in names}
   for name in methods.names():
-    module = methods.module(name)
-    if hasattr(module, "CHECKPOINT") and name != name_of(method):
-      if kinds(entries(module.Method(), backbone)) == kinds(found):
-        return name
+    other = methods.module(name).Method()
+    if name == name_of(method) or other.checkpoint_spec is None:
+      continue
+    if generic(expected_tensors(other, backbone)) == generic(found):
+      return name
   return None
 
 
-def _close(x, expected) -> bool:
-  """Whether a stored buffer is the backbone's; ids have to be equal."""
+def _is_close(x, expected) -> bool:
+  """Compare a stored buffer with the backbone's; integers must be equal."""
   if expected.dtype.kind == "i":
     return np.array_equal(x, expected)
   difference = np.abs(x.astype(np.float32) - expected).max()
   return bool(difference <= TOLERANCE * np.abs(expected).max())
 
 
-def _write(workdir, config, found: Released):
-  """Writes a run into a folder beside the workdir, then renames it."""
+def _write(workdir, config, found: AuthorsCheckpoint):
+  """Write a run into a temporary folder, then rename it to the workdir."""
   temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
   model: dict[str, Any] = {"params": found.params, "stats": found.stats}
   try:
@@ -302,10 +335,10 @@ def _write(workdir, config, found: Released):
       saved.save(0, {"step": 0, "epoch": 0}, model=model)
     finally:
       saved.close()
-    if found.kept:
+    if found.extra:
       data = io.BytesIO()
-      np.savez(data, **found.kept)
-      files.write_bytes(temporary / KEPT, data.getvalue())
+      np.savez(data, **cast(Any, found.extra))
+      files.write_bytes(temporary / EXTRA_FILE, data.getvalue())
     for file in (threshold_lib.FILE, threshold_lib.FEW_SHOT_FILE):
       UNCALIBRATED.write(temporary, file)
     os.replace(temporary, workdir)

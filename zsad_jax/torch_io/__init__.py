@@ -1,0 +1,1 @@
+"""Torch files and the names and layouts of torch parameters."""

@@ -232,7 +232,8 @@ def _fuse_qkv(flat):
   flat = dict(flat)
   for name in [name for name in flat if "/q_proj/" in name]:
     parts = [name.replace("q_proj", f"{x}_proj") for x in "qkv"]
-    if len({np.shape(flat.get(part)) for part in parts}) == 1:
+    shapes = {np.shape(flat[x]) if x in flat else None for x in parts}
+    if len(shapes) == 1:
       fused = name.replace("q_proj", "in_proj")
       # Kernels are (in, out): join the outputs.
       flat[fused] = np.concatenate([flat.pop(x) for x in parts], axis=-1)
@@ -261,7 +262,7 @@ def _infer_config(flat, activation, source):
       f"{source} is not a CLIP with a ViT image tower: "
       + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
     )
-  kernel, positions, proj, tokens, text_positions = map(shapes.get, axes)
+  kernel, positions, proj, tokens, text_positions = (shapes[x] for x in axes)
   patch_size, vision_width = kernel[0], kernel[-1]
   return clip_config.ClipConfig(
     embed_dim=proj[1],

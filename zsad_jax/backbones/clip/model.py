@@ -1,12 +1,13 @@
 """Frozen CLIP: parameters, both towers and their hooks."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from zsad_jax.backbones.clip import convert as clip_convert
@@ -17,7 +18,7 @@ from zsad_jax.backbones.clip.vision import VisionTower
 from zsad_jax.types import Params
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Clip:
   """CLIP as a pytree: `params` are its leaves, other fields are static.
 
@@ -32,8 +33,8 @@ class Clip:
   """
 
   params: Params
-  config: ClipConfig = flax.struct.field(pytree_node=False)
-  dtype: str = flax.struct.field(pytree_node=False, default="float32")
+  config: ClipConfig = struct.field(pytree_node=False)
+  dtype: str = struct.field(pytree_node=False, default="float32")
 
   @property
   def embed_dim(self) -> int:
@@ -67,7 +68,7 @@ class Clip:
     """
     cast = lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x
     params = jax.tree_util.tree_map_with_path(cast, self.params)
-    return self.replace(params=params, dtype=dtype)
+    return dataclasses.replace(self, params=params, dtype=dtype)
 
   def normalize(
     self, pixels: UInt8[Array | np.ndarray, "*b h w 3"]
@@ -111,7 +112,10 @@ class Clip:
       )
     activation = activation or self.config.activation
     tower = VisionTower(self.config, activation, pos_resize, self.dtype, remat)
-    return tower.apply({"params": self.params["visual"]}, image, **hooks)
+    variables = {"params": self.params["visual"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, image, **hooks
+    )
 
   def project(
     self, tokens: Float[Array | np.ndarray, "*b c"], *, ln_post: bool
@@ -126,11 +130,9 @@ class Clip:
       The embeddings, not of unit length.
     """
     tower = VisionTower(self.config, self.config.activation, "bilinear")
-    return tower.apply(
-      {"params": self.params["visual"]},
-      tokens,
-      ln_post=ln_post,
-      method="project",
+    variables = {"params": self.params["visual"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, tokens, ln_post=ln_post, method="project"
     )
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -188,8 +190,10 @@ class Clip:
     tower = TextTower(
       self.config, activation or self.config.activation, self.dtype
     )
-    params = {"params": self.params["text"]}
-    return tower.apply(params, embeds, jnp.asarray(end), **hooks)
+    variables = {"params": self.params["text"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, embeds, jnp.asarray(end), **hooks
+    )
 
 
 def normalize(
