@@ -1,4 +1,4 @@
-"""The methods' arithmetic once more, in NumPy and SciPy, and a batch for it."""
+"""NumPy and SciPy references of the methods' arithmetic, and a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ SIDE = 32  # Of the images of `small_clip`.
 
 
 def batch(number: int):
-  """Random images; every second one has a defect."""
+  """Draw random images; every second one has a defect."""
   rng = np.random.default_rng(0)
   mask = np.zeros((number, SIDE, SIDE), np.uint8)
   for i in range(1, number, 2):
@@ -26,7 +26,7 @@ def batch(number: int):
 
 
 def initial(method, backbone):
-  """A method's first parameters; this generator compiles fast."""
+  """Return a method's initial parameters; this generator compiles fast."""
   rng = jax.random.key(0, impl="unsafe_rbg")
   return jax.jit(lambda rng: method.init(rng, backbone))(rng)[0]
 
@@ -42,24 +42,26 @@ def softmax(x):
 
 
 def to_map(values, side=SIDE):
-  """Patch values (b, l) as maps (b, side, side): bilinear, half-pixel."""
+  """Resize patch values (b, l) to (b, side, side): bilinear, half-pixel."""
   b, l = values.shape
   grid = round(l**0.5)
-  where = (np.arange(side) + 0.5) * grid / side - 0.5
-  places = np.meshgrid(where, where, indexing="ij")
-  look = lambda x: ndimage.map_coordinates(x, places, order=1, mode="nearest")
+  position = (np.arange(side) + 0.5) * grid / side - 0.5
+  grid_points = np.meshgrid(position, position, indexing="ij")
+  resize = lambda x: ndimage.map_coordinates(
+    x, grid_points, order=1, mode="nearest"
+  )
   grids = np.asarray(values, np.float64).reshape(b, grid, grid)
-  return np.stack([look(x) for x in grids])
+  return np.stack([resize(x) for x in grids])
 
 
 def cross_entropy(logits, label):
-  """One value per item."""
+  """Return one value per item."""
   prob = softmax(np.asarray(logits, np.float64))
   return -np.log(prob[np.arange(len(label)), np.asarray(label)])
 
 
 def segmentation(prob, mask):
-  """Focal, Dice of the anomalous and of the normal channel, each (b,)."""
+  """Return focal, anomalous and normal Dice losses, each (b,)."""
   prob, mask = np.asarray(prob, np.float64), np.asarray(mask, np.float64)
   hot = np.clip(np.stack([1 - mask, mask], axis=-1), 1e-5, 1 - 1e-5)
   right = (hot * prob).sum(axis=-1) + 1e-5
@@ -73,14 +75,14 @@ def segmentation(prob, mask):
 
 
 def text(backbone, embeds, end, deep, *, insert=False):
-  """Sentence embeddings, block by block, deep tokens set in between.
+  """Encode prompts block by block, with deep tokens.
 
   Args:
     backbone: a Clip.
     embeds: (k, t, c), without positions.
     end: (k,).
     deep: 0-based block -> (m, c).
-    insert: make room at the first of these blocks; else overwrite.
+    insert: add rows at the first of these blocks; otherwise overwrite.
   """
   params, config = backbone.params["text"], backbone.config
   block = blocks.ResBlock(config.text_heads, "quick", causal=True)

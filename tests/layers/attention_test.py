@@ -1,21 +1,21 @@
-"""Attention against its formula, whichever kernel computes it."""
+"""Tests of attention against its formula, for all kernels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.layers import attention
+from zsad_jax.layers import attention, kernels
 
 
 def by_hand(q, k, v, causal):
   """One query at a time, in float64."""
   out = np.zeros(q.shape)
   for b, t, h in np.ndindex(q.shape[:3]):
-    seen = slice(t + 1) if causal else slice(None)
-    logits = k[b, seen, h] @ q[b, t, h] / np.sqrt(q.shape[-1])
+    keys = slice(t + 1) if causal else slice(None)
+    logits = k[b, keys, h] @ q[b, t, h] / np.sqrt(q.shape[-1])
     weights = np.exp(logits - logits.max())
-    out[b, t, h] = weights @ v[b, seen, h] / weights.sum()
+    out[b, t, h] = weights @ v[b, keys, h] / weights.sum()
   return out
 
 
@@ -25,7 +25,7 @@ def drawn(tokens, num_queries=None):
   return 3 * q[:, :num_queries], k, v
 
 
-LONG = attention.LONG
+LONG = kernels.MANY_KEYS
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -51,11 +51,10 @@ def test_large_logits_do_not_overflow():
 
 
 def test_gradients_of_long_and_short_agree(monkeypatch):
-  """What is computed anew in the backward pass is what was computed."""
   q, k, v = map(jnp.float32, drawn(LONG))
   loss = lambda *x: (attention.attend(*x, causal=False) ** 2).sum()
   long = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
-  monkeypatch.setattr(attention, "LONG", LONG + 1)
+  monkeypatch.setattr(kernels, "MANY_KEYS", LONG + 1)
   short = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
   for a, b in zip(long, short):
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

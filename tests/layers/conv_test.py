@@ -1,4 +1,4 @@
-"""Convolutions, beside loops over the pixels."""
+"""Tests of the plain convolutions against loops over the pixels."""
 
 import functools
 import itertools
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsad_jax.benchmark import roofline
 from zsad_jax.layers import conv
 
 RNG = np.random.default_rng(0)
@@ -20,7 +19,7 @@ def normal(*shape):
 
 
 def convolved(x, kernel, bias=0.0):
-  """Cross-correlation with zero padding, pixel by pixel."""
+  """Compute the cross-correlation with zero padding, pixel by pixel."""
   x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
   (b, h, w, _), side = x.shape, kernel.shape[0]
   margin = ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0))
@@ -31,21 +30,8 @@ def convolved(x, kernel, bias=0.0):
   return out
 
 
-def test_a_convolution_by_products_and_its_gradient(monkeypatch):
-  x, kernel = normal(2, 5, 4, 3), normal(3, 3, 3, 2)
-  by_device = {}
-  for alone in (True, False):
-    monkeypatch.setattr(conv.kernels, "one_cpu", lambda alone=alone: alone)
-    close(
-      jax.jit(lambda *a: conv._convolve(*a))(x, kernel), convolved(x, kernel)
-    )
-    loss = lambda x, kernel: (conv._convolve(x, kernel) ** 2).sum()
-    by_device[alone] = jax.grad(loss, argnums=(0, 1))(x, kernel)
-  jax.tree.map(close, *by_device.values())
-
-
 def enlarged(x, kernel, bias):
-  """Every pixel becomes a block."""
+  """Replace every pixel by a block."""
   b, h, w, _ = x.shape
   side, _, _, c_out = kernel.shape
   out = np.zeros((b, h * side, w * side, c_out))
@@ -55,47 +41,38 @@ def enlarged(x, kernel, bias):
   return out
 
 
-def test_a_scaled_kernel_is_a_scaled_image():
-  x, scale, shift = normal(2, 4, 3, 2), normal(2), normal(2)
-  params = {"kernel": normal(3, 3, 2, 5)}
-  found = jax.jit(conv.apply_scaled)(params, x, scale, shift)
-  close(found, convolved(x * scale + shift, params["kernel"]))
-
-
 @pytest.mark.parametrize("side, bias", [(1, True), (3, False), (5, True)])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_a_convolution_of_what_was_enlarged(side, bias, stride, monkeypatch):
-  up = {"kernel": normal(stride, stride, 2, 3), "bias": normal(3)}
+def test_apply_equals_a_loop(side, bias):
   params = {"kernel": normal(side, side, 3, 4)}
   params |= {"bias": normal(4)} if bias else {}
+  x = normal(2, 3, 4, 3)
+  close(conv.apply(params, x), convolved(x, **params))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_apply_transposed_equals_a_loop(stride):
+  params = {"kernel": normal(stride, stride, 2, 3), "bias": normal(3)}
   x = normal(2, 3, 4, 2)
-  expected = convolved(enlarged(x, **up), **params)
-  for alone in (True, False):
-    monkeypatch.setattr(conv.kernels, "one_cpu", lambda alone=alone: alone)
-    found = jax.jit(lambda *a: conv.apply_after_transposed(*a))(up, params, x)
-    close(found, expected, atol=1e-4)
+  close(conv.apply_transposed(params, x), enlarged(x, **params))
 
 
-def test_its_gradient_does_not_depend_on_the_device(monkeypatch):
-  up = {"kernel": normal(2, 2, 2, 3), "bias": normal(3)}
-  params = {"kernel": normal(3, 3, 3, 4), "bias": normal(4)}
-  x = normal(2, 3, 4, 2)
-  found = []
-  for alone in (True, False):
-    monkeypatch.setattr(conv.kernels, "one_cpu", lambda alone=alone: alone)
-    loss = lambda *a: (conv.apply_after_transposed(*a) ** 2).sum()
-    found.append(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(up, params, x))
-  jax.tree.map(functools.partial(close, rtol=1e-4, atol=1e-3), *found)
+@pytest.mark.parametrize(
+  "make, fan_in",
+  [
+    (lambda r: conv.init(r, 100, 9, 3, bias=True), 900),
+    (lambda r: conv.init_transposed(r, 100, 25, 2), 100),
+  ],
+  ids=["conv", "transposed"],
+)
+def test_init_equals_torch(make, fan_in):
+  params = jax.jit(make)(jax.random.key(0, impl="unsafe_rbg"))  # Fast.
+  bound = fan_in**-0.5
+  assert np.abs(params["bias"]).max() <= bound
+  assert 0.99 * bound < np.abs(params["kernel"]).max() <= bound
+  std = bound / 3**0.5
+  np.testing.assert_allclose(np.std(params["kernel"]), std, rtol=0.03)
 
 
-def test_no_product_with_a_kernel_s_zeros():
-  """Of 3 x 3 places each of the 2 x 2 pixels of a block is near four."""
-  kernel = normal(3, 3, 3, 2, 2, 4)
-  used = np.array([[True, False], [True, True], [False, True]])
-  x = normal(2, 5, 4, 3)
-  found = roofline.flops(
-    lambda x: conv._convolve_by_products(x, kernel, used), x
-  )
-  rows = 2 * (5 + 1) * (4 + 1)  # With zeros behind each row and each image.
-  rows += 2 * (4 + 1 + 1)  # A row and a pixel before the first and the last.
-  assert found == 2 * rows * 3 * 4 * (4 * 2 * 2)
+def test_init_without_bias():
+  init = functools.partial(conv.init, c_in=2, c_out=2, side=1, bias=False)
+  assert set(jax.eval_shape(init, jax.random.key(0))) == {"kernel"}

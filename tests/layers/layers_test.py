@@ -1,4 +1,4 @@
-"""Resampling, similarity, k-means, fusion, sentences, torch names."""
+"""Tests of resampling, similarity, k-means, fusion, prompts and names."""
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ def test_fusion_by_hand():
     semantic_fusion.fuse(units, prob, mode="best", k=2, count=3, seed=0)
 
 
-def test_adaclip_sentences():
+def test_adaclip_prompts():
   normal, anomalous = prompts.adaclip("metal_nut-a")
   assert len(normal) == prompts.ADACLIP_NUM_NORMAL_PROMPTS == 28
   assert len(anomalous) == 20

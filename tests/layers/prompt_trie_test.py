@@ -1,4 +1,4 @@
-"""Sentences joined to a tree: the rows of each are those of it alone."""
+"""Tests of the prompt trie: results equal those of the single prompts."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from zsad_jax.layers import prompt_trie, prompts
 
 RNG = np.random.default_rng(5)
-SENTENCES = [
+PROMPTS = [
   "a photo of a cat.",
   "a photo of a dog.",
   "a photo of a dog.",
@@ -23,51 +23,53 @@ WORDS = st.lists(st.integers(1, 3), min_size=1, max_size=5)
 
 
 @given(st.lists(WORDS, min_size=1))
-def test_a_node_sees_its_beginning_and_nothing_else(words):
+def test_a_node_attends_to_its_prefix_alone(words):
   ids = np.zeros((len(words), 6), int)
-  for i, sentence in enumerate(words):
-    ids[i, 1 : 1 + len(sentence)] = sentence
-  end = np.array([len(sentence) for sentence in words])
-  tree = prompt_trie.build(ids, end)
-  beginnings = {
-    tuple(sentence[: row + 1])
-    for sentence, last in zip(ids, end)
+  for i, prompt in enumerate(words):
+    ids[i, 1 : 1 + len(prompt)] = prompt
+  end = np.array([len(prompt) for prompt in words])
+  trie = prompt_trie.build(ids, end)
+  prefixes = {
+    tuple(prompt[: row + 1])
+    for prompt, last in zip(ids, end)
     for row in range(last + 1)
   }
-  assert len(tree.position) == len(beginnings)
-  token = ids.ravel()[tree.source]
-  for i, last in enumerate(tree.end):
-    way = np.flatnonzero(tree.attention_mask[last])
-    way = way[np.argsort(tree.position[way])]
+  assert len(trie.position) == len(prefixes)
+  token = ids.ravel()[trie.source]
+  for i, last in enumerate(trie.end):
+    way = np.flatnonzero(trie.attention_mask[last])
+    way = way[np.argsort(trie.position[way])]
     np.testing.assert_array_equal(token[way], ids[i, : end[i] + 1])
-    np.testing.assert_array_equal(tree.position[way], np.arange(end[i] + 1))
+    np.testing.assert_array_equal(trie.position[way], np.arange(end[i] + 1))
 
 
 def joined(clip, texts):
   """Embeddings of the nodes and the tower's arguments, with a padded twin."""
   ids, end = clip.tokenize(texts)
   less = prompt_trie.build(ids, np.minimum(end, 2))
-  tree = prompt_trie.stack([prompt_trie.build(ids, end), less])
-  embeds = clip.embed_tokens(ids.ravel()[tree.source])
-  return embeds, jax.tree.map(jnp.asarray, tree)
+  trie = prompt_trie.stack([prompt_trie.build(ids, end), less])
+  embeds = clip.embed_tokens(ids.ravel()[trie.source])
+  return embeds, jax.tree.map(jnp.asarray, trie)
 
 
 @pytest.mark.parametrize("mode", ["overwrite", "insert"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_the_tower_reads_a_tree_as_its_sentences(mode, first, small_clip):
-  ids, end = small_clip.tokenize(SENTENCES)
+def test_the_text_tower_gives_the_results_of_single_prompts(
+  mode, first, small_clip
+):
+  ids, end = small_clip.tokenize(PROMPTS)
   layers = jnp.asarray(RNG.normal(size=(3, 2, 2, 64)), jnp.float32)
-  embeds, tree = joined(small_clip, SENTENCES)
+  embeds, trie = joined(small_clip, PROMPTS)
   hooks = dict(prompt_mode=mode)
   found, _ = small_clip.text(
     embeds,
-    tree.end,
-    positions=tree.position,
-    attention_mask=tree.attention_mask,
+    trie.end,
+    positions=trie.position,
+    attention_mask=trie.attention_mask,
     prompts={j: layers[j] for j in range(first, 3)},
     **hooks,
   )
-  assert found.shape == (2, len(SENTENCES), 32)
+  assert found.shape == (2, len(PROMPTS), 32)
   for i, last in enumerate((end, np.minimum(end, 2))):
     alone, _ = small_clip.text(
       small_clip.embed_tokens(ids),
@@ -78,18 +80,18 @@ def test_the_tower_reads_a_tree_as_its_sentences(mode, first, small_clip):
     np.testing.assert_allclose(found[i], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_are_those_of_the_sentences(small_clip):
-  ids, end = small_clip.tokenize(SENTENCES)
-  embeds, tree = joined(small_clip, SENTENCES)
-  way = jnp.asarray(RNG.normal(size=(len(SENTENCES), 32)), jnp.float32)
+def test_gradients_equal_those_of_single_prompts(small_clip):
+  ids, end = small_clip.tokenize(PROMPTS)
+  embeds, trie = joined(small_clip, PROMPTS)
+  way = jnp.asarray(RNG.normal(size=(len(PROMPTS), 32)), jnp.float32)
   prompt = jnp.asarray(RNG.normal(size=(1, 2, 64)), jnp.float32)
 
-  def by_tree(prompt):
+  def with_trie(prompt):
     found, _ = small_clip.text(
       embeds,
-      tree.end,
-      positions=tree.position,
-      attention_mask=tree.attention_mask,
+      trie.end,
+      positions=trie.position,
+      attention_mask=trie.attention_mask,
       prompts={1: prompt},
     )
     return (found[0] * way).sum()
@@ -100,11 +102,11 @@ def test_gradients_are_those_of_the_sentences(small_clip):
     )
     return (found * way).sum()
 
-  found, expected = jax.grad(by_tree)(prompt), jax.grad(alone)(prompt)
+  found, expected = jax.grad(with_trie)(prompt), jax.grad(alone)(prompt)
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_adaclips_sentences_share_most_of_what_they_say(small_clip):
+def test_adaclips_prompts_share_most_tokens(small_clip):
   ids, end = small_clip.tokenize(sum(prompts.adaclip("hazelnut"), []))
-  tree = prompt_trie.build(ids, end)
-  assert 2 * len(tree.position) < (end + 1).sum()
+  trie = prompt_trie.build(ids, end)
+  assert 2 * len(trie.position) < (end + 1).sum()

@@ -12,6 +12,7 @@ import pytest
 
 from zsad_jax import losses
 from zsad_jax.backbones.clip import config
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.methods import adaclip
 
 SMALL = adaclip.Method(
@@ -135,9 +136,9 @@ def test_text_set_0_is_kept_out_of_training(small_clip):
 
 
 def test_parameter_count_at_full_size():
-  sizes = config.MODELS["ViT-L-14-336"]
+  backbone = clip.Clip({}, config.MODELS["ViT-L-14-336"])
   method = adaclip.Method()
-  params, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), sizes))
+  params, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   assert count(params) == 10_665_472  # 10.7 M in the paper.
   unused = count(params["static_text_prompts"]["0"])

@@ -15,7 +15,13 @@ from scipy import ndimage, stats
 
 from tests.helpers import numpy_reference
 from zsad_jax.backbones.clip import config
-from zsad_jax.layers import prompt_query, prompts
+from zsad_jax.backbones.clip import model as clip
+from zsad_jax.layers import (
+  fused_heads,
+  prompt_query,
+  prompts,
+  textual_adapter,
+)
 from zsad_jax.methods import adaptclip
 
 SMALL = adaptclip.Method(
@@ -115,7 +121,8 @@ def compare(method, params, old, features, weight):
 
 @functools.partial(jax.jit, static_argnums=0)
 def text(method, params, backbone, aux):
-  return method.text(params, backbone, aux)
+  given = params["textual"], backbone, aux
+  return textual_adapter.text(*given, method.activation)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +291,7 @@ def test_pooling_is_mean_and_largest(model, topk):
   before = dict(zip(("scale", "bias"), before))
   ours, _ = jax.jit(
     lambda p, s, x: prompt_query.global_head(
-      p, s, x, before, topk=topk, weight=None
+      p, s, fused_heads.pool(x, before, topk=topk), weight=None
     )
   )(params, old, x)
   x = before["scale"] * x + before["bias"]  # Some scales are negative.
@@ -411,7 +418,7 @@ def test_wrong_choices_are_errors():
       changed(joint=True, **{missing: False})
 
 
-def test_learned_sentences(small_clip, aux):
+def test_learned_prompts(small_clip, aux):
   np.testing.assert_array_equal(aux["end"], [14, 14])
   ids = np.array([[49406, *[343] * 12, 269, 49407]] * 2)
   table = np.asarray(small_clip.params["text"]["token_embedding"])
@@ -419,7 +426,7 @@ def test_learned_sentences(small_clip, aux):
 
 
 def test_learned_vectors_replace_the_placeholders(model, aux):
-  ours = np.asarray(SMALL.learned_prompts(model[0], aux))
+  ours = np.asarray(textual_adapter.learned_prompts(model[0]["textual"], aux))
   for i, state in enumerate(("normal", "anomalous")):
     vectors = model[0]["textual"][state]
     np.testing.assert_array_equal(ours[i, 1:13], vectors)
@@ -431,7 +438,7 @@ def test_learned_vectors_replace_the_placeholders(model, aux):
 def test_learned_text_by_hand_on_the_whole_context(model, small_clip, aux):
   """No deep tokens; 77 tokens and few give the same."""
   pad = np.asarray(small_clip.params["text"]["token_embedding"])[0]
-  short = SMALL.learned_prompts(model[0], aux)
+  short = textual_adapter.learned_prompts(model[0]["textual"], aux)
   k, t, c = short.shape
   padding = np.broadcast_to(pad, (k, 77 - t, c))
   whole = jnp.asarray(np.concatenate([short, padding], axis=1))
@@ -442,7 +449,7 @@ def test_learned_text_by_hand_on_the_whole_context(model, small_clip, aux):
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_static_sentences(small_clip, aux):
+def test_fixed_prompts(small_clip, aux):
   normal, anomalous = prompts.adaptclip()
   assert (len(normal), len(anomalous)) == (7 * 21, 4 * 21)
   assert (len(set(normal)), len(set(anomalous))) == (7 * 20, 4 * 20)
@@ -459,14 +466,45 @@ def test_static_sentences(small_clip, aux):
 
 
 def test_parameter_counts_at_full_size():
-  sizes = config.MODELS["ViT-L-14-336"]
+  backbone = clip.Clip({}, config.MODELS["ViT-L-14-336"])
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  params, _ = init(adaptclip.Method(), sizes)
+  params, _ = init(adaptclip.Method(), backbone)
   assert count(params["textual"]) == 18_432
   assert count(params["visual"]) == 590_592
   assert count(params) == 1_763_266  # 1.8 M in the paper.
-  own, _ = init(adaptclip.Method(share_heads=False), sizes)
+  own, _ = init(adaptclip.Method(share_heads=False), backbone)
   assert [len(own["prompt_query"][k]) for k in ("local", "global")] == [4, 4]
   assert 5.15e6 < count(own) < 5.25e6
-  smaller = config.MODELS["ViT-B-16-plus-240"]
+  smaller = clip.Clip({}, config.MODELS["ViT-B-16-plus-240"])
   assert count(init(adaptclip.Method(), smaller)[0]) == 1_414_978
+
+
+class ImageOnly:
+  """The image encoder of a CLIP, without its text encoder."""
+
+  def __init__(self, clip):
+    self._clip = clip
+    for name in ("embed_dim", "patch_size", "vision_layers", "vision_width"):
+      setattr(self, name, getattr(clip, name))
+    self.normalize, self.image = clip.normalize, clip.image
+    self.project = clip.project
+
+
+def test_prompt_query_alone_needs_no_text(small_clip, batch):
+  backbone = ImageOnly(small_clip)
+  method = alone(prompt_query=True)
+  params, old = init(method, backbone)
+  assert set(params) == {"prompt_query"}
+  assert method.prepare(backbone, ["nut"]) == {}
+
+  def run(params, old, image):
+    features = method.encode(backbone, {"image": image})
+    references = jax.tree.map(lambda x: x[:, None], features)
+    features["memory_bank"] = method.build_memory_bank(references)
+    return method.predict(params, old, backbone, {}, features)
+
+  found = jax.eval_shape(run, params, old, batch["image"])
+  assert found["anomaly_map"].shape == batch["image"].shape[:3]
+  for name in ("visual", "textual"):
+    with pytest.raises(ValueError, match="no text encoder"):
+      alone(**{name: True}).prepare(backbone, ["nut"])

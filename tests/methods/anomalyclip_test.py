@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers import numpy_reference
 from zsad_jax.backbones.clip import config
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.methods import anomalyclip
 from zsad_jax.runs import run as run_lib
 
@@ -193,7 +194,7 @@ def test_rounding_is_that_of_the_deep_tokens(small_clip, params, aux):
   assert 1e-6 < np.abs(ours - unrounded).max() < 1e-2
 
 
-def test_sentences_and_end_positions(small_clip):
+def test_prompts_and_end_positions(small_clip):
   aux = anomalyclip.Method().prepare(small_clip, [])
   np.testing.assert_array_equal(aux["end"], [15, 16])
   start, end, x, pad = 49406, 49407, 343, 0
@@ -232,9 +233,9 @@ def test_cutting_the_padding_changes_nothing(small_clip, params, aux):
 
 
 def test_parameter_count_at_full_size():
-  sizes = config.MODELS["ViT-L-14-336"]
+  backbone = clip.Clip({}, config.MODELS["ViT-L-14-336"])
   params, stats = jax.eval_shape(
-    lambda: anomalyclip.Method().init(jax.random.key(0), sizes)
+    lambda: anomalyclip.Method().init(jax.random.key(0), backbone)
   )
   # The published 5,555,200 without 5,512,192 that are never used.
   assert sum(x.size for x in jax.tree.leaves(params)) == 43_008

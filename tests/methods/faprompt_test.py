@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers import numpy_reference
 from zsad_jax.backbones.clip import config
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.methods import faprompt
 
 SMALL = faprompt.Method(
@@ -261,7 +262,7 @@ def test_cutting_the_padding_changes_nothing(params, small_clip, aux):
 
 
 @pytest.mark.parametrize("damaged_word", [True, False])
-def test_sentences_and_end_positions(small_clip, damaged_word):
+def test_prompts_and_end_positions(small_clip, damaged_word):
   method = faprompt.Method(damaged_word=damaged_word)
   aux = method.prepare(small_clip, [])
   start, end, n, a, pad = 49406, 49407, 333, 320, 0
@@ -275,9 +276,9 @@ def test_sentences_and_end_positions(small_clip, damaged_word):
 
 
 def test_parameter_count_at_full_size():
-  sizes = config.MODELS["ViT-L-14-336"]
+  backbone = clip.Clip({}, config.MODELS["ViT-L-14-336"])
   params, stats = jax.eval_shape(
-    lambda: faprompt.Method().init(jax.random.key(0), sizes)
+    lambda: faprompt.Method().init(jax.random.key(0), backbone)
   )
   # The published 9,612,256 without 5,512,192 that are never used.
   assert sum(x.size for x in jax.tree.leaves(params)) == 4_100_064

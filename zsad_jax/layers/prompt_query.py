@@ -78,7 +78,7 @@ def local_head(
 
 
 def pool(x: Float[Array, "b l d"], *, topk: int) -> Float[Array, "b d"]:
-  """Average the mean and the mean of the `topk` largest values per channel.
+  """Average the mean and the `topk` largest values per channel (Eq. 8).
 
   topk = 1 is the paper's average and max pooling. This is the definition;
   `forward` runs the equal `fused_heads.pool`.
