@@ -177,7 +177,7 @@ def test_sigterm_stops_after_a_step_and_says_how_to_go_on(data, tmp_path):
 _TRAIN_ALONE = """
 import pathlib, sys
 from tests.helpers import small_run
-from zsad_jax import evaluate, train
+from zsad_jax import train
 from zsad_jax.backbones.clip import load as clip_load
 clip_load.RANDOM_CONFIG = small_run.BACKBONE
 config = small_run.get_anomalyclip_config(sys.argv[1])

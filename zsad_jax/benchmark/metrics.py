@@ -65,7 +65,7 @@ def streamed(number):
   start = time.perf_counter()
   found = metrics.streamed_metrics(state)
   return spent + time.perf_counter() - start, {
-    k: v.value for k, v in found.items() if v
+    k.removeprefix("pixel_"): v.value for k, v in found.items() if v
   }
 
 

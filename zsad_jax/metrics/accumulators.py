@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -23,6 +23,7 @@ Gather = Callable[[Any], list[Any]]
 Function = Callable[[np.ndarray, np.ndarray], float]
 
 
+@runtime_checkable
 class PixelMetrics(Protocol):
   """Accumulator of the pixel metrics of a category."""
 
