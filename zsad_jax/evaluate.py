@@ -90,6 +90,8 @@ def evaluate_and_write(
 
 def define_flags() -> None:
   """Define the flags of the command."""
+  _define_few_shot_flags()
+  _define_variant_flag()
   flags.DEFINE_list("workdir", [], "Folders of runs, separated by commas.")
   flags.DEFINE_list(
     "data",
@@ -99,29 +101,6 @@ def define_flags() -> None:
   )
   flags.DEFINE_string(
     "data_root", None, "Folder of registered data sets, if not as in training."
-  )
-  flags.DEFINE_list(
-    "shots",
-    [],
-    "Few-shot evaluation with these numbers of references per class, sampled "
-    "as AdaptCLIP's authors do; zero-shot is always included.",
-  )
-  flags.DEFINE_list(
-    "seeds", [*map(str, references.SEEDS)], "Seeds for reference sampling."
-  )
-  flags.DEFINE_string(
-    "references",
-    None,
-    "Few-shot evaluation with given references: a folder with one subfolder "
-    "per class, or a JSON file {class: [path, ...]}.",
-  )
-  titles = "; ".join(f"{m.name}: {m.title}" for m in metrics.METRICS.values())
-  flags.DEFINE_string(
-    "variant",
-    "streamed",
-    f"Definition of the metrics, one of {', '.join(accumulators.VARIANTS)}. "
-    '"streamed" counts pixels in histograms, "exact" keeps all maps in memory, '
-    f"the others follow published evaluations. Metrics: {titles}.",
   )
   flags.DEFINE_string(
     "output",
@@ -144,6 +123,37 @@ def define_flags() -> None:
   flags.DEFINE_bool("allow_trained", False, "Allow testing on training data.")
   flags.DEFINE_bool(
     "skip_corrupt", None, "Count images that cannot be read; do not stop."
+  )
+
+
+def _define_few_shot_flags():
+  """Define the flags of few-shot evaluation."""
+  flags.DEFINE_list(
+    "shots",
+    [],
+    "Few-shot evaluation with these numbers of references per class, sampled "
+    "as AdaptCLIP's authors do; zero-shot is always included.",
+  )
+  flags.DEFINE_list(
+    "seeds", [*map(str, references.SEEDS)], "Seeds for reference sampling."
+  )
+  flags.DEFINE_string(
+    "references",
+    None,
+    "Few-shot evaluation with given references: a folder with one subfolder "
+    "per class, or a JSON file {class: [path, ...]}.",
+  )
+
+
+def _define_variant_flag():
+  """Define the flag of the definition of the metrics; lists all metrics."""
+  titles = "; ".join(f"{m.name}: {m.title}" for m in metrics.METRICS.values())
+  flags.DEFINE_string(
+    "variant",
+    "streamed",
+    f"Definition of the metrics, one of {', '.join(accumulators.VARIANTS)}. "
+    '"streamed" counts pixels in histograms, "exact" keeps all maps in memory, '
+    f"the others follow published evaluations. Metrics: {titles}.",
   )
 
 

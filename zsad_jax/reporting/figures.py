@@ -85,7 +85,8 @@ def example_strip(
     image: RGB.
     gt_mask: nonzero = anomalous; None where unknown, which is drawn grey.
     anomaly_map: higher = more anomalous, any scale.
-    low, high: range of the colour scale; see `overlay`.
+    low: lower end of the colour scale; see `overlay`.
+    high: upper end of the colour scale.
   """
   size = (EXAMPLE_TILE, EXAMPLE_TILE)
   mask = (
