@@ -61,11 +61,11 @@ def histogram(
   return _frame(title, ("score", "images"), ticks, vertical, bars)
 
 
-def _x(fraction: float) -> float:
+def _x(fraction):
   return _LEFT + fraction * (_WIDTH - _LEFT - _RIGHT)
 
 
-def _y(fraction: float) -> float:
+def _y(fraction):
   return _HEIGHT - _BOTTOM - fraction * (_HEIGHT - _TOP - _BOTTOM)
 
 
