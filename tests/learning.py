@@ -63,10 +63,10 @@ def learn(name, data, workdir):
   assert train.train(config.lock(), workdir)
   run = run_lib.load(workdir)
   dataset = registry.open_dataset(str(data / "benchmark"))
-  compare = evaluator.make(
+  compare = evaluator.Evaluator.from_config(
     run.config, run.method, run.backbone, distributed.make_mesh()
   )
-  (rows,), _ = evaluator.evaluate(compare, run.params, run.stats, dataset)
+  (rows,) = compare.evaluate(run.params, run.stats, dataset).rows
   return tables.mean_row(rows)[0]["image_auroc"]
 
 

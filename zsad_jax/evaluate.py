@@ -1,48 +1,47 @@
-r"""Evaluates trained runs on data sets: tables and figures for each.
+r"""Evaluate trained runs on data sets: tables, figures and an HTML page.
 
 python -m zsad_jax.evaluate --workdir=runs/adaclip --data=elpv
 python -m zsad_jax.evaluate --workdir=runs/adaptclip,runs/anomalyclip \
     --shots=1,2,4
+python -m zsad_jax.evaluate --list_tables
 
-  --data=mvtec,visa,DIR   registered names or folders; default: each run's own
-  --data_root=DIR         where registered data sets lie, if not as in training
-  --shots=1,2,4           few-shot, with that many references of each class,
-                          sampled as AdaptCLIP's authors do; 0 is added
-  --seeds=10,20,30        of that sampling
-  --references=PATH       few-shot with these: a folder with one subfolder for
-                          each class, or a JSON file {class: [path, ...]}
-  --variant=NAME          metrics as a paper measured them: adaclip,
-                          anomalyclip, faprompt, april_gan, adaptclip,
-                          adaptclip_256, trapezoid, per_image; or exact (all
-                          maps are kept) instead of streamed (the default)
-  --output=DIR            default: WORKDIR/evaluation; of several runs:
-                          evaluation/ beside the first one
-  --check=POINTS          exit with 1 if a mean is further than that many
-                          points from the paper's
-  --paper_results=DIR     the papers' tables, if not data/paper_results
-  --list_tables           name the papers' tables and what each needs
-  --allow_trained         test on what was trained on, too
-  --skip_corrupt          count images that cannot be read, do not stop
-
-Methods that know no references get a memory of them, see fewshot.py. Runs of
-the same config.name, such as other seeds, are averaged.
+Methods without reference images get a memory bank of their patches for
+few-shot evaluation. Runs with the same config.name, such as other seeds, are
+averaged. docs/evaluation.md describes protocols, metrics and reports.
 """
 
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
-from zsad_jax.datasets import references
-from zsad_jax.evaluation import paper_results, protocol
-from zsad_jax.reporting import report
+from zsad_jax import metrics
+from zsad_jax.datasets import index, references
+from zsad_jax.datasets.references import References
+from zsad_jax.evaluation import paper_results, protocol, results
+from zsad_jax.metrics import accumulators
+from zsad_jax.reporting import details, report
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli
 
+Chooser = Callable[[index.Dataset], Sequence[References]]
 
-def chooser(shots, seeds, path):
-  """Returns the function from a data set to choices of references.
 
-  Zero-shot comes first, whatever else is asked for.
+def chooser(
+  shots: Sequence[int], seeds: Sequence[int], path: str | None
+) -> Chooser:
+  """Return the function from a data set to choices of references.
+
+  Zero-shot always comes first.
+
+  Args:
+    shots: numbers of references per class.
+    seeds: seeds of their sampling.
+    path: folder or JSON file of given references; not together with `shots`.
+
+  Raises:
+    ValueError: both are given.
   """
   if path and shots:
     raise ValueError("Give --shots or --references, not both.")
@@ -60,78 +59,161 @@ def chooser(shots, seeds, path):
   return choose
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  flags.DEFINE_list("workdir", [], "Folders of runs.")
-  flags.DEFINE_list("data", None, "Data sets: names or folders.")
-  flags.DEFINE_string("data_root", None, "Folder of the data sets.")
-  flags.DEFINE_list("shots", [], "Numbers of references per class.")
-  flags.DEFINE_list("seeds", [*map(str, references.SEEDS)], "Of the sampling.")
-  flags.DEFINE_string("references", None, "Folder or JSON of references.")
-  flags.DEFINE_string("variant", "streamed", "Of the metrics.")
-  flags.DEFINE_string("output", None, "Where tables and figures go.")
-  flags.DEFINE_float("check", None, "Largest difference to a paper's mean.")
-  flags.DEFINE_string("paper_results", None, "Folder of the papers' tables.")
-  flags.DEFINE_bool("list_tables", False, "List the papers' tables.")
-  flags.DEFINE_bool("allow_trained", False, "Test on what was trained on.")
-  flags.DEFINE_bool("skip_corrupt", None, "Leave out what can't be read.")
+def evaluate_and_write(
+  run: run_lib.Run,
+  data: str,
+  output: pathlib.Path,
+  evaluation_protocol: protocol.Protocol,
+  **options: Any,
+) -> list[details.Report]:
+  """Evaluate a run on one data set and write its tables and figures.
+
+  Args:
+    run: trained run.
+    data: registered name or folder of the data set.
+    output: see `report.Writer`.
+    evaluation_protocol: protocol of the run.
+    **options: further arguments of `results.evaluate_run`.
+  """
+  dataset = run_lib.open_dataset(run.config, data)
+  writer = report.Writer(run, dataset, output)
+  return writer.write(
+    results.evaluate_run(
+      run,
+      dataset,
+      evaluation_protocol,
+      on_category=writer.add_category,
+      **options,
+    )
+  )
 
 
-def main(options):
+def define_flags() -> None:
+  """Define the flags of the command."""
+  _define_few_shot_flags()
+  _define_variant_flag()
+  flags.DEFINE_list("workdir", [], "Folders of runs, separated by commas.")
+  flags.DEFINE_list(
+    "data",
+    None,
+    "Data sets: registered names or folders. Default: the test data of each "
+    "run.",
+  )
+  flags.DEFINE_string(
+    "data_root", None, "Folder of registered data sets, if not as in training."
+  )
+  flags.DEFINE_string(
+    "output",
+    None,
+    "Folder of tables and figures. Default: WORKDIR/evaluation; of several "
+    "runs: evaluation/ in the parent folder of the first one.",
+  )
+  flags.DEFINE_float(
+    "check",
+    None,
+    "Exit with status 1 if a mean differs from the published one by more than "
+    "this number of percentage points.",
+  )
+  flags.DEFINE_string(
+    "paper_results", None, "Folder of the published tables (CSV)."
+  )
+  flags.DEFINE_bool(
+    "list_tables", False, "List the published tables and what each needs."
+  )
+  flags.DEFINE_bool("allow_trained", False, "Allow testing on training data.")
+  flags.DEFINE_bool(
+    "skip_corrupt", None, "Count images that cannot be read; do not stop."
+  )
+
+
+def _define_few_shot_flags():
+  """Define the flags of few-shot evaluation."""
+  flags.DEFINE_list(
+    "shots",
+    [],
+    "Few-shot evaluation with these numbers of references per class, sampled "
+    "as AdaptCLIP's authors do; zero-shot is always included.",
+  )
+  flags.DEFINE_list(
+    "seeds", [*map(str, references.SEEDS)], "Seeds for reference sampling."
+  )
+  flags.DEFINE_string(
+    "references",
+    None,
+    "Few-shot evaluation with given references: a folder with one subfolder "
+    "per class, or a JSON file {class: [path, ...]}.",
+  )
+
+
+def _define_variant_flag():
+  """Define the flag of the definition of the metrics; lists all metrics."""
+  titles = "; ".join(f"{m.name}: {m.title}" for m in metrics.METRICS.values())
+  flags.DEFINE_string(
+    "variant",
+    "streamed",
+    f"Definition of the metrics, one of {', '.join(accumulators.VARIANTS)}. "
+    '"streamed" counts pixels in histograms, "exact" keeps all maps in memory, '
+    f"the others follow published evaluations. Metrics: {titles}.",
+  )
+
+
+def main(options: flags.FlagValues) -> int:
+  """Run the command; return the exit status."""
   cells = _cells(options)
   if options.list_tables:
     print(paper_results.list_tables(cells))
     return 0
   if not options.workdir:
     raise ValueError("Give --workdir=RUN[,RUN...] or --list_tables.")
-  tables, results = paper_results.Tables(cells), []
+  tables, reports = paper_results.Tables(cells), []
   for workdir in options.workdir:
-    results += _evaluate(run_lib.load(workdir), options)
-  beside = pathlib.Path(options.workdir[0])
-  beside = beside if len(options.workdir) == 1 else beside.parent
-  output = pathlib.Path(options.output or beside / "evaluation")
-  report.summarize(results, output, tables)
+    reports += _evaluate(run_lib.load(workdir), options)
+  folder = pathlib.Path(options.workdir[0])
+  folder = folder if len(options.workdir) == 1 else folder.parent
+  output = pathlib.Path(options.output or folder / "evaluation")
+  report.summarize(reports, output, tables)
   if options.check is None:
     return 0
-  return _check(report.means(results), tables, options.check / 100)
+  means = report.means([r.result for r in reports])
+  return _check(means, tables, options.check / 100)
 
 
 def _cells(options):
-  """The papers' numbers; none where they were not asked for and are not there.
+  """Return the published numbers; none where their default folder is missing.
 
   They belong to the source, not to an installed package.
   """
-  folder = pathlib.Path(options.paper_results or paper_results.FOLDER)
-  asked = options.paper_results or options.list_tables
-  if folder.is_dir() or asked or options.check is not None:
+  folder = pathlib.Path(options.paper_results or paper_results.default_folder())
+  required = options.paper_results or options.list_tables
+  if folder.is_dir() or required or options.check is not None:
     return paper_results.read(folder)
-  print(f"note: {folder} is not there: no papers' numbers stand beside.")
+  print(f"note: {folder} does not exist: no comparison with published numbers.")
   return ()
 
 
 def _evaluate(run, options):
-  """The results of one run on all data sets."""
+  """Return the reports of one run on all data sets."""
   shots, seeds = _integers(options, "shots"), _integers(options, "seeds")
   choose = chooser(shots, seeds, options.references)
+  config = run.config
   if options.data_root is not None:
-    with run.config.unlocked():
-      run.config.data_root = options.data_root
-  data_sets = tuple(options.data or run.config.test_data)
-  how = protocol.Protocol.of(
-    run.config,
+    with config.unlocked():
+      config.data_root = options.data_root
+  data_sets = tuple(options.data or config.test_data)
+  how = protocol.Protocol.from_config(
+    config,
     test_data=data_sets,
     shots=(0, *shots),
     seeds=tuple(seeds) if shots else (),
     variant=options.variant,
-    allow_trained=options.allow_trained
-    or run.config.get("allow_trained", False),
+    allow_trained=options.allow_trained or config.get("allow_trained", False),
   )
   output = run.workdir / "evaluation"
   if options.output and len(options.workdir) == 1:
     output = pathlib.Path(options.output)
-  results = []
+  reports = []
   for data in data_sets:
-    results += report.evaluate(
+    reports += evaluate_and_write(
       run,
       data,
       output,
@@ -139,12 +221,12 @@ def _evaluate(run, options):
       choose=choose,
       skip_corrupt=options.skip_corrupt,
     )
-  report.decoded_cache(run.config.get("decoded_cache", ""))
-  return results
+  report.log_cache_size(config.get("decoded_cache", ""))
+  return reports
 
 
 def _check(means, tables, tolerance):
-  """Prints the comparisons; returns the exit status."""
+  """Print the comparison with published means; return the exit status."""
   compared = paper_results.compare(tables, means)
   if not compared:
     raise ValueError(
@@ -162,9 +244,10 @@ def _check(means, tables, tolerance):
 
 
 def _integers(options, name):
+  """Return the integers of a list flag."""
   values = options[name].value
   if bad := [v for v in values if not v.isdecimal()]:
-    raise ValueError(f"--{name}: {bad[0]!r} is no number from 0 on.")
+    raise ValueError(f"--{name}: {bad[0]!r} is not a non-negative integer.")
   return [int(v) for v in values]
 
 

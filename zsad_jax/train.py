@@ -25,7 +25,7 @@ from absl import flags
 
 from zsad_jax import backbones, types
 from zsad_jax.datasets import pipeline
-from zsad_jax.evaluation import calibration, evaluator, protocol
+from zsad_jax.evaluation import calibration, evaluator, protocol, results
 from zsad_jax.inference import predictor
 from zsad_jax.reporting import report
 from zsad_jax.runs import checkpoint, logger
@@ -180,7 +180,7 @@ def _train(config, workdir, stack):
     if step % config.checkpoint_steps == 0:
       save()
   save()
-  report.skipped(source.skipped)
+  report.log_skipped(source.skipped)
   return step == total_steps
 
 
@@ -203,10 +203,16 @@ def main(options: flags.FlagValues) -> int:
   print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
   run = run_lib.load(workdir)
   calibration.store(run)
-  how = protocol.Protocol.of(config, allow_trained=config.allow_trained)
+  how = protocol.Protocol.from_config(
+    config, allow_trained=config.allow_trained
+  )
   for data in config.test_data:
-    report.evaluate(run, data, workdir / "evaluation", how)
-  report.decoded_cache(config.decoded_cache)
+    dataset = run_lib.open_dataset(config, data)
+    writer = report.Writer(run, dataset, workdir / "evaluation")
+    writer.write(
+      results.evaluate_run(run, dataset, how, on_category=writer.add_category)
+    )
+  report.log_cache_size(config.decoded_cache)
   return 0
 
 

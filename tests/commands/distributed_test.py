@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import pickle
 import shutil
 import signal
 import socket
@@ -15,9 +14,6 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_run
-from zsad_jax.datasets import index, references
-from zsad_jax.evaluation import evaluator, examples
-from zsad_jax.metrics import accumulators
 from zsad_jax.runtime import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -134,59 +130,3 @@ def test_two_processes_measure_what_one_does(data, one, tmp_path):
   assert thresholds[0] == thresholds[1]
 
 
-def seen_by(variant, samples, halves, batches):
-  """A category's measure and gallery of these halves of each batch."""
-  none = references.NONE
-  shown = examples.Gallery(each=2, threshold=0.5, always=[3])
-  category = evaluator.Category(
-    "bolt",
-    none,
-    samples,
-    [],
-    np.zeros(0),
-    accumulators.make(variant),
-    shown,
-    [],
-  )
-  seen, scores = [], []
-  for batch in batches:
-    part = np.concatenate([np.array_split(batch, 2)[half] for half in halves])
-    maps = [np.random.default_rng(i).random((6, 6)) for i in part]
-    maps = np.reshape(maps, (-1, 6, 6)).astype(np.float32)
-    seen.append(part)
-    scores.append(maps.mean(axis=(1, 2)))
-    truth = {
-      "index": seen[-1],
-      "mask": (maps > 0.8) & (seen[-1] % 3 > 0)[:, None, None],
-      "has_mask": np.ones(len(part), bool),
-    }
-    evaluator._look(category, samples, truth, maps, scores[-1])
-  return category, seen, scores, [f"broken by {halves[0]}"]
-
-
-@pytest.mark.parametrize("variant", ["streamed", "exact", "adaptclip"])
-def test_what_two_processes_saw_is_joined_to_what_one_sees(
-  variant, monkeypatch
-):
-  samples = [
-    index.Sample(f"{i}.png", "", "bolt", "", int(i % 3 > 0)) for i in range(11)
-  ]
-  batches = np.split(np.arange(11), [4, 8])
-  alone, mine, other = (
-    seen_by(variant, samples, part, batches) for part in ((0, 1), (0,), (1,))
-  )
-  sent = []
-  record = lambda value: [sent.append(pickle.dumps(value)) or value]
-  monkeypatch.setattr(distributed, "all_gather_object", record)
-  evaluator._joined(*other)
-  alone = evaluator._joined(*alone)
-  given = iter(sent)
-  both = lambda value: [value, pickle.loads(next(given))]
-  monkeypatch.setattr(distributed, "all_gather_object", both)
-  joined = evaluator._joined(*mine)
-  assert joined.metrics() == alone.metrics()
-  assert joined.samples == alone.samples == samples
-  numbers = lambda examples: [e.number for e in examples]
-  kinds = lambda c: {k: numbers(v) for k, v in c.gallery.kinds().items()}
-  assert kinds(joined) == kinds(alone) and {*joined.gallery.kept} == {3}
-  assert joined.skipped == ["broken by 0", "broken by 1"]

@@ -1,4 +1,4 @@
-"""Few-shot from training to prediction, on two small classes."""
+"""Few-shot detection from training to prediction, on two small classes."""
 
 import csv
 import dataclasses
@@ -49,14 +49,14 @@ def trained(config, workdir):
 
 @pytest.fixture(scope="module")
 def native(folder, tmp_path_factory):
-  """AdaptCLIP, which learns from references."""
+  """AdaptCLIP, which is trained with references."""
   config = small_run.get_adaptclip_config(str(folder))
   return trained(config, tmp_path_factory.mktemp("adaptclip"))
 
 
 @pytest.fixture(scope="module")
 def plus(folder, tmp_path_factory):
-  """AnomalyCLIP, which gets a memory."""
+  """AnomalyCLIP, which gets a memory bank."""
   config = small_run.get_anomalyclip_config(str(folder))
   config.epochs = 1
   return trained(config, tmp_path_factory.mktemp("anomalyclip"))
@@ -72,9 +72,12 @@ def rows(path):
     return list(csv.DictReader(file))
 
 
-def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
+def test_zero_and_few_shot_in_one_evaluation(run, folder, tmp_path, capsys):
   choose = evaluate.chooser([2, 1], [10, 20], None)
-  results = report.evaluate(run, str(folder), tmp_path, how(run), choose=choose)
+  reports = evaluate.evaluate_and_write(
+    run, str(folder), tmp_path, how(run), choose=choose
+  )
+  results = [r.result for r in reports]
   labels = [r.references.label for r in results]
   assert labels == ["0-shot"] + [
     f"{k}-shot_seed{seed}" for k in (1, 2) for seed in (10, 20)
@@ -84,12 +87,14 @@ def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
   chosen = kept["references"]["images"]["nut"]
   where = sorted((folder / "nut/train/good").iterdir())
   assert chosen == [str(where[i]) for i in references.indices(5, 2, 20)]
-  alone = report.evaluate(run, str(folder), tmp_path / "alone", how(run))
-  # Zero-shot is the same, whatever is measured beside it.
-  for name, row in alone[0].rows.items():
+  alone = evaluate.evaluate_and_write(
+    run, str(folder), tmp_path / "alone", how(run)
+  )
+  # Zero-shot results do not depend on the few-shot ones.
+  for name, row in alone[0].result.rows.items():
     for metric, value in row.items():
       np.testing.assert_allclose(results[0].rows[name][metric], value)
-  report.summarize(results, tmp_path, paper_results.Tables(()))
+  report.summarize(reports, tmp_path, paper_results.Tables(()))
   out = capsys.readouterr().out
   assert "2-shot" in out and "±" in out
   lines = rows(tmp_path / "parts_summary.csv")
@@ -101,7 +106,7 @@ def test_zero_and_few_shot_stand_side_by_side(run, folder, tmp_path, capsys):
   )
 
 
-def test_prediction_beside_references(run, folder, tmp_path, capsys):
+def test_prediction_with_references(run, folder, tmp_path, capsys):
   tested = [str(folder / "nut/test")]
   normal = folder / "nut/train/good"
   predict.predict(run, tested, tmp_path / "zero")
@@ -123,7 +128,7 @@ def test_prediction_beside_references(run, folder, tmp_path, capsys):
   assert [r["score"] for r in fewer] != [r["score"] for r in both]
 
 
-def test_a_damaged_reference_is_named(plus, folder, tmp_path):
+def test_a_corrupt_reference_is_named(plus, folder, tmp_path):
   bad = tmp_path / "bad.png"
   bad.write_bytes((folder / "nut/train/good/0.png").read_bytes()[:200])
   tested = [str(folder / "nut/test/good/0.png")]
@@ -131,7 +136,7 @@ def test_a_damaged_reference_is_named(plus, folder, tmp_path):
     predict.predict(plus, tested, tmp_path, reference_paths=[str(bad)])
 
 
-def test_what_needs_references_says_so(folder, tmp_path):
+def test_missing_references_are_an_error(folder, tmp_path):
   config = small_run.get_adaptclip_config(str(folder))
   config.method.update(visual=False, textual=False)
   config.epochs = 0
@@ -139,8 +144,8 @@ def test_what_needs_references_says_so(folder, tmp_path):
   tested = [str(folder / "nut/test/good/0.png")]
   with pytest.raises(ValueError, match="needs references"):
     predict.predict(run, tested, tmp_path)
-  (result,) = report.evaluate(run, str(folder), tmp_path, how(run))
-  assert result.references.label == "1-shot_seed10"
+  (found,) = evaluate.evaluate_and_write(run, str(folder), tmp_path, how(run))
+  assert found.result.references.label == "1-shot_seed10"
 
 
 def test_training_images_are_needed_to_learn_a_comparison(tmp_path):
@@ -178,7 +183,9 @@ def test_mistakes_are_named(plus, folder, tmp_path):
     evaluate.chooser([1], [10], "x")
   choose = evaluate.chooser([], [10], "nowhere")
   with pytest.raises(FileNotFoundError, match="nowhere is neither"):
-    report.evaluate(plus, str(folder), tmp_path, how(plus), choose=choose)
+    evaluate.evaluate_and_write(
+      plus, str(folder), tmp_path, how(plus), choose=choose
+    )
   assert not list(tmp_path.iterdir())
 
 
@@ -223,7 +230,7 @@ def command(options, plus, folder, monkeypatch, output):
 
 
 class Definer:
-  """absl's functions, for flags of one's own."""
+  """absl's functions, for separate flag values."""
 
   def __init__(self, known):
     self._known = known
@@ -233,7 +240,7 @@ class Definer:
 
 
 def planted(folder, value):
-  """A paper that prints this image AUROC for the run."""
+  """Writes a table that prints this image AUROC for the run."""
   folder.mkdir()
   (folder / "paper.csv").write_text(
     "table,caption,method,shots,train_protocol,dataset,category,level,"
@@ -271,7 +278,7 @@ def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
     plus.config.allow_trained = True
 
 
-def test_the_page_needs_nothing_else(plus, folder, tmp_path, monkeypatch):
+def test_the_page_is_self_contained(plus, folder, tmp_path, monkeypatch):
   command(["--shots=1"], plus, folder, monkeypatch, tmp_path)
   text = (tmp_path / "report.html").read_text()
   ElementTree.fromstring(text.removeprefix("<!doctype html>"))
@@ -314,7 +321,7 @@ def test_a_threshold_from_normal_images(plus, folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05])
-def test_fresh_normal_images_keep_to_the_rate(rate):
+def test_new_normal_images_keep_the_false_positive_rate(rate):
   rng = np.random.default_rng(5)
   repetitions, fresh, flagged = 200, 1000, 0
   for _ in range(repetitions):

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from tests.helpers import small_run
-from zsad_jax import train
+from zsad_jax import evaluate, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.evaluation import protocol
-from zsad_jax.reporting import report
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli
 
@@ -73,7 +72,7 @@ def whole(data, tmp_path_factory):
 
 
 def how(run):
-  return protocol.Protocol.of(run.config, allow_trained=True)
+  return protocol.Protocol.from_config(run.config, allow_trained=True)
 
 
 def load(workdir):
@@ -295,7 +294,8 @@ def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
 
 def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
   run = load(whole)
-  (result,) = report.evaluate(run, data, tmp_path, how(run))
+  (found,) = evaluate.evaluate_and_write(run, data, tmp_path, how(run))
+  result = found.result
   assert result.rows["parts"]["pixel_auroc"] > 0.5
   written = json.loads((tmp_path / "parts/results.json").read_text())
   assert written["rows"]["parts"]["num_anomalous"] == 4
@@ -308,7 +308,8 @@ def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
   small_run.write_images(tmp_path / "plain", masks=False)
   folder = str(tmp_path / "plain")
   run = load(whole)
-  rows = report.evaluate(run, folder, tmp_path, how(run))[0].rows
+  (found,) = evaluate.evaluate_and_write(run, folder, tmp_path, how(run))
+  rows = found.result.rows
   assert np.isnan(rows["plain"]["pixel_auroc"])
   assert 0 <= rows["plain"]["image_auroc"] <= 1
   assert "n/a" in capsys.readouterr().out
@@ -322,9 +323,9 @@ def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
   bad = tmp_path / "some/normal/1.png"
   bad.write_bytes(bad.read_bytes()[:300])
   with pytest.raises(ValueError, match=r"normal/1\.png"):
-    report.evaluate(run, str(tmp_path / "some"), tmp_path, how(run))
-  (result,) = report.evaluate(
+    evaluate.evaluate_and_write(run, str(tmp_path / "some"), tmp_path, how(run))
+  (found,) = evaluate.evaluate_and_write(
     run, str(tmp_path / "some"), tmp_path, how(run), skip_corrupt=True
   )
-  assert result.rows["some"]["num_normal"] == 3
+  assert found.result.rows["some"]["num_normal"] == 3
   assert "Skipped 1 images" in capsys.readouterr().out

@@ -95,20 +95,20 @@ def test_a_view_is_compared_with_references_of_its_own(compare, data):
 
 def test_images_stay_with_their_numbers(compare, data):
   chosen = references.sample(data, shots=1, seed=10)
-  compare = dataclasses.replace(compare, examples=1)
+  compare = dataclasses.replace(compare, num_examples=1)
   (category,) = compare.categories({}, {}, data, [chosen])
   assert sorted(s.image_path for s in category.samples) == sorted(
     s.image_path for s in data.test
   )
   paths = [s.image_path for s in category.samples]
   known = dict(zip(paths, category.pred_score))
-  for number, example in category.gallery.kept.items():
+  for number, example in category.examples.kept.items():
     assert example.score == known[category.sample(number).image_path]
 
 
 def test_a_sample_counts_as_its_worst_view(compare, data):
   (category,) = compare.categories({}, {}, data)
-  row = category.metrics()
+  row = category.compute()
   groups = sorted({s.group for s in data.test})
   of = lambda values, group: max(
     v for v, s in zip(values, category.samples) if s.group == group
@@ -120,7 +120,7 @@ def test_a_sample_counts_as_its_worst_view(compare, data):
   text = tables.to_text({"part": row}, "views")
   assert f"sample_auroc {100 * expected:.1f}" in text
   (plain,) = compare.categories({}, {}, only(data, "C1"))
-  assert "sample_auroc" not in plain.metrics()
+  assert "sample_auroc" not in plain.compute()
 
 
 def test_a_list_may_name_views_or_the_class(data, tmp_path):

@@ -1,5 +1,6 @@
-"""Measures, galleries, smoothing: what is made of a category's maps."""
+"""Accumulators of pixel metrics, variants, smoothing."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,10 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from zsad_jax.evaluation import examples
+from zsad_jax import metrics
 from zsad_jax.layers import resample, smoothing
-from zsad_jax.metrics import accumulators, variants
-from zsad_jax.metrics import exact as exact_lib
+from zsad_jax.metrics import accumulators, exact, variants
 
 
 @pytest.fixture(scope="module")
@@ -21,52 +21,56 @@ def maps():
   return mask, (rng.random(mask.shape) + mask).astype(np.float32)
 
 
-def measured(name, mask, anomaly_map):
-  measure = accumulators.make(name)
+def accumulated(name, mask, anomaly_map):
+  accumulator = accumulators.variant(name).pixel_metrics()
   for part in np.array_split(np.arange(len(mask)), 2):
-    measure.update(mask[part], anomaly_map[part])
-  return measure
+    accumulator.update(mask[part], anomaly_map[part])
+  return accumulator
 
 
-def test_streamed_stands_beside_exact(maps):
-  streamed, exact = (measured(n, *maps).pixel() for n in ("streamed", "exact"))
-  assert exact == exact_lib.pixel_metrics(*maps)
-  for name in accumulators.PIXEL:
-    assert abs(streamed[name] - exact[name]) <= streamed[name + "_bound"] + 1e-9
+def test_streamed_is_within_its_bounds_of_exact(maps):
+  streamed, by_sorting = (
+    accumulated(n, *maps).compute() for n in ("streamed", "exact")
+  )
+  assert by_sorting == metrics.pixel_metrics(*maps)
+  for name in by_sorting:
+    assert (
+      abs(streamed[name] - by_sorting[name]) <= streamed[name + "_bound"] + 1e-9
+    )
 
 
-@pytest.mark.parametrize("name", accumulators.MEASURES)
+@pytest.mark.parametrize("name", accumulators.VARIANTS)
 def test_no_anomalous_pixel_is_undefined(name, maps):
   mask, anomaly_map = maps
-  measure = measured(name, 0 * mask, anomaly_map)
+  accumulator = accumulated(name, 0 * mask, anomaly_map)
   as_zero = name == "adaclip"
-  for value in measure.pixel().values():
+  for value in accumulator.compute().values():
     assert value == 0.0 if as_zero else math.isnan(value)
-  assert measure.curves() == {}
+  assert accumulator.curves() == {}
   label, score = np.zeros(3, int), np.arange(3.0)
-  for value in measure.image(label, score).values():
+  for value in accumulators.variant(name).image_metrics(label, score).values():
     assert value == 0.0 if as_zero else math.isnan(value)
 
 
-def test_variants_change_the_columns_they_name(maps):
+def test_variants_replace_the_metrics_they_define(maps):
   mask, anomaly_map = maps
-  exact = measured("exact", mask, anomaly_map).pixel()
-  row = measured("faprompt", mask, anomaly_map).pixel()
+  sorted_ = accumulated("exact", mask, anomaly_map).compute()
+  row = accumulated("faprompt", mask, anomaly_map).compute()
   assert row["pixel_aupro"] == variants.aupro_200(mask, anomaly_map)
-  assert row["pixel_aupro"] != exact["pixel_aupro"]
-  assert row["pixel_auroc"] == exact["pixel_auroc"]
+  assert row["pixel_aupro"] != sorted_["pixel_aupro"]
+  assert row["pixel_auroc"] == sorted_["pixel_auroc"]
   label, score = np.array([0, 1, 0, 1, 1]), np.array([0.1, 0.3, 0.2, 0.15, 0.9])
-  image = measured("adaptclip", mask, anomaly_map).image(label, score)
+  image = accumulators.variant("adaptclip").image_metrics(label, score)
   assert image["image_ap"] == variants.aupr_reordered(label, score)
   assert image["image_overkill_5"] == variants.overkill(label, score, 0.05)
 
 
-def test_per_image_scale_is_each_images_own(maps):
+def test_per_image_scales_each_map_by_its_extremes(maps):
   mask, anomaly_map = maps
   scaled = np.stack([variants.min_max(x) for x in anomaly_map])
-  row = measured("per_image", mask, anomaly_map * 5 - 2).pixel()
-  exact = exact_lib.pixel_metrics(mask, scaled)
-  np.testing.assert_allclose(row["pixel_auroc"], exact["pixel_auroc"])
+  row = accumulated("per_image", mask, anomaly_map * 5 - 2).compute()
+  expected = metrics.pixel_metrics(mask, scaled)
+  np.testing.assert_allclose(row["pixel_auroc"], expected["pixel_auroc"])
 
 
 @pytest.mark.parametrize("size", [5, 12, 31])
@@ -82,16 +86,16 @@ def test_at_another_size(maps, size):
 
 def test_an_unknown_variant_is_named():
   with pytest.raises(ValueError, match="no variant 'exakt'.* streamed, exact"):
-    accumulators.make("exakt")
+    accumulators.variant("exakt")
 
 
 def test_quantiles_of_maps(maps):
   mask, anomaly_map = maps
-  state = measured("streamed", mask, anomaly_map).state
-  for share in (0.0, 0.25, 0.9, 1.0):
-    exact = np.quantile(anomaly_map, share, method="inverted_cdf")
-    assert 0 <= exact - state.quantile(share) < 1e-3
-  with pytest.raises(ValueError, match="share in"):
+  state = accumulated("streamed", mask, anomaly_map).state
+  for fraction in (0.0, 0.25, 0.9, 1.0):
+    value = np.quantile(anomaly_map, fraction, method="inverted_cdf")
+    assert 0 <= value - state.quantile(fraction) < 1e-3
+  with pytest.raises(ValueError, match="fraction in"):
     state.quantile(1.5)
 
 
@@ -103,34 +107,34 @@ def test_smoothing_on_the_device_is_scipys(maps):
   )
 
 
-def test_a_gallery_keeps_the_telling_images():
-  shown = examples.Gallery(each=2, threshold=0.5, always=[3])
-  scores = [0.1, 0.9, 0.48, 0.2, 0.7, 0.05, 0.6, 0.95]
-  labels = [0, 0, 0, 0, 1, 1, 1, 1]
-  empty = np.zeros((2, 2), np.float32)
-  for i, (label, score) in enumerate(zip(labels, scores)):
-    shown.add(label, examples.Example(i, score, empty, None))
-  numbers = {k: [e.number for e in v] for k, v in shown.kinds().items()}
-  # Each image once, under the first of its kinds.
-  assert numbers == {
-    "missed": [5, 6],
-    "false alarm": [1, 2],
-    "found": [7, 4],
-    "clear": [0, 3],
-  }
-  assert list(shown.kept) == [3]
-  one = examples.Gallery(each=1, threshold=0.5)
-  for i, (label, score) in enumerate(zip(labels, scores)):
-    one.add(label, examples.Example(i, score, empty, None))
-  assert [e.number for e in one.kinds()["borderline"]] == [2]
-
-
 def test_drawn_curves_have_the_measured_areas(maps):
   mask, anomaly_map = maps
   coarse = np.round(4 * anomaly_map)  # Few enough points to be drawn all.
-  row = exact_lib.pixel_metrics(mask, coarse, max_fpr=1.0)
+  row = {
+    "pixel_auroc": metrics.METRICS["pixel_auroc"].function(mask, coarse),
+    "pixel_aupro": exact.aupro(mask, coarse, max_fpr=1.0),
+  }
   for name in ("streamed", "exact"):
-    drawn = measured(name, mask, coarse.astype(np.float32)).curves()
+    drawn = accumulated(name, mask, coarse.astype(np.float32)).curves()
     for curve, metric in (("roc", "pixel_auroc"), ("pro", "pixel_aupro")):
       x, y = drawn[curve]
       np.testing.assert_allclose(np.trapezoid(y, x), row[metric], atol=1e-6)
+
+
+def test_every_metric_has_one_value_by_all_ways(maps):
+  mask, anomaly_map = maps
+  label, score = np.array([0, 1, 0, 1, 1]), np.array([0.1, 0.3, 0.2, 0.15, 0.9])
+  found = metrics.image_metrics(label, score)
+  found |= metrics.pixel_metrics(mask, anomaly_map)
+  assert found.keys() == metrics.METRICS.keys()
+  for name, metric in metrics.METRICS.items():
+    truth = (label, score) if metric.level == "image" else maps
+    np.testing.assert_allclose(metric.function(*truth), found[name], rtol=1e-12)
+    assert name.startswith(metric.level)
+
+
+def test_a_lower_value_may_be_better():
+  metric = metrics.METRICS["image_auroc"]
+  assert metric.is_better(0.9, 0.8)
+  rate = dataclasses.replace(metric, higher_is_better=False)
+  assert rate.is_better(0.1, 0.2)

@@ -1,4 +1,4 @@
-"""Tests of the streamed metrics: beside the exact ones, within their bounds."""
+"""Tests of the streamed metrics: within their bounds of the exact ones."""
 
 import itertools
 import pickle
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from zsad_jax import metrics
 from zsad_jax.metrics import exact as exact_lib
 from zsad_jax.metrics import streaming
 from zsad_jax.metrics.streaming import PixelState
@@ -35,6 +36,17 @@ def state_of(mask, anomaly_map, bits=streaming.BITS):
   return state
 
 
+def computed(state, max_fpr=exact_lib.MAX_FPR):
+  """Metrics of a state, by name."""
+  curve = state.curve()
+  return {
+    "auroc": curve.auroc(),
+    "ap": curve.average_precision(),
+    "f1_max": curve.f1_max(),
+    "aupro": curve.aupro(max_fpr=max_fpr),
+  }
+
+
 def equal(one, other):
   names = "anomalous", "normal", "pro", "num_regions", "largest_region"
   return all(
@@ -57,8 +69,9 @@ def maps(draw):
 @given(maps(), st.integers(10, 24), st.sampled_from([0.05, 0.3, 1.0]))
 def test_error_is_within_the_stated_bound(data, bits, max_fpr):
   mask, anomaly_map = data
-  exact = exact_lib.pixel_metrics(mask, anomaly_map, max_fpr=max_fpr)
-  found = state_of(mask, anomaly_map, bits).finalize(max_fpr=max_fpr)
+  exact = metrics.pixel_metrics(mask, anomaly_map)
+  exact["pixel_aupro"] = exact_lib.aupro(mask, anomaly_map, max_fpr=max_fpr)
+  found = computed(state_of(mask, anomaly_map, bits), max_fpr=max_fpr)
   for name in NAMES:
     error = abs(found[name].value - exact[f"pixel_{name}"])
     assert error <= found[name].bound + 1e-9, name
@@ -68,10 +81,10 @@ def test_error_is_within_the_stated_bound(data, bits, max_fpr):
 @given(maps())
 def test_the_threshold_reaches_the_f1(data):
   mask, anomaly_map = data
-  found = state_of(mask, anomaly_map, 12).finalize()
-  flagged = anomaly_map >= np.float32(found["f1_threshold"].value)
+  curve = state_of(mask, anomaly_map, 12).curve()
+  flagged = anomaly_map >= np.float32(curve.f1_threshold())
   f1 = 2 * (flagged & mask).sum() / (flagged.sum() + mask.sum())
-  np.testing.assert_allclose(found["f1_max"].value, f1, atol=1e-12)
+  np.testing.assert_allclose(curve.f1_max().value, f1, atol=1e-12)
 
 
 def smooth_maps(seed):
@@ -102,8 +115,8 @@ def smooth_maps(seed):
 def test_smooth_maps_are_measured_closely(law):
   mask, noise = smooth_maps(0)
   anomaly_map = law(noise).astype(np.float32)
-  exact = exact_lib.pixel_metrics(mask, anomaly_map)
-  found = state_of(mask, anomaly_map).finalize()
+  exact = metrics.pixel_metrics(mask, anomaly_map)
+  found = computed(state_of(mask, anomaly_map))
   tolerance = dict(zip(NAMES, (1e-6, 2e-5, 5e-5, 2e-6)))
   for name in NAMES:
     error = abs(found[name].value - exact[f"pixel_{name}"])
@@ -114,8 +127,8 @@ def test_bfloat16_is_exact_with_sixteen_bits():
   mask, noise = smooth_maps(1)
   mask, noise = mask[:6, ::4, ::4], noise[:6, ::4, ::4].astype(np.float32)
   coarse = (noise.view(np.uint32) & 0xFFFF0000).view(np.float32)
-  exact = exact_lib.pixel_metrics(mask, coarse)
-  found = state_of(mask, coarse, 16).finalize()
+  exact = metrics.pixel_metrics(mask, coarse)
+  found = computed(state_of(mask, coarse, 16))
   np.testing.assert_allclose(found["auroc"].value, exact["pixel_auroc"])
   np.testing.assert_allclose(found["f1_max"].value, exact["pixel_f1_max"])
   np.testing.assert_allclose(
@@ -132,7 +145,7 @@ def test_parts_merge_to_the_same_bits(workers):
   for part in reversed(range(workers)):
     merged = merged.merge(state_of(mask[part::workers], noise[part::workers]))
   assert equal(merged, whole)
-  assert merged.finalize() == whole.finalize()
+  assert computed(merged) == computed(whole)
 
 
 def test_a_saved_state_goes_on(tmp_path):
@@ -168,10 +181,10 @@ def test_bins_keep_the_order(scores, bits):
 def test_zero_has_one_sign():
   mask = np.array([[[False, True, False, False]]])
   anomaly_map = np.array([[[-0.0, 0.0, -1.0, 1.0]]], np.float32)
-  assert state_of(mask, anomaly_map).finalize()["auroc"].value == 0.5
+  assert computed(state_of(mask, anomaly_map))["auroc"].value == 0.5
 
 
-def test_what_cannot_be_counted_is_refused():
+def test_invalid_input_is_refused():
   mask = np.zeros((2, 3, 3), bool)
   bad = np.zeros((2, 3, 3), np.float32)
   bad[1, 2, 2] = np.nan
@@ -184,13 +197,13 @@ def test_what_cannot_be_counted_is_refused():
   with pytest.raises(ValueError, match="21 and of 16 bits"):
     PixelState.init().merge(PixelState.init(16))
   with pytest.raises(exact_lib.UndefinedError, match="anomalous pixels"):
-    state_of(mask, np.zeros((2, 3, 3), np.float32)).finalize()
+    computed(state_of(mask, np.zeros((2, 3, 3), np.float32)))
   mask[0, 0, 0] = True
   with pytest.raises(ValueError, match="max_fpr"):
-    state_of(mask, np.zeros((2, 3, 3), np.float32)).finalize(max_fpr=0.0)
+    computed(state_of(mask, np.zeros((2, 3, 3), np.float32)), max_fpr=0.0)
 
 
-def test_a_damaged_state_is_named(tmp_path):
+def test_a_corrupt_state_is_named(tmp_path):
   path = tmp_path / "state.npz"
   path.write_bytes(b"PK")
   with pytest.raises(ValueError, match="state.npz holds no state"):

@@ -13,7 +13,6 @@ import pytest
 from tests.helpers import small_run
 from zsad_jax import evaluate, train
 from zsad_jax.evaluation import protocol as protocol_lib
-from zsad_jax.reporting import report
 from zsad_jax.runs import run as run_lib
 
 OLD_RUNS = pathlib.Path(__file__).parents[1] / "goldens" / "old_runs"
@@ -34,17 +33,17 @@ def old_run(request, tmp_path, monkeypatch):
 def rows(workdir):
   """Metrics of the run, zero-shot and with one reference per class."""
   run = run_lib.load(workdir)
-  protocol = protocol_lib.Protocol.of(
+  protocol = protocol_lib.Protocol.from_config(
     run.config, shots=(0, 1), seeds=(10,), allow_trained=True
   )
-  found = report.evaluate(
+  found = evaluate.evaluate_and_write(
     run,
     "data",
     workdir / "evaluation",
     protocol,
     choose=evaluate.chooser([1], [10], None),
   )
-  return {f"{result.shots}-shot": result.rows for result in found}
+  return {f"{r.result.shots}-shot": r.result.rows for r in found}
 
 
 def check_rows(found, expected):

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from zsad_jax.metrics import exact as exact_lib
+from zsad_jax import metrics
 from zsad_jax.metrics import streaming
 from zsad_jax.runtime import files
 
@@ -63,9 +63,9 @@ def streamed(number):
     state.update(mask, anomaly_map)
     spent += time.perf_counter() - start
   start = time.perf_counter()
-  found = state.finalize()
+  found = metrics.streamed_metrics(state)
   return spent + time.perf_counter() - start, {
-    k: v.value for k, v in found.items()
+    k.removeprefix("pixel_"): v.value for k, v in found.items() if v
   }
 
 
@@ -73,7 +73,7 @@ def exact(number):
   """All metrics, by sorting."""
   mask, anomaly_map = _all(number)
   start = time.perf_counter()
-  found = exact_lib.pixel_metrics(mask, anomaly_map)
+  found = metrics.pixel_metrics(mask, anomaly_map)
   return time.perf_counter() - start, found
 
 

@@ -151,7 +151,7 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
     skip_corrupt=False,
   )
   params, stats = jax.jit(METHOD.init)(jax.random.key(0), backbone)
-  evaluate = lambda: evaluator.evaluate(compare, params, stats, dataset)
+  evaluate = lambda: compare.evaluate(params, stats, dataset)
   watch.run("evaluation", evaluate)
   watch.close()
   return watch.rows

@@ -1,0 +1,1 @@
+"""Evaluation: protocols, results of runs, thresholds, published numbers."""

@@ -1,35 +1,36 @@
-"""Finds thresholds: of a run on its auxiliary images, or from normal images.
+"""Thresholds of image scores, from auxiliary or from normal images.
 
-Of a run, nothing of a target set is looked at. A threshold is the one with the
-best F1 on the auxiliary images: without references, and beside one sampled
-reference per class where the auxiliary sets have normal images to sample from.
+The threshold of a run maximises F1 on the auxiliary images; no target image is
+used. There is one without references, and one with a sampled reference per
+class where the auxiliary data sets have normal images to sample from.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from zsad_jax.datasets import references
-from zsad_jax.evaluation import evaluator
+from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.metrics import exact, streaming
+from zsad_jax.metrics.accumulators import StreamingPixelMetrics
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import distributed
 
-_MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colours.
+_MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colour scale.
 _FILES = {0: threshold_lib.FILE, 1: threshold_lib.FEW_SHOT_FILE}  # By shots.
 
 
 def store(run: run_lib.Run) -> None:
-  """Finds the thresholds of a run and writes them beside its parameters.
+  """Compute the thresholds of a run and write them to its folder.
 
   Raises:
-    ValueError: the method needs references and there are none.
+    ValueError: the method needs references and the data have none.
   """
-  datasets = [
-    run_lib.open_dataset(run.config, name) for name in run.config.train_data
-  ]
+  config: Any = run.config
+  datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
   few_shot = all(
     {s.class_name for s in data.train} >= set(data.class_names)
     for data in datasets
@@ -37,11 +38,11 @@ def store(run: run_lib.Run) -> None:
   zero_shot = not run.method.needs_references
   if not (few_shot or zero_shot):
     raise ValueError(
-      f"{run.config.name} needs references, but the auxiliary data "
-      f"({', '.join(run.config.train_data)}) has none."
+      f"{config.name} needs references, but the auxiliary data "
+      f"({', '.join(config.train_data)}) has none."
     )
-  evaluate = evaluator.make(
-    run.config,
+  evaluator = Evaluator.from_config(
+    config,
     run.method,
     run.backbone,
     distributed.make_mesh(),
@@ -53,26 +54,23 @@ def store(run: run_lib.Run) -> None:
       references.sample(data, shots=shots, seed=references.SEEDS[0])
       for shots in found
     ]
-    for category in evaluate.categories(run.params, run.stats, data, choices):
-      # A state is large; only the range of the maps is needed.
-      state = category.measure.state
-      found[category.references.shots].append(
-        (
-          category.label,
-          category.pred_score,
-          map_range(state),
-        )
+    for category in evaluator.categories(run.params, run.stats, data, choices):
+      # Only the range of the maps is kept: the histograms are large.
+      assert isinstance(category.pixel_metrics, StreamingPixelMetrics)
+      limits = map_range(category.pixel_metrics.state)
+      found[category.references.shots or 0].append(
+        (category.label, category.pred_score, limits)
       )
   source = "best F1 on the auxiliary images "
-  source += f"({', '.join(run.config.train_data)})"
+  source += f"({', '.join(config.train_data)})"
   for shots, categories in found.items():
-    beside = " beside one reference per class" if shots else ""
-    _threshold(categories, source + beside).write(run.workdir, _FILES[shots])
+    suffix = " with one reference per class" if shots else ""
+    _threshold(categories, source + suffix).write(run.workdir, _FILES[shots])
 
 
 def map_range(state: streaming.PixelState) -> tuple[float, float]:
-  """Robust limits of the colours of the maps that a state has counted."""
-  low, high = (state.quantile(share) for share in _MAP_RANGE)
+  """Return robust limits of the colour scale of maps, given as histograms."""
+  low, high = (state.quantile(fraction) for fraction in _MAP_RANGE)
   return low, high
 
 
@@ -119,7 +117,7 @@ def normal_threshold(
 
 
 def _threshold(categories, source):
-  """The threshold of labels, scores and ranges of maps, by category."""
+  """Return the threshold from labels, scores and ranges of maps."""
   labels, scores, ranges = zip(*categories)
   _, image_score = exact.f1_max(np.concatenate(labels), np.concatenate(scores))
   low, high = np.median(ranges, axis=0)

@@ -1,10 +1,14 @@
-"""The images worth a look: the clearest, the worst and the closest calls."""
+"""Qualitative examples: false positives, false negatives, borderline cases."""
 
 import dataclasses
 import heapq
+from collections.abc import Collection
 
 import numpy as np
 
+from zsad_jax.types import ANOMALOUS
+
+# Kind -> the images it selects.
 KINDS = {
   "missed": "anomalous, lowest scores",
   "false alarm": "normal, highest scores",
@@ -16,11 +20,11 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One image of a gallery.
+  """Prediction of one image.
 
   Attributes:
-    number: of the image in its category.
-    score: of the image.
+    number: index of the image in its category.
+    score: image score.
     anomaly_map: float32 (s, s).
     gt_mask: bool (s, s), or None where unknown.
   """
@@ -31,29 +35,38 @@ class Example:
   gt_mask: np.ndarray | None
 
 
-class Gallery:
-  """Keeps a few images of each kind while a category goes by.
+class ExampleSelector:
+  """Selects qualitative examples of a category in one pass.
 
   Args:
-    each: number of images of a kind.
-    threshold: on image scores, of borderline images; None: there are none.
-    always: numbers of images that are kept whatever their scores.
+    num_per_kind: number of images of each kind in `KINDS`.
+    threshold: threshold of image scores for borderline images; None: none are
+      selected.
+    always: indices of images that are kept whatever their scores.
   """
 
-  def __init__(self, *, each: int, threshold: float | None, always=()):
-    self._each, self._threshold = each, threshold
+  def __init__(
+    self,
+    *,
+    num_per_kind: int,
+    threshold: float | None,
+    always: Collection[int] = (),
+  ):
+    self._num_per_kind, self._threshold = num_per_kind, threshold
     self._always = frozenset(always)
-    self._heaps = {kind: [] for kind in KINDS}
+    self._heaps: dict[str, list[tuple[float, int, Example]]] = {
+      kind: [] for kind in KINDS
+    }
     self.kept: dict[int, Example] = {}
 
-  def add(self, label: int, example: Example) -> None:
-    """Shows it an image; label is 0 for normal, 1 for anomalous."""
+  def update(self, label: int, example: Example) -> None:
+    """Add an image; label is 0 for normal, 1 for anomalous."""
     if example.number in self._always:
       self.kept[example.number] = example
     score = example.score
     ranks = (
       {"found": score, "missed": -score}
-      if label
+      if label == ANOMALOUS
       else {"false alarm": score, "clear": -score}
     )
     if self._threshold is not None:
@@ -64,18 +77,18 @@ class Gallery:
   def _push(self, kind, item):
     heap = self._heaps[kind]
     heapq.heappush(heap, item)
-    if len(heap) > self._each:
+    if len(heap) > self._num_per_kind:
       heapq.heappop(heap)
 
-  def merge(self, other: "Gallery") -> None:
-    """Adds what another gallery has seen of the same category."""
+  def merge(self, other: "ExampleSelector") -> None:
+    """Add the examples of other images of the same category."""
     self.kept |= other.kept
     for kind, heap in other._heaps.items():
       for item in heap:
         self._push(kind, item)
 
-  def kinds(self) -> dict[str, list[Example]]:
-    """Examples by kind, the most telling first; each image is shown once."""
+  def compute(self) -> dict[str, list[Example]]:
+    """Return examples by kind, most extreme first; each image occurs once."""
     seen, result = set(), {}
     for kind, heap in self._heaps.items():
       ordered = [example for _, _, example in sorted(heap, reverse=True)]

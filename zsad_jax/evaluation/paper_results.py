@@ -1,23 +1,24 @@
-"""The papers' own numbers, to stand beside ours.
+"""Published numbers, for comparison with own results.
 
-`data/paper_results/*.csv` hold one printed number a row. Cells that failed a
-check when they were read are shown with a mark and never compared with.
+Each row of `data/paper_results/*.csv` is one printed number. Numbers that
+failed a check when they were read are shown with a mark and never compared.
 """
 
 import collections
 import csv
 import dataclasses
+import functools
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from zsad_jax.runtime import environment
+from zsad_jax import methods, metrics
 
-FOLDER = environment.resource_folder("data/paper_results")
-MEAN = "mean"  # Over the categories of a data set.
+MEAN = "mean"  # Category of means over the categories of a data set.
 _DOUBTS = ("doubtful:", "lost:", "mismatch:")
 _OTHER = "in the AnomalyCLIP setting"  # AdaCLIP, trained on other sets.
 
-# As the papers call them.
+# Printed names of the data sets.
 DATASETS = {
   "mvtec": "MVTec AD",
   "visa": "VisA",
@@ -42,40 +43,6 @@ DATASETS = {
   "endo": "Endo",
   "tn3k": "TN3K",
 }
-METHODS = {
-  "adaclip": "AdaCLIP",
-  "anomalyclip": "AnomalyCLIP",
-  "clip": "CLIP",
-  "faprompt": "FAPrompt",
-  "adaptclip": "AdaptCLIP",
-}
-# Ablations: how a paper calls a variant of a configuration.
-VARIANTS = {
-  **{("adaclip", f"k{k}"): f"AdaCLIP [HSF K={k}]" for k in (10, 20, 40, 80)},
-  ("adaclip", "hsf_none"): "AdaCLIP [w/o HSF, max value]",
-  ("adaclip", "v"): "AdaCLIP [prompt image encoder only]",
-  ("adaclip", "l"): "AdaCLIP [prompt text encoder only]",
-  ("adaptclip", "clip"): "naive CLIP",
-  ("adaptclip", "ta"): "AdaptCLIP [TA only]",
-  ("adaptclip", "va"): "AdaptCLIP [VA only]",
-  ("adaptclip", "joint"): "AdaptCLIP [TA+VA, joint learning]",
-  ("adaptclip", "zero"): "AdaptCLIP [TA+VA, alternating learning]",
-  ("adaptclip", "pqa_residual"): "AdaptCLIP [PQA only, w/o context]",
-  ("adaptclip", "pqa"): "AdaptCLIP [PQA only, w context]",
-  ("faprompt", "k1"): "FAPrompt [CAP K=1, + DAP]",
-  ("faprompt", "no_dap"): "FAPrompt [AnomalyCLIP + CAP]",
-  ("faprompt", "no_cap"): "FAPrompt [AnomalyCLIP + DAP]",
-}
-# A metric of ours by level and its names in print; the first is preferred.
-METRICS = {
-  "image_auroc": ("image", ("AUROC",)),
-  "image_ap": ("image", ("AP", "AUPR")),
-  "image_f1_max": ("image", ("F1max",)),
-  "pixel_auroc": ("pixel", ("AUROC",)),
-  "pixel_ap": ("pixel", ("AP", "AUPR")),
-  "pixel_f1_max": ("pixel", ("F1max",)),
-  "pixel_aupro": ("pixel", ("PRO",)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +50,11 @@ class Cell:
   """One printed number.
 
   Attributes:
-    paper, table, caption: where it stands.
-    method, shots, dataset, category, level, metric: what it is of.
+    paper, table, caption: source of the number.
+    method, shots, dataset, category, level, metric: meaning of the number.
     value: in [0, 1]; None where it could not be read.
-    doubtful: a check failed when it was read.
-    notes: on the reading.
+    doubtful: whether a check failed when it was read.
+    notes: remarks on the reading.
   """
 
   paper: str
@@ -104,14 +71,20 @@ class Cell:
   notes: str
 
 
-def read(folder: str | pathlib.Path = FOLDER) -> tuple[Cell, ...]:
-  """Reads all tables of a folder.
+def default_folder() -> pathlib.Path:
+  """Return the folder of the tables that come with the source."""
+  return environment.resource_folder("data/paper_results")
+
+
+def read(folder: str | pathlib.Path | None = None) -> tuple[Cell, ...]:
+  """Read all tables of a folder; None: of `default_folder`.
 
   Raises:
     FileNotFoundError: there are none.
-    ValueError: a file is not one of these.
+    ValueError: a file has another format.
   """
-  paths = sorted(pathlib.Path(folder).glob("*.csv"))
+  folder = pathlib.Path(folder or default_folder())
+  paths = sorted(folder.glob("*.csv"))
   if not paths:
     raise FileNotFoundError(
       f"{folder} has no tables (*.csv). They are in data/paper_results of "
@@ -129,7 +102,7 @@ def _read(path):
       except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
           f"{path}, line {number}: {error}. Expected are the columns that "
-          "README.md beside it lists."
+          "README.md in its folder lists."
         ) from error
 
 
@@ -153,23 +126,47 @@ def _cell(paper, row):
 
 
 def method_name(config_name: str, few_shot: bool) -> str:
-  """What a paper calls a configuration such as "adaclip_paper_k20".
+  """Return the printed name of a configuration such as "adaclip_paper_k20".
 
-  With references, a method that knows none has a plus in its name.
+  With references, a method without reference images has a plus in its name.
   """
   name, *parts = config_name.split("_")
   rest = "_".join(p for p in parts if p not in ("paper", "mvtec"))
   if rest:
-    return VARIANTS.get((name, rest), config_name)
-  plus = "+" if few_shot and name != "adaptclip" else ""
-  return METHODS.get(name, config_name) + plus
+    return _printed_variants().get((name, rest), config_name)
+  if name not in _printed_names():
+    return config_name
+  plus = few_shot and not methods.module(name).Method().num_references
+  return _printed_names()[name] + ("+" if plus else "")
+
+
+@functools.cache
+def _printed_names() -> dict[str, str]:
+  """Return the printed names of methods, constants of their modules."""
+  found = {}
+  for name in methods.names():
+    if printed := getattr(methods.module(name), "PAPER_NAME", None):
+      found[name] = printed
+  return found
+
+
+@functools.cache
+def _printed_variants() -> dict[tuple[str, str], str]:
+  """Return the printed names of ablations, by method and configuration."""
+  return {
+    (name, variant): printed
+    for name in methods.names()
+    for variant, printed in getattr(
+      methods.module(name), "PAPER_VARIANTS", {}
+    ).items()
+  }
 
 
 class Tables:
-  """Printed numbers, found by what they are of.
+  """Printed numbers, indexed by their meaning.
 
-  Where several tables print one number, the method's own paper and protocol
-  come first.
+  Where several tables print a number, the method's own paper and protocol
+  have priority.
   """
 
   def __init__(self, cells: Iterable[Cell]):
@@ -194,28 +191,28 @@ class Tables:
     metric: str,
     category: str = MEAN,
   ) -> Cell | None:
-    """The printed number of a configuration, or None.
+    """Return the printed number of a configuration, or None.
 
     Args:
       config_name: `config.name`.
       dataset: registered name.
       shots: references per class.
-      metric: a key of `METRICS`.
-      category: of the data set, or `MEAN`.
+      metric: a key of `metrics.METRICS`.
+      category: category of the data set, or `MEAN`.
     """
     method = method_name(config_name, few_shot=shots > 0)
-    level, names = METRICS[metric]
+    row = metrics.METRICS[metric]
     own = config_name.split("_")[0]
     found = [
       cell
-      for name in names
+      for name in row.paper_names
       for cell in self._cells.get(
         (
           method,
           str(shots),
           DATASETS.get(dataset, dataset),
           category,
-          level,
+          row.level,
           name,
         ),
         (),
@@ -227,24 +224,26 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A mean of ours beside the printed one; fractions."""
+  """A mean and the printed one, as fractions."""
 
   method: str
   dataset: str
   shots: int
   metric: str
   ours: float
-  cell: Cell
+  printed: float
+  source: str
 
   @property
   def difference(self) -> float:
-    return self.ours - self.cell.value
+    """Own mean minus the printed one."""
+    return self.ours - self.printed
 
-  def __str__(self):
+  def __str__(self) -> str:
     return (
       f"{self.method}, {self.shots}-shot, {self.dataset}, {self.metric}: "
-      f"{100 * self.ours:.1f}, {self.cell.paper} {self.cell.table} has "
-      f"{100 * self.cell.value:.1f} ({100 * self.difference:+.1f})"
+      f"{100 * self.ours:.1f}, {self.source} has {100 * self.printed:.1f} "
+      f"({100 * self.difference:+.1f})"
     )
 
 
@@ -252,49 +251,53 @@ def compare(
   tables: Tables,
   means: Mapping[tuple[str, str, int], Mapping[str, float]],
 ) -> list[Comparison]:
-  """Every mean that a paper prints, too; doubtful cells are left out.
+  """Compare means with printed ones; doubtful numbers are left out.
 
   Args:
-    tables: the papers'.
+    tables: printed numbers.
     means: metrics by configuration, data set and shots.
   """
   found = []
   for (name, dataset, shots), row in means.items():
-    for metric in METRICS:
+    for metric in metrics.METRICS:
       cell = tables.find(name, dataset=dataset, shots=shots, metric=metric)
       ours = row.get(metric)
-      if cell is None or cell.doubtful or ours is None or ours != ours:
+      if cell is None or cell.doubtful or ours is None or math.isnan(ours):
         continue
-      found.append(Comparison(name, dataset, shots, metric, ours, cell))
+      assert cell.value is not None  # It would be doubtful.
+      source = f"{cell.paper} {cell.table}"
+      found.append(
+        Comparison(name, dataset, shots, metric, ours, cell.value, source)
+      )
   return found
 
 
 def list_tables(cells: Sequence[Cell]) -> str:
-  """A line per table: what it shows, and what reproducing it needs."""
+  """Return a text that lists the tables and what reproducing each needs."""
   groups = collections.defaultdict(list)
   for cell in cells:
     groups[cell.paper, cell.table, cell.caption].append(cell)
   known = {name: key for key, name in DATASETS.items()}
-  configs = {paper: name for name, paper in METHODS.items()}
+  configs = {paper: name for name, paper in _printed_names().items()}
   configs |= {
     paper: f"{name}:paper,{variant}"
-    for (name, variant), paper in VARIANTS.items()
+    for (name, variant), paper in _printed_variants().items()
   }
   lines = []
   for (paper, table, caption), of_table in groups.items():
-    methods = {c.method for c in of_table}
-    ours = sorted({configs[m] for m in methods if m in configs})
-    plus = sorted({m for m in methods if m.rstrip("+") in configs} - {*configs})
+    printed = {c.method for c in of_table}
+    names = sorted({configs[m] for m in printed if m in configs})
+    plus = sorted({m for m in printed if m.rstrip("+") in configs} - {*configs})
     data = sorted({known[c.dataset] for c in of_table if c.dataset in known})
     shots = sorted({c.shots for c in of_table if c.shots.isdecimal()})
     doubtful = sum(c.doubtful for c in of_table)
     needs = (
       (
-        f"configurations {', '.join(ours + plus)}; data "
+        f"configurations {', '.join(names + plus)}; data "
         f"{', '.join(data) or 'of other tables (averages)'}; shots "
         f"{', '.join(shots)}"
       )
-      if ours or plus
+      if names or plus
       else "methods that are not in this package"
     )
     lines += [

@@ -1,12 +1,13 @@
-"""What a number was measured by: sets, seeds, shots, metrics, checkpoint.
+"""Evaluation protocol: data sets, seeds, shots, metrics, checkpoint.
 
-Two results can be compared where their protocols agree. What would make a
-number meaningless is refused unless it is asked for.
+Two results are comparable where their protocols agree. Testing on training
+data is refused unless it is explicitly allowed.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from zsad_jax.datasets import index, registry
 from zsad_jax.metrics import accumulators
@@ -14,17 +15,17 @@ from zsad_jax.metrics import accumulators
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """How a run is evaluated.
+  """Evaluation protocol of a run.
 
   Attributes:
-    train_data: sets whose images were trained on.
-    test_data: sets to evaluate on.
+    train_data: data sets used for training.
+    test_data: data sets to evaluate on.
     selection: how the checkpoint was chosen, "last" or "official".
-    selection_data: sets that were looked at to choose it.
+    selection_data: data sets used to choose it.
     shots: numbers of references per class, 0 for zero-shot.
-    seeds: of the sampling of references.
-    variant: of the metrics, see `measures.MEASURES`.
-    allow_trained: whether to test on what was trained on.
+    seeds: seeds of reference sampling.
+    variant: definition of the metrics, a key of `accumulators.VARIANTS`.
+    allow_trained: whether testing on training data is allowed.
   """
 
   train_data: tuple[str, ...]
@@ -37,45 +38,45 @@ class Protocol:
   allow_trained: bool = False
 
   def __post_init__(self):
-    accumulators.make(self.variant)  # Raises ValueError for an unknown one.
+    accumulators.variant(self.variant)  # Raises ValueError if unknown.
 
   @classmethod
-  def of(cls, config, **settings) -> "Protocol":
-    """The protocol of a run's configuration, with these settings."""
-    looked_at = config.selection_data if config.selection != "last" else ()
+  def from_config(cls, config: Any, **settings: Any) -> "Protocol":
+    """Return the protocol of a configuration, with these fields replaced."""
+    used = config.selection_data if config.selection != "last" else ()
     return cls(
       **{
         "train_data": tuple(config.train_data),
         "test_data": tuple(config.test_data),
         "selection": config.selection,
-        "selection_data": tuple(looked_at),
+        "selection_data": tuple(used),
         **settings,
       }
     )
 
   def check(self, dataset: index.Dataset, data_root: str | None) -> list[str]:
-    """Returns what must stand beside a result on this data set.
+    """Return notes that belong to results on this data set.
 
     Raises:
-      ValueError: it was trained on, and that was not allowed.
+      ValueError: it was trained on, and that is not allowed.
     """
     notes = []
     if dataset.root in _roots(self.train_data, data_root):
       if not self.allow_trained:
         raise ValueError(
           f"{dataset.name} ({dataset.root}) was trained on: this would be "
-          "no zero-shot result. --allow_trained evaluates it all the same."
+          "no zero-shot result. --allow_trained evaluates it nevertheless."
         )
       notes.append(f"{dataset.name} was trained on: no zero-shot result.")
     if self.selection == "official":
-      which = ", ".join(self.selection_data)
+      names = ", ".join(self.selection_data)
       target = dataset.root in _roots(self.selection_data, data_root)
-      what = "this target set" if target else f"target images ({which})"
-      notes.append(f'checkpoint "official": chosen by the results on {what}.')
+      images = "this target set" if target else f"target images ({names})"
+      notes.append(f'checkpoint "official": chosen by the results on {images}.')
     return notes
 
   def describe(self) -> str:
-    """One line for people."""
+    """Return the protocol in one line of text."""
     shots = ", ".join(map(str, self.shots))
     seeds = f", seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
     return (
@@ -85,23 +86,23 @@ class Protocol:
     )
 
 
-def check_names(config) -> None:
-  """Refuses, before anything is trained, to test on what is trained on.
+def check_names(config: Any) -> None:
+  """Check before training that no data set is used for training and testing.
 
   Raises:
-    ValueError: a data set is named in both.
+    ValueError: one is, and `config.allow_trained` is not set.
   """
   both = set(config.train_data) & set(config.test_data)
   if both and not config.allow_trained:
     raise ValueError(
       f"{', '.join(sorted(both))} is in config.train_data and in "
       "config.test_data: its results would mean nothing. "
-      "--config.allow_trained=True evaluates it all the same."
+      "--config.allow_trained=True evaluates it nevertheless."
     )
 
 
 def _roots(names: Sequence[str], data_root: str | None) -> set[str]:
-  """Folders of data sets; one that is not there is none that is tested."""
+  """Return the folders of data sets, without those that are missing."""
   roots = set()
   for name in names:
     with contextlib.suppress(FileNotFoundError):

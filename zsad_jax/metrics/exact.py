@@ -1,38 +1,38 @@
 """Exact metrics of detection and segmentation, NumPy only.
 
-An item, which is an image or a pixel, is flagged where its score is at least
-the threshold. All metrics depend on the order of the scores alone: any scale
-will do, infinities are legal, equal scores are one step of every curve.
+An item (an image or a pixel) is flagged where its score is at least the
+threshold. All metrics depend only on the order of the scores: any scale is
+valid, infinities are allowed, and equal scores are one step of every curve.
 
 One sort serves all metrics: `Ranking` holds its result, and the functions
-below read their value from it. A row of a results table takes its numbers from
-`image_metrics` and `pixel_metrics`, which rank once.
+below read their values from it.
 """
 
 import dataclasses
-import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 from scipy import ndimage
 
 MAX_FPR = 0.3  # Upper end of the AUPRO integral; Bergmann et al., IJCV 2021.
-POINTS = 60  # About that many, twice, of a curve to be drawn.
+POINTS = 60  # A drawn curve has at most twice as many points.
 _EIGHT_CONNECTED = np.ones((3, 3), int)
 
 Curves = dict[str, tuple[list[float], list[float]]]  # x and y by name.
 
 
 class UndefinedError(ValueError):
-  """There is no normal or no anomalous item, so that no metric exists."""
+  """Undefined metric: there is no normal or no anomalous item."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-  """What is flagged at each distinct score of an anomalous item, descending.
+  """Counts of flagged items at each distinct score of an anomalous item.
 
-  No metric needs the thresholds between two of these. There only normal items
-  are added: F1 falls, AP gains no term, the curves run horizontally.
+  The scores are in descending order. No metric needs the thresholds between
+  two of them, where only normal items are added: F1 decreases, AP gains no
+  term, the curves are horizontal.
 
   Attributes:
     threshold: the k scores, strictly descending.
@@ -40,8 +40,8 @@ class Ranking:
     false_pos: normal items with a score >= threshold.
     false_pos_above: normal items with a score > threshold; from here to
       `false_pos` the curves rise in a straight line, the step of a tie.
-    pro: per-region overlap in [0, 1], the mean over all regions of the share
-      that is flagged. Where items have no regions it is the recall.
+    pro: per-region overlap in [0, 1], the mean over all regions of the flagged
+      fraction of the region. For items without regions it is the recall.
     num_normal: number of all normal items, at least 1.
     num_anomalous: number of all anomalous items, at least 1.
   """
@@ -55,30 +55,30 @@ class Ranking:
   num_anomalous: int
 
   def auroc(self) -> float:
-    """Area under recall over false positive rate; see `auroc` below."""
+    """Return the area under recall over false positive rate; see `auroc`."""
     return self._area(self.true_pos / self.num_anomalous, max_fpr=1.0)
 
   def average_precision(self) -> float:
-    """Sum of gain in recall x precision; see below."""
+    """Return the sum of gain in recall x precision; see the function."""
     gain = np.diff(self.true_pos, prepend=0)
     precision = self.true_pos / (self.true_pos + self.false_pos)
     return float(np.sum(gain * precision) / self.num_anomalous)
 
   def f1_max(self) -> tuple[float, float]:
-    """Largest 2 TP / (TP + FP + P) and its threshold; see below."""
+    """Return the largest 2 TP / (TP + FP + P) and its threshold."""
     flagged = self.true_pos + self.false_pos
     f1 = 2 * self.true_pos / (flagged + self.num_anomalous)
     best = np.argmax(f1)  # The first of several: the largest threshold.
     return float(f1[best]), float(self.threshold[best])
 
   def aupro(self, *, max_fpr: float = MAX_FPR) -> float:
-    """Area under `pro` over false positive rate; see below."""
+    """Return the area under `pro` over false positive rate; see `aupro`."""
     if not 0.0 < max_fpr <= 1.0:
       raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}.")
     return self._area(self.pro, max_fpr=max_fpr) / max_fpr
 
   def curves(self) -> Curves:
-    """ROC, precision over recall ("pr") and PRO, thinned to be drawn."""
+    """Return ROC, precision over recall ("pr") and PRO, thinned for charts."""
     recall = self.true_pos / self.num_anomalous
     precision = self.true_pos / (self.true_pos + self.false_pos)
     return {
@@ -88,9 +88,9 @@ class Ranking:
     }
 
   def _vertices(self, rate):
-    """False positive rates, and `rate` (k,) over them.
+    """Return false positive rates, and `rate` (k,) over them.
 
-    Each threshold gives two vertices, where its tie begins and where it ends;
+    Each threshold has two vertices, at the start and at the end of its tie;
     the first vertex is (0, 0), the last (1, 1).
     """
     ties = np.stack([self.false_pos_above, self.false_pos], axis=1).ravel()
@@ -98,7 +98,7 @@ class Ranking:
     return fpr, np.concatenate([[0, 0], np.repeat(rate, 2)])
 
   def _area(self, rate, *, max_fpr):
-    """Area under `rate` (k,) over the false positive rate, up to `max_fpr`."""
+    """Return the area under `rate` (k,) over the false positive rate."""
     fpr, y = self._vertices(rate)
     # The first vertex at or beyond the limit: a rise there is not counted.
     end = np.searchsorted(fpr, max_fpr)
@@ -112,7 +112,7 @@ class Ranking:
 def auroc(
   label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
-  """Computes the area under the receiver operating characteristic.
+  """Compute the area under the receiver operating characteristic.
 
   It is the probability that an anomalous item has a higher score than a normal
   one; a tie counts one half.
@@ -134,10 +134,11 @@ def auroc(
 def average_precision(
   label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
-  """Computes the sum over thresholds of (gain in recall) x precision.
+  """Compute the sum over thresholds of (gain in recall) x precision.
 
-  Arguments and errors are those of `auroc`. A step sum, without interpolation;
-  some codes call the trapezoid under the same curve AP, it differs.
+  Arguments and errors are those of `auroc`. This is a step sum without
+  interpolation; some codes call the trapezoid under the same curve AP, which
+  is a different number.
 
   Returns:
     Float in (0, 1].
@@ -148,13 +149,13 @@ def average_precision(
 def f1_max(
   label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> tuple[float, float]:
-  """Computes the largest F1 that any threshold reaches.
+  """Compute the largest F1 over all thresholds.
 
   Arguments and errors are those of `auroc`.
 
   Returns:
-    F1 in (0, 1], and the largest threshold that reaches it. The threshold was
-    chosen with the labels at hand, as the field does for its tables.
+    F1 in (0, 1], and the largest threshold that reaches it. The threshold is
+    chosen with the labels, as is usual in published tables.
   """
   return rank_items(label, score).f1_max()
 
@@ -165,10 +166,10 @@ def aupro(
   *,
   max_fpr: float = MAX_FPR,
 ) -> float:
-  """Computes the area under the per-region-overlap (PRO) curve.
+  """Compute the area under the per-region-overlap (PRO) curve.
 
-  PRO is the mean over ground-truth regions of the share of the region that is
-  flagged, so that a small region counts as much as a large one. The false
+  PRO is the mean over ground-truth regions of the flagged fraction of the
+  region, so that a small region counts as much as a large one. The false
   positive rate is taken over the normal pixels of all images.
 
   Args:
@@ -191,65 +192,22 @@ def aupro(
   return rank_pixels(gt_mask, anomaly_map).aupro(max_fpr=max_fpr)
 
 
-def image_metrics(
-  label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
-) -> dict[str, float]:
-  """Computes all metrics of image scores; arguments are those of `auroc`.
-
-  Returns:
-    image_auroc, image_ap, image_f1_max and its image_f1_threshold; all nan
-    without normal or without anomalous images.
-
-  Raises:
-    ValueError: a score is NaN, or a label is neither 0 nor 1.
-  """
-  names = ("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold")
-  try:
-    ranking = rank_items(label, score)
-  except UndefinedError:
-    return dict.fromkeys(names, math.nan)
-  values = ranking.auroc(), ranking.average_precision(), *ranking.f1_max()
-  return dict(zip(names, values))
-
-
-def pixel_metrics(
-  gt_mask: Shaped[np.ndarray, "n h w"],
-  anomaly_map: Shaped[np.ndarray, "n h w"],
-  *,
-  max_fpr: float = MAX_FPR,
-) -> dict[str, float]:
-  """Computes all metrics of the pixels of a category, pooled over its images.
-
-  Arguments are those of `aupro`. An all-zero mask says that the image is
-  normal: leave out the images whose pixels' states are unknown. Needs memory
-  for about one more copy of the maps and masks.
-
-  Returns:
-    pixel_auroc, pixel_ap, pixel_f1_max and pixel_aupro; all nan without normal
-    or without anomalous pixels.
-
-  Raises:
-    ValueError: a value is NaN, the shapes differ, or a wrong `max_fpr`.
-  """
-  names = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")
-  try:
-    ranking = rank_pixels(gt_mask, anomaly_map)
-  except UndefinedError:
-    return dict.fromkeys(names, math.nan)
-  f1, _ = ranking.f1_max()
-  values = (
-    ranking.auroc(),
-    ranking.average_precision(),
-    f1,
-    ranking.aupro(max_fpr=max_fpr),
+def pixels(
+  function: Callable[[np.ndarray, np.ndarray], float],
+) -> Callable[[np.ndarray, np.ndarray], float]:
+  """Return a function of masks and maps from one of labels and scores."""
+  return lambda gt_mask, anomaly_map: function(
+    (gt_mask != 0).ravel().astype(int), anomaly_map.ravel()
   )
-  return dict(zip(names, values))
 
 
 def thin(
   x: Shaped[np.ndarray, " n"], y: Shaped[np.ndarray, " n"]
 ) -> tuple[list[float], list[float]]:
-  """At most 2 x `POINTS` points of a curve with rising x, most at small x."""
+  """Reduce a curve with increasing x to at most 2 x `POINTS` points.
+
+  Most of them are at small x.
+  """
   share = np.linspace(0, 1, POINTS) ** 2
   near = np.searchsorted(x, x[0] + share * (x[-1] - x[0]))
   even = np.linspace(0, len(x) - 1, POINTS).astype(int)
@@ -260,7 +218,7 @@ def thin(
 def rank_items(
   label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> Ranking:
-  """Ranks items without regions; arguments and errors are those of `auroc`."""
+  """Rank items without regions; arguments and errors are those of `auroc`."""
   is_anomalous = check_items(label, score)
   anomalous = score[is_anomalous]
   return _rank(score[~is_anomalous], anomalous, np.ones(anomalous.size))
@@ -270,7 +228,7 @@ def rank_pixels(
   gt_mask: Shaped[np.ndarray, "n h w"],
   anomaly_map: Shaped[np.ndarray, "n h w"],
 ) -> Ranking:
-  """Ranks pixels, each weighted by one over the area of its region.
+  """Rank pixels, each weighted by one over the area of its region.
 
   Arguments and errors are those of `aupro`.
   """
@@ -279,7 +237,7 @@ def rank_pixels(
     if np.isnan(one_map).any():
       raise ValueError(f"The anomaly map of image {i} contains NaN.")
   is_anomalous = gt_mask != 0
-  check_states(np.count_nonzero(is_anomalous), gt_mask.size, "pixels")
+  check_states(int(is_anomalous.sum()), gt_mask.size, "pixels")
   weight = np.concatenate([_region_weight(mask) for mask in is_anomalous])
   return _rank(anomaly_map[~is_anomalous], anomaly_map[is_anomalous], weight)
 
@@ -287,31 +245,32 @@ def rank_pixels(
 def regions(
   mask: Shaped[np.ndarray, "h w"],
 ) -> tuple[Shaped[np.ndarray, " p"], Shaped[np.ndarray, " r"]]:
-  """Finds the 8-connected regions of a mask.
+  """Find the 8-connected regions of a mask.
 
   Args:
     mask: nonzero = anomalous.
 
   Returns:
-    For each anomalous pixel, in raster order, the number of its region from 0
-    on, and the number of pixels of each region.
+    For each anomalous pixel, in raster order, the index of its region (from
+    0), and the number of pixels of each region.
   """
-  region, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-  region = region[mask != 0] - 1
+  labelled = np.zeros(mask.shape, np.int32)
+  ndimage.label(mask, structure=_EIGHT_CONNECTED, output=labelled)
+  region = labelled[mask != 0] - 1
   return region, np.bincount(region)
 
 
 def _region_weight(mask):
-  """One over the area of its region, for each anomalous pixel in turn."""
+  """Return one over the area of its region for each anomalous pixel."""
   region, area = regions(mask)
   return (1.0 / area)[region]
 
 
 def _rank(normal, anomalous, weight):
-  """Ranks scores; those of the normal items are sorted in place.
+  """Rank scores; those of the normal items are sorted in place.
 
-  Normal scores, nearly all of a category's pixels, are sorted alone, which is
-  many times faster than to sort what is counted along with them.
+  Normal scores (nearly all pixels of a category) are sorted alone, which is
+  many times faster than sorting them together with their counts.
   """
   normal.sort()
   order = np.argsort(anomalous)[::-1]
@@ -331,16 +290,18 @@ def _rank(normal, anomalous, weight):
   )
 
 
-def check_shapes(name_a, a, name_b, b):
-  """Raises ValueError unless both arrays have one shape."""
+def check_shapes(
+  name_a: str, a: np.ndarray, name_b: str, b: np.ndarray
+) -> None:
+  """Raise ValueError unless both arrays have the same shape."""
   if a.shape != b.shape:
     raise ValueError(
       f"{name_a} and {name_b} must have one shape, got {a.shape} and {b.shape}."
     )
 
 
-def check_items(label, score):
-  """Checks what `auroc` takes, and returns which items are anomalous."""
+def check_items(label: np.ndarray, score: np.ndarray) -> np.ndarray:
+  """Check the arguments of `auroc`; return which items are anomalous."""
   check_shapes("label", label, "score", score)
   is_nan = np.isnan(score)
   if is_nan.any():
@@ -349,12 +310,12 @@ def check_items(label, score):
   if wrong.size:
     raise ValueError(f"A label is 0 or 1, got {wrong[0]}.")
   is_anomalous = label == 1
-  check_states(np.count_nonzero(is_anomalous), label.size, "items")
+  check_states(int(is_anomalous.sum()), label.size, "items")
   return is_anomalous
 
 
-def check_states(anomalous, total, items):
-  """Raises UndefinedError unless there are normal and anomalous items."""
+def check_states(anomalous: int, total: int, items: str) -> None:
+  """Raise UndefinedError unless there are normal and anomalous items."""
   if anomalous in (0, total):
     raise UndefinedError(
       f"The metrics need normal and anomalous {items}, got {anomalous} "

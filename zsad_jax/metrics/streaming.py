@@ -2,37 +2,37 @@
 
 A pixel's bin is the leading bits of its float32 score in an order-preserving
 form, so no range has to be known and any finite or infinite score has a bin.
-From 1/2 to 1 it is that of the distance from 1: probabilities that saturate are
-told apart as finely at that end as at 0. A bin counts its anomalous and its
-normal pixels, and the share of every region that lies in it, all as integers:
-states add up to the same bits in whatever order and number of parts the images
-came.
+From 1/2 to 1 it is the bin of the distance from 1: saturated probabilities are
+resolved as finely near 1 as near 0. A bin counts its anomalous and normal
+pixels and the fraction of every region that lies in it, all as integers:
+merged states are bit-identical for any order and partition of the images.
 
 Inside a bin the order is unknown. It can move a curve only within the bin's
-rectangle, which bounds the error of every metric; `PixelState.finalize` reports
-these bounds beside the values.
+rectangle, which bounds the error of every metric; the methods of `BinnedCurve`
+return these bounds together with the values.
 """
 
 import dataclasses
 import io
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt32
 
-from zsad_jax.metrics import exact
+import zsad_jax.metrics.exact as exact
 from zsad_jax.runtime import files
 
 BITS = 21  # 12 bits of mantissa; 51 MB for three histograms.
-REGION = 2**40  # What all pixels of a region weigh together, rounded down.
+REGION = 2**40  # Total weight of the pixels of a region, rounded down.
 _SIGN = np.uint32(1 << 31)
 _HALF = np.array([0.5], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounded:
-  """A value, and how far at most the exact one is away from it."""
+  """A value and the largest possible distance of the exact value from it."""
 
   value: float
   bound: float
@@ -43,12 +43,12 @@ class PixelState:
   """Histograms of the pixels of a category.
 
   Attributes:
-    bits: of a score that decide its bin.
+    bits: leading bits of a score that decide its bin.
     anomalous, normal: int64 (num_bins(bits),), pixels by bin.
     pro: int64 like these, weights of anomalous pixels; a region of A pixels
       gives each of them `REGION // A`.
-    num_regions: of all masks.
-    largest_region: pixels of the largest one.
+    num_regions: number of regions of all masks.
+    largest_region: number of pixels of the largest region.
   """
 
   bits: int
@@ -60,25 +60,28 @@ class PixelState:
 
   @classmethod
   def init(cls, bits: int = BITS) -> "PixelState":
-    """The state of no image.
+    """Return the state before any image.
 
     Args:
-      bits: of a score that decide its bin, 10 to 24. With 16, maps in bfloat16
-        are ranked exactly.
+      bits: leading bits of a score that decide its bin, 10 to 24. With 16,
+        maps in bfloat16 are ranked exactly.
 
     Raises:
       ValueError: another number of bits.
     """
     if not 10 <= bits <= 24:
       raise ValueError(f"bits must lie in 10..24, got {bits}.")
-    return cls(bits, *(np.zeros(num_bins(bits), np.int64) for _ in range(3)))
+    empty = lambda: np.zeros(num_bins(bits), np.int64)
+    return cls(bits, empty(), empty(), empty())
 
   @property
   def num_anomalous(self) -> int:
+    """Number of anomalous pixels."""
     return int(self.anomalous.sum())
 
   @property
   def num_normal(self) -> int:
+    """Number of normal pixels."""
     return int(self.normal.sum())
 
   def update(
@@ -86,7 +89,7 @@ class PixelState:
     gt_mask: Shaped[np.ndarray, "n h w"],
     anomaly_map: Shaped[np.ndarray, "n h w"],
   ) -> None:
-    """Counts the pixels of some images.
+    """Count the pixels of some images.
 
     Args:
       gt_mask: nonzero = anomalous. Regions are 8-connected, within an image.
@@ -107,23 +110,23 @@ class PixelState:
       raise ValueError(f"The anomaly map of image {number} contains NaN.")
     if not score.size:
       return
-    place = bins(score, self.bits)
+    index = bins(score, self.bits)
     first = int(bins(low[None], self.bits)[0])
-    counted = np.bincount(place - np.uint32(first))
+    counted = np.bincount(index - np.uint32(first))
     self.normal[first : first + counted.size] += counted
     is_anomalous = np.asarray(mask != 0)
     if not is_anomalous.any():
       return
-    place = place[is_anomalous.ravel()].astype(np.intp)
-    np.add.at(self.anomalous, place, 1)
-    np.subtract.at(self.normal, place, 1)
+    index = index[is_anomalous.ravel()].astype(np.intp)
+    np.add.at(self.anomalous, index, 1)
+    np.subtract.at(self.normal, index, 1)
     region, area = exact.regions(is_anomalous)
-    np.add.at(self.pro, place, (REGION // area)[region])
+    np.add.at(self.pro, index, (REGION // area)[region])
     self.num_regions += area.size
     self.largest_region = max(self.largest_region, int(area.max()))
 
   def merge(self, other: "PixelState") -> "PixelState":
-    """The state of the images of both: the same bits in any order.
+    """Return the state of the images of both, bit-identical in any order.
 
     Raises:
       ValueError: the states have different bits.
@@ -141,37 +144,38 @@ class PixelState:
       max(self.largest_region, other.largest_region),
     )
 
-  def curves(self) -> exact.Curves:
-    """ROC, precision over recall ("pr") and PRO, thinned to be drawn.
+  def curve(self) -> "BinnedCurve":
+    """Return the curve from which the metrics are computed.
 
     Raises:
-      metrics.UndefinedError: there is no normal or no anomalous pixel.
+      exact.UndefinedError: there is no normal or no anomalous pixel.
     """
-    return _Curve.of(self).drawn()
+    return BinnedCurve.from_state(self)
 
-  def quantile(self, share: float) -> float:
-    """The lowest score of the bin below which this share of pixels lies.
+  def quantile(self, fraction: float) -> float:
+    """Return the lowest score of the bin that holds this quantile.
 
     Raises:
-      ValueError: no pixel was counted, or the share is not in [0, 1].
+      ValueError: no pixel was counted, or the fraction is not in [0, 1].
     """
     total = np.cumsum(self.anomalous + self.normal)
-    if not (total[-1] and 0 <= share <= 1):
+    if not (total[-1] and 0 <= fraction <= 1):
       raise ValueError(
-        f"No quantile at {share} of {total[-1]} pixels; it needs a share in "
-        "[0, 1] and pixels."
+        f"No quantile at {fraction} of {total[-1]} pixels; it needs a fraction "
+        "in [0, 1] and at least one pixel."
       )
-    place = np.searchsorted(total, max(1, math.ceil(share * total[-1])))
-    return lowest(int(place), self.bits)
+    index = np.searchsorted(total, max(1, math.ceil(fraction * total[-1])))
+    return lowest(int(index), self.bits)
 
   def save(self, path: str | pathlib.Path) -> None:
-    """Writes the bins that are not empty."""
+    """Write the bins that are not empty."""
     data = io.BytesIO()
-    np.savez_compressed(data, **self.__getstate__())
+    stored: dict[str, Any] = self.__getstate__()
+    np.savez_compressed(data, **stored)
     files.write_bytes(pathlib.Path(path), data.getvalue())
 
   def __getstate__(self):
-    """The bins that are not empty: what is written, and sent to other hosts."""
+    """Return the bins that are not empty, for files and other processes."""
     used = np.flatnonzero(self.anomalous + self.normal)
     return dict(
       bits=self.bits,
@@ -191,7 +195,7 @@ class PixelState:
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> "PixelState":
-    """Reads what `save` wrote.
+    """Read a file written by `save`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -203,64 +207,48 @@ class PixelState:
         state.__setstate__(stored)
     except FileNotFoundError:
       raise
-    except Exception as error:  # Whatever NumPy and zipfile make of it.
+    except Exception as error:  # NumPy and zipfile raise many types.
       raise ValueError(
         f"{path} holds no state of pixel metrics ({error}). Delete it and "
         "evaluate again."
       ) from error
     return state
 
-  def finalize(self, *, max_fpr: float = exact.MAX_FPR) -> dict[str, Bounded]:
-    """Computes auroc, ap, f1_max, f1_threshold and aupro.
-
-    Args:
-      max_fpr: upper end of the AUPRO integral, in (0, 1].
-
-    Returns:
-      Values with the bounds of their errors. `f1_max` is reached by flagging
-      scores of at least `f1_threshold`.
-
-    Raises:
-      metrics.UndefinedError: there is no normal or no anomalous pixel.
-      ValueError: `max_fpr` is out of range.
-    """
-    return _Curve.of(self).metrics(max_fpr)
-
 
 def num_bins(bits: int) -> int:
-  """How many bins there are."""
+  """Return the number of bins."""
   return (1 << bits) + _more(bits)
 
 
 def bins(
   score: Shaped[np.ndarray, "*n"], bits: int
 ) -> UInt32[np.ndarray, "*n"]:
-  """The bin of each float32 score, below `num_bins`; in the scores' order."""
-  place = _key(score, bits)
+  """Return the bin of each float32 score, in the order of the scores."""
+  index = _key(score, bits)
   high = np.flatnonzero(score >= 0.5)
   if high.size:
-    distance = 1 - score[high]  # Exact where it counts, from 1/2 to 1.
-    place[high] = np.where(
+    distance = 1 - score[high]  # Exact from 1/2 to 1 (Sterbenz).
+    index[high] = np.where(
       distance > 0,
       2 * _key(_HALF, bits) - _key(distance, bits),
-      place[high] + np.uint32(_more(bits)),
+      index[high] + np.uint32(_more(bits)),
     )
-  return place
+  return index
 
 
-def lowest(place: int, bits: int) -> float:
-  """The lowest score of a bin."""
+def lowest(index: int, bits: int) -> float:
+  """Return the lowest score of a bin."""
   half, shift = int(_key(_HALF, bits)[0]), 32 - bits
   one = half + (1 << (bits - 9)) + _more(bits)
-  if half <= place < one:
-    farthest = _score(((2 * half - place + 1) << shift) - 1)
+  if half <= index < one:
+    farthest = _score(((2 * half - index + 1) << shift) - 1)
     return max(0.5, 1 - math.floor(farthest * 2**24) / 2**24)
-  score = _score((place if place < half else place - _more(bits)) << shift)
+  score = _score((index if index < half else index - _more(bits)) << shift)
   return -math.inf if math.isnan(score) else score  # Of the last bin.
 
 
 def _more(bits):
-  """Bins from 1/2 to 1, 23 octaves of distances, above the octave's own."""
+  """Return the number of extra bins from 1/2 to 1: 23 octaves, not one."""
   return 22 * (1 << (bits - 9)) + 1
 
 
@@ -271,24 +259,24 @@ def _key(score, bits):
 
 
 def _score(key):
-  """The score whose 32 ordered bits these are."""
+  """Return the score with these 32 ordered bits."""
   pattern = np.uint32(key) ^ (_SIGN if key >> 31 else np.uint32(2**32 - 1))
   return float(np.array(pattern).view(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Curve:
-  """Bins that are not empty, from high scores to low, and sums before them.
+class BinnedCurve:
+  """Non-empty bins in descending order of scores, with sums above each.
 
   Attributes:
-    place, p, q, r: bin, its anomalous and normal pixels, its share of PRO.
+    index, p, q, r: bin, its anomalous and normal pixels, its fraction of PRO.
     tp, fp, pro: sums over the bins above.
-    num_p, num_q: all anomalous and normal pixels.
-    weight_error: of PRO, by rounding the weights down.
-    bits: of a bin.
+    num_p, num_q: number of all anomalous and all normal pixels.
+    weight_error: error of PRO, because weights are rounded down.
+    bits: leading bits of a score that decide its bin.
   """
 
-  place: np.ndarray
+  index: np.ndarray
   p: np.ndarray
   q: np.ndarray
   r: np.ndarray
@@ -301,15 +289,16 @@ class _Curve:
   bits: int
 
   @classmethod
-  def of(cls, state):
-    place = np.flatnonzero(state.anomalous + state.normal)[::-1]
-    p, q, pro = (x[place] for x in (state.anomalous, state.normal, state.pro))
+  def from_state(cls, state: PixelState) -> "BinnedCurve":
+    """Return the curve of a state; see `PixelState.curve`."""
+    index = np.flatnonzero(state.anomalous + state.normal)[::-1]
+    p, q, pro = (x[index] for x in (state.anomalous, state.normal, state.pro))
     num_p, num_q = int(p.sum()), int(q.sum())
     exact.check_states(num_p, num_p + num_q, "pixels")
     before = lambda x: np.cumsum(x) - x
     total = pro.sum()
     return cls(
-      place,
+      index,
       p,
       q,
       pro / total,
@@ -322,17 +311,8 @@ class _Curve:
       state.bits,
     )
 
-  def metrics(self, max_fpr):
-    if not 0.0 < max_fpr <= 1.0:
-      raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}.")
-    return {
-      "auroc": self.auroc(),
-      "ap": self.average_precision(),
-      **self.f1_max(),
-      "aupro": self.aupro(max_fpr),
-    }
-
-  def drawn(self):
+  def points(self) -> exact.Curves:
+    """Return ROC, precision over recall ("pr") and PRO, thinned for charts."""
     start = lambda x: np.append(0.0, x)
     tp, fp = self.tp + self.p, self.fp + self.q
     recall, fpr = tp / self.num_p, fp / self.num_q
@@ -343,14 +323,17 @@ class _Curve:
       "pro": exact.thin(start(fpr), start(self.pro + self.r)),
     }
 
-  def auroc(self):
-    """A bin is a tie; its order moves the area by half of its rectangle."""
+  def auroc(self) -> Bounded:
+    """Compute AUROC with each bin as a tie.
+
+    The order inside a bin moves the area by at most half of its rectangle.
+    """
     pairs = 2.0 * self.num_p * self.num_q
     value = np.sum(self.q * (2.0 * self.tp + self.p)) / pairs
     return Bounded(float(value), float(np.sum(1.0 * self.p * self.q) / pairs))
 
-  def average_precision(self):
-    """Both kinds evenly mixed within a bin.
+  def average_precision(self) -> Bounded:
+    """Compute AP with both kinds of pixels evenly mixed within a bin.
 
     At worst all normal pixels of a bin come first and its anomalous ones have
     the precision of the first of them; at best these come first, as one tie.
@@ -371,25 +354,44 @@ class _Curve:
     value, low, high = (math.fsum(x) / self.num_p for x in (even, worst, best))
     return Bounded(value, max(high - value, value - low))
 
-  def f1_max(self):
-    """Reached at the end of a bin; at best all anomalous pixels come first."""
+  def f1_max(self) -> Bounded:
+    """Compute the largest F1 over the ends of the bins.
+
+    At best all anomalous pixels of a bin come first.
+    """
+    f1 = self._f1()
     tp = self.tp + self.p
-    f1 = 2 * tp / (tp + self.fp + self.q + self.num_p)
     highest = np.max(2 * tp / (tp + self.fp + self.num_p))
     best = int(np.argmax(f1))
-    threshold = lowest(int(self.place[best]), self.bits)
-    return {
-      "f1_max": Bounded(float(f1[best]), float(highest - f1[best])),
-      "f1_threshold": Bounded(threshold, 0.0),
-    }
+    return Bounded(float(f1[best]), float(highest - f1[best]))
 
-  def aupro(self, max_fpr):
-    """A trapezoid per bin; the bin where the curve is cut counts in full."""
+  def f1_threshold(self) -> float:
+    """Return a threshold that reaches `f1_max`: scores >= it are flagged."""
+    best = int(np.argmax(self._f1()))
+    return lowest(int(self.index[best]), self.bits)
+
+  def _f1(self):
+    tp = self.tp + self.p
+    return 2 * tp / (tp + self.fp + self.q + self.num_p)
+
+  def aupro(self, *, max_fpr: float = exact.MAX_FPR) -> Bounded:
+    """Compute AUPRO as one trapezoid per bin.
+
+    The bin where the curve is cut counts in full for the bound.
+
+    Args:
+      max_fpr: upper end of the integral, in (0, 1].
+
+    Raises:
+      ValueError: `max_fpr` is out of range.
+    """
+    if not 0.0 < max_fpr <= 1.0:
+      raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}.")
     start, width = self.fp / self.num_q, self.q / self.num_q
     end = np.minimum(start + width, max_fpr)
     inside = np.maximum(end - start, 0.0)
-    share = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
-    area = inside * (self.pro + share * self.r / 2)
+    part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
+    area = inside * (self.pro + part * self.r / 2)
     cut = (start < max_fpr) & (start + width > max_fpr)
     error = inside * self.r * np.where(cut, 1.0, 0.5)
     bound = error.sum() / max_fpr + self.weight_error

@@ -1,8 +1,8 @@
-"""Published variants of the metrics, each under a name of its own.
+"""Published variants of the metrics, each under its own name.
 
-They are there to reproduce tables. Comparisons belong to the exact metrics of
-`metrics.py`: several of these depend on the scale of the scores, drop a part of
-the curve, or order ties.
+They serve to reproduce published tables. Compare methods by the exact metrics
+of `metrics.exact`: several of these variants depend on the scale of the scores,
+drop a part of the curve, or order ties.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from jaxtyping import Shaped
 
-from zsad_jax.metrics import exact
+import zsad_jax.metrics.exact as exact
 
 ESCAPE_RATES = (0.02, 0.05, 0.1)
 
@@ -22,11 +22,11 @@ def aupro_200(
   max_fpr: float = exact.MAX_FPR,
   steps: int = 200,
 ) -> float:
-  """AUPRO from 200 thresholds that are equally spaced in score.
+  """Compute AUPRO from 200 thresholds equally spaced in score.
 
   Points with a false positive rate below `max_fpr` are kept and that axis is
   stretched to [0, 1]: the part left of the smallest rate is lost, and maps
-  squeezed near their minimum are measured at tiny rates only.
+  concentrated near their minimum are measured only at very small rates.
 
   Args:
     gt_mask: nonzero = anomalous.
@@ -43,12 +43,12 @@ def aupro_200(
 
   References:
     `cal_pro_score` in the code of AnomalyCLIP, FAPrompt, APRIL-GAN and others.
-    A region's share above a threshold is found in one sort of its scores, not
-    by relabelling the masks: the same numbers.
+    The fraction of a region above a threshold is computed by one sort of its
+    scores instead of relabelling the masks, which gives the same numbers.
   """
   exact.check_shapes("gt_mask", gt_mask, "anomaly_map", anomaly_map)
   is_anomalous = gt_mask != 0
-  anomalous = np.count_nonzero(is_anomalous)
+  anomalous = int(is_anomalous.sum())
   exact.check_states(anomalous, is_anomalous.size, "pixels")
   low, high = anomaly_map.min(), anomaly_map.max()
   if low == high:
@@ -58,11 +58,11 @@ def aupro_200(
     scores.size - np.searchsorted(np.sort(scores), threshold, side="right")
   )
   fpr = above(anomaly_map[~is_anomalous]) / (is_anomalous.size - anomalous)
-  shares = [
+  overlaps = [
     above(scores) / scores.size
     for scores in _scores_of_regions(is_anomalous, anomaly_map)
   ]
-  pro = np.mean(shares, axis=0)
+  pro = np.mean(overlaps, axis=0)
   kept = fpr < max_fpr
   fpr, pro = fpr[kept], pro[kept]
   if fpr.size < 2 or fpr.min() == fpr.max():
@@ -77,13 +77,13 @@ def aupro_resampled(
   *,
   max_fpr: float = exact.MAX_FPR,
 ) -> float:
-  """AUPRO as the mean of regions' curves, resampled by index.
+  """Compute AUPRO as the mean of the curves of regions, resampled by index.
 
   Each region's exact curve against all normal pixels, up to `max_fpr`, is
-  brought to a common number of points by their index; rates of false and of
+  resampled to a common number of points by index; the rates of false and of
   true positives are averaged, the area is divided by the last mean rate.
 
-  Arguments and errors are those of `metrics.aupro`. Needs a sort of all normal
+  Arguments and errors are those of `exact.aupro`. Needs a sort of all normal
   pixels for every region.
 
   References:
@@ -91,9 +91,7 @@ def aupro_resampled(
   """
   exact.check_shapes("gt_mask", gt_mask, "anomaly_map", anomaly_map)
   is_anomalous = gt_mask != 0
-  exact.check_states(
-    np.count_nonzero(is_anomalous), is_anomalous.size, "pixels"
-  )
+  exact.check_states(int(is_anomalous.sum()), is_anomalous.size, "pixels")
   normal = anomaly_map[~is_anomalous]
   all_fpr, _ = _roc(normal, anomaly_map[is_anomalous])
   points = np.count_nonzero(all_fpr <= max_fpr)
@@ -108,10 +106,10 @@ def aupro_resampled(
 def aupr_trapezoid(
   label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
-  """Trapezoid under precision over recall, from the point (0, 1).
+  """Compute the trapezoid under precision over recall, from the point (0, 1).
 
-  Arguments and errors are those of `metrics.auroc`. WinCLIP's and AnoVL's
-  public codes, VisA's script and others.
+  Arguments and errors are those of `exact.auroc`. Used by the public code of
+  WinCLIP and AnoVL, VisA's script and others.
   """
   recall, precision = _precision_recall(label, score)
   return float(np.trapezoid(precision, recall))
@@ -120,11 +118,11 @@ def aupr_trapezoid(
 def aupr_reordered(
   label: Shaped[np.ndarray, " n"], score: Shaped[np.ndarray, " n"]
 ) -> float:
-  """The trapezoid after a stable sort by recall of the curve's reverse.
+  """Compute the trapezoid after a stable sort of the reversed curve by recall.
 
-  Points of equal recall then stand in the wrong order, lowest precision first.
-  The "AP" of AdaptCLIP's evaluator. Arguments and errors are those of
-  `metrics.auroc`.
+  Points of equal recall are then in the wrong order, lowest precision first.
+  This is "AP" in AdaptCLIP's evaluator. Arguments and errors are those of
+  `exact.auroc`.
   """
   recall, precision = (x[::-1] for x in _precision_recall(label, score))
   order = np.argsort(recall, kind="stable")
@@ -136,7 +134,9 @@ def overkill(
   score: Shaped[np.ndarray, " n"],
   escape_rate: float,
 ) -> float:
-  """Share of normal items flagged when this share of anomalous ones escapes.
+  """Compute the fraction of normal items flagged at a given escape rate.
+
+  The escape rate is the fraction of anomalous items that are missed.
 
   Args:
     label: 0 or False = normal, 1 or True = anomalous.
@@ -166,32 +166,35 @@ def by_sample(
   label: Shaped[np.ndarray, " n"],
   score: Shaped[np.ndarray, " n"],
 ) -> tuple[Shaped[np.ndarray, " m"], Shaped[np.ndarray, " m"]]:
-  """Label and score of the samples that several images (views) show.
+  """Compute label and score of samples shown by several images (views).
 
   Args:
     group: the sample of each image.
     label: 0 or 1 of each image.
-    score: of each image.
+    score: score of each image.
 
   Returns:
-    The largest label and score of each sample, by sorted sample (Real-IAD).
+    The largest label and score of each sample, ordered by sample (Real-IAD).
   """
-  _, place = np.unique(group, return_inverse=True)
-  labels = np.zeros(place.max(initial=-1) + 1, np.asarray(label).dtype)
+  _, index = np.unique(group, return_inverse=True)
+  labels = np.zeros(index.max(initial=-1) + 1, np.asarray(label).dtype)
   scores = np.full(labels.shape, -np.inf, np.asarray(score).dtype)
-  np.maximum.at(labels, place, label)
-  np.maximum.at(scores, place, score)
+  np.maximum.at(labels, index, label)
+  np.maximum.at(scores, index, score)
   return labels, scores
 
 
 def min_max(values: Shaped[np.ndarray, "*"]) -> Shaped[np.ndarray, "*"]:
-  """Scales to [0, 1]; equal values to 0. Uses what it scales: transductive."""
+  """Scale values to [0, 1]; equal values to 0.
+
+  Depends on all values given: transductive.
+  """
   low, high = values.min(), values.max()
   return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def _scores_of_regions(is_anomalous, anomaly_map):
-  """Yields the scores of each region of each image."""
+  """Yield the scores of each region of each image."""
   for mask, one_map in zip(is_anomalous, anomaly_map):
     region, area = exact.regions(mask)
     order = np.argsort(region, kind="stable")
@@ -200,14 +203,14 @@ def _scores_of_regions(is_anomalous, anomaly_map):
 
 
 def _roc(normal, anomalous):
-  """Both rates at every distinct score, descending, from (0, 0)."""
+  """Return both rates at every distinct score, descending, from (0, 0)."""
   threshold = np.unique(np.concatenate([normal, anomalous]))[::-1]
   rate = lambda score: np.append(0, _at_least(score, threshold)) / score.size
   return rate(normal), rate(anomalous)
 
 
 def _resampled(fpr, tpr, points, max_fpr):
-  """A curve up to `max_fpr` at `points` equal steps of its index."""
+  """Resample a curve up to `max_fpr` at `points` equal steps of its index."""
   limit = max_fpr
   if fpr[fpr <= max_fpr].max() == 0:
     limit = fpr[fpr > max_fpr].min()
@@ -225,7 +228,7 @@ def _resampled(fpr, tpr, points, max_fpr):
 
 
 def _precision_recall(label, score):
-  """Recall and precision at every distinct score, descending, from (0, 1)."""
+  """Return recall and precision at every distinct score, descending."""
   is_anomalous = exact.check_items(label, score)
   threshold = np.unique(score)[::-1]
   flagged = _at_least(score, threshold)
@@ -235,5 +238,5 @@ def _precision_recall(label, score):
 
 
 def _at_least(score, threshold):
-  """How many scores reach each threshold."""
+  """Return the number of scores >= each threshold."""
   return score.size - np.searchsorted(np.sort(score), threshold)

@@ -3,7 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
-from zsad_jax.metrics import exact, variants
+from zsad_jax import metrics
+from zsad_jax.metrics import variants
 
 _FOUR, _EIGHT = ndimage.generate_binary_structure(2, 1), np.ones((3, 3))
 
@@ -26,8 +27,8 @@ def quantities(golden, entry):
 
 def _values(label, score, gt_mask, anomaly_map):
   """Every stored value of one set of maps, by its name."""
-  image = exact.image_metrics(label, score)
-  pixel = exact.pixel_metrics(gt_mask, anomaly_map)
+  image = metrics.image_metrics(label, score)
+  pixel = metrics.pixel_metrics(gt_mask, anomaly_map)
   aupro_200 = lambda **options: variants.aupro_200(
     gt_mask, anomaly_map, **options
   )

@@ -1,4 +1,4 @@
-"""Small charts as SVG text: curves and histograms, without a library."""
+"""Small SVG charts: curves and histograms."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,16 +14,16 @@ def curve(
   labels: tuple[str, str],
   x_end: float = 1.0,
 ) -> str:
-  """A curve in [0, x_end] x [0, 1].
+  """Return a curve in [0, x_end] x [0, 1] as SVG.
 
   Args:
-    title: above it.
+    title: title of the chart.
     points: x and y.
-    labels: of the axes.
+    labels: labels of both axes.
     x_end: last value of the x axis.
   """
-  place = lambda x, y: f"{_x(x / x_end):.1f},{_y(y):.1f}"
-  path = " ".join(place(x, y) for x, y in zip(*points) if 0 <= x <= x_end)
+  point = lambda x, y: f"{_x(x / x_end):.1f},{_y(y):.1f}"
+  path = " ".join(point(x, y) for x, y in zip(*points) if 0 <= x <= x_end)
   ticks = [(0.0, "0"), (0.5, f"{x_end / 2:g}"), (1.0, f"{x_end:g}")]
   line = f'<polyline class="curve" points="{path}"/>'
   return _frame(title, labels, ticks, [(0, "0"), (1, "1")], line)
@@ -32,12 +32,12 @@ def curve(
 def histogram(
   title: str, counts: Mapping[str, Sequence[int]], edges: Sequence[float]
 ) -> str:
-  """Two or more histograms over each other.
+  """Return two overlaid histograms as SVG.
 
   Args:
-    title: above it.
-    counts: by name, each one less than edges.
-    edges: of the bins.
+    title: title of the chart.
+    counts: counts by name, each one shorter than `edges`.
+    edges: edges of the bins.
   """
   highest = max([1, *(c for row in counts.values() for c in row)])
   width = (_WIDTH - _LEFT - _RIGHT) / (len(edges) - 1)
@@ -61,16 +61,16 @@ def histogram(
   return _frame(title, ("score", "images"), ticks, vertical, bars)
 
 
-def _x(share):
-  return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+def _x(fraction):
+  return _LEFT + fraction * (_WIDTH - _LEFT - _RIGHT)
 
 
-def _y(share):
-  return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+def _y(fraction):
+  return _HEIGHT - _BOTTOM - fraction * (_HEIGHT - _TOP - _BOTTOM)
 
 
 def _frame(title, labels, x_ticks, y_ticks, content):
-  """Title, axes and their names around the content."""
+  """Return the chart: title, axes and their labels around the content."""
   text = [
     f'<text x="{_LEFT}" y="11" class="title">{title}</text>',
     f'<text x="{_x(0.5):.0f}" y="{_HEIGHT - 4}" text-anchor="middle">'

@@ -1,7 +1,7 @@
-"""Figures for people to look at: images, ground truth and maps side by side.
+"""Figures of images, ground truth and anomaly maps in columns.
 
-All maps of a grid share one scale, so that rows can be compared: a map drawn
-to its own extremes shows bright spots in a flawless image, too.
+All maps of a grid share one scale, so that rows can be compared: a map scaled
+to its own extremes shows bright spots even in a normal image.
 """
 
 import io
@@ -16,16 +16,17 @@ from PIL import Image, ImageDraw, ImageFont
 from zsad_jax.runtime import files
 
 # Night blue, plum, red, amber, straw: the hue changes with the lightness, which
-# rises evenly (CIE L* of 7, 27, 49, 71 and 92), so that the order of values is
-# seen in greyscale and by the colour-blind as well.
+# increases evenly (CIE L* of 7, 27, 49, 71 and 92), so that the order of values
+# is visible in greyscale and to colour-blind readers.
 _ANCHORS = np.array(
   [(14, 18, 48), (92, 38, 124), (208, 64, 84), (247, 152, 48), (255, 232, 120)]
 )
 _OPACITY = 0.7  # Of the highest value; the surface stays visible through it.
-_OPACITY_POWER = 1.2  # Above 1, for the usual haze of low values to recede.
+_OPACITY_POWER = 1.2  # Above 1: less opacity for low background values.
 
 COLUMNS = ("image", "ground truth", "anomaly map", "overlay")
 TILE = 224  # Side in pixels.
+EXAMPLE_TILE = 112  # Side in pixels, in the HTML page.
 _GAP, _MARGIN = 8, 20
 _TITLE_SIZE, _TEXT_SIZE = 22, 15
 _HEAD, _ROW = 84, TILE + 38  # Heights: above the first tile, of a row.
@@ -37,7 +38,7 @@ _EMPTY = (236, 238, 242)  # Of a tile with nothing to show.
 def heat_colours(
   values: Float[np.ndarray, "*n"],
 ) -> UInt8[np.ndarray, "*n 3"]:
-  """Colours from dark (0) to bright (1); values beyond are clipped."""
+  """Return colours from dark (0) to bright (1); values are clipped to it."""
   at = np.linspace(0.0, 1.0, len(_ANCHORS))
   channels = [np.interp(values, at, channel) for channel in _ANCHORS.T]
   return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
@@ -50,13 +51,13 @@ def overlay(
   low: float,
   high: float,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Blends the colours of a map into its image.
+  """Blend the colours of a map into its image.
 
   Args:
     image: RGB.
     anomaly_map: higher = more anomalous, any scale.
-    low: value at and below which the image is left as it is.
-    high: value from which on the colour is strongest.
+    low: value at and below which the image is unchanged.
+    high: value at and above which the colour is strongest.
 
   Returns:
     RGB of the size of the image.
@@ -70,6 +71,38 @@ def overlay(
   return np.rint(blend).astype(np.uint8)
 
 
+def example_strip(
+  image: UInt8[np.ndarray, "h w 3"],
+  gt_mask: Shaped[np.ndarray, "h w"] | None,
+  anomaly_map: Float[np.ndarray, "h w"],
+  *,
+  low: float,
+  high: float,
+) -> bytes:
+  """Return image, mask and overlay in one row, as a JPEG file.
+
+  Args:
+    image: RGB.
+    gt_mask: nonzero = anomalous; None where unknown, which is drawn grey.
+    anomaly_map: higher = more anomalous, any scale.
+    low: lower end of the colour scale; see `overlay`.
+    high: upper end of the colour scale.
+  """
+  size = (EXAMPLE_TILE, EXAMPLE_TILE)
+  mask = (
+    np.full_like(image, 128)
+    if gt_mask is None
+    else np.repeat(255 * gt_mask.astype(np.uint8)[..., None], 3, axis=2)
+  )
+  blend = overlay(image, anomaly_map, low=low, high=high)
+  strip = Image.new("RGB", (3 * EXAMPLE_TILE, EXAMPLE_TILE))
+  for i, tile in enumerate((image, mask, blend)):
+    strip.paste(Image.fromarray(tile).resize(size), (i * EXAMPLE_TILE, 0))
+  data = io.BytesIO()
+  strip.save(data, "JPEG", quality=82)
+  return data.getvalue()
+
+
 def comparison_grid(
   images: Sequence[UInt8[np.ndarray, "h w 3"]],
   gt_masks: Sequence[Shaped[np.ndarray, "h w"] | None] | None,
@@ -78,7 +111,7 @@ def comparison_grid(
   *,
   title: str,
 ) -> Image.Image:
-  """Draws a row per sample: image, ground truth, anomaly map, overlay.
+  """Draw a row per sample: image, ground truth, anomaly map, overlay.
 
   Maps and overlays are scaled from the lowest to the highest finite value of
   all the maps; the scale is drawn above them.
@@ -104,9 +137,9 @@ def comparison_grid(
   draw = ImageDraw.Draw(canvas)
   _draw_head(canvas, draw, title, low, high)
   rows = zip(images, gt_masks, anomaly_maps, captions)
-  for i, (*sample, caption) in enumerate(rows):
+  for i, (image, mask, one_map, caption) in enumerate(rows):
     top = _HEAD + i * _ROW
-    for column, tile in enumerate(_tiles(*sample, low, high)):
+    for column, tile in enumerate(_tiles(image, mask, one_map, low, high)):
       canvas.paste(tile, (_left(column), top))
     line = _shorten(caption, _font(_TEXT_SIZE), width - 2 * _MARGIN)
     draw.text(
@@ -116,13 +149,13 @@ def comparison_grid(
 
 
 def save_png(path: str | os.PathLike[str], image: Image.Image) -> None:
-  """Writes a PNG file, which appears complete or not at all.
+  """Write a PNG file, which appears complete or not at all.
 
   Raises:
     OSError: the file cannot be written.
   """
   data = io.BytesIO()
-  # Photographs with noise: more effort takes seconds and saves little.
+  # More compression of noisy photographs takes seconds and saves little.
   image.save(data, format="PNG", compress_level=3)
   files.write_bytes(path, data.getvalue())
 
@@ -137,7 +170,7 @@ def _check_counts(images, gt_masks, anomaly_maps, captions):
 
 
 def _limits(anomaly_maps):
-  """Lowest and highest finite value of all maps, (0, 0) if there is none."""
+  """Return lowest and highest finite value of all maps; (0, 0) if none."""
   low, high = np.inf, -np.inf
   for i, anomaly_map in enumerate(anomaly_maps):
     if np.isnan(anomaly_map).any():
@@ -149,7 +182,7 @@ def _limits(anomaly_maps):
 
 
 def _scale(anomaly_map, low, high):
-  """Maps [low, high] to [0, 1]; a constant map becomes 0."""
+  """Scale [low, high] to [0, 1]; a constant map becomes 0."""
   if low > high:
     raise ValueError(f"low must not exceed high, got {low} and {high}.")
   clipped = np.clip(anomaly_map.astype(np.float64), low, high)
@@ -157,15 +190,15 @@ def _scale(anomaly_map, low, high):
 
 
 def _tiles(image, gt_mask, anomaly_map, low, high):
-  """One tile per column."""
-  picture = _resize(Image.fromarray(image))
+  """Return one tile per column."""
+  tile = _resize(Image.fromarray(image))
   scaled = Image.fromarray(_scale(anomaly_map, low, high).astype(np.float32))
   heat = np.clip(np.asarray(_resize(scaled)), 0.0, 1.0)
   return (
-    picture,
+    tile,
     _no_mask() if gt_mask is None else _black_and_white(gt_mask),
     Image.fromarray(heat_colours(heat)),
-    Image.fromarray(overlay(np.asarray(picture), heat, low=0.0, high=1.0)),
+    Image.fromarray(overlay(np.asarray(tile), heat, low=0.0, high=1.0)),
   )
 
 
@@ -174,7 +207,10 @@ def _resize(image, resample=Image.Resampling.BILINEAR):
 
 
 def _black_and_white(gt_mask):
-  """White on black; the root brightens what is thinner than a tile's pixel."""
+  """Return a white-on-black tile.
+
+  The square root brightens regions thinner than a pixel of the tile.
+  """
   mask = Image.fromarray(np.where(gt_mask, 255, 0).astype(np.uint8))
   share = np.asarray(_resize(mask, Image.Resampling.BOX)) / 255
   return Image.fromarray(np.rint(255 * np.sqrt(share)).astype(np.uint8))
@@ -189,7 +225,7 @@ def _no_mask():
 
 
 def _draw_head(canvas, draw, title, low, high):
-  """Title and colour scale in one line, names of the columns below."""
+  """Draw title and colour scale in one line, names of the columns below."""
   font, small = _font(_TITLE_SIZE), _font(_TEXT_SIZE)
   middle, right = _MARGIN + 10, canvas.width - _MARGIN
   low_text, high_text = _scale_labels(low, high)
@@ -211,7 +247,7 @@ def _draw_head(canvas, draw, title, low, high):
 
 
 def _scale_labels(low, high):
-  """Both ends with as many decimals as give their distance two digits."""
+  """Format both ends so that their distance has two significant digits."""
   span = high - low or 1.0
   decimals = max(0, 1 - math.floor(math.log10(span)))
   return f"{low:z.{decimals}f}", f"{high:z.{decimals}f}"
@@ -226,7 +262,7 @@ def _font(size):
 
 
 def _shorten(text, font, width):
-  """Cuts a text that is too wide, and says so by three dots."""
+  """Cut a text that is too wide and append three dots."""
   if font.getlength(text) <= width:
     return text
   while text and font.getlength(text + "...") > width:

@@ -1,20 +1,15 @@
-"""One self-contained HTML page of results: no network, no scripts."""
+"""Self-contained HTML page of results, without scripts or network."""
 
 import base64
 import html
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-from PIL import Image
-
-from zsad_jax.evaluation import examples as gallery_lib
 from zsad_jax.evaluation import paper_results
+from zsad_jax.metrics import METRICS, exact
 from zsad_jax.reporting import charts, figures
 from zsad_jax.reporting import tables as tables_lib
+from zsad_jax.reporting.details import Detail, Report
 
-TILE = 112  # Side of a picture in pixels.
-_MAX_FPR = 0.3  # Of the PRO curve that is drawn.
 _STYLE = """
 :root { --ink: #1c1e26; --faint: #666b78; --paper: #fff; --line: #dfe2e8;
   --normal: #2f6fb3; --anomalous: #d04054; --panel: #f5f6f9; color-scheme:
@@ -40,7 +35,7 @@ details { border: 1px solid var(--line); border-radius: 8px; margin: .6rem 0;
   padding: .5rem .8rem; } summary { cursor: pointer; font-weight: 600; }
 .charts { display: grid; gap: .5rem;
   grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
-.gallery { display: flex; flex-wrap: wrap; gap: .6rem; margin: .4rem 0; }
+.examples { display: flex; flex-wrap: wrap; gap: .6rem; margin: .4rem 0; }
 figure { margin: 0; } figure img { max-width: 100%; border-radius: 4px;
   display: block; } figcaption { font-size: 12px; color: var(--faint); }
 svg { width: 100%; background: var(--panel); border-radius: 6px; }
@@ -51,54 +46,28 @@ svg .curve { fill: none; stroke: var(--normal); stroke-width: 1.6; }
 """
 
 
-def picture(
-  image: np.ndarray, example: gallery_lib.Example, low: float, high: float
-) -> bytes:
-  """An image, its mask and its map over it, side by side, as JPEG.
-
-  Args:
-    image: uint8 (s, s, 3).
-    example: of a gallery.
-    low, high: range of the map's colours.
-  """
-  over = figures.overlay(image, example.anomaly_map, low=low, high=high)
-  mask = example.gt_mask
-  shown = (
-    np.full_like(image, 128)
-    if mask is None
-    else np.repeat(255 * mask.astype(np.uint8)[..., None], 3, axis=2)
-  )
-  tiles = [
-    Image.fromarray(x).resize((TILE, TILE)) for x in (image, shown, over)
-  ]
-  strip = Image.new("RGB", (3 * TILE, TILE))
-  for i, tile in enumerate(tiles):
-    strip.paste(tile, (i * TILE, 0))
-  data = io.BytesIO()
-  strip.save(data, "JPEG", quality=82)
-  return data.getvalue()
-
-
 def render(
-  results: Sequence, tables: paper_results.Tables, setting: Mapping[str, object]
+  reports: Sequence[Report],
+  tables: paper_results.Tables,
+  environment: Mapping[str, object],
 ) -> str:
-  """The page.
+  """Return the page.
 
   Args:
-    results: `report.Result`s of any data sets, runs, seeds and shots.
-    tables: the papers'.
-    setting: versions and the like, shown at the top.
+    reports: reports of any data sets, runs, seeds and shots.
+    tables: published numbers.
+    environment: versions, device and commit, shown at the top.
   """
-  datasets = dict.fromkeys(r.dataset for r in results)
+  datasets = dict.fromkeys(r.result.dataset for r in reports)
   body = [
     "<h1>Anomaly detection results</h1>",
-    f"<p>{_text(', '.join(f'{k} {v}' for k, v in setting.items()))}</p>",
+    f"<p>{_text(', '.join(f'{k} {v}' for k, v in environment.items()))}</p>",
     "<p>Values in %; mean ± standard deviation over repetitions (seeds). "
-    "Small print: the paper's number and our difference to it; “?” marks "
-    "a doubtful reading.</p>",
+    "In small print: the published value and the difference to it; “?” marks "
+    "a value that may have been read incorrectly from the paper.</p>",
   ]
   for dataset in datasets:
-    found = [r for r in results if r.dataset == dataset]
+    found = [r for r in reports if r.result.dataset == dataset]
     body += [f"<h2>{_text(dataset)}</h2>", *_dataset(found, tables)]
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"/>'
@@ -108,22 +77,25 @@ def render(
   )
 
 
-def _dataset(results, tables):
-  """Summary, then a section for each method and number of references."""
-  groups = {}
-  for result in results:
-    groups.setdefault(result.group, []).append(result)
+def _dataset(
+  reports: Sequence[Report], tables: paper_results.Tables
+) -> Iterator[str]:
+  """Yield a summary, then a section for each method and number of shots."""
+  groups: dict[str, list[Report]] = {}
+  for report in reports:
+    groups.setdefault(report.result.group, []).append(report)
   header = ["method", "repetitions", *tables_lib.METRICS, *tables_lib.COSTS]
   lines = []
   for name, found in groups.items():
-    means = [tables_lib.mean_row(r.rows)[0] | r.costs for r in found]
-    cells = _cells(means, found[0], paper_results.MEAN, tables)
+    results = [r.result for r in found]
+    means = [tables_lib.mean_row(r.rows)[0] | r.costs for r in results]
+    cells = _cells(means, results[0], paper_results.MEAN, tables)
     costs = [
       tables_lib.cost(tables_lib.spread(means, c)[0]) for c in tables_lib.COSTS
     ]
     lines.append([_text(name), str(len(found)), *cells, *costs])
   yield _table(header, lines)
-  notes = dict.fromkeys(note for r in results for note in r.notes)
+  notes = dict.fromkeys(note for r in reports for note in r.result.notes)
   yield "<ul>" + "".join(f"<li>{_text(n)}</li>" for n in notes) + "</ul>"
   for i, (name, found) in enumerate(groups.items()):
     yield '<details open="">' if i == 0 else "<details>"
@@ -132,29 +104,33 @@ def _dataset(results, tables):
     yield "</details>"
 
 
-def _group(found, tables):
-  first = found[0]
-  yield f"<p>{_text(first.protocol)}</p>"
+def _group(
+  reports: Sequence[Report], tables: paper_results.Tables
+) -> Iterator[str]:
+  """Yield the table of the categories, then charts and examples of each."""
+  results, first = [r.result for r in reports], reports[0].result
+  yield f"<p>{_text(first.protocol.describe())}</p>"
   lines = []
   for category in first.rows:
-    rows = [r.rows[category] for r in found]
+    rows = [r.rows[category] for r in results]
     counts = [str(rows[0].get(c, "")) for c in tables_lib.COUNTS]
     cells = _cells(rows, first, category, tables)
     lines.append([_text(category), *cells, *counts])
-  means = [tables_lib.mean_row(r.rows)[0] for r in found]
+  means = [tables_lib.mean_row(r.rows)[0] for r in results]
   values = [
     tables_lib.with_deviation(means, metric) for metric in tables_lib.METRICS
   ]
   lines.append([f"<b>{v}</b>" for v in ("mean", *values)] + ["", ""])
   yield _table(["category", *tables_lib.METRICS, *tables_lib.COUNTS], lines)
-  for category, detail in first.details.items():
+  for category, detail in reports[0].details.items():
     yield f"<h3>{_text(category)}</h3>"
     yield f'<div class="charts">{"".join(_charts(detail))}</div>'
-    figures_ = "".join(_figure(*example) for example in detail.pictures)
-    yield f'<div class="gallery">{figures_}</div>'
+    examples = "".join(_figure(*example) for example in detail.examples)
+    yield f'<div class="examples">{examples}</div>'
 
 
-def _charts(detail):
+def _charts(detail: Detail) -> Iterator[str]:
+  """Yield the curves and the histogram of scores of a category."""
   image, pixel = detail.image_curves, detail.pixel_curves
   if image:
     yield charts.curve(
@@ -171,22 +147,23 @@ def _charts(detail):
       "PRO",
       pixel["pro"],
       labels=("false positives", "overlap"),
-      x_end=_MAX_FPR,
+      x_end=exact.MAX_FPR,
     )
   yield charts.histogram("scores", detail.counts, detail.edges)
 
 
-def _figure(caption, jpeg):
+def _figure(caption: str, jpeg: bytes) -> str:
+  """Return an embedded example image with its caption."""
   data = base64.b64encode(jpeg).decode()
   return (
-    f'<figure><img alt="{_text(caption)}" width="{3 * TILE}" '
+    f'<figure><img alt="{_text(caption)}" width="{3 * figures.EXAMPLE_TILE}" '
     f'src="data:image/jpeg;base64,{data}"/>'
     f"<figcaption>{_text(caption)}</figcaption></figure>"
   )
 
 
 def _cells(rows, result, category, tables):
-  """A cell per metric: ours, and the printed number below it."""
+  """Yield a cell per metric: our value, the published one below it."""
   for metric in tables_lib.METRICS:
     ours = tables_lib.with_deviation(rows, metric)
     cell = result.shots is not None and tables.find(
@@ -206,12 +183,18 @@ def _cells(rows, result, category, tables):
 
 
 def _table(header, lines):
-  row = lambda tag, cells: (
-    "<tr>" + "".join(f"<{tag}>{c}</{tag}>" for c in cells) + "</tr>"
-  )
-  body = "".join(row("td", line) for line in lines)
-  head = row("th", [h.replace("_", " ") for h in header])
-  return f'<div class="scroll"><table>{head}{body}</table></div>'
+  """Return a table of HTML cells."""
+  row = lambda cells: "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+  body = "".join(map(row, lines))
+  head = "".join(map(_heading, header))
+  return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _heading(name: str) -> str:
+  """Return the head of a column; a metric has its title as a tooltip."""
+  metric = METRICS.get(name)
+  title = f' title="{_text(metric.title)}"' if metric else ""
+  return f"<th{title}>{_text(name.replace('_', ' '))}</th>"
 
 
 def _text(value):

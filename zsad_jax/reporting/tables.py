@@ -1,8 +1,8 @@
 """Tables of results: a line per category, then the mean over categories.
 
 A row maps the names in `METRICS` to fractions in [0, 1], and those in `COUNTS`
-to numbers of test images. What it lacks is undefined, as is nan; further names
-are not shown. The mean is unweighted and leaves out what is undefined.
+to numbers of test images. Missing values and nan are undefined; other names
+are not shown. The mean is unweighted, over the categories where it is defined.
 """
 
 import csv
@@ -12,20 +12,17 @@ import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-METRICS = (
-  "image_auroc",
-  "image_ap",
-  "image_f1_max",
-  "pixel_auroc",
-  "pixel_ap",
-  "pixel_f1_max",
-  "pixel_aupro",
+from zsad_jax import metrics
+from zsad_jax.evaluation.results import COSTS
+
+METRICS = tuple(m.name for m in metrics.METRICS.values() if m.in_tables)
+# Image metrics of samples shown by several images; below a table.
+SAMPLE_METRICS = tuple(
+  m.name.replace("image_", "sample_")
+  for m in metrics.at_level("image")
+  if m.in_tables
 )
-# Of samples that several images show, where there are some; below a table.
-SAMPLE_METRICS = ("sample_auroc", "sample_ap", "sample_f1_max")
 COUNTS = ("num_normal", "num_anomalous")
-# What a run costs, in summaries: parameters, seconds, images per second.
-COSTS = ("trained_parameters", "training_seconds", "images_per_second")
 UNDEFINED = "n/a"
 _HEADER = ("category", *METRICS, *COUNTS)
 
@@ -36,7 +33,7 @@ Printed = Mapping[str, Mapping[str, tuple[float, bool]]]
 
 
 def mean_row(rows: Rows) -> tuple[dict[str, float], dict[str, int]]:
-  """Averages every metric over the categories where it is defined.
+  """Average every metric over the categories where it is defined.
 
   Args:
     rows: a row per category.
@@ -60,10 +57,10 @@ def mean_row(rows: Rows) -> tuple[dict[str, float], dict[str, int]]:
 
 
 def to_text(rows: Rows, title: str) -> str:
-  """Returns aligned columns, metrics x 100; ends with a line break.
+  """Return aligned columns, metrics x 100; ends with a line break.
 
-  A star marks a mean over fewer categories than the table has; how many they
-  are stands in the last line.
+  A star marks a mean over fewer categories than the table has; the last line
+  gives their number.
 
   Raises:
     ValueError: there is no category.
@@ -90,7 +87,7 @@ def to_text(rows: Rows, title: str) -> str:
 
 
 def to_markdown(rows: Rows, title: str) -> str:
-  """Returns what `to_text` says as a Markdown table under a heading.
+  """Return the table of `to_text` as Markdown, under a heading.
 
   Raises:
     ValueError: there is no category.
@@ -105,10 +102,10 @@ def to_markdown(rows: Rows, title: str) -> str:
 
 
 def to_csv(rows: Rows) -> str:
-  """Returns comma-separated fractions with every digit, the mean last.
+  """Return comma-separated fractions with every digit, the mean last.
 
-  What is undefined is an empty cell, which other programs read as missing. The
-  line of the mean begins as in the other tables, as "mean (of 12)".
+  An undefined value is an empty cell, which other programs read as missing.
+  The line of the mean begins as in the other tables, as "mean (of 12)".
 
   Raises:
     ValueError: there is no category.
@@ -126,14 +123,14 @@ def to_csv(rows: Rows) -> str:
 def summary_to_text(
   groups: Groups, title: str, printed: Printed = MappingProxyType({})
 ) -> str:
-  """Returns a line per group of repetitions, metrics x 100, mean and deviation.
+  """Return a line per group of repetitions: mean and deviation x 100.
 
   Args:
-    groups: rows of metrics and `COSTS`, one for each repetition, by the group's
-      name.
+    groups: rows of metrics and `COSTS`, one for each repetition, by the name of
+      the group.
     title: the first lines.
-    printed: a paper's fractions by group and metric, and whether each can be
-      relied on; two more lines for the groups that have them.
+    printed: published fractions by group and metric, and whether each is
+      reliable; two more lines for groups with published values.
   """
   lines = _summary_cells(groups, printed)
   widths = [max(map(len, column)) for column in zip(*lines)]
@@ -145,7 +142,7 @@ def summary_to_text(
 def summary_to_markdown(
   groups: Groups, title: str, printed: Printed = MappingProxyType({})
 ) -> str:
-  """Returns what `summary_to_text` says as a Markdown table."""
+  """Return the table of `summary_to_text` as Markdown."""
   header, *body = [
     "| " + " | ".join(_escape(cell) for cell in line) + " |"
     for line in _summary_cells(groups, printed)
@@ -157,9 +154,9 @@ def summary_to_markdown(
 def summary_to_csv(
   groups: Groups, printed: Printed = MappingProxyType({})
 ) -> str:
-  """Returns a line per group: mean, deviation and paper's value as fractions.
+  """Return a line per group: mean, deviation, published value as fractions.
 
-  A paper's value that cannot be relied on is left out.
+  Published values that are not reliable are left out.
   """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
@@ -185,9 +182,15 @@ def summary_to_csv(
 
 
 def summary_to_json(
-  groups: Groups, printed: Printed, about: Mapping[str, object]
+  groups: Groups, printed: Printed, environment: Mapping[str, object]
 ) -> str:
-  """Returns what `summary_to_csv` says, beside `about`; null for undefined."""
+  """Return the table of `summary_to_csv` as JSON; null for undefined.
+
+  Args:
+    groups: see `summary_to_text`.
+    printed: see `summary_to_text`.
+    environment: further keys of the document.
+  """
   defined = lambda x: None if math.isnan(x) else x
   document = {
     name: {
@@ -200,14 +203,14 @@ def summary_to_json(
     }
     for name, rows in groups.items()
   }
-  return json.dumps({**about, "groups": document}, indent=1) + "\n"
+  return json.dumps({**environment, "groups": document}, indent=1) + "\n"
 
 
 def spread(rows: Sequence[Row], metric: str) -> tuple[float, float]:
-  """Mean and sample standard deviation of a metric over repetitions.
+  """Return mean and sample standard deviation of a metric over repetitions.
 
-  The deviation is that of n - 1 degrees of freedom, as AdaptCLIP's authors
-  report it, and 0 for one repetition. Both are nan where one has no value.
+  The deviation has n - 1 degrees of freedom, as AdaptCLIP's authors report it,
+  and is 0 for one repetition. Both are nan where a value is missing.
   """
   values = [row.get(metric, math.nan) for row in rows]
   mean = math.fsum(values) / len(values)
@@ -216,14 +219,14 @@ def spread(rows: Sequence[Row], metric: str) -> tuple[float, float]:
 
 
 def with_deviation(rows: Sequence[Row], metric: str) -> str:
-  """Mean x 100 of a metric, with the deviation where it is repeated."""
+  """Format the mean x 100 of a metric, and its deviation if repeated."""
   mean, std = spread(rows, metric)
   alone = len(rows) == 1 or math.isnan(mean)
   return _percent(mean) + ("" if alone else f" ± {100 * std:.1f}")
 
 
 def cost(value: float) -> str:
-  """A cost for readers: no decimals."""
+  """Format a cost without decimals."""
   return UNDEFINED if math.isnan(value) else f"{value:,.0f}"
 
 
@@ -261,9 +264,9 @@ def _difference(rows, metric, cell):
 
 
 def _cells(rows):
-  """The lines of a table for readers: header, categories, mean."""
+  """Return the lines of a table: header, categories, mean."""
   mean, defined = mean_row(rows)
-  # A star follows the digits; elsewhere a blank keeps its place.
+  # A star follows the digits; elsewhere a blank keeps the alignment.
   star = {m: "*" if 0 < defined[m] < len(rows) else " " for m in METRICS}
   body = [
     [
@@ -294,19 +297,19 @@ def _count(value):
 
 
 def _align(line, widths):
-  """Names to the left, numbers to the right."""
+  """Align names to the left, numbers to the right."""
   first = line[0].ljust(widths[0])
   rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
   return "  ".join([first, *rest]).rstrip()
 
 
 def _escape(text):
-  """Keeps Markdown from reading a bar as a column or a star as emphasis."""
+  """Escape bars and stars, which are columns and emphasis in Markdown."""
   return text.replace("|", r"\|").replace("*", r"\*")
 
 
 def _footnote(rows):
-  """Over how many categories the starred means are; means of samples."""
+  """Return the lines below a table: starred means, means of samples."""
   _, defined = mean_row(rows)
   fewer = [
     f"{name} {defined[name]}"

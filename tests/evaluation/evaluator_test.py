@@ -1,0 +1,84 @@
+"""Results of categories: one process, several processes, examples."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from zsad_jax.datasets import index, references
+from zsad_jax.evaluation.category import CategoryResult
+from zsad_jax.evaluation.examples import Example, ExampleSelector
+from zsad_jax.metrics import accumulators
+
+SAMPLES = [
+  index.Sample(f"{i}.png", "", "bolt", "", int(i % 3 > 0)) for i in range(11)
+]
+
+
+def result_of(variant, halves):
+  """Result of these halves of each batch."""
+  result = CategoryResult(
+    "bolt",
+    references.NONE,
+    SAMPLES,
+    variant=accumulators.variant(variant),
+    num_examples=2,
+    threshold=0.5,
+  )
+  for batch in np.split(np.arange(11), [4, 8]):
+    part = np.concatenate([np.array_split(batch, 2)[half] for half in halves])
+    maps = [np.random.default_rng(i).random((6, 6)) for i in part]
+    maps = np.reshape(maps, (-1, 6, 6)).astype(np.float32)
+    mask = (maps > 0.8) & (part % 3 > 0)[:, None, None]
+    has_mask = np.ones(len(part), bool)
+    result.update(part, mask, has_mask, maps, maps.mean(axis=(1, 2)))
+  result.skipped.append(f"broken by {halves[0]}")
+  return result
+
+
+@pytest.mark.parametrize("variant", ["streamed", "exact", "adaptclip"])
+def test_two_processes_give_the_results_of_one(variant):
+  alone, first, second = (result_of(variant, p) for p in ((0, 1), (0,), (1,)))
+  alone.merge(lambda value: [value])
+  sent = []
+  second.merge(lambda value: [sent.append(pickle.dumps(value)) or value])
+  received = iter(sent)
+  first.merge(lambda value: [value, pickle.loads(next(received))])
+  assert first.compute() == alone.compute()
+  assert first.samples == alone.samples == SAMPLES
+  numbers = lambda examples: [e.number for e in examples]
+  kinds = lambda r: {k: numbers(v) for k, v in r.examples.compute().items()}
+  assert kinds(first) == kinds(alone)
+  assert first.examples.kept.keys() == alone.examples.kept.keys()
+  assert first.skipped == ["broken by 0", "broken by 1"]
+
+
+def test_nan_in_a_prediction_names_the_image():
+  result = result_of("streamed", (0,))
+  maps = np.full((1, 6, 6), np.nan, np.float32)
+  with pytest.raises(ValueError, match="3.png: the prediction contains NaN"):
+    result.update(
+      np.array([3]), maps > 0, np.ones(1, bool), maps, np.zeros(1, np.float32)
+    )
+
+
+def test_the_selector_keeps_the_extreme_images():
+  selector = ExampleSelector(num_per_kind=2, threshold=0.5, always=[3])
+  scores = [0.1, 0.9, 0.48, 0.2, 0.7, 0.05, 0.6, 0.95]
+  labels = [0, 0, 0, 0, 1, 1, 1, 1]
+  empty = np.zeros((2, 2), np.float32)
+  for i, (label, score) in enumerate(zip(labels, scores)):
+    selector.update(label, Example(i, score, empty, None))
+  numbers = {k: [e.number for e in v] for k, v in selector.compute().items()}
+  # Each image once, under the first of its kinds.
+  assert numbers == {
+    "missed": [5, 6],
+    "false alarm": [1, 2],
+    "found": [7, 4],
+    "clear": [0, 3],
+  }
+  assert list(selector.kept) == [3]
+  one = ExampleSelector(num_per_kind=1, threshold=0.5)
+  for i, (label, score) in enumerate(zip(labels, scores)):
+    one.update(label, Example(i, score, empty, None))
+  assert [e.number for e in one.compute()["borderline"]] == [2]

@@ -1,0 +1,176 @@
+"""Predictions of one category, accumulated batch by batch into metrics."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zsad_jax.datasets import index
+from zsad_jax.datasets.references import References
+from zsad_jax.evaluation.examples import Example, ExampleSelector
+from zsad_jax.metrics import accumulators, variants
+from zsad_jax.types import ANOMALOUS, NORMAL
+
+GRID_ROWS = 6  # Images in the figure of a category; a third of them normal.
+
+
+class CategoryResult:
+  """Metrics and examples of one category with one choice of references.
+
+  `update` adds this process's images of a batch, `merge` combines all
+  processes, `compute` returns the row of metrics.
+
+  Args:
+    name: category.
+    references: reference images of the predictions.
+    samples: all images of the category, `listed`.
+    variant: definition of the metrics.
+    num_examples: examples of each kind; 0: none, and no images for a figure.
+    threshold: threshold of image scores for borderline examples, or None.
+
+  Attributes:
+    pixel_metrics: accumulator of all maps with known masks.
+    examples: selected maps.
+    skipped: messages about images that could not be read.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    references: References,
+    samples: Sequence[index.Sample],
+    *,
+    variant: accumulators.Variant,
+    num_examples: int = 0,
+    threshold: float | None = None,
+  ):
+    self.name, self.references = name, references
+    self.listed, self._variant = list(samples), variant
+    self._numbers: list[np.ndarray] = []  # By batch, as the scores.
+    self._scores: list[np.ndarray] = []
+    self.pixel_metrics = variant.pixel_metrics()
+    self._empty_examples = functools.partial(
+      ExampleSelector,
+      num_per_kind=num_examples,
+      threshold=threshold,
+      always=_spread([s.label for s in samples]) if num_examples else (),
+    )
+    self.examples = self._empty_examples()
+    self.skipped: list[str] = []
+
+  def update(
+    self,
+    numbers: np.ndarray,
+    gt_mask: np.ndarray,
+    has_mask: np.ndarray,
+    anomaly_map: np.ndarray,
+    pred_score: np.ndarray,
+  ) -> None:
+    """Add this process's images of a batch.
+
+    All processes must call it equally often, be it with no image.
+
+    Args:
+      numbers: int (n,), indices into the samples of the category.
+      gt_mask: (n, s, s), nonzero = anomalous.
+      has_mask: bool (n,), whether `gt_mask` is known.
+      anomaly_map: float32 (n, s, s).
+      pred_score: float32 (n,).
+
+    Raises:
+      ValueError: a prediction contains NaN.
+    """
+    masks = gt_mask.astype(bool)
+    for i, number in enumerate(numbers):
+      sample = self.listed[number]
+      if np.isnan(pred_score[i]) or np.isnan(anomaly_map[i]).any():
+        raise ValueError(
+          f"{sample.image_path}: the prediction contains NaN. Parameters or "
+          "weights that are not finite are the usual reason."
+        )
+      mask = masks[i] if has_mask[i] else None
+      # A copy: a view would keep the whole batch in memory.
+      example = Example(
+        int(number), float(pred_score[i]), anomaly_map[i].copy(), mask
+      )
+      self.examples.update(sample.label, example)
+    self.pixel_metrics.update(masks[has_mask], anomaly_map[has_mask])
+    self._numbers.append(numbers)
+    self._scores.append(pred_score)
+
+  def merge(self, gather: accumulators.Gather) -> None:
+    """Merge the results of all processes; each holds the result.
+
+    Args:
+      gather: returns the values of all processes, in their order, such as
+        `distributed.all_gather_object`.
+    """
+    self.pixel_metrics.merge(gather)
+    parts = gather((self._numbers, self._scores, self.examples, self.skipped))
+    numbers, scores, selectors, skipped = zip(*parts)
+    # Batch by batch, in the order in which a single process sees the images.
+    self._numbers, self._scores = _interleave(numbers), _interleave(scores)
+    self.examples = self._empty_examples()
+    for selector in selectors:
+      self.examples.merge(selector)
+    self.skipped = list(dict.fromkeys(sum(skipped, [])))
+
+  def compute(self) -> dict[str, float | int]:
+    """Return image and pixel metrics; nan where undefined."""
+    label, score = self.label, self.pred_score
+    anomalous = int((label == ANOMALOUS).sum())
+    return {
+      "num_normal": len(label) - anomalous,
+      "num_anomalous": anomalous,
+      **self._variant.image_metrics(label, score),
+      **self.pixel_metrics.compute(),
+      **self._sample_metrics(),
+    }
+
+  @property
+  def samples(self) -> list[index.Sample]:
+    """The n images that could be read, in the order of `pred_score`."""
+    numbers: list[Any] = [number for part in self._numbers for number in part]
+    return [self.listed[number] for number in numbers]
+
+  @property
+  def label(self) -> np.ndarray:
+    """Labels, int32 (n,)."""
+    return np.array([s.label for s in self.samples], np.int32)
+
+  @property
+  def pred_score(self) -> np.ndarray:
+    """Image scores, float32 (n,)."""
+    return np.concatenate([*self._scores, np.zeros(0, np.float32)])
+
+  def sample(self, number: int) -> index.Sample:
+    """Return the image with the number of an example."""
+    return self.listed[number]
+
+  def _sample_metrics(self):
+    """Return the image metrics of samples shown by several images."""
+    groups = np.array([s.group for s in self.samples], str)
+    if not groups.size or "" in groups:
+      return {}
+    found = self._variant.image_metrics(
+      *variants.by_sample(groups, self.label, self.pred_score)
+    )
+    return {k.replace("image_", "sample_"): v for k, v in found.items()}
+
+
+def _interleave(parts):
+  """Return batches of all processes: all parts of the first, then the next."""
+  return [part for batch in zip(*parts) for part in batch]
+
+
+def _spread(labels):
+  """Return indices of a few normal and anomalous images over the list."""
+  chosen = []
+  for state, count in ((NORMAL, GRID_ROWS // 3), (ANOMALOUS, GRID_ROWS)):
+    where = np.flatnonzero(np.array(labels) == state)
+    count = min(count, len(where), GRID_ROWS - len(chosen))
+    if count:
+      at = np.linspace(0, len(where) - 1, count).astype(int)
+      chosen += where[np.unique(at)].tolist()
+  return chosen
