@@ -84,7 +84,7 @@ def _look(method, params, stats, backbone, aux, features):
   for first in range(count):
     for last in {first + 1, count}:
       some = {**result, "patch_prob": prob[:, first:last]}
-      maps[first, last] = method.read(some, size)["anomaly_map"]
+      maps[first, last] = method.to_prediction(some, size)["anomaly_map"]
   return {
     **result,
     "text": method.text(params, backbone, aux),
