@@ -19,7 +19,7 @@ def write(backbone: clip.Clip, folder: pathlib.Path) -> None:
   for path, x in _separate_qkv(convert.flatten(backbone.params)):
     name, layout = rules.invert(path, convert.HUGGING_FACE)
     stored = rules.LAYOUTS[layout][1](np.asarray(x))
-    state[name] = np.ascontiguousarray(stored)
+    state[name] = np.array(stored, order="C")
   safetensors.save_file(state, folder / "model.safetensors")
 
 

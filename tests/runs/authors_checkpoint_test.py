@@ -34,7 +34,7 @@ from zsad_jax.runs import (
 from zsad_jax.torch_io import file as torch_file
 from zsad_jax.torch_io import rules
 
-METHODS = ("adaclip", "anomalyclip", "faprompt", "adaptclip")
+METHODS = tuple(AUTHORS)
 FULL = clip_config.MODELS["ViT-L-14-336"]
 FULL_B = clip_config.MODELS["ViT-B-16-plus-240"]
 

@@ -10,6 +10,8 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from zsad_jax import methods
+
 FOLDER = pathlib.Path(__file__).parents[2] / "data" / "paper_results"
 MEAN = "mean"  # Over the categories of a data set.
 _DOUBTS = ("doubtful:", "lost:", "mismatch:")
@@ -39,30 +41,6 @@ DATASETS = {
   "kvasir": "Kvasir",
   "endo": "Endo",
   "tn3k": "TN3K",
-}
-METHODS = {
-  "adaclip": "AdaCLIP",
-  "anomalyclip": "AnomalyCLIP",
-  "clip": "CLIP",
-  "faprompt": "FAPrompt",
-  "adaptclip": "AdaptCLIP",
-}
-# Ablations: how a paper calls a variant of a configuration.
-VARIANTS = {
-  **{("adaclip", f"k{k}"): f"AdaCLIP [HSF K={k}]" for k in (10, 20, 40, 80)},
-  ("adaclip", "hsf_none"): "AdaCLIP [w/o HSF, max value]",
-  ("adaclip", "v"): "AdaCLIP [prompt image encoder only]",
-  ("adaclip", "l"): "AdaCLIP [prompt text encoder only]",
-  ("adaptclip", "clip"): "naive CLIP",
-  ("adaptclip", "ta"): "AdaptCLIP [TA only]",
-  ("adaptclip", "va"): "AdaptCLIP [VA only]",
-  ("adaptclip", "joint"): "AdaptCLIP [TA+VA, joint learning]",
-  ("adaptclip", "zero"): "AdaptCLIP [TA+VA, alternating learning]",
-  ("adaptclip", "pqa_residual"): "AdaptCLIP [PQA only, w/o context]",
-  ("adaptclip", "pqa"): "AdaptCLIP [PQA only, w context]",
-  ("faprompt", "k1"): "FAPrompt [CAP K=1, + DAP]",
-  ("faprompt", "no_dap"): "FAPrompt [AnomalyCLIP + CAP]",
-  ("faprompt", "no_cap"): "FAPrompt [AnomalyCLIP + DAP]",
 }
 # A metric of ours by level and its names in print; the first is preferred.
 METRICS = {
@@ -151,16 +129,25 @@ def _cell(paper, row):
 
 
 def method_name(config_name: str, few_shot: bool) -> str:
-  """What a paper calls a configuration such as "adaclip_paper_k20".
+  """Return the papers' name of a configuration such as "adaclip_paper_k20".
 
-  With references, a method that knows none has a plus in its name.
+  With references, methods that are trained without any have a "+" appended.
   """
-  name, *parts = config_name.split("_")
-  rest = "_".join(p for p in parts if p not in ("paper", "mvtec"))
+  name = _method_of(config_name)
+  if name is None:
+    return config_name
+  parts = config_name.removeprefix(name).split("_")
+  rest = "_".join(p for p in parts if p not in ("", "paper", "mvtec"))
   if rest:
-    return VARIANTS.get((name, rest), config_name)
-  plus = "+" if few_shot and name != "adaptclip" else ""
-  return METHODS.get(name, config_name) + plus
+    return methods.paper_variants(name).get(rest, config_name)
+  without = not methods.module(name).Method().num_references
+  return methods.paper_name(name) + ("+" if few_shot and without else "")
+
+
+def _method_of(config_name):
+  """Return the method whose name a configuration's begins with, or None."""
+  found = [n for n in methods.names() if f"{config_name}_".startswith(f"{n}_")]
+  return max(found, key=len, default=None)
 
 
 class Tables:
@@ -203,7 +190,7 @@ class Tables:
     """
     method = method_name(config_name, few_shot=shots > 0)
     level, names = METRICS[metric]
-    own = config_name.split("_")[0]
+    own = _method_of(config_name)
     found = [
       cell
       for name in names
@@ -273,7 +260,7 @@ def list_tables(cells: Sequence[Cell]) -> str:
   for cell in cells:
     groups[cell.paper, cell.table, cell.caption].append(cell)
   known = {name: key for key, name in DATASETS.items()}
-  configs = {paper: name for name, paper in METHODS.items()}
+  configs = {methods.paper_name(name): name for name in methods.names()}
   configs |= {
     paper: f"{name}:paper,{variant}"
     for (name, variant), paper in VARIANTS.items()

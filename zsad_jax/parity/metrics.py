@@ -1,15 +1,21 @@
-"""Parity of the metrics: exact ones, and the published variants."""
+"""Parity of the exact metrics and of the published variants."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from zsad_jax.metrics import exact, variants
+from zsad_jax.parity import golden as golden_lib
 
 _FOUR, _EIGHT = ndimage.generate_binary_structure(2, 1), np.ones((3, 3))
 
 
-def quantities(golden, entry):
-  """Yields (stored name, ours) for each expected value."""
+def quantities(
+  golden: golden_lib.Golden, entry: golden_lib.Entry
+) -> Iterator[tuple[str, Any]]:
+  """Yield (stored name, our value) for each expected value."""
   del golden  # Metrics need no backbone.
   for number, structure in ((4, _FOUR), (8, _EIGHT)):
     yield (
@@ -25,7 +31,7 @@ def quantities(golden, entry):
 
 
 def _values(label, score, gt_mask, anomaly_map):
-  """Every stored value of one set of maps, by its name."""
+  """Compute every stored value of one set of maps, by name."""
   image = exact.image_metrics(label, score)
   pixel = exact.pixel_metrics(gt_mask, anomaly_map)
   aupro_200 = lambda **options: variants.aupro_200(
