@@ -1,4 +1,4 @@
-"""Tests of `zsad_jax.runs.authors_checkpoint`, and of what methods say of their files."""
+"""Tests of runs/authors_checkpoint.py and the methods' checkpoint layouts."""
 
 import importlib
 import os

@@ -67,10 +67,13 @@ def _benchmark(arguments: list[str]) -> types.ModuleType:
 def define_flags() -> None:
   """Define the flags of the benchmark that the command line names."""
   flags.DEFINE_string("json", None, "JSON file for the numbers.")
+  defined = set(flags.FLAGS)
   # Of that one alone: each needs other packages.
   for name in BENCHMARKS:
     if name in sys.argv[1:2]:
       importlib.import_module(f"{__package__}.{name}").define_flags()
+  for name in sorted(set(flags.FLAGS) - defined):
+    flags.declare_key_flag(name)  # --help lists it.
 
 
 def main(options: flags.FlagValues) -> None:

@@ -16,7 +16,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from PIL import Image
 from scipy import ndimage
 
@@ -106,7 +105,7 @@ def define_flags() -> None:
   define_case_flags()
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   side, b = options.image_size, options.batch
   backbone = random_backbone(options)

@@ -98,7 +98,7 @@ def define_flags() -> None:
   )
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   with tempfile.TemporaryDirectory() as folder:
     document = _measure(pathlib.Path(folder), options.files, options.many)

@@ -116,7 +116,7 @@ def measure(
   name: str,
   backbone: clip.Clip,
   dataset: index.Dataset,
-  options: flags.FlagValues,
+  options: Any,
 ) -> dict[str, Any]:
   """Measure the feature pass, steps from it and steps that encode."""
   method = make_method(name, backbone.vision_layers)
@@ -191,7 +191,7 @@ def _difference(losses, anew) -> float | None:
   return max((abs(a - b) for a, b in pairs), default=None)
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   backbone = random_backbone(options)
   rows = {}

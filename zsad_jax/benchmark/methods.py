@@ -248,7 +248,7 @@ def define_rounds() -> None:
   flags.DEFINE_integer("rounds", 3, "Rounds; medians are reported.", 1)
 
 
-def random_backbone(options: flags.FlagValues) -> clip.Clip:
+def random_backbone(options: Any) -> clip.Clip:
   """Build the backbone of the flags with random weights, on the device."""
   drawn = clip.random_clip(MODELS[options.model], 0)
   return jax.device_put(drawn.computing_in(options.dtype))
@@ -284,7 +284,7 @@ def define_flags() -> None:
   )
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   side, b = options.image_size, options.batch
   backbone = random_backbone(options)
@@ -331,7 +331,7 @@ def examine(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
 
 def report(
-  options: flags.FlagValues, clock: Clock, facts: dict[str, dict[str, Any]]
+  options: Any, clock: Clock, facts: dict[str, dict[str, Any]]
 ) -> None:
   """Print the table and write the numbers."""
   seconds = clock.medians()

@@ -145,7 +145,7 @@ def define_flags() -> None:
   flags.DEFINE_bool("alone", False, "Measure the streaming metrics alone.")
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   functions = [streaming]
   if not options.alone:

@@ -12,7 +12,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -117,7 +117,7 @@ def define_flags() -> None:
   )
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   with tempfile.TemporaryDirectory() as folder:
     rows = measure(pathlib.Path(folder), options.images)

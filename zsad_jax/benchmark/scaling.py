@@ -75,7 +75,7 @@ def run(
   return function, (model, clip_, aux, given, memory)
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   backbone = random_backbone(options)
   integers = lambda values: sorted(map(int, values))

@@ -84,7 +84,7 @@ def measure(
   return rows
 
 
-def main(options: flags.FlagValues) -> None:
+def main(options: Any) -> None:
   """Run the benchmark."""
   backbone = random_backbone(options)
   print(

@@ -263,13 +263,14 @@ def list_tables(cells: Sequence[Cell]) -> str:
   configs = {methods.paper_name(name): name for name in methods.names()}
   configs |= {
     paper: f"{name}:paper,{variant}"
-    for (name, variant), paper in VARIANTS.items()
+    for name in methods.names()
+    for variant, paper in methods.paper_variants(name).items()
   }
   lines = []
   for (paper, table, caption), of_table in groups.items():
-    methods = {c.method for c in of_table}
-    ours = sorted({configs[m] for m in methods if m in configs})
-    plus = sorted({m for m in methods if m.rstrip("+") in configs} - {*configs})
+    printed = {c.method for c in of_table}
+    ours = sorted({configs[m] for m in printed if m in configs})
+    plus = sorted({m for m in printed if m.rstrip("+") in configs} - {*configs})
     data = sorted({known[c.dataset] for c in of_table if c.dataset in known})
     shots = sorted({c.shots for c in of_table if c.shots.isdecimal()})
     doubtful = sum(c.doubtful for c in of_table)

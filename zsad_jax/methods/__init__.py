@@ -1,9 +1,12 @@
 """The methods, one file each.
 
 A file has a class `Method` and, in its docstring, a table of the paper's
-equations. Optional are PAPER_NAME (the method's name in the papers' tables),
-PAPER_VARIANTS (names of its ablations there) and TINY (settings for a backbone
-of three blocks of width 64, for tests).
+equations. Optional constants:
+
+  PAPER_NAME      the method's name in the papers' tables
+  PAPER_VARIANTS  names of its ablations there, by variant of its configuration
+  SUMMED_LOSSES   parts of the loss that are sums over images, not means
+  TINY            settings for a backbone of three blocks of width 64, for tests
 """
 
 import importlib
@@ -39,6 +42,11 @@ def paper_name(name: str) -> str:
 def paper_variants(name: str) -> Mapping[str, str]:
   """Return the names in the papers' tables by variant of a method."""
   return vars(module(name)).get("PAPER_VARIANTS", {})
+
+
+def summed_losses(name: str) -> tuple[str, ...]:
+  """Return the parts of a method's loss that are sums over images."""
+  return vars(module(name)).get("SUMMED_LOSSES", ())
 
 
 def tiny_settings(name: str) -> dict[str, Any]:

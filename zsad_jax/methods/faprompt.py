@@ -338,6 +338,7 @@ def _prototypes(normal, abnormal):
   return similarity.unit(jnp.concatenate([normal, mean]))
 
 
+SUMMED_LOSSES = ("prior",)  # Over images, as in the authors' code.
 PAPER_NAME = "FAPrompt"  # In the tables of the papers.
 # Ablation of the configuration -> its name in the tables of the papers.
 PAPER_VARIANTS = {
