@@ -62,7 +62,7 @@ def test_a_new_method_passes_the_contract(project):
   tests = ("methods_test.py", "structure_test.py")
   paths = [f"tests/contract/{name}" for name in tests]
   output = run(project, "-m", "pytest", *options, *paths)
-  # The contract (8), equation table, length, configurations; no recipe is known.
+  # The contract (8), equation table, length and configurations.
   assert int(re.search(r"(\d+) passed", output)[1]) >= 11, output
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +74,7 @@ def outside_the_method(
   folder = tempfile.TemporaryDirectory()
   path = pathlib.Path(folder.name) / "image.png"
   pixels = rng.integers(0, 256, (SIDE // 8, SIDE // 8, 3)).astype(np.uint8)
-  image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.BICUBIC)
+  image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
   image.save(path)
   masks = np.zeros(maps.shape, bool)
   masks[:, : side // 4, : side // 4] = True
@@ -110,17 +110,21 @@ def main(options: Any) -> None:
   side, b = options.image_size, options.batch
   backbone = random_backbone(options)
   pixels = np.random.default_rng(0).integers(0, 256, (b, side, side, 3))
-  clock, work = Clock(options.rounds), {}
+  clock, work, prediction = Clock(options.rounds), {}, {}
   for kind, towers in SKIPPED.items():
     twin = WithoutTowers(
-      backbone.params, backbone.config, backbone.dtype, towers=towers
+      params=backbone.params,
+      config=backbone.config,
+      dtype=backbone.dtype,
+      towers=towers,
     )
     for name in options.methods:
       case = Case(name, twin, jnp.asarray(pixels, jnp.uint8))
       function, arguments = case.inference(0)
       clock.add(f"{name}/{kind}", function, *arguments)
       work[f"{name}/{kind}"] = roofline.flops(function, *arguments) / b / 1e9
-  maps = np.asarray(function(*arguments)["anomaly_map"])
+      prediction = function(*arguments)
+  maps = np.asarray(prediction["anomaly_map"])
   for name, (function, arguments) in outside_the_method(side, maps).items():
     clock.add(name, function, *arguments)
   seconds = {name: value / b for name, value in clock.medians().items()}

@@ -27,7 +27,9 @@ def write(folder: pathlib.Path, number: int) -> list[index.Sample]:
   rng, samples = np.random.default_rng(0), []
   for i in range(number):
     coarse = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
-    image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.BICUBIC)
+    image = Image.fromarray(coarse).resize(
+      (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     grain = rng.normal(0, 4, (SIDE, SIDE, 1))
     pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
     path = folder / f"{i}.{('png', 'jpg')[i // 2 % 2]}"
@@ -46,15 +48,20 @@ def by_hand(samples: Sequence[index.Sample], **_: Any) -> None:
     images, masks = [], []
     for sample in samples[first : first + BATCH]:
       with Image.open(sample.image_path) as file:
-        image = file.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)
+        image = file.convert("RGB").resize(
+          (SIZE, SIZE), Image.Resampling.BICUBIC
+        )
       mask = Image.new("L", image.size)
       if sample.mask_path:
         with Image.open(sample.mask_path) as file:
           binary = 255 * (np.array(file.convert("L")) > 0).astype(np.uint8)
-        mask = Image.fromarray(binary).resize((SIZE, SIZE), Image.BILINEAR)
+        mask = Image.fromarray(binary).resize(
+          (SIZE, SIZE), Image.Resampling.BILINEAR
+        )
       images.append(np.asarray(image))
       masks.append(np.asarray(mask) / 255 > 0.5)
-    np.stack(images), np.stack(masks)
+    np.stack(images)
+    np.stack(masks)
 
 
 def by_pipeline(samples: Sequence[index.Sample], **options: Any) -> None:

@@ -104,7 +104,8 @@ def thresholds_200(number: int) -> Result:
     flagged = anomaly_map > threshold
     overlaps = []
     for one_mask, one_map in zip(mask, flagged):
-      regions, count = ndimage.label(one_mask, np.ones((3, 3)))
+      regions = np.zeros(one_mask.shape, np.int32)
+      ndimage.label(one_mask, np.ones((3, 3)), output=regions)
       for region, box in enumerate(ndimage.find_objects(regions), start=1):
         inside = regions[box] == region
         overlaps.append(one_map[box][inside].sum() / inside.sum())

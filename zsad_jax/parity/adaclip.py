@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zsad_jax.backbones.clip import model as clip_model
 from zsad_jax.layers import prompts, semantic_fusion
 from zsad_jax.methods import adaclip
 from zsad_jax.parity import golden as golden_lib
@@ -99,10 +100,10 @@ class _Run:
   """One case on one batch of the stored images."""
 
   method: adaclip.Method
-  backbone: object
+  backbone: clip_model.Clip
   aux: dict
   params: dict
-  entry: object
+  entry: golden_lib.Entry
   prefix: str
   rows: slice
 

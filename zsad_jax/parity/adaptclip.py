@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import model as clip_model
 from zsad_jax.backbones.clip import tokenizer
 from zsad_jax.layers import prompt_learner, prompt_query, prompts, similarity
 from zsad_jax.methods import adaptclip
@@ -133,8 +134,10 @@ def _training(method, params, stats, backbone, aux, features):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _evaluation(method, *given):
-  return _adapters(method, *given, None), method.predict(*given)
+def _evaluation(method, params, stats, backbone, aux, features):
+  given = params, stats, backbone, aux, features
+  outputs = _adapters(method, *given, weight=None)
+  return outputs, method.predict(*given)
 
 
 @dataclasses.dataclass
@@ -142,12 +145,12 @@ class _Run:
   """The stored queries, compared with different numbers of references."""
 
   method: adaptclip.Method
-  backbone: object
+  backbone: clip_model.Clip
   aux: dict
   params: dict
   stats: dict
   images: dict  # Features of the queries and of the pool of references.
-  entry: object
+  entry: golden_lib.Entry
 
   def quantities(self):
     prefixes = {n.split("/")[0] for n in self.entry.expected()}

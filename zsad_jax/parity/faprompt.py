@@ -55,6 +55,7 @@ def quantities(
 def _method(config, vision_layers):
   """Build the method that the manifest describes."""
   weights = config["loss_weights"]
+  first, second = config["max_weights"]
   return faprompt.Method(
     feature_layer=vision_layers,
     vv_from=config["dual_from"],
@@ -68,7 +69,7 @@ def _method(config, vision_layers):
     prior_weight=weights["prior"],
     oc_weight=weights["oc"],
     map_weights=(weights["map1"], weights["map2"]),
-    max_weights=tuple(map(float, config["max_weights"])),
+    max_weights=(float(first), float(second)),
     activation=config["act"],
     pos_resize=config["pos_resize"],
     round_fp16=config["round_fp16"],

@@ -58,9 +58,8 @@ class Entry:
 
   def images(self, name: str) -> jax.Array:
     """Convert stored uint8 images (b, 3, h, w) to inputs (b, h, w, 3)."""
-    return clip_model.normalize(
-      jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
-    )
+    pixels = jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
+    return jnp.asarray(clip_model.normalize(pixels))
 
 
 def tree(
@@ -338,7 +337,8 @@ def compare(
   nothing = (name, float("nan"), float("nan"), tolerance)
   if isinstance(ours, bytes):  # A JSON document; its spacing is free.
     same = json.loads(ours) == json.loads(stored.tobytes())
-    return Comparison(name, *(0.0 if same else 1.0,) * 2, tolerance)
+    difference = 0.0 if same else 1.0
+    return Comparison(name, difference, difference, tolerance)
   ours = np.asarray(ours)
   if ours.ndim != stored.ndim:
     return Comparison(*nothing, f"shape {ours.shape}, not {stored.shape}")

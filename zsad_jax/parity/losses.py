@@ -18,10 +18,10 @@ def quantities(
   del golden  # Losses need no backbone.
   for name in entry.expected():
     quantity, kind = name.rsplit("/", 1)
-    rule = next((r for r in _RULES if re.fullmatch(r[0], quantity)), None)
-    if rule is None:
+    loss = _find(entry, quantity)
+    if loss is None:
       continue  # Reported as not produced.
-    fn, x = rule[1](entry, *re.fullmatch(rule[0], quantity).groups())
+    fn, x = loss
     if kind == "unreduced":
       yield name, fn(x).reshape(-1)
       continue
@@ -33,6 +33,14 @@ def quantities(
       yield name, _to_stored_layout(grad)
     else:
       yield name, jnp.mean(value)
+
+
+def _find(entry, quantity):
+  """Return a loss and its argument by stored name, or None."""
+  for pattern, make in _RULES:
+    if found := re.fullmatch(pattern, quantity):
+      return make(entry, *found.groups())
+  return None
 
 
 def _probs(entry, name):

@@ -20,7 +20,7 @@ def quantities(
   for number, structure in ((4, _FOUR), (8, _EIGHT)):
     yield (
       f"n_components_{number}conn",
-      np.array([ndimage.label(mask, structure)[1] for mask in entry["masks"]]),
+      np.array([_count(mask, structure) for mask in entry["masks"]]),
     )
   for kind, scores in (("maps", "scores"), ("ties", "scores_ties")):
     values = _values(
@@ -28,6 +28,13 @@ def quantities(
     )
     for name, value in values.items():
       yield f"{kind}/{name}_f64", np.float64(value)
+
+
+def _count(mask, structure):
+  """Count the connected components of a mask."""
+  regions = np.zeros(mask.shape, np.int32)
+  ndimage.label(mask, structure, output=regions)
+  return int(regions.max())
 
 
 def _values(label, score, gt_mask, anomaly_map):
@@ -81,14 +88,14 @@ def _of_adaclip(image, pixel):
 
 
 def _of_adaptclip(image, pixel, items, maps):
-  gt_mask, anomaly_map = maps
+  (label, score), (gt_mask, anomaly_map) = items, maps
   return {
     "I-AUROC": image["image_auroc"],
-    "I-AP": variants.aupr_reordered(*items),
+    "I-AP": variants.aupr_reordered(label, score),
     "I-F1max": image["image_f1_max"],
     "P-AUROC": pixel["pixel_auroc"],
     "P-AP": variants.aupr_reordered(gt_mask.ravel(), anomaly_map.ravel()),
     "P-F1max": pixel["pixel_f1_max"],
-    "P-AUPRO": variants.aupro_resampled(*maps),
-    "I-Overkill@5": variants.overkill(*items, 0.05),
+    "P-AUPRO": variants.aupro_resampled(gt_mask, anomaly_map),
+    "I-Overkill@5": variants.overkill(label, score, 0.05),
   }
