@@ -1,4 +1,4 @@
-"""The benchmark compares what gives the same numbers."""
+"""Tests of benchmark/: candidates that are compared give the same numbers."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
 from zsad_jax.backbones.clip import model as clip_model
 from zsad_jax.backbones.clip.config import ClipConfig
@@ -26,17 +27,18 @@ from zsad_jax.benchmark import (
   steps,
 )
 from zsad_jax.datasets import preprocess
+from zsad_jax.methods import names as method_names
 from zsad_jax.metrics import variants
 
 
-def test_all_parts_measure_the_same():
-  _, streamed = metrics.streamed(2)
+def test_all_metrics_candidates_agree():
+  _, streaming = metrics.streaming(2)
   _, exact = metrics.exact(2)
   _, peers = metrics.scikit_learn(2)
   _, slow = metrics.thresholds_200(2)
   for name in ("auroc", "ap", "aupro"):
     sorted_ = exact[f"pixel_{name}"]
-    np.testing.assert_allclose(streamed[name], sorted_, atol=1e-4)
+    np.testing.assert_allclose(streaming[name], sorted_, atol=1e-4)
   np.testing.assert_allclose(peers["auroc"], exact["pixel_auroc"])
   np.testing.assert_allclose(peers["ap"], exact["pixel_ap"])
   masks, maps = (np.concatenate(x) for x in zip(*metrics.images(2)))
@@ -45,12 +47,12 @@ def test_all_parts_measure_the_same():
   )
 
 
-def test_ratios_are_printed_and_kept(tmp_path, monkeypatch, capsys):
+def test_ratios_are_printed_and_written(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(
     metrics,
     "_run",
     lambda f, n: (
-      {"streamed": 1.0}.get(f.__name__, 5.0),
+      {"streaming": 1.0}.get(f.__name__, 5.0),
       {"auroc": 0.5},
       100.0,
     ),
@@ -59,12 +61,12 @@ def test_ratios_are_printed_and_kept(tmp_path, monkeypatch, capsys):
   options = dict(images=3, alone=False, slow=True, json=str(path))
   metrics.main(types.SimpleNamespace(**options))
   out = capsys.readouterr().out
-  assert "scikit_learn / streamed: 5.0" in out
-  assert "scikit_learn + thresholds_200 / streamed: 10.0" in out
+  assert "scikit_learn / streaming: 5.0" in out
+  assert "scikit_learn + thresholds_200 / streaming: 10.0" in out
   assert json.loads(path.read_text())["pixels"] == 3 * 518**2
 
 
-def test_a_part_that_fails_is_named():
+def test_a_failing_candidate_is_named():
   with pytest.raises(RuntimeError, match="fail ended with 1"):
     metrics._run(fail, 1)
 
@@ -73,7 +75,7 @@ def fail(number):
   raise SystemExit(number)
 
 
-def test_all_ways_read_the_same(tmp_path, capsys):
+def test_all_readers_give_the_same_batches(tmp_path, capsys):
   samples = data.write(tmp_path, 10)
   (batch, last) = data._batches(samples)
   assert last["weight"].sum() == 2
@@ -88,7 +90,7 @@ def test_all_ways_read_the_same(tmp_path, capsys):
   assert "pipeline, cached" in capsys.readouterr().out
 
 
-DEEP = ClipConfig(  # As many layers as the methods' defaults name.
+DEEP = ClipConfig(  # As many layers as the methods' defaults need.
   embed_dim=32,
   image_size=28,
   patch_size=14,
@@ -99,12 +101,12 @@ DEEP = ClipConfig(  # As many layers as the methods' defaults name.
 )
 
 
-def test_flops_are_those_that_xla_counts():
+def test_flops_equal_those_of_xla():
   config = dataclasses.replace(DEEP, vision_layers=3, vision_width=256)
   model = clip_model.random_clip(config, 0)
   image = jnp.zeros((1, 140, 140, 3))
   tower = jax.jit(lambda m, x: m.image(x)[0])
-  # Few keys: attention is no loop, of which XLA counts one round.
+  # Few keys: no loop over attention, of which XLA counts one iteration.
   compiled = tower.lower(model, image).compile()
   np.testing.assert_allclose(
     roofline.flops(tower, model, image),
@@ -138,7 +140,7 @@ def test_bytes_are_those_of_operands_and_results():
 
 
 def test_flops_of_fused_attention(monkeypatch):
-  """Traced as for a GPU; what runs it need not be there."""
+  """Traced as for a GPU; none is needed."""
   checks = "jax._src.cudnn.fused_attention_stablehlo.check_"
   monkeypatch.setattr(f"{checks}cudnn_version", lambda: 91000)
   monkeypatch.setattr(f"{checks}compute_capability", lambda wanted: True)
@@ -150,10 +152,28 @@ def test_flops_of_fused_attention(monkeypatch):
     for name in ("cudnn", "xla")
   )
   assert roofline.flops(fused, q, k) == roofline.flops(plain, q, k)
-  # XLA keeps the weights; cuDNN computes them anew, a fifth product.
+  # XLA stores the weights; cuDNN recomputes them, a fifth product.
   backward = roofline.flops(jax.grad(plain, (0, 1)), q, k) / 6 * 7
   assert roofline.flops(jax.grad(fused, (0, 1)), q, k) == backward
   assert roofline.moved(fused, q, k) < roofline.moved(plain, q, k)
+
+
+def test_methods_with_cached_features_are_found_by_property():
+  backbone = clip_model.random_clip(DEEP, 0)
+  found = set(epochs.caching_methods(backbone, 28))
+  assert found >= {"adaptclip", "anomalyclip", "faprompt"}
+  # AdaCLIP keeps the pixels for its prompts; CLIP is not trained.
+  assert not found & {"adaclip", "clip"}
+
+
+@pytest.mark.parametrize("module", [methods, breakdown, scaling])
+def test_every_method_is_measured_by_default(module, monkeypatch):
+  defaults = {}
+  for kind in ("string", "enum", "integer", "list", "bool"):
+    record = lambda name, default, *_: defaults.update({name: default})
+    monkeypatch.setattr(flags, f"DEFINE_{kind}", record)
+  module.define_flags()
+  assert defaults["methods"] == method_names()
 
 
 @pytest.mark.parametrize(
@@ -203,15 +223,15 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   }
   tower = found["rows"]["vision tower"]
   assert tower["vision_passes"] == 1
-  for work, rate, floor in (
+  for work, rate, bound in (
     ("gflop", "matrix_gflops", "flop_seconds"),
     ("gbyte", "copy_gbytes", "byte_seconds"),
   ):
-    np.testing.assert_allclose(tower[floor], 2 * tower[work] / found[rate])
+    np.testing.assert_allclose(tower[bound], 2 * tower[work] / found[rate])
   assert "vision tower / matrix products, rate" in capsys.readouterr().out
 
 
-def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
+def test_steps_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   small = dataclasses.replace(DEEP, vision_layers=2, text_layers=2)
   monkeypatch.setitem(methods.MODELS, "small", small)
   fields = dict(feature_layers=(1, 2), prompt_depth=2, hsf="none")
@@ -231,16 +251,16 @@ def test_steps_are_measured_beside_a_pass(tmp_path, monkeypatch, capsys):
     "plain pass",
     "forward",
     "gradient, recomputed",
-    "gradient, kept",
+    "gradient, stored",
   ]
   assert rows["plain pass"]["passes"] == 1
   assert all(row["seconds"] > 0 and row["gib"] > 0 for row in rows.values())
   monkeypatch.setattr(steps, "free_bytes", lambda: 0)
   steps.main(options)
-  assert "not run: more than is free" in capsys.readouterr().out
+  assert "not run: not enough free memory" in capsys.readouterr().out
 
 
-def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
+def test_stages_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
   path = tmp_path / "numbers.json"
   breakdown.main(
@@ -255,12 +275,12 @@ def test_parts_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
     )
   )
   (row,) = json.loads(path.read_text())["rows"].values()
-  assert set(row) == {*breakdown.PARTS, "gflop"} and row["decode"] > 0
+  assert set(row) == {*breakdown.STAGES, "gflop"} and row["decode"] > 0
   assert min(row["gflop"].values()) > 0
   assert "anomalyclip" in capsys.readouterr().out
 
 
-def test_a_tower_that_is_left_out_returns_the_same_shapes():
+def test_a_skipped_tower_returns_the_same_shapes():
   model = clip_model.random_clip(DEEP, 0)
   image, (ids, end) = jnp.ones((2, 28, 28, 3)), model.tokenize(["a", "b c"])
   calls = {
@@ -268,7 +288,7 @@ def test_a_tower_that_is_left_out_returns_the_same_shapes():
     "text": lambda clip: clip.text(clip.embed_tokens(ids), end),
   }
   for tower, call in calls.items():
-    less = breakdown.Without(model.params, DEEP, towers=(tower,))
+    less = breakdown.WithoutTowers(model.params, DEEP, towers=(tower,))
     shapes = [
       jax.tree.map(lambda x: (x.shape, x.dtype), call(clip))
       for clip in (model, less)
@@ -281,7 +301,7 @@ def test_a_tower_that_is_left_out_returns_the_same_shapes():
     assert flops[1] < 0.01 * flops[0]
 
 
-def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
+def test_scaling_varies_one_quantity_at_a_time(tmp_path, monkeypatch, capsys):
   chosen = scaling.points([28, 56], [1, 4], devices=4)
   assert set(chosen) == {
     (1, 28, 1),
@@ -311,7 +331,7 @@ def test_growth_changes_one_thing_at_a_time(tmp_path, monkeypatch, capsys):
   assert "batch   2" in capsys.readouterr().out
 
 
-def test_epochs_from_stored_features_have_the_losses_of_encoding(
+def test_epochs_from_cached_features_have_the_losses_of_encoding(
   tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setitem(methods.MODELS, "deep", DEEP)
@@ -331,20 +351,20 @@ def test_epochs_from_stored_features_have_the_losses_of_encoding(
   (row,) = json.loads(path.read_text())["rows"].values()
   assert len(row["steps"]) == len(row["losses"]) == 2 * epochs.EPOCHS
   assert len(row["encoding_steps"]) == 3 and 0 <= row["difference"] < 1e-4
-  assert len(set(row["losses"])) == 4  # It learns.
+  assert len(set(row["losses"])) == 4  # Parameters change.
   last = sum(row["steps"][2:])
   np.testing.assert_allclose(row["last_epoch"], last)
   np.testing.assert_allclose(row["ratio"], last / row["first_epoch"])
   assert "Features of 12 images and 2 references" in capsys.readouterr().out
 
 
-def test_many_images_go_all_the_way(tmp_path, capsys):
+def test_many_images_pass_all_stages(tmp_path, capsys):
   rows = scale.measure(tmp_path, 120)
   assert list(rows) == [
     "index",
     "features",
     "epoch",
-    "found again",
+    "cached features",
     "evaluation",
   ]
   assert all(row["most_mib"] >= row["tenth_mib"] > 0 for row in rows.values())

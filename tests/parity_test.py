@@ -1,12 +1,16 @@
-"""The reference tensors: every stored quantity within its tolerance."""
+"""Tests of parity/: every stored quantity is within its tolerance."""
 
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.conftest import GOLDENS
+from tests.helpers import hugging_face
+from zsad_jax.backbones.clip import config as clip_config
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.parity import __main__ as parity
 from zsad_jax.parity import golden as golden_lib
 
@@ -27,7 +31,7 @@ def test_every_stored_quantity_holds(file):
 
 @pytest.fixture
 def losses_only(tmp_path):
-  """A folder with the losses alone, to be broken."""
+  """A folder with the losses alone, for tests to change."""
   manifest = json.loads((GOLDENS / "manifest.json").read_text())
   manifest["files"] = {"losses.npz": manifest["files"]["losses.npz"]}
   (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -87,3 +91,106 @@ def test_files_are_selected_by_stem(losses_only):
   (losses_only / "manifest.json").unlink()
   with pytest.raises(FileNotFoundError, match="manifest.json"):
     golden_lib.Golden(losses_only)
+
+
+SMALL = clip_config.ClipConfig(
+  embed_dim=32,
+  image_size=28,
+  patch_size=14,
+  vision_width=64,
+  vision_layers=2,
+  text_width=64,
+  text_layers=1,
+  vocab_size=64,
+  context_length=12,
+  activation="gelu_erf",
+)
+
+
+@pytest.fixture
+def two_directories(tmp_path):
+  """Two Hugging Face directories: the main tiny model, and "slim" with its
+  own group of arrays. A longer name, "slimmer", is no second match.
+  """
+  manifest = json.loads((GOLDENS / "manifest.json").read_text())
+  kept = ("clip_tiny.npz", "clip_outputs.npz")
+  files = {file: manifest["files"][file] for file in kept}
+  shutil.copy(GOLDENS / "clip_tiny.npz", tmp_path)
+  shutil.copy(GOLDENS / "clip_outputs.npz", tmp_path)
+  main = golden_lib.Golden(GOLDENS).backbone()
+  hugging_face.write(main, tmp_path / "hf_clip")
+  hugging_face.write(clip.random_clip(SMALL, 0), tmp_path / "hf_slim")
+  hugging_face.write(clip.random_clip(SMALL, 1), tmp_path / "hf_slimmer")
+  with np.load(GOLDENS / "clip_outputs.npz") as stored:
+    # Of the main model only what is quick to compare.
+    inputs = ("texts_utf8", "token_ids", "image/native")
+    arrays = {name: stored[name] for name in inputs}
+    arrays["quick/text_features"] = stored["quick/text_features"]
+  roles = files["clip_outputs.npz"]["arrays"]
+  for seed, group in enumerate(("slim", "slimmer")):
+    for name, x in reference(seed, arrays["image/native"]).items():
+      arrays[f"{group}/{name}"] = x
+      role = "input" if name == "token_ids" else "expected"
+      roles[f"{group}/{name}"] = {"role": role, "atol": 1e-5}
+  np.savez(tmp_path / "clip_outputs.npz", **arrays)
+  manifest["files"] = files
+  manifest["other_files"] = {
+    f"{folder}/{file}": {}
+    for folder in ("hf_clip", "hf_slim", "hf_slimmer")
+    for file in ("config.json", "model.safetensors", "tokenizer_config.json")
+  }
+  (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+  return tmp_path
+
+
+def reference(seed, image):
+  """The arrays of a group, computed by the model that was written."""
+  model = clip.random_clip(SMALL, seed)
+  ids = np.array([[62, 5, 63, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+  text, _ = model.text(model.embed_tokens(ids), ids.argmax(axis=-1))
+  embed, out = model.image(jnp.asarray(np.moveaxis(image, 1, -1)))
+  return {
+    "token_ids": ids,
+    "text_features": np.asarray(text),
+    "image_features": np.asarray(embed),
+    "tokens_2": np.asarray(out["block02"]),
+  }
+
+
+def test_directories_are_compared_with_the_group_in_their_name(two_directories):
+  golden = golden_lib.Golden(two_directories)
+  comparisons = parity.compare_file(golden, "clip_outputs.npz")
+  names = {c.name.removeprefix("clip_outputs.npz: ") for c in comparisons}
+  own = ("text_features", "image_features", "tokens_2")
+  assert names == {
+    "token_ids",
+    "quick/text_features",
+    "hf_clip: quick/text_features",
+    *(f"hf_slim: slim/{name}" for name in own),
+    *(f"hf_slimmer: slimmer/{name}" for name in own),
+  }
+  assert not [c for c in comparisons if not c.holds]
+
+
+def test_a_wrong_number_of_a_second_directory_fails(two_directories):
+  with np.load(two_directories / "clip_outputs.npz") as stored:
+    arrays = dict(stored)
+  arrays["slim/image_features"] = arrays["slim/image_features"] + 1e-3
+  np.savez(two_directories / "clip_outputs.npz", **arrays)
+  golden = golden_lib.Golden(two_directories)
+  comparisons = parity.compare_file(golden, "clip_outputs.npz")
+  failed = [c.name for c in comparisons if not c.holds]
+  assert failed == ["clip_outputs.npz: hf_slim: slim/image_features"]
+
+
+def test_a_group_without_a_directory_of_its_name_fails(two_directories):
+  path = two_directories / "manifest.json"
+  manifest = json.loads(path.read_text())
+  listed = manifest["other_files"]
+  manifest["other_files"] = {n: x for n, x in listed.items() if "mer" not in n}
+  path.write_text(json.dumps(manifest))
+  golden = golden_lib.Golden(two_directories)
+  comparisons = parity.compare_file(golden, "clip_outputs.npz")
+  failed = [c for c in comparisons if not c.holds]
+  assert {c.problem for c in failed} == {"not produced"}
+  assert {c.name.split("/")[0] for c in failed} == {"clip_outputs.npz: slimmer"}

@@ -81,7 +81,9 @@ def test_errors_for_other_files(tmp_path, tiny):
   weights.save(path, *clip_convert.from_openai(tiny), {})
   whole = path.read_bytes()
   path.write_bytes(whole[:-1000])
-  with pytest.raises(ValueError, match=f"a.safetensors is truncated.*{command}"):
+  with pytest.raises(
+    ValueError, match=f"a.safetensors is truncated.*{command}"
+  ):
     weights.load(path)
   path.write_bytes(b"not safetensors at all")
   with pytest.raises(ValueError, match=f"no safetensors file.*{command}"):

@@ -128,5 +128,3 @@ def test_two_processes_measure_what_one_does(data, one, tmp_path):
   assert rows[0] == rows[1] and set(rows[0]) == {"bolt", "nut"}
   thresholds = [(w / "threshold.json").read_text() for w in (one, workdir)]
   assert thresholds[0] == thresholds[1]
-
-

@@ -1,30 +1,26 @@
-"""One contract for every method in methods/, present and future."""
+"""The contract of every method in methods/, present and future."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import zsad_jax
 from zsad_jax import methods
 from zsad_jax.inference import few_shot, predictor
 from zsad_jax.runs import checkpoint
 from zsad_jax.runs import run as run_lib
 from zsad_jax.training import optimizer
 
-FOLDER = pathlib.Path(zsad_jax.__file__).parent / "methods"
-METHODS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
 CLASSES = ["hex nut", "wood-grain"]
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=methods.names())
 def setup(request, small_clip):
-  """The method, its parameters, and a batch of four images."""
-  module = methods.module(request.param)
-  method = module.Method(**module.TINY)
+  """A method, its parameters, and a batch of four images."""
+  settings = methods.tiny_settings(request.param)
+  method = methods.module(request.param).Method(**settings)
   params, stats = jax.jit(method.init)(jax.random.key(0), small_clip)
   aux = method.prepare(small_clip, CLASSES)
   rng = np.random.default_rng(0)
@@ -45,16 +41,16 @@ def setup(request, small_clip):
 
 
 @pytest.fixture(scope="module")
-def learner(setup):
-  """The same, of a method that learns."""
+def trained_setup(setup):
+  """The same for methods that are trained."""
   if not jax.tree.leaves(setup[1]):
-    pytest.skip("It has no parameters.")
+    pytest.skip("The method has no parameters.")
   return setup
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(method, params, stats, backbone, aux, batch, memory=None):
-  """Zero-shot, or beside a memory that all images share."""
+  """Predict zero-shot, or with a memory bank that all images share."""
   batch = {k: x for k, x in batch.items() if k != "references"}
   features = predictor.encode(method, backbone, batch)
   if memory is not None:
@@ -64,7 +60,7 @@ def predict(method, params, stats, backbone, aux, batch, memory=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def build_memory_bank(method, backbone, images):
-  """The memory of references (k, 32, 32, 3) of class 0."""
+  """Build the memory bank of references (k, 32, 32, 3) of class 0."""
   batch = {"image": images, "class_id": jnp.zeros(len(images), jnp.int32)}
   features = predictor.encode(method, backbone, batch)
   return method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
@@ -87,7 +83,7 @@ def close(a, b, atol, rtol=1e-7):
   jax.tree.map(check, a, b)
 
 
-def test_predictions_have_the_promised_form(setup, small_clip):
+def test_predictions_have_the_promised_shapes_and_range(setup, small_clip):
   method, params, stats, aux, batch = setup
   out = predict(method, params, stats, small_clip, aux, batch)
   assert out["anomaly_map"].shape == (4, 32, 32)
@@ -97,8 +93,8 @@ def test_predictions_have_the_promised_form(setup, small_clip):
     assert (value >= 0).all() and (value <= 1).all()
 
 
-def check_alone(run, batch):
-  """The same images in another order, and beside padding, score the same."""
+def check_independent(run, batch):
+  """Check that order and padding of a batch change no result."""
   whole = run(batch)
   order = jnp.array([3, 0, 2, 1])
   close(run(take(batch, order)), take(whole, order), 1e-5)
@@ -107,24 +103,24 @@ def check_alone(run, batch):
   return whole
 
 
-def test_images_are_scored_alone(setup, small_clip):
+def test_images_are_scored_independently(setup, small_clip):
   """Batch 1, batch 4 in another order, and a padded last batch agree."""
   method, params, stats, aux, batch = setup
   run = functools.partial(predict, method, params, stats, small_clip, aux)
-  whole = check_alone(run, batch)
+  whole = check_independent(run, batch)
   for i in range(4):
     close(run(take(batch, slice(i, i + 1))), take(whole, slice(i, i + 1)), 1e-5)
 
 
-def test_images_are_scored_alone_beside_references(setup, small_clip):
-  """Every method has a few-shot form; the order of references is no matter."""
+def test_images_are_scored_independently_with_references(setup, small_clip):
+  """Every method has a few-shot form; the order of references is irrelevant."""
   method, params, stats, aux, batch = setup
   few = few_shot.with_memory_bank(method, feature_layers=(2, 3), vv_from=2)
   assert (few is method) == bool(method.num_references)
   references = jnp.flip(batch["image"][:3], axis=2)
   given = few, params, stats, small_clip, aux
   memory = build_memory_bank(few, small_clip, references)
-  whole = check_alone(lambda b: predict(*given, b, memory), batch)
+  whole = check_independent(lambda b: predict(*given, b, memory), batch)
   other = build_memory_bank(few, small_clip, references[::-1])
   close(predict(*given, batch, other), whole, 1e-5)
   alone = predict(*given, batch)
@@ -133,25 +129,26 @@ def test_images_are_scored_alone_beside_references(setup, small_clip):
 
 
 def test_an_image_is_nearest_to_itself(setup, small_clip):
-  """The image that is its own reference is the least anomalous of all."""
+  """An image that is its own reference is the least anomalous of all."""
   method, params, stats, aux, batch = setup
   few = few_shot.with_memory_bank(method, feature_layers=(2, 3), vv_from=2)
   if few is method:
-    pytest.skip("What a learned comparison says of it is its own affair.")
+    pytest.skip("The comparison with references is learned.")
   given = few, params, stats, small_clip, aux
   memory = build_memory_bank(
     few, small_clip, jnp.repeat(batch["image"][:1], 3, 0)
   )
-  alone, beside = predict(*given, batch), predict(*given, batch, memory)
-  # Nothing but half of the method's own map is left of the first image.
-  close(beside["anomaly_map"][0], 0.5 * alone["anomaly_map"][0], 1e-5)
-  close(beside["pred_score"][0], 0.5 * alone["pred_score"][0], 1e-5)
-  more = beside["pred_score"] - 0.5 * alone["pred_score"]
+  zero_shot = predict(*given, batch)
+  fused = predict(*given, batch, memory)
+  # Of the first image only half of the zero-shot result is left.
+  close(fused["anomaly_map"][0], 0.5 * zero_shot["anomaly_map"][0], 1e-5)
+  close(fused["pred_score"][0], 0.5 * zero_shot["pred_score"][0], 1e-5)
+  more = fused["pred_score"] - 0.5 * zero_shot["pred_score"]
   assert (more[1:] > 1e-3).all()
 
 
-def test_padding_does_not_enter_the_loss(learner, small_clip):
-  method, params, stats, aux, batch = learner
+def test_padding_does_not_change_the_loss(trained_setup, small_clip):
+  method, params, stats, aux, batch = trained_setup
   given = method, params, stats, small_clip, aux
   run = functools.partial(loss_and_grads, *given)
   twice = run(take(batch, jnp.array([0, 1, 0, 1])))
@@ -160,18 +157,21 @@ def test_padding_does_not_enter_the_loss(learner, small_clip):
     run({**take(batch, jnp.array([0, 1, *rest])), **half})
     for rest in ((2, 3), (1, 0))
   )
-  # What stands in the padding is no matter, for gradients and statistics too.
+  # Nor gradients and statistics.
   close(padded, other, 1e-6, rtol=1e-5)
-  # Two images weigh as much as the same two twice, unless they are summed.
+  # Means over images do not change when the images are repeated; sums double.
+  summed = methods.summed_losses(type(method).__module__.rpartition(".")[2])
   (_, (parts, _)), (_, (doubled, _)) = padded[0], twice[0]
   for name, value in parts.items():
-    factor = 2 if name == "prior" else 1
+    factor = 2 if name in summed else 1
     np.testing.assert_allclose(doubled[name], factor * value, rtol=1e-4)
   assert abs(padded[0][0] - run(batch)[0][0]) > 1e-4
 
 
-def test_gradients_are_finite_and_where_the_method_says(learner, small_clip):
-  method, params, stats, aux, batch = learner
+def test_gradients_are_finite_and_nonzero_where_trainable(
+  trained_setup, small_clip
+):
+  method, params, stats, aux, batch = trained_setup
   (loss, (parts, _)), grads = loss_and_grads(
     method, params, stats, small_clip, aux, batch
   )
@@ -183,8 +183,8 @@ def test_gradients_are_finite_and_where_the_method_says(learner, small_clip):
     assert bool(np.any(grad != 0)) == used
 
 
-def test_two_steps_lower_the_loss(learner, small_clip):
-  method, params, stats, aux, batch = learner
+def test_two_steps_reduce_the_loss(trained_setup, small_clip):
+  method, params, stats, aux, batch = trained_setup
   tx = optimizer.make(
     "adamw", {"learning_rate": 1e-3}, method.trainable_mask(params)
   )
@@ -199,8 +199,8 @@ def test_two_steps_lower_the_loss(learner, small_clip):
   assert values[2] < values[1] < values[0]
 
 
-def test_checkpoint_round_trip(learner, small_clip, tmp_path):
-  method, params, stats, *_ = learner
+def test_checkpoint_round_trip(trained_setup, small_clip, tmp_path):
+  method, params, stats, *_ = trained_setup
   saved = checkpoint.Checkpoints(tmp_path / "checkpoints")
   model = {"params": params, "stats": stats}
   saved.save(7, {"epoch": 1}, model=model)
@@ -216,11 +216,10 @@ def test_checkpoint_round_trip(learner, small_clip, tmp_path):
   again.close()
 
 
-def test_a_method_or_field_that_is_not_there_is_named():
+def test_a_method_or_field_that_does_not_exist_is_named():
   with pytest.raises(ValueError, match="method_name: There is no.*a_clip.py"):
     run_lib.make_method("ada_clip", {})
   with pytest.raises(
     ValueError, match="method.feature_layer: adaclip has no such"
   ):
     run_lib.make_method("adaclip", {"feature_layer": 3})
-  assert methods.names() == METHODS

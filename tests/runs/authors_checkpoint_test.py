@@ -1,4 +1,4 @@
-"""Tests of `zsad_jax.runs.authors_checkpoint` and of the methods' formats."""
+"""Tests of runs/authors_checkpoint.py and the methods' checkpoint layouts."""
 
 import importlib
 import os
@@ -27,7 +27,7 @@ from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.torch_io import file as torch_file
 from zsad_jax.torch_io import rules
 
-METHODS = ("adaclip", "anomalyclip", "faprompt", "adaptclip")
+METHODS = tuple(AUTHORS)
 FULL = clip_config.MODELS["ViT-L-14-336"]
 FULL_B = clip_config.MODELS["ViT-B-16-plus-240"]
 

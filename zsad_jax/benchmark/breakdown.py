@@ -1,16 +1,18 @@
-"""Where the time of a prediction goes, from the file to the metrics.
+"""Time of a prediction by stage, from the file to the metrics.
 
-The head is a method on a CLIP whose towers do not run, the text what its text
-tower adds, vision the rest. Needs neither TensorFlow nor
-ml_collections.
+"head" is the time of a method on a CLIP whose towers do not run, "text" the
+time its text tower adds to that, "vision" the rest. Needs neither TensorFlow
+nor ml_collections.
 """
 
 import functools
 import json
 import pathlib
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,50 +32,54 @@ from zsad_jax.layers import kernels, smoothing
 from zsad_jax.metrics import streaming
 from zsad_jax.runtime import environment, files
 
-SIDE, SIGMA = 900, 4.0  # Of the file, of the Gaussian over maps, in pixels.
-PARTS = ("decode", "vision", "text", "head", "smooth", "metrics")
-WITHOUT = {"whole": (), "blind": ("image",), "head": ("image", "text")}
+SIDE, SIGMA = 900, 4.0  # Pixels: of the file, of the Gaussian over maps.
+STAGES = ("decode", "vision", "text", "head", "smooth", "metrics")
+SKIPPED = {"whole": (), "no image": ("image",), "head": ("image", "text")}
 
 
 @flax.struct.dataclass
-class Without(clip.Clip):
-  """A CLIP some of whose towers, "image" and "text", do not run."""
+class WithoutTowers(clip.Clip):
+  """A CLIP of which the given towers, "image" or "text", do not run."""
 
   towers: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
-  def image(self, image, **hooks):
+  def image(self, image: jax.Array, **hooks: Any) -> Any:
+    """Encode images, or return arrays of the same shapes."""
     return self._run("image", super().image, image, **hooks)
 
-  def text(self, embeds, end, **hooks):
+  def text(self, embeds: jax.Array, end: Any, **hooks: Any) -> Any:
+    """Encode texts, or return arrays of the same shapes."""
     return self._run("text", super().text, embeds, end, **hooks)
 
   def _run(self, name, tower, *given, **hooks):
     run = functools.partial(tower, *given, **hooks)
     if name not in self.towers:
       return run()
-    # Nothing constant, with which the compiler would shorten what follows.
+    # No constants: the compiler would fold the operations that use them.
     value = given[0].ravel()[0]
 
-    def drawn(x):
-      places = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape)
-      return jnp.cos(value + places).astype(x.dtype)
+    def pseudorandom(x):
+      index = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape)
+      return jnp.cos(value + index).astype(x.dtype)
 
-    return jax.tree.map(drawn, jax.eval_shape(run))
+    return jax.tree.map(pseudorandom, jax.eval_shape(run))
 
 
-def on_the_host(side: int, maps: np.ndarray):
-  """What happens outside the method: function and arguments of each part."""
+def outside_the_method(
+  side: int, maps: np.ndarray
+) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+  """Return function and arguments of each stage outside the method."""
   rng = np.random.default_rng(0)
   folder = tempfile.TemporaryDirectory()
   path = pathlib.Path(folder.name) / "image.png"
   pixels = rng.integers(0, 256, (SIDE // 8, SIDE // 8, 3)).astype(np.uint8)
-  picture = Image.fromarray(pixels).resize((SIDE, SIDE), Image.BICUBIC)
-  picture.save(path)
+  image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+  image.save(path)
   masks = np.zeros(maps.shape, bool)
   masks[:, : side // 4, : side // 4] = True
 
   def decode(keep=folder):
-    del keep  # The file is there as long as it is read.
+    del keep  # Keeps the file alive.
     return [preprocess.load_image(path, side) for _ in maps]
 
   def smooth(maps):
@@ -93,25 +99,32 @@ def on_the_host(side: int, maps: np.ndarray):
   }
 
 
-define_flags = define_case_flags
+def define_flags() -> None:
+  """Define the command's flags."""
+  define_case_flags()
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the benchmark."""
   side, b = options.image_size, options.batch
   backbone = random_backbone(options)
   pixels = np.random.default_rng(0).integers(0, 256, (b, side, side, 3))
-  clock, work = Clock(options.rounds), {}
-  for kind, towers in WITHOUT.items():
-    twin = Without(
-      backbone.params, backbone.config, backbone.dtype, towers=towers
+  clock, work, prediction = Clock(options.rounds), {}, {}
+  for kind, towers in SKIPPED.items():
+    twin = WithoutTowers(
+      params=backbone.params,
+      config=backbone.config,
+      dtype=backbone.dtype,
+      towers=towers,
     )
     for name in options.methods:
       case = Case(name, twin, jnp.asarray(pixels, jnp.uint8))
       function, arguments = case.inference(0)
       clock.add(f"{name}/{kind}", function, *arguments)
       work[f"{name}/{kind}"] = roofline.flops(function, *arguments) / b / 1e9
-  maps = np.asarray(function(*arguments)["anomaly_map"])
-  for name, (function, arguments) in on_the_host(side, maps).items():
+      prediction = function(*arguments)
+  maps = np.asarray(prediction["anomaly_map"])
+  for name, (function, arguments) in outside_the_method(side, maps).items():
     clock.add(name, function, *arguments)
   seconds = {name: value / b for name, value in clock.medians().items()}
   rows = {}
@@ -120,9 +133,11 @@ def main(options):
     rows[name] = {**outside, **_inside(name, seconds)}
     rows[name]["gflop"] = _inside(name, work)
   print(f"{options.model} at {side} px, {b} images at a time: ms per image")
-  print(f"{'':14}" + "".join(f"{part:>10}" for part in PARTS))
+  print(f"{'':14}" + "".join(f"{stage:>10}" for stage in STAGES))
   for name, row in rows.items():
-    print(f"{name:14}" + "".join(f"{1e3 * row[part]:10.1f}" for part in PARTS))
+    print(
+      f"{name:14}" + "".join(f"{1e3 * row[stage]:10.1f}" for stage in STAGES)
+    )
   if options.json:
     document = dict(
       model=options.model,
@@ -136,6 +151,6 @@ def main(options):
 
 
 def _inside(name, values):
-  """Each part of a method, of seconds or FLOPs of its three programs."""
-  whole, blind, head = (values[f"{name}/{kind}"] for kind in WITHOUT)
-  return {"vision": whole - blind, "text": blind - head, "head": head}
+  """Split seconds or FLOPs of a method's three programs into stages."""
+  whole, no_image, head = (values[f"{name}/{kind}"] for kind in SKIPPED)
+  return {"vision": whole - no_image, "text": no_image - head, "head": head}

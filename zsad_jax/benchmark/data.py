@@ -1,4 +1,4 @@
-"""Images per second from files to batches, and the memory it takes."""
+"""Images per second from files to batches, and memory."""
 
 import itertools
 import json
@@ -7,6 +7,8 @@ import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -16,16 +18,18 @@ from zsad_jax.datasets import index, pipeline
 from zsad_jax.datasets.cache import DecodedCache
 from zsad_jax.runtime import environment, files
 
-SIDE, SIZE, BATCH = 900, 518, 8  # Of files, of what is read, images.
+SIDE, SIZE, BATCH = 900, 518, 8  # Pixels of files, of outputs; images.
 _ROUNDS = 3
 
 
 def write(folder: pathlib.Path, number: int) -> list[index.Sample]:
-  """Writes photographs, PNG and JPEG in turn, and a mask for every second."""
+  """Write images, PNG and JPEG, and a mask for every second one."""
   rng, samples = np.random.default_rng(0), []
   for i in range(number):
     coarse = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
-    image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.BICUBIC)
+    image = Image.fromarray(coarse).resize(
+      (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     grain = rng.normal(0, 4, (SIDE, SIDE, 1))
     pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
     path = folder / f"{i}.{('png', 'jpg')[i // 2 % 2]}"
@@ -38,25 +42,30 @@ def write(folder: pathlib.Path, number: int) -> list[index.Sample]:
   return samples
 
 
-def by_hand(samples, **_):
-  """Pillow in a loop, as the papers' codes call it."""
+def by_hand(samples: Sequence[index.Sample], **_: Any) -> None:
+  """Read batches with Pillow in a loop, as the papers' code does."""
   for first in range(0, len(samples), BATCH):
     images, masks = [], []
     for sample in samples[first : first + BATCH]:
       with Image.open(sample.image_path) as file:
-        image = file.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)
+        image = file.convert("RGB").resize(
+          (SIZE, SIZE), Image.Resampling.BICUBIC
+        )
       mask = Image.new("L", image.size)
       if sample.mask_path:
         with Image.open(sample.mask_path) as file:
           binary = 255 * (np.array(file.convert("L")) > 0).astype(np.uint8)
-        mask = Image.fromarray(binary).resize((SIZE, SIZE), Image.BILINEAR)
+        mask = Image.fromarray(binary).resize(
+          (SIZE, SIZE), Image.Resampling.BILINEAR
+        )
       images.append(np.asarray(image))
       masks.append(np.asarray(mask) / 255 > 0.5)
-    np.stack(images), np.stack(masks)
+    np.stack(images)
+    np.stack(masks)
 
 
-def by_pipeline(samples, **options):
-  """All batches of the pipeline."""
+def by_pipeline(samples: Sequence[index.Sample], **options: Any) -> None:
+  """Read all batches of the pipeline."""
   for _ in _batches(samples, **options):
     pass
 
@@ -68,29 +77,36 @@ def _batches(samples, **options):
 
 
 def resident() -> float:
-  """MiB of this process that are in memory."""
+  """Return the resident memory of this process in MiB."""
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
-def memory(samples, many: int, cache) -> dict[str, float]:
-  """MiB after a tenth of `many` images and after all of them."""
+def memory(
+  samples: Sequence[index.Sample], many: int, cache: DecodedCache
+) -> dict[str, float]:
+  """Measure MiB after a tenth of `many` images and after all of them."""
   listed = list(itertools.islice(itertools.cycle(samples), many))
-  seen, found = 0, {}
+  count, found = 0, {}
   for batch in _batches(listed, cache=cache):
-    seen += len(batch["image"])
-    if "tenth" not in found and seen >= many / 10:
+    count += len(batch["image"])
+    if "tenth" not in found and count >= many / 10:
       found["tenth"] = resident()
   return {**found, "all": resident()}
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  flags.DEFINE_integer("files", 96, f"Images of {SIDE} x {SIDE} pixels.", 8)
-  flags.DEFINE_integer("many", 10_000, "Images for the memory; 0: none.", 0)
+def define_flags() -> None:
+  """Define the command's flags."""
+  flags.DEFINE_integer(
+    "files", 96, f"Number of images, {SIDE} x {SIDE} pixels.", 8
+  )
+  flags.DEFINE_integer(
+    "many", 10_000, "Images of the memory test; 0: no test.", 0
+  )
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the benchmark."""
   with tempfile.TemporaryDirectory() as folder:
     document = _measure(pathlib.Path(folder), options.files, options.many)
   if options.json:
@@ -109,7 +125,7 @@ def _measure(folder, number, many):
   }
   by_pipeline(samples, cache=cache)  # Fills the cache, starts TensorFlow.
   rates = {name: [] for name in ways}
-  for _ in range(_ROUNDS):  # In turn: what else the machine does hits all.
+  for _ in range(_ROUNDS):  # In turns: other load affects all alike.
     for name, (way, settings) in ways.items():
       start = time.perf_counter()
       way(samples, **settings)

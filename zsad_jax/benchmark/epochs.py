@@ -1,8 +1,8 @@
-"""Training from stored features: the pass, and what an epoch costs after it.
+"""Training from cached features: the feature pass and the epochs after it.
 
-The first epoch is the pass over all images and its steps, a further one steps
-alone; what compiles is left out of both. Some steps encode their images, too,
-and must have the same loss.
+The first epoch is the feature pass over all images and its steps, a further
+epoch is the steps alone; both without compilation. For comparison some steps
+encode their images; they must have the same loss.
 """
 
 import dataclasses
@@ -10,13 +10,17 @@ import json
 import pathlib
 import tempfile
 import time
-import types
+import types as python_types
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
 
+from zsad_jax import methods, types
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.benchmark import data
 from zsad_jax.benchmark.methods import (
   define_size_flags,
@@ -28,25 +32,52 @@ from zsad_jax.inference import predictor
 from zsad_jax.runtime import distributed, environment, files
 from zsad_jax.training import feature_cache, optimizer
 
-# Those that have no prompts in the vision tower.
-METHODS = ("anomalyclip", "faprompt", "adaptclip")
 ADAM = {"learning_rate": 0.001, "b1": 0.5, "b2": 0.999, "eps": 1e-8}
 BATCH, EPOCHS = 8, 2
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+def define_flags() -> None:
+  """Define the command's flags."""
   define_size_flags()
-  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
-  flags.DEFINE_integer("images", 32, "Images of an epoch.", BATCH)
-  flags.DEFINE_integer("references", 4, "Normal images beside them.", 1)
-  flags.DEFINE_integer("encoding", 1, "Steps that encode their images.", 0)
+  flags.DEFINE_list(
+    "methods",
+    None,
+    "Methods to measure; default: all that are trained and cache all features "
+    "of the image encoder.",
+  )
+  flags.DEFINE_integer("images", 32, "Images per epoch.", BATCH)
+  flags.DEFINE_integer(
+    "references", 4, "Normal reference images in addition.", 1
+  )
+  flags.DEFINE_integer(
+    "encoding", 1, "Number of steps that encode their images.", 0
+  )
+
+
+def caching_methods(backbone: clip.Clip, image_size: int) -> list[str]:
+  """Return the methods that are trained and need no pixels after encoding."""
+  return [
+    name for name in methods.names() if _caches(name, backbone, image_size)
+  ]
+
+
+def _caches(name, backbone, image_size):
+  method = make_method(name, backbone.vision_layers)
+  init = lambda: method.init(jax.random.key(0), backbone)
+  params, _ = jax.eval_shape(init)
+  batch = {
+    "image": jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8),
+    "class_id": jax.ShapeDtypeStruct((1,), jnp.int32),
+  }
+  encode = lambda batch: predictor.encode(method, backbone, batch)
+  features = jax.eval_shape(encode, batch)
+  return bool(jax.tree.leaves(params)) and "pixels" not in features
 
 
 class Trainer:
-  """A method on its way, from one batch to the next."""
+  """A method with its parameters and optimizer state."""
 
-  def __init__(self, method, backbone, mesh):
+  def __init__(self, method: types.Method, backbone: clip.Clip, mesh: Any):
     self._mesh = mesh
     params, stats = jax.jit(method.init)(jax.random.key(0), backbone)
     tx = optimizer.make("adam", ADAM, method.trainable_mask(params))
@@ -67,8 +98,8 @@ class Trainer:
 
     self._update = update
 
-  def step(self, batch) -> tuple[float, float]:
-    """Takes a step; returns its loss and its seconds without compilation."""
+  def step(self, batch: types.Batch) -> tuple[float, float]:
+    """Take a step; return its loss and its seconds without compilation."""
     start = time.perf_counter()
     batch = {k: v for k, v in batch.items() if k != "index"}
     batch = predictor.put_batch(batch, self._mesh)
@@ -81,12 +112,19 @@ class Trainer:
     return float(loss), time.perf_counter() - start
 
 
-def measure(name, backbone, dataset, options) -> dict[str, object]:
-  """Seconds of the pass, of the steps and of those that encode; losses."""
+def measure(
+  name: str,
+  backbone: clip.Clip,
+  dataset: index.Dataset,
+  options: Any,
+) -> dict[str, Any]:
+  """Measure the feature pass, steps from it and steps that encode."""
   method = make_method(name, backbone.vision_layers)
   mesh = distributed.make_mesh()
-  config = types.SimpleNamespace(
-    features=types.SimpleNamespace(storage="auto", dtype="float32", folder=""),
+  config = python_types.SimpleNamespace(
+    features=python_types.SimpleNamespace(
+      storage="auto", dtype="float32", folder=""
+    ),
     image_size=options.image_size,
     batch_size=BATCH,
     eval_batch_size=1,
@@ -95,7 +133,7 @@ def measure(name, backbone, dataset, options) -> dict[str, object]:
     decoded_cache="",
   )
   some = lambda samples: dataclasses.replace(dataset, test=samples)
-  # One image first: it compiles, and the compiler's cache has the rest.
+  # One image first: its compiled programs are found in the cache.
   opened = lambda samples: feature_cache.FeatureCache(
     config, method, backbone, mesh, [some(samples)]
   )
@@ -130,7 +168,7 @@ def measure(name, backbone, dataset, options) -> dict[str, object]:
 
 
 def _timed(frozen, number):
-  """Batches of stored features, and how long each took to be read."""
+  """Yield batches of cached features, and the seconds to read each."""
   batches = frozen.batches(start_step=0)
   for _ in range(number):
     start = time.perf_counter()
@@ -139,7 +177,7 @@ def _timed(frozen, number):
 
 
 def _take(trainer, batches):
-  """Losses and seconds of all steps."""
+  """Take a step for each batch; return losses and seconds."""
   taken = []
   for batch, before in batches:
     loss, seconds = trainer.step(batch)
@@ -148,12 +186,13 @@ def _take(trainer, batches):
 
 
 def _difference(losses, anew) -> float | None:
-  """The largest between what both ways say of the same step."""
+  """Return the largest difference between losses of the same step."""
   pairs = zip(losses, anew, strict=False)
   return max((abs(a - b) for a, b in pairs), default=None)
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the benchmark."""
   backbone = random_backbone(options)
   rows = {}
   with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +202,8 @@ def main(options):
     dataset = index.make_dataset(
       "photographs", folder, train=normal, test=samples[: options.images]
     )
-    for name in options.methods:
+    names = options.methods or caching_methods(backbone, options.image_size)
+    for name in names:
       rows[name] = row = measure(name, backbone, dataset, options)
       print(_line(name, row), flush=True)
   if options.json:
@@ -181,14 +221,14 @@ def main(options):
 
 
 def _line(name, row):
-  """A row of the table."""
+  """Format a row of the table."""
   parts = [
-    f"{name:12} pass {row['pass']:8.2f} s",
+    f"{name:12} feature pass {row['pass']:8.2f} s",
     f"steps {np.median(row['steps']):7.3f} s each",
     f"further epoch {100 * row['ratio']:.1f} % of the first",
   ]
   if row["encoding_steps"]:
     spent = np.median(row["encoding_steps"])
-    parts.append(f"a step that encodes {spent:8.2f} s")
+    parts.append(f"steps that encode {spent:8.2f} s")
     parts.append(f"losses differ by {row['difference']:.1e}")
   return "  ".join(parts)

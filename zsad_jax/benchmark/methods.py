@@ -1,9 +1,9 @@
 """Time and memory of the vision tower and of each method, on random weights.
 
-The unit is one plain pass of the vision tower over the same images. The floors
-are the arithmetic, at the rate of matrix products of its shapes, and the bytes,
-at that of copying, as if no cache kept any; all are measured in the same run.
-Needs neither TensorFlow nor ml_collections.
+The unit is one plain pass of the vision tower over the same images. The
+roofline bounds are the FLOPs, at the rate of matrix products of its shapes, and
+the bytes, at the rate of copying and without any cache; both rates are measured
+in the same run. Needs neither TensorFlow nor ml_collections.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ import json
 import resource
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,25 +26,27 @@ from zsad_jax.benchmark import roofline
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import environment, files
 
-COPIED, COPIES = 2**28, 8  # Bytes, times.
-METHODS = ("clip", "anomalyclip", "faprompt", "adaptclip", "adaclip")
+COPIED, COPIES = 2**28, 8  # Bytes, repetitions.
 
 
 class Clock:
-  """Times compiled functions in turns, so that disturbances hit all alike."""
+  """Times compiled functions in turns, so that other load affects all alike."""
 
   def __init__(self, rounds: int):
-    self._rounds, self._calls, self.first = rounds, {}, {}
+    self._rounds, self._calls = rounds, {}
+    self.first: dict[str, float] = {}
 
-  def add(self, name: str, function, *arguments) -> None:
-    """Compiles a function, which is timed from then on."""
+  def add(
+    self, name: str, function: Callable[..., Any], *arguments: Any
+  ) -> None:
+    """Compile a function and add it to those that are timed."""
     start = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     self.first[name] = time.perf_counter() - start
     self._calls[name] = function, arguments
 
   def medians(self) -> dict[str, float]:
-    """Seconds of each, the median of all rounds."""
+    """Time all functions; return the median seconds of each."""
     seconds = {name: [] for name in self._calls}
     for _ in range(self._rounds):
       for name, (function, arguments) in self._calls.items():
@@ -52,8 +56,10 @@ class Clock:
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def products(config: ClipConfig, tokens: int, dtype):
-  """The matrix products of a block, and their arguments."""
+def products(
+  config: ClipConfig, tokens: int, dtype: str
+) -> tuple[Callable[..., Any], list[tuple[jax.Array, jax.Array]]]:
+  """Return the matrix products of a block, and their arguments."""
   c = config.vision_width
   shapes = ((c, 3 * c), (c, c), (c, 4 * c), (4 * c, c))
   rng = np.random.default_rng(0)
@@ -62,7 +68,7 @@ def products(config: ClipConfig, tokens: int, dtype):
 
   @jax.jit
   def multiply(pairs):
-    # As in the towers: some CPUs are fast at bfloat16 for float32 sums alone.
+    # As in the towers: some CPUs have fast bfloat16 for float32 sums alone.
     sums = [
       jnp.matmul(x, w, preferred_element_type=jnp.float32) for x, w in pairs
     ]
@@ -72,15 +78,17 @@ def products(config: ClipConfig, tokens: int, dtype):
 
 
 @jax.jit
-def copy(x):
-  """Reads and writes it some times, but asks for new memory only once."""
+def copy(x: jax.Array) -> jax.Array:
+  """Read and write an array several times, with one allocation."""
   return jax.lax.fori_loop(0, COPIES, lambda _, x: x + 1, x)
 
 
-def torch_vision(config: ClipConfig, image):
-  """transformers' CLIP on the same input; None where torch is missing."""
+def torch_vision(
+  config: ClipConfig, image: jax.Array
+) -> Callable[[], None] | None:
+  """Return transformers' CLIP on the same input; None without torch."""
   try:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers
   except ImportError:
     return None
@@ -103,25 +111,25 @@ def torch_vision(config: ClipConfig, image):
 
 
 def peak_gib() -> float:
-  """Largest memory so far, of the device or, on a CPU, of the process."""
+  """Return the peak memory of the device or, on a CPU, of the process."""
   stats = jax.local_devices()[0].memory_stats()
   if stats:
     return stats["peak_bytes_in_use"] / 2**30
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def make_method(name: str, layers: int, **fields):
-  """A method for a vision tower of so many layers.
+def make_method(name: str, layers: int, **fields: Any) -> Any:
+  """Build a method for a vision tower of the given depth.
 
-  Its defaults are made for the 24 of ViT-L. The layers it reads lie at the same
-  share of a smaller tower, and its second stream begins right behind the first
-  quarter, as in AdaptCLIP's configuration for 12.
+  Defaults are for the 24 layers of ViT-L. For another depth, feature layers are
+  at the same fraction of the depth, and the value-value stream starts after the
+  first quarter, as in AdaptCLIP's configuration for 12.
   """
   method = methods.module(name).Method()
-  share = lambda layer: layer * layers // 24
+  scaled = lambda layer: layer * layers // 24
   fit = {
-    "feature_layer": share,
-    "feature_layers": lambda chosen: tuple(map(share, chosen)),
+    "feature_layer": scaled,
+    "feature_layers": lambda chosen: tuple(map(scaled, chosen)),
     "vv_from": lambda _: layers // 4 + 1,
   }
   for field, fitted in fit.items():
@@ -131,9 +139,18 @@ def make_method(name: str, layers: int, **fields):
 
 
 class Case:
-  """One method, with its fields, on one batch of random images."""
+  """One method on one batch of random images.
 
-  def __init__(self, name, backbone, pixels, **fields):
+  Args:
+    name: of the method.
+    backbone: a CLIP of any depth.
+    pixels: uint8 (b, h, w, 3).
+    **fields: settings of the method.
+  """
+
+  def __init__(
+    self, name: str, backbone: clip.Clip, pixels: jax.Array, **fields: Any
+  ):
     self.method = make_method(name, backbone.vision_layers, **fields)
     self._backbone, side = backbone, pixels.shape[1]
     b = len(pixels)
@@ -148,11 +165,13 @@ class Case:
     self.model = jax.jit(self.method.init)(jax.random.key(0), backbone)
     self.aux = self.method.prepare(backbone, ["object"])
 
-  def inference(self, shots: int):
-    """A compiled prediction beside cached references, and its arguments."""
+  def inference(self, shots: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return a prediction with cached references, and its arguments."""
     method, keys = self.method, ("image", "class_id")
     if shots and not method.num_references:
-      raise ValueError("Few-shot is measured for what learns from references.")
+      raise ValueError(
+        "Few-shot is measured for methods that are trained with references."
+      )
 
     def predict(model, backbone, aux, batch, memory):
       features = predictor.encode(method, backbone, batch)
@@ -176,8 +195,10 @@ class Case:
     )
     return self.method.build_memory_bank(several)
 
-  def training(self, cached: bool, gradient: bool = True):
-    """The gradient of a step, or its loss, and their arguments."""
+  def training(
+    self, cached: bool, gradient: bool = True
+  ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return a step's gradient, or its loss, and the arguments."""
     method, batch = self.method, dict(self.batch)
     encode = jax.jit(
       lambda backbone, batch: predictor.encode(method, backbone, batch)
@@ -207,54 +228,64 @@ class Case:
 
 
 @jax.jit
-def plain(backbone, pixels):
-  """One pass of the vision tower."""
+def plain(backbone: clip.Clip, pixels: jax.Array) -> jax.Array:
+  """Run one pass of the vision tower."""
   return backbone.image(backbone.normalize(pixels))[0]
 
 
-def define_model_flags():
-  """Flags of every part that runs a backbone of full size."""
-  flags.DEFINE_string("model", "ViT-L-14-336", "Sizes of the backbone.")
+def define_model_flags() -> None:
+  """Define the flags of benchmarks with a backbone of full size."""
+  flags.DEFINE_string(
+    "model", "ViT-L-14-336", "Model whose sizes the backbone has."
+  )
   flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of its matrix products."
+    "dtype", "float32", ["float32", "bfloat16"], "Type of its matrix products."
   )
 
 
-def define_rounds():
-  """The flag of all that is timed in turns."""
-  flags.DEFINE_integer("rounds", 3, "Of which medians are taken.", 1)
+def define_rounds() -> None:
+  """Define the flag of benchmarks that time functions in turns."""
+  flags.DEFINE_integer("rounds", 3, "Rounds; medians are reported.", 1)
 
 
-def random_backbone(options) -> clip.Clip:
-  """The backbone that the flags ask for, on the device."""
+def random_backbone(options: Any) -> clip.Clip:
+  """Build the backbone of the flags with random weights, on the device."""
   drawn = clip.random_clip(MODELS[options.model], 0)
   return jax.device_put(drawn.with_dtype(options.dtype))
 
 
-def define_size_flags():
-  """The same, and the images' size."""
+def define_size_flags() -> None:
+  """Define the flags of the model and the image size."""
   define_model_flags()
-  flags.DEFINE_integer("image_size", 518, "Side of the images.", 14)
+  flags.DEFINE_integer("image_size", 518, "Image size in pixels.", 14)
 
 
-def define_case_flags():
-  """Flags of the parts that run some methods on one batch."""
+def define_case_flags() -> None:
+  """Define the flags of benchmarks that run methods on one batch."""
   define_size_flags()
   define_rounds()
-  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
-  flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
+  flags.DEFINE_list("methods", methods.names(), "Methods to measure.")
+  flags.DEFINE_integer("batch", 1, "Batch size.", 1)
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+def define_flags() -> None:
+  """Define the command's flags."""
   define_case_flags()
   flags.DEFINE_bool(
-    "training", False, "Measure training steps, too, features stored or not."
+    "training",
+    False,
+    "Measure training steps, too, with and without cached features.",
   )
-  flags.DEFINE_integer("shots", 4, "Cached references of AdaptCLIP.", 0)
+  flags.DEFINE_integer(
+    "shots",
+    4,
+    "Cached references, for methods that are trained with references.",
+    0,
+  )
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the benchmark."""
   side, b = options.image_size, options.batch
   backbone = random_backbone(options)
   rng = np.random.default_rng(0)
@@ -269,7 +300,8 @@ def main(options):
   tokens = b * (1 + (side // backbone.patch_size) ** 2)
   add("matrix products", *products(backbone.config, tokens, options.dtype))
   add("vision tower", plain, backbone, pixels)
-  peer = torch_vision(backbone.config, backbone.normalize(pixels))
+  image = jnp.asarray(backbone.normalize(pixels))
+  peer = torch_vision(backbone.config, image)
   if peer:
     clock.add("transformers", peer)
   for name in options.methods:
@@ -285,28 +317,30 @@ def main(options):
   report(options, clock, facts)
 
 
-def examine(function, *arguments) -> dict:
-  """A compiled function, what it takes to have it, and its arithmetic."""
+def examine(function: Any, *arguments: Any) -> dict[str, Any]:
+  """Compile a jitted function; measure compilation, memory, FLOPs, bytes."""
   start = time.perf_counter()
   program = function.lower(*arguments).compile()
   return {
     "program": program,
     "compile_seconds": time.perf_counter() - start,
-    # Beside its arguments.
+    # Without the arguments.
     "gib": program.memory_analysis().temp_size_in_bytes / 2**30,
     "flops": roofline.flops(function, *arguments),
     "bytes": roofline.moved(function, *arguments),
   }
 
 
-def report(options, clock, facts):
-  """Prints the table; keeps the numbers."""
+def report(
+  options: Any, clock: Clock, facts: dict[str, dict[str, Any]]
+) -> None:
+  """Print the table and write the numbers."""
   seconds = clock.medians()
   rate = facts["matrix products"]["flops"] / seconds["matrix products"]
   bandwidth = 2 * COPIES * COPIED / seconds.pop("copy")
   print(
-    f"{options.model} at {options.image_size} px, {options.batch} images at "
-    f"a time, {options.dtype}; matrix products of its shapes: "
+    f"{options.model} at {options.image_size} px, batch {options.batch}, "
+    f"{options.dtype}; matrix products of its shapes: "
     f"{rate / 1e9:.0f} GFLOP/s; copying: {bandwidth / 1e9:.0f} GB/s"
   )
   rows = {}
@@ -347,7 +381,7 @@ def report(options, clock, facts):
 
 
 def _line(name, row):
-  """A row of the table."""
+  """Format a row of the table."""
   parts = [
     f"{name:26}{row['seconds']:9.3f} s",
     f"{row['images_per_second']:8.2f} images/s",
@@ -361,7 +395,7 @@ def _line(name, row):
     )
     parts.append(f"{100 * row['rate_share']:3.0f} % of the products' rate")
     parts.append(
-      f"floors {row['flop_seconds']:.3f} and {row['byte_seconds']:.3f} s"
+      f"bounds {row['flop_seconds']:.3f} and {row['byte_seconds']:.3f} s"
     )
   return "  ".join(parts)
 

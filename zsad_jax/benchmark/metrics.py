@@ -7,25 +7,29 @@ import pathlib
 import platform
 import resource
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from absl import flags
 from scipy import ndimage
 
 from zsad_jax import metrics
-from zsad_jax.metrics import streaming
+from zsad_jax.metrics import streaming as streaming_lib
 from zsad_jax.runtime import files
 
 SIDE, BATCH = 518, 8
 _STEPS, _MAX_FPR = 200, 0.3
 
+Result = tuple[float, dict[str, Any]]  # Seconds and values.
 
-def images(number: int):
-  """Yields masks bool and maps float32 (b, 518, 518) of `number` images.
 
-  Smoothed noise, raised at round defects in every second image, squeezed into
-  [0, 1] as a softmax does. A few fields of noise are used again and again,
-  turned and shifted.
+def images(number: int) -> Iterator[tuple[np.ndarray, ...]]:
+  """Yield masks, bool, and maps, float32, (b, 518, 518) of `number` images.
+
+  Maps are smoothed noise, raised in round defects of every second image and
+  mapped to [0, 1] by a sigmoid. A few noise fields are reused, rotated and
+  shifted.
   """
   rng = np.random.default_rng(0)
   fields = [
@@ -54,9 +58,9 @@ def _image(rng, fields, anomalous):
   return mask, 1 / (1 + np.exp(2 - noise, dtype=np.float32))
 
 
-def streamed(number):
-  """All metrics, batch by batch."""
-  state = streaming.PixelState.init()
+def streaming(number: int) -> Result:
+  """Compute all metrics, batch by batch."""
+  state = streaming_lib.PixelState.init()
   spent = 0.0
   for mask, anomaly_map in images(number):
     start = time.perf_counter()
@@ -69,16 +73,16 @@ def streamed(number):
   }
 
 
-def exact(number):
-  """All metrics, by sorting."""
+def exact(number: int) -> Result:
+  """Compute all metrics by sorting."""
   mask, anomaly_map = _all(number)
   start = time.perf_counter()
   found = metrics.pixel_metrics(mask, anomaly_map)
   return time.perf_counter() - start, found
 
 
-def scikit_learn(number):
-  """AUROC and AP."""
+def scikit_learn(number: int) -> Result:
+  """Compute AUROC and AP with scikit-learn."""
   from sklearn import metrics as peers
 
   mask, anomaly_map = (x.ravel() for x in _all(number))
@@ -90,8 +94,8 @@ def scikit_learn(number):
   return time.perf_counter() - start, found
 
 
-def thresholds_200(number):
-  """AUPRO as published: every mask is labelled anew at every threshold."""
+def thresholds_200(number: int) -> Result:
+  """Compute AUPRO as published: masks are labelled again per threshold."""
   mask, anomaly_map = _all(number)
   start = time.perf_counter()
   low, high = anomaly_map.min(), anomaly_map.max()
@@ -100,10 +104,11 @@ def thresholds_200(number):
     flagged = anomaly_map > threshold
     overlaps = []
     for one_mask, one_map in zip(mask, flagged):
-      regions, count = ndimage.label(one_mask, np.ones((3, 3)))
-      for number_, place in enumerate(ndimage.find_objects(regions), start=1):
-        inside = regions[place] == number_
-        overlaps.append(one_map[place][inside].sum() / inside.sum())
+      regions = np.zeros(one_mask.shape, np.int32)
+      ndimage.label(one_mask, np.ones((3, 3)), output=regions)
+      for region, box in enumerate(ndimage.find_objects(regions), start=1):
+        inside = regions[box] == region
+        overlaps.append(one_map[box][inside].sum() / inside.sum())
     false = (flagged & ~mask).sum() / (~mask).sum()
     points.append((false, np.mean(overlaps)))
   kept = np.array([p for p in points if p[0] < _MAX_FPR])
@@ -117,7 +122,7 @@ def _all(number):
 
 
 def _measured(function, number, results):
-  """Runs in a process of its own: seconds, values, peak MiB."""
+  """Put seconds, values and peak MiB of this process into `results`."""
   seconds, values = function(number)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   results.put((seconds, {k: float(v) for k, v in values.items()}, peak))
@@ -134,15 +139,16 @@ def _run(function, number):
   return results.get()
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  flags.DEFINE_integer("images", 186, "Of 518 x 518 pixels.", 2)
-  flags.DEFINE_bool("slow", True, "Measure the 200 thresholds, too.")
-  flags.DEFINE_bool("alone", False, "Only the streamed metrics.")
+def define_flags() -> None:
+  """Define the command's flags."""
+  flags.DEFINE_integer("images", 186, "Number of images, 518 x 518 pixels.", 2)
+  flags.DEFINE_bool("slow", True, "Measure the 200-threshold AUPRO, too.")
+  flags.DEFINE_bool("alone", False, "Measure the streaming metrics alone.")
 
 
-def main(options):
-  functions = [streamed]
+def main(options: Any) -> None:
+  """Run the benchmark."""
+  functions = [streaming]
   if not options.alone:
     functions += [exact, scikit_learn]
     functions += [thresholds_200] if options.slow else []
@@ -157,15 +163,15 @@ def main(options):
       f"{function.__name__:15} {seconds:9.2f} s {peak:8.0f} MiB  {shown}",
       flush=True,
     )
-  ours = rows["streamed"]["seconds"]
+  ours = rows["streaming"]["seconds"]
   ratios = {}
   if "scikit_learn" in rows:
     peers = rows["scikit_learn"]["seconds"]
-    ratios["scikit_learn / streamed"] = peers / ours
+    ratios["scikit_learn / streaming"] = peers / ours
     ratios["scikit_learn / exact"] = peers / rows["exact"]["seconds"]
     if "thresholds_200" in rows:
       peers += rows["thresholds_200"]["seconds"]
-      ratios["scikit_learn + thresholds_200 / streamed"] = peers / ours
+      ratios["scikit_learn + thresholds_200 / streaming"] = peers / ours
   for name, ratio in ratios.items():
     print(f"{name}: {ratio:.1f}")
   if options.json:

@@ -1,27 +1,29 @@
-"""What a program cannot do without, counted in what JAX traces of it."""
+"""FLOPs and bytes of a program, counted in its jaxpr."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
-# Products of cuDNN's fused attention; backward has the weights to compute anew.
+# Products of cuDNN's fused attention; backward recomputes the weights.
 FUSED = {
   "dot_product_attention_fwd_wrapper": 2,
   "dot_product_attention_bwd_wrapper": 5,
 }
 
 
-def flops(function, *arguments) -> int:
-  """FLOPs of the matrix products and convolutions of a function.
+def flops(function: Callable[..., Any], *arguments: Any) -> int:
+  """Count the FLOPs of a function's matrix products and convolutions.
 
-  A multiplication and an addition are two. Of branches the dearest counts, of
-  a loop every round; a loop of unknown length counts once.
+  A multiplication and an addition are two. Of branches the most expensive one
+  counts, of a loop every iteration; a loop of unknown length counts once.
   """
   return _count(jax.make_jaxpr(function)(*arguments).jaxpr, _flops)
 
 
-def moved(function, *arguments) -> int:
-  """Bytes of all that these products read and write, loops as in `flops`."""
+def moved(function: Callable[..., Any], *arguments: Any) -> int:
+  """Count the bytes these products read and write; loops as in `flops`."""
   return _count(jax.make_jaxpr(function)(*arguments).jaxpr, _bytes)
 
 
@@ -40,7 +42,7 @@ def _of_equation(equation, measure) -> int:
 
 
 def _programs(values):
-  """The programs among an equation's parameters."""
+  """Yield the jaxprs among an equation's parameters."""
   for value in values:
     if isinstance(value, tuple):
       yield from _programs(value)
@@ -51,7 +53,7 @@ def _programs(values):
 
 
 def _flops(equation) -> int:
-  """Two for each number that is multiplied for each number of the result."""
+  """Count two per term of each sum in the result."""
   name = equation.primitive.name
   left, right = (x.aval for x in equation.invars[:2])
   if name in FUSED:  # (b t h d) and (b s h d).

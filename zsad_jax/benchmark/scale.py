@@ -1,8 +1,8 @@
-"""What grows with the number of images, but for the model and the files.
+"""Costs that grow with the number of images, without model and decoding.
 
-A data set of Real-IAD's size is made of a few small files that are listed many
-times, and goes through a tiny backbone: index, stored features, an epoch of
-batches, evaluation.
+A data set of Real-IAD's size consists of a few small files that are listed
+many times. It is indexed, encoded by a tiny backbone into cached features, read
+for an epoch and evaluated.
 """
 
 import json
@@ -11,6 +11,8 @@ import tempfile
 import threading
 import time
 import types
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ from zsad_jax.methods import anomalyclip
 from zsad_jax.runtime import distributed, environment, files
 from zsad_jax.training import feature_cache
 
+T = TypeVar("T")
 FILES, CLASSES, SIDE = 60, 30, 28
 TINY = ClipConfig(
   embed_dim=32,
@@ -46,7 +49,7 @@ METHOD = anomalyclip.Method(
 
 
 def write(folder: pathlib.Path, images: int) -> None:
-  """Writes the files and a meta.json that lists them many times."""
+  """Write the files and a meta.json that lists them many times."""
   rng, records = np.random.default_rng(0), []
   for i in range(FILES):
     pixels = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
@@ -54,7 +57,7 @@ def write(folder: pathlib.Path, images: int) -> None:
     mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[4 : 8 + i % 16, 4:12] = 255
     Image.fromarray(mask).save(folder / f"{i}_mask.png")
-  # Files come in turns, so that each class has both states.
+  # Files alternate, so that each class has both states.
   for i in range(images):
     number, anomaly = i % FILES, i // CLASSES % 2
     records.append(
@@ -72,26 +75,28 @@ def write(folder: pathlib.Path, images: int) -> None:
   (folder / meta_json.META).write_text(json.dumps(meta))
 
 
-class Watch:
-  """Seconds of each stage, and MiB in memory along the way."""
+class StageMonitor:
+  """Measures seconds and resident memory of stages."""
 
   def __init__(self):
-    self.rows, self._seen = {}, []
+    self.rows: dict[str, dict[str, float]] = {}
+    self._samples: list[tuple[float, float]] = []
     self._ended = threading.Event()
-    threading.Thread(target=self._look, daemon=True).start()
+    threading.Thread(target=self._sample, daemon=True).start()
 
-  def _look(self):
+  def _sample(self):
     while not self._ended.wait(0.2):
-      self._seen.append((time.perf_counter(), resident()))
+      self._samples.append((time.perf_counter(), resident()))
 
-  def run(self, name: str, function):
-    """Runs a stage; memory is that after a tenth of it and the largest then."""
+  def run(self, name: str, function: Callable[[], T]) -> T:
+    """Run a stage; measure memory after a tenth of it and the maximum."""
     start = time.perf_counter()
     result = function()
     end = time.perf_counter()
     tenth = start + 0.1 * (end - start)
-    seen = [mib for at, mib in self._seen if tenth <= at <= end] or [resident()]
-    first, most = seen[0], max(seen)
+    sizes = [mib for at, mib in self._samples if tenth <= at <= end]
+    sizes = sizes or [resident()]
+    first, most = sizes[0], max(sizes)
     self.rows[name] = dict(seconds=end - start, tenth_mib=first, most_mib=most)
     print(
       f"{name:12} {end - start:8.1f} s  {first:6.0f} MiB after a tenth, "
@@ -100,16 +105,20 @@ class Watch:
     )
     return result
 
-  def close(self):
+  def close(self) -> None:
+    """Stop sampling the memory."""
     self._ended.set()
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
-  flags.DEFINE_integer("images", 150_000, "Images in the index.", 2 * CLASSES)
+def define_flags() -> None:
+  """Define the command's flags."""
+  flags.DEFINE_integer(
+    "images", 150_000, "Number of images in the index.", 2 * CLASSES
+  )
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the benchmark."""
   with tempfile.TemporaryDirectory() as folder:
     rows = measure(pathlib.Path(folder), options.images)
   if options.json:
@@ -118,15 +127,15 @@ def main(options):
 
 
 def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
-  """Runs all stages; returns seconds and MiB of each."""
+  """Run all stages; return seconds and MiB of each."""
   (folder / "data").mkdir()
   write(folder / "data", images)
-  backbone, watch = clip.random_clip(TINY, 0), Watch()
+  backbone, monitor = clip.random_clip(TINY, 0), StageMonitor()
   mesh = distributed.make_mesh()
-  dataset = watch.run("index", lambda: meta_json.read(folder / "data"))
+  dataset = monitor.run("index", lambda: meta_json.read(folder / "data"))
   config = types.SimpleNamespace(
     features=types.SimpleNamespace(
-      place="disk", dtype="float32", folder=str(folder / "features")
+      storage="disk", dtype="float32", folder=str(folder / "features")
     ),
     image_size=SIDE,
     batch_size=64,
@@ -135,11 +144,14 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
     skip_corrupt=False,
     decoded_cache="",
   )
-  frozen = feature_cache.FeatureCache(config, METHOD, backbone, mesh, [dataset])
-  watch.run("features", lambda: frozen.compute())
-  watch.run("epoch", lambda: _epoch(frozen, images // config.batch_size))
-  again = feature_cache.FeatureCache(config, METHOD, backbone, mesh, [dataset])
-  watch.run("found again", lambda: again.compute())
+  make = lambda: feature_cache.FeatureCache(
+    config, METHOD, backbone, mesh, [dataset]
+  )
+  frozen = make()
+  monitor.run("features", lambda: frozen.compute())
+  monitor.run("epoch", lambda: _epoch(frozen, images // config.batch_size))
+  again = make()
+  monitor.run("cached features", lambda: again.compute())
   compare = evaluator.Evaluator(
     method=METHOD,
     backbone=backbone,
@@ -152,9 +164,9 @@ def measure(folder: pathlib.Path, images: int) -> dict[str, dict[str, float]]:
   )
   params, stats = jax.jit(METHOD.init)(jax.random.key(0), backbone)
   evaluate = lambda: compare.evaluate(params, stats, dataset)
-  watch.run("evaluation", evaluate)
-  watch.close()
-  return watch.rows
+  monitor.run("evaluation", evaluate)
+  monitor.close()
+  return monitor.rows
 
 
 def _epoch(frozen, steps):

@@ -1,11 +1,13 @@
-"""How the cost of a prediction grows: with batch, image size and devices.
+"""Time of a prediction by batch size, image size and number of devices.
 
-Devices are those at hand; XLA_FLAGS=--xla_force_host_platform_device_count=4
-makes four of a CPU, which shows that results stay the same, not a speed. Needs
+All devices are used; XLA_FLAGS=--xla_force_host_platform_device_count=4 makes
+four of a CPU, which tests that results do not change, not the speed. Needs
 neither TensorFlow nor ml_collections.
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,10 @@ from absl import flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from zsad_jax import methods
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.benchmark import roofline
 from zsad_jax.benchmark.methods import (
-  METHODS,
   Case,
   Clock,
   define_model_flags,
@@ -25,20 +28,24 @@ from zsad_jax.benchmark.methods import (
 )
 from zsad_jax.runtime import environment, files
 
+Point = tuple[int, int, int]  # Batch size, image size, devices.
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+
+def define_flags() -> None:
+  """Define the command's flags."""
   define_model_flags()
   define_rounds()
-  flags.DEFINE_list("methods", list(METHODS), "To be measured.")
-  flags.DEFINE_list("sizes", ["112", "224", "336"], "Sides of the images.")
-  flags.DEFINE_list("batches", ["1", "2", "4", "8"], "Images at a time.")
+  flags.DEFINE_list("methods", methods.names(), "Methods to measure.")
+  flags.DEFINE_list("sizes", ["112", "224", "336"], "Image sizes in pixels.")
+  flags.DEFINE_list("batches", ["1", "2", "4", "8"], "Batch sizes.")
 
 
-def points(sizes, batches, devices: int):
-  """What is measured: (batch, size, devices), one of them changing at a time.
+def points(
+  sizes: Sequence[int], batches: Sequence[int], devices: int
+) -> list[Point]:
+  """Return the points to measure, varying one quantity at a time.
 
-  Several devices share the largest batch, where they can share it equally.
+  Several devices are measured on the largest batch, where they divide it.
   """
   small, most = sizes[0], max(batches)
   found = {(batch, small, 1) for batch in batches}
@@ -47,8 +54,10 @@ def points(sizes, batches, devices: int):
   return sorted(found | {(most, small, n) for n in counts if most % n == 0})
 
 
-def run(name, backbone, point):
-  """A compiled prediction with its arguments on so many devices."""
+def run(
+  name: str, backbone: clip.Clip, point: Point
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  """Return a prediction and its arguments, placed on the point's devices."""
   batch, size, devices = point
   mesh = jax.make_mesh(
     (devices,),
@@ -60,17 +69,18 @@ def run(name, backbone, point):
   pixels = rng.integers(0, 256, (batch, size, size, 3))
   case = Case(name, backbone, jnp.asarray(pixels, jnp.uint8))
   function, (model, clip_, aux, given, memory) = case.inference(0)
-  everywhere = NamedSharding(mesh, P())
-  model, clip_, aux = jax.device_put((model, clip_, aux), everywhere)
+  replicated = NamedSharding(mesh, P())
+  model, clip_, aux = jax.device_put((model, clip_, aux), replicated)
   given = jax.device_put(given, NamedSharding(mesh, P("data")))
   return function, (model, clip_, aux, given, memory)
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the benchmark."""
   backbone = random_backbone(options)
-  whole = lambda values: sorted(map(int, values))
+  integers = lambda values: sorted(map(int, values))
   chosen = points(
-    whole(options.sizes), whole(options.batches), jax.device_count()
+    integers(options.sizes), integers(options.batches), jax.device_count()
   )
   document = {
     "model": options.model,
@@ -114,8 +124,8 @@ def main(options):
     files.write_text(options.json, text)
 
 
-def difference(scores) -> float:
-  """Largest difference of what one device and several say of an image."""
+def difference(scores: Mapping[Point, np.ndarray]) -> float:
+  """Return the largest difference of scores between one and more devices."""
   alone = {point[:2]: s for point, s in scores.items() if point[2] == 1}
   return max(
     float(np.abs(s - alone[point[:2]]).max()) for point, s in scores.items()

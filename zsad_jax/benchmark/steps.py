@@ -1,18 +1,21 @@
-"""A training step of AdaCLIP, with and without rematerialisation.
+"""A training step of AdaCLIP, with and without rematerialization.
 
-Its gradient goes through the vision tower; the other methods train from stored
+Its gradient goes through the vision tower; the other methods train from cached
 features. The unit is one plain pass of the tower over the same images. Memory
-is what the compiled program needs beside its arguments. Needs neither
-TensorFlow nor ml_collections.
+is that of the compiled program without its arguments. Needs neither TensorFlow
+nor ml_collections.
 """
 
 import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from zsad_jax.backbones.clip import model as clip
 from zsad_jax.benchmark.methods import (
   Case,
   Clock,
@@ -24,37 +27,41 @@ from zsad_jax.benchmark.methods import (
 )
 from zsad_jax.runtime import distributed, environment, files
 
-RESERVE = 2 * 2**30  # Bytes that stay free beside a program's memory.
+RESERVE = 2 * 2**30  # Bytes to leave free.
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+def define_flags() -> None:
+  """Define the command's flags."""
   define_size_flags()
   define_rounds()
-  flags.DEFINE_list("batches", ["1", "4"], "Images at a time.")
+  flags.DEFINE_list("batches", ["1", "4"], "Batch sizes.")
 
 
 def free_bytes() -> int:
-  """Memory of the device, or of a CPU's host, that is not in use."""
+  """Return the free memory of the device or, for a CPU, of its host."""
   stats = jax.local_devices()[0].memory_stats()
   if stats is None:
     return distributed.free_memory()
   return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
-def programs(backbone, pixels):
-  """What is compared: function and arguments by name."""
+def programs(
+  backbone: clip.Clip, pixels: jax.Array
+) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+  """Yield name, function and arguments of each program to compare."""
   yield "plain pass", plain, (backbone, pixels)
-  recomputed, kept = (
+  recomputed, stored = (
     Case("adaclip", backbone, pixels, remat=remat) for remat in (True, False)
   )
-  yield "forward", *kept.training(cached=True, gradient=False)
+  yield "forward", *stored.training(cached=True, gradient=False)
   yield "gradient, recomputed", *recomputed.training(cached=True)
-  yield "gradient, kept", *kept.training(cached=True)
+  yield "gradient, stored", *stored.training(cached=True)
 
 
-def measure(backbone, batch: int, side: int, rounds: int) -> dict[str, dict]:
-  """Seconds and GiB of each program for a batch, and passes per image."""
+def measure(
+  backbone: clip.Clip, batch: int, side: int, rounds: int
+) -> dict[str, dict[str, Any]]:
+  """Measure seconds, GiB and plain passes of each program for a batch."""
   drawn = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3))
   clock, rows = Clock(rounds), {}
   pixels = jnp.asarray(drawn, jnp.uint8)
@@ -77,18 +84,19 @@ def measure(backbone, batch: int, side: int, rounds: int) -> dict[str, dict]:
   return rows
 
 
-def main(options):
+def main(options: Any) -> None:
+  """Run the benchmark."""
   backbone = random_backbone(options)
   print(
     f"{options.model} at {options.image_size} px, AdaCLIP, its un-prompted "
-    "embeddings stored"
+    "embeddings cached"
   )
   found = []
   for batch in map(int, options.batches):
     rows = measure(backbone, batch, options.image_size, options.rounds)
     for name, row in rows.items():
       found.append({"name": name, **row})
-      time = "not run: more than is free"
+      time = "not run: not enough free memory"
       if row["seconds"]:
         time = f"{row['seconds']:8.3f} s {row['passes']:6.2f} passes"
       print(

@@ -7,12 +7,12 @@ failed a check when they were read are shown with a mark and never compared.
 import collections
 import csv
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from zsad_jax import methods, metrics
+from zsad_jax.runtime import environment
 
 MEAN = "mean"  # Category of means over the categories of a data set.
 _DOUBTS = ("doubtful:", "lost:", "mismatch:")
@@ -126,40 +126,25 @@ def _cell(paper, row):
 
 
 def method_name(config_name: str, few_shot: bool) -> str:
-  """Return the printed name of a configuration such as "adaclip_paper_k20".
+  """Return the papers' name of a configuration such as "adaclip_paper_k20".
 
-  With references, a method without reference images has a plus in its name.
+  With references, methods that are trained without any have a "+" appended.
   """
-  name, *parts = config_name.split("_")
-  rest = "_".join(p for p in parts if p not in ("paper", "mvtec"))
-  if rest:
-    return _printed_variants().get((name, rest), config_name)
-  if name not in _printed_names():
+  name = _method_of(config_name)
+  if name is None:
     return config_name
-  plus = few_shot and not methods.module(name).Method().num_references
-  return _printed_names()[name] + ("+" if plus else "")
+  parts = config_name.removeprefix(name).split("_")
+  rest = "_".join(p for p in parts if p not in ("", "paper", "mvtec"))
+  if rest:
+    return methods.paper_variants(name).get(rest, config_name)
+  without = not methods.module(name).Method().num_references
+  return methods.paper_name(name) + ("+" if few_shot and without else "")
 
 
-@functools.cache
-def _printed_names() -> dict[str, str]:
-  """Return the printed names of methods, constants of their modules."""
-  found = {}
-  for name in methods.names():
-    if printed := getattr(methods.module(name), "PAPER_NAME", None):
-      found[name] = printed
-  return found
-
-
-@functools.cache
-def _printed_variants() -> dict[tuple[str, str], str]:
-  """Return the printed names of ablations, by method and configuration."""
-  return {
-    (name, variant): printed
-    for name in methods.names()
-    for variant, printed in getattr(
-      methods.module(name), "PAPER_VARIANTS", {}
-    ).items()
-  }
+def _method_of(config_name):
+  """Return the method whose name a configuration's begins with, or None."""
+  found = [n for n in methods.names() if f"{config_name}_".startswith(f"{n}_")]
+  return max(found, key=len, default=None)
 
 
 class Tables:
@@ -202,7 +187,7 @@ class Tables:
     """
     method = method_name(config_name, few_shot=shots > 0)
     row = metrics.METRICS[metric]
-    own = config_name.split("_")[0]
+    own = _method_of(config_name)
     found = [
       cell
       for name in row.paper_names
@@ -278,10 +263,11 @@ def list_tables(cells: Sequence[Cell]) -> str:
   for cell in cells:
     groups[cell.paper, cell.table, cell.caption].append(cell)
   known = {name: key for key, name in DATASETS.items()}
-  configs = {paper: name for name, paper in _printed_names().items()}
+  configs = {methods.paper_name(name): name for name in methods.names()}
   configs |= {
     paper: f"{name}:paper,{variant}"
-    for (name, variant), paper in _printed_variants().items()
+    for name in methods.names()
+    for variant, paper in methods.paper_variants(name).items()
   }
   lines = []
   for (paper, table, caption), of_table in groups.items():

@@ -40,7 +40,9 @@ def put_batch(
 
 
 def encode(
-  method: types.DetectionModel, backbone: types.ImageBackbone, batch: types.Batch
+  method: types.DetectionModel,
+  backbone: types.ImageBackbone,
+  batch: types.Batch,
 ) -> types.Features:
   """Compute the features of a batch; runs inside jit.
 

@@ -1,15 +1,23 @@
-"""Methods, one file per paper."""
+"""Methods, one file per paper.
+
+A file has a class `Method` and, in its docstring, a table of the paper's
+equations. Optional constants:
+
+  PAPER_NAME      the method's name in the papers' tables
+  PAPER_VARIANTS  names of its ablations there, by variant of its configuration
+  SUMMED_LOSSES   parts of the loss that are sums over images, not means
+  TINY            settings for a backbone of three blocks of width 64, for tests
+"""
 
 import dataclasses
 import importlib
 import pkgutil
 import types
 import typing
+from collections.abc import Mapping
+from typing import Any
 
-import ml_collections
-from ml_collections import config_dict
-
-from zsad_jax.types import choices
+from zsad_jax.types import Config, choices
 
 
 def names() -> list[str]:
@@ -36,7 +44,7 @@ def module(name: str) -> types.ModuleType:
   return importlib.import_module(f"{__package__}.{name}")
 
 
-def defaults(name: str) -> ml_collections.ConfigDict:
+def defaults(name: str) -> Config:
   """Return every hyperparameter of a method with its default.
 
   Fields whose type allows None accept both None and a value of their type.
@@ -47,6 +55,10 @@ def defaults(name: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: there is no such method.
   """
+  # Not at the top: the benchmarks run without ml_collections.
+  import ml_collections
+  from ml_collections import config_dict
+
   cls = module(name).Method
   hints = typing.get_type_hints(cls)
   values = {field.name: field.default for field in dataclasses.fields(cls)}
@@ -63,3 +75,23 @@ def _optional(hint: typing.Any) -> typing.Any:
     return None
   known = choices(parts[0])
   return (type(known[0]) if known else parts[0]) | None
+
+
+def paper_name(name: str) -> str:
+  """Return the name of a method in the papers' tables."""
+  return vars(module(name)).get("PAPER_NAME", name)
+
+
+def paper_variants(name: str) -> Mapping[str, str]:
+  """Return the names in the papers' tables by variant of a method."""
+  return vars(module(name)).get("PAPER_VARIANTS", {})
+
+
+def summed_losses(name: str) -> tuple[str, ...]:
+  """Return the parts of a method's loss that are sums over images."""
+  return vars(module(name)).get("SUMMED_LOSSES", ())
+
+
+def tiny_settings(name: str) -> dict[str, Any]:
+  """Return the settings of a method for the small backbone of the tests."""
+  return dict(vars(module(name)).get("TINY", {}))

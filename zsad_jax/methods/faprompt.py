@@ -331,6 +331,7 @@ TORCH_NAMES = (
   prompt_learner.DEEP_RULE,
   *linear_rules(r"prompt_learner\.patch_meta_net\.linear([12])", r"prior/\1"),
 )
+SUMMED_LOSSES = ("prior",)  # Over images, as in the authors' code.
 PAPER_NAME = "FAPrompt"  # In the tables of the papers.
 # Ablation of the configuration -> its name in the tables of the papers.
 PAPER_VARIANTS = {

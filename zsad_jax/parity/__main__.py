@@ -1,21 +1,23 @@
-r"""Compares this package with reference tensors, quantity by quantity.
+r"""Compare this package with reference tensors, quantity by quantity.
 
 python -m zsad_jax.parity --golden=DIR
 
-  --files=clip_outputs,adaclip   only these (and the losses, always)
-  --json=FILE                    the same as data
+  --files=clip_outputs,adaclip   compare only these, and always the losses
+  --json=FILE                    write the comparisons as JSON, too
 
 Builds the models that DIR's manifest.json describes, runs them on the stored
 inputs and parameters, and prints the largest absolute and relative difference
-of every stored quantity beside its tolerance. Exits with 1 when any tolerance
-is exceeded or a stored quantity of a covered method is not produced. A file's
-method names the module of this folder that covers it.
+of every stored quantity, with its tolerance. Exits with 1 when a tolerance is
+exceeded or a stored quantity of a covered method is not produced. The method
+of a file is the name of the module in this folder that covers it; files of
+other methods are listed as not covered.
 """
 
 import dataclasses
 import importlib.util
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 from absl import flags
@@ -23,11 +25,13 @@ from absl import flags
 from zsad_jax.parity import golden as golden_lib
 from zsad_jax.runtime import cli, files
 
-_INPUTS = ("clip weights",)  # Methods of files that hold nothing expected.
+_INPUTS = ("clip weights",)  # Methods of files without expected arrays.
 
 
-def compare_file(golden, file):
-  """Returns the comparisons of one file, in stored order within a group."""
+def compare_file(
+  golden: golden_lib.Golden, file: str
+) -> list[golden_lib.Comparison]:
+  """Compare all expected arrays of one file, in the order of computation."""
   entry = golden.entry(file)
   module = importlib.import_module(f"{__package__}.{entry.method}")
   missing = dict.fromkeys(entry.expected())
@@ -51,8 +55,18 @@ def compare_file(golden, file):
   return result
 
 
-def select(golden, stems):
-  """Files to compare and files that no module covers.
+def select(
+  golden: golden_lib.Golden, stems: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+  """Select the files to compare.
+
+  Args:
+    golden: the folder.
+    stems: file names without suffix; all files where there are none. Losses
+      are always included.
+
+  Returns:
+    Files to compare, and files that no module covers.
 
   Raises:
     ValueError: a stem names no file of the manifest.
@@ -80,16 +94,17 @@ def _line(c):
   return f"{numbers}  {verdict:5} {c.name}"
 
 
-def define_flags():
-  """The command's flags; defined only when it is run."""
+def define_flags() -> None:
+  """Define the command's flags."""
   flags.DEFINE_string(
-    "golden", None, "Folder with manifest.json.", required=True
+    "golden", None, "Folder that holds manifest.json.", required=True
   )
-  flags.DEFINE_list("files", None, "Stems of files to compare.")
-  flags.DEFINE_string("json", None, "Write the comparisons here too.")
+  flags.DEFINE_list("files", None, "File names, without suffix, to compare.")
+  flags.DEFINE_string("json", None, "JSON file for the comparisons.")
 
 
-def main(options):
+def main(options: flags.FlagValues) -> int:
+  """Run the command."""
   jax.config.update("jax_default_matmul_precision", "highest")
   golden = golden_lib.Golden(options.golden)
   chosen, uncovered = select(golden, options.files)

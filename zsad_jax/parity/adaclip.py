@@ -3,22 +3,27 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from zsad_jax.backbones.clip import model as clip_model
 from zsad_jax.layers import prompts, semantic_fusion
 from zsad_jax.methods import adaclip
 from zsad_jax.parity import golden as golden_lib
 
 
-def quantities(golden, entry):
-  """Yields (stored name, ours) for every case and image."""
+def quantities(
+  golden: golden_lib.Golden, entry: golden_lib.Entry
+) -> Iterator[tuple[str, Any]]:
+  """Yield (stored name, our value) for every case and image."""
   backbone = golden.backbone()
   params = golden_lib.tree(entry, adaclip.TORCH_NAMES)
   class_names = entry.text("cls_names_utf8")
-  sentences = [prompts.adaclip(name) for name in class_names[:1]]
-  yield "prompts_utf8", json.dumps(sentences).encode()
+  texts = [prompts.adaclip(name) for name in class_names[:1]]
+  yield "prompts_utf8", json.dumps(texts).encode()
   for case, settings in entry.config["cases"].items():
     method = _method(entry.config, settings)
     aux = method.prepare(backbone, class_names)
@@ -29,7 +34,7 @@ def quantities(golden, entry):
 
 
 def _method(config, case):
-  """The method that the manifest describes."""
+  """Build the method that the manifest describes."""
   return adaclip.Method(
     feature_layers=tuple(config["taps"]),
     prompt_length=config["length"],
@@ -52,7 +57,7 @@ def _method(config, case):
 
 
 def _runs(case, settings, images):
-  """Prefix of the stored names, and the images run together under it."""
+  """Return prefixes of stored names, each with the images of one batch."""
   if settings["batch"] == "whole":
     return [(f"{case}/batch", slice(0, images))]
   return [(f"{case}/img{i}", slice(i, i + 1)) for i in range(images)]
@@ -65,13 +70,13 @@ def _encode(method, backbone, batch):
 
 @functools.partial(jax.jit, static_argnames="method")
 def _forward(method, params, backbone, aux, features, labels):
-  """Compiled once for all images of a case."""
+  """Run the method; compiled once for all images of a case."""
   return method.forward(params, backbone, aux, features, labels)
 
 
 @functools.partial(jax.jit, static_argnames="method")
 def _losses_and_grads(method, params, *given, batch):
-  """The official loss and the one with one Dice per image, in one program.
+  """Compute the official loss and the one with Dice per image, together.
 
   Returns:
     Both losses (2,), their gradients, every leaf (2, ...), and the terms of
@@ -95,10 +100,10 @@ class _Run:
   """One case on one batch of the stored images."""
 
   method: adaclip.Method
-  backbone: object
+  backbone: clip_model.Clip
   aux: dict
   params: dict
-  entry: object
+  entry: golden_lib.Entry
   prefix: str
   rows: slice
 
@@ -126,16 +131,16 @@ class _Run:
       yield from self.trajectory(features)
 
   def labels(self):
-    """The stored clusters, which scikit-learn drew."""
+    """Return the stored cluster labels, which scikit-learn drew."""
     name = f"{self.prefix}/hsf_cluster_labels"
     return jnp.asarray(self.entry[name]) if name in self.entry else None
 
   def named(self, tree):
-    """A tree like the parameters, under the reference's names."""
+    """Flatten a tree like the parameters under the stored names."""
     return golden_lib.named(tree, self.entry, adaclip.TORCH_NAMES)
 
   def given(self, features):
-    """Arguments of `Method.forward` after the parameters."""
+    """Return the arguments of `Method.forward` after the parameters."""
     return self.backbone, self.aux, features, self.labels()
 
   def forward(self, features):
@@ -181,7 +186,7 @@ class _Run:
         yield f"gradnorm{suffix}/{name}", jnp.sqrt(jnp.sum(jnp.square(grad)))
 
   def trajectory(self, features):
-    """The loss before each optimiser step, and the parameters after all."""
+    """Yield the loss before each step, and the parameters after all."""
     given, batch = self.given(features), self.batch()
 
     def loss_and_grads(params, state):

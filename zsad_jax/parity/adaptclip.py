@@ -4,11 +4,14 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.backbones.clip import model as clip_model
 from zsad_jax.backbones.clip import tokenizer
 from zsad_jax.layers import (
   prompt_learner,
@@ -21,8 +24,10 @@ from zsad_jax.methods import adaptclip
 from zsad_jax.parity import golden as golden_lib
 
 
-def quantities(golden, entry):
-  """Yields (stored name, ours)."""
+def quantities(
+  golden: golden_lib.Golden, entry: golden_lib.Entry
+) -> Iterator[tuple[str, Any]]:
+  """Yield (stored name, our value)."""
   backbone, method = golden.backbone(), _method(entry.config)
   params = golden_lib.tree(
     entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
@@ -55,7 +60,7 @@ def quantities(golden, entry):
 
 
 def _method(config):
-  """The method that the manifest describes."""
+  """Build the method that the manifest describes."""
   return adaptclip.Method(
     feature_layers=tuple(config["taps"]),
     vv_from=config["dual_from"],
@@ -72,13 +77,13 @@ def _method(config):
 
 
 def _authors_name(stored):
-  """Name in the authors' checkpoint: "pq/..." is "pq_learner....", etc."""
+  """Return the name in the authors' checkpoint: "pq/a" is "pq_learner.a"."""
   group, name = stored.split("/", 1)
   return f"{group}_learner.{name}"
 
 
 def _stats(method, backbone, entry):
-  """The stored running statistics, with a counter of updates from 0 on."""
+  """Return the stored running statistics, with a counter of updates at 0."""
   _, shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   stored = golden_lib.tree(entry, adaptclip.TORCH_STATS, "bn0/", _authors_name)
@@ -88,13 +93,13 @@ def _stats(method, backbone, entry):
 
 
 def _text(backbone, method, params, aux, entry):
-  sentences = prompts.adaptclip()
-  yield "static_prompts_utf8", json.dumps(sentences).encode()
+  static_prompts = prompts.adaptclip()
+  yield "static_prompts_utf8", json.dumps(static_prompts).encode()
   yield (
     "static_text_features",
     jax.jit(textual_adapter.fixed_text, static_argnames="activation")(
       backbone,
-      prompt_learner.placeholders(backbone, sum(sentences, [])),
+      prompt_learner.placeholders(backbone, sum(static_prompts, [])),
       activation=method.activation,
     ),
   )
@@ -116,23 +121,23 @@ def _text(backbone, method, params, aux, entry):
 
 
 def _adapters(method, params, stats, backbone, aux, features, weight):
-  """What the adapters say, before fusion: dict by stored name."""
+  """Compute the adapters' outputs, before fusion, by stored name."""
   size = similarity.image_size(backbone, features)
   found, _ = method.branches(params, stats, backbone, aux, features, weight)
-  said = {}
+  outputs = {}
   for name, (logits, prob) in found.items():
     maps = similarity.to_map(prob, size, method="bilinear")
-    said |= {f"{name}_logits": logits, f"{name}_map": maps[..., 1]}
+    outputs |= {f"{name}_logits": logits, f"{name}_map": maps[..., 1]}
   if "memory_bank" in features:
     levels, _ = method.compare(params, stats, features, size, weight)
     summary = prompt_query.summary(levels)
-    said |= {
+    outputs |= {
       "pq_logits": jnp.stack([x["logits"] for x in levels]),
       "pq_map_layer0": levels[0]["maps"][..., 1],
       "align_score_layer0": levels[0]["distance"],
       **dict(zip(("pq_map", "pq_score", "align_score"), summary)),
     }
-  return said
+  return outputs
 
 
 def _training(method, params, stats, backbone, aux, features):
@@ -141,21 +146,23 @@ def _training(method, params, stats, backbone, aux, features):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _evaluation(method, *given):
-  return _adapters(method, *given, None), method.predict(*given)
+def _evaluation(method, params, stats, backbone, aux, features):
+  given = params, stats, backbone, aux, features
+  outputs = _adapters(method, *given, weight=None)
+  return outputs, method.predict(*given)
 
 
 @dataclasses.dataclass
 class _Run:
-  """The stored queries beside different numbers of references."""
+  """The stored queries, compared with different numbers of references."""
 
   method: adaptclip.Method
-  backbone: object
+  backbone: clip_model.Clip
   aux: dict
   params: dict
   stats: dict
   images: dict  # Features of the queries and of the pool of references.
-  entry: object
+  entry: golden_lib.Entry
 
   def quantities(self):
     prefixes = {n.split("/")[0] for n in self.entry.expected()}
@@ -171,7 +178,7 @@ class _Run:
     yield from self.steps()
 
   def features(self, kind, shots):
-    """The queries' features, with a memory of `shots` references for each."""
+    """Return the queries' features, each with `shots` references."""
     features = self.images["query"]
     if not shots:
       return features
@@ -180,7 +187,7 @@ class _Run:
     return {**features, "memory_bank": self.method.build_memory_bank(pool)}
 
   def evaluation(self, method, shots):
-    said, prediction = _evaluation(
+    outputs, prediction = _evaluation(
       method,
       self.params,
       self.stats,
@@ -188,26 +195,26 @@ class _Run:
       self.aux,
       self.features("test", shots),
     )
-    yield from said.items()
+    yield from outputs.items()
     sigma = self.entry.config["sigma"]
     maps = golden_lib.smoothed(prediction["anomaly_map"], sigma)
     yield "pixel_map", maps
     yield "image_score", prediction["pred_score"]
 
   def trainer(self, method, shots):
-    """Function of parameters and statistics that takes a training step."""
+    """Return a function (params, stats) -> a training step's values."""
     given = self.backbone, self.aux, self.features("train", shots)
     return functools.partial(
       golden_lib.train,
       method,
       given=given,
       batch=golden_lib.batch(self.entry),
-      look=_training,
+      inspect=_training,
     )
 
   def training(self, method, shots):
     trained = self.trainer(method, shots)(self.params, self.stats)
-    yield from trained.seen.items()
+    yield from trained.inspected.items()
     for name, value in trained.parts.items():
       adapter, kind = name.rsplit("_", 1)
       adapter = {"prompt_query": "pq"}.get(adapter, adapter)
@@ -216,7 +223,7 @@ class _Run:
     yield from golden_lib.gradients(self.named(trained.grads))
 
   def steps(self):
-    """The statistics after one step, and all after the stored steps."""
+    """Yield statistics after one step, and the state after all steps."""
     run = self.trainer(self.method, 1)
     stats = run(self.params, self.stats).stats
     for name, value in self.named_stats(stats).items():
@@ -237,13 +244,13 @@ class _Run:
       yield f"traj/{rest}_after", value
 
   def named(self, params):
-    """Parameters, or a tree like them, under the stored names."""
+    """Flatten parameters, or a tree like them, under the stored names."""
     return golden_lib.named(
       params, self.entry, adaptclip.TORCH_NAMES, authors_name=_authors_name
     )
 
   def named_stats(self, stats):
-    """Likewise, running statistics."""
+    """Flatten running statistics under the stored names."""
     return golden_lib.named(
       stats, self.entry, adaptclip.TORCH_STATS, "bn0/", _authors_name
     )

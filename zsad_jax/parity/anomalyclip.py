@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -11,8 +13,10 @@ from zsad_jax.methods import anomalyclip
 from zsad_jax.parity import golden as golden_lib
 
 
-def quantities(golden, entry):
-  """Yields (stored name, ours)."""
+def quantities(
+  golden: golden_lib.Golden, entry: golden_lib.Entry
+) -> Iterator[tuple[str, Any]]:
+  """Yield (stored name, our value)."""
   backbone, method = golden.backbone(), _method(entry.config)
   params = golden_lib.tree(
     entry, anomalyclip.TORCH_NAMES, authors_name=golden_lib.prompt_learner
@@ -35,10 +39,10 @@ def quantities(golden, entry):
     method,
     given=given,
     batch=golden_lib.batch(entry),
-    look=_look,
+    inspect=_inspect,
   )
   trained = run(params, {})
-  yield from _scores(method, trained.seen, tokens, entry)
+  yield from _scores(method, trained.inspected, tokens, entry)
   yield from _losses(trained, entry)
   history, after, _ = golden_lib.trajectory(
     entry, golden_lib.steps(run), params, method.trainable_mask(params), {}
@@ -49,7 +53,7 @@ def quantities(golden, entry):
 
 
 def _method(config):
-  """The method that the manifest describes."""
+  """Build the method that the manifest describes."""
   return anomalyclip.Method(
     feature_layers=tuple(config["taps"]),
     vv_from=config["dual_from"],
@@ -72,8 +76,8 @@ def _prompts(method, params, aux, backbone, entry):
   yield "prompts", golden_lib.padded(ours, backbone, rows)
 
 
-def _look(method, params, stats, backbone, aux, features):
-  """Text, scores, and the map of each layer and of the feature_layers from each one on."""
+def _inspect(method, params, stats, backbone, aux, features):
+  """Return text embeddings, scores, and maps of single and of last layers."""
   del stats
   result = method.forward(params, backbone, aux, features)
   size, count = (
@@ -84,7 +88,7 @@ def _look(method, params, stats, backbone, aux, features):
   for first in range(count):
     for last in {first + 1, count}:
       some = {**result, "patch_prob": prob[:, first:last]}
-      maps[first, last] = method.read(some, size)["anomaly_map"]
+      maps[first, last] = method.to_prediction(some, size)["anomaly_map"]
   return {
     **result,
     "text": method.text(params, backbone, aux),
@@ -93,26 +97,26 @@ def _look(method, params, stats, backbone, aux, features):
   }
 
 
-def _scores(method, seen, tokens, entry):
-  yield "text_features_raw", seen["text"]
-  yield "text_features", seen["text_units"]
-  yield "train/text_logits", seen["image_logits"]
-  yield "test/image_score", seen["score"]
+def _scores(method, values, tokens, entry):
+  yield "text_features_raw", values["text"]
+  yield "text_features", values["text_units"]
+  yield "train/text_logits", values["image_logits"]
+  yield "test/image_score", values["score"]
   # With the class token in front, as the authors compare it, too.
   compare = jax.jit(similarity.state_prob, static_argnames="temperature")
   for i, (layer, x) in enumerate(zip(method.feature_layers, tokens)):
     yield (
       f"similarity_{layer}",
       compare(
-        similarity.unit(x), seen["text_units"], temperature=method.temperature
+        similarity.unit(x), values["text_units"], temperature=method.temperature
       ),
     )
-    yield f"similarity_map_{layer}", seen["maps"][i, i + 1]
+    yield f"similarity_map_{layer}", values["maps"][i, i + 1]
   count = len(method.feature_layers)
   for first in range(count):
     name = f"_from_layer_idx_{first}" if first else ""
     # The authors add up what `predict` averages.
-    maps = (count - first) * seen["maps"][first, count]
+    maps = (count - first) * values["maps"][first, count]
     yield f"test/anomaly_map_raw{name}", maps
     if not first:
       sigma = entry.config["sigma"]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -13,8 +15,10 @@ from zsad_jax.parity import golden as golden_lib
 _VARIANTS = {"official": "first", "topm": "topk"}  # Of `prior_select`.
 
 
-def quantities(golden, entry):
-  """Yields (stored name, ours)."""
+def quantities(
+  golden: golden_lib.Golden, entry: golden_lib.Entry
+) -> Iterator[tuple[str, Any]]:
+  """Yield (stored name, our value)."""
   backbone = golden.backbone()
   method = _method(entry.config, backbone.vision_layers)
   params = golden_lib.tree(
@@ -36,21 +40,22 @@ def quantities(golden, entry):
       variant,
       given=given,
       batch=golden_lib.batch(entry),
-      look=_look,
+      inspect=_inspect,
     )
     trained = run(params, {})
     if prefix == "official":
-      yield from _first_pass(trained.seen)
+      yield from _first_pass(trained.inspected)
       yield from _trajectory(method, run, params, entry)
-    for name, value in _second_pass(trained.seen, entry):
+    for name, value in _second_pass(trained.inspected, entry):
       yield f"{prefix}/{name}", value
     for name, value in _losses(method, trained, entry):
       yield f"{prefix}/{name}", value
 
 
 def _method(config, vision_layers):
-  """The method that the manifest describes."""
+  """Build the method that the manifest describes."""
   weights = config["loss_weights"]
+  first, second = config["max_weights"]
   return faprompt.Method(
     feature_layer=vision_layers,
     vv_from=config["dual_from"],
@@ -64,7 +69,7 @@ def _method(config, vision_layers):
     prior_weight=weights["prior"],
     oc_weight=weights["oc"],
     map_weights=(weights["map1"], weights["map2"]),
-    max_weights=tuple(map(float, config["max_weights"])),
+    max_weights=(float(first), float(second)),
     activation=config["act"],
     pos_resize=config["pos_resize"],
     round_fp16=config["round_fp16"],
@@ -82,8 +87,8 @@ def _prompts(method, params, aux, backbone, entry):
     yield name, golden_lib.padded(x, backbone, entry[name].shape[1])
 
 
-def _look(method, params, stats, backbone, aux, features):
-  """All of both passes, and the first one's patches in order and map."""
+def _inspect(method, params, stats, backbone, aux, features):
+  """Return both passes, and the top patches and map of the first one."""
   del stats
   result = method.forward(params, backbone, aux, features)
   size, prob = similarity.image_size(backbone, features), result["patch_prob"]
@@ -95,29 +100,29 @@ def _look(method, params, stats, backbone, aux, features):
   }
 
 
-def _first_pass(seen):
-  yield "pass1/text_pos", seen["normal_text"]
-  yield "pass1/text_neg", seen["abnormal_text"]
-  yield "pass1/text_features", seen["text_units"]
-  yield "pass1/similarity", seen["patch_prob"]
-  yield "pass1/max_score", seen["maxima"][:, 0]
-  yield "pass1/topk_indices", seen["top"]
-  yield "pass1/map", seen["map"]
+def _first_pass(values):
+  yield "pass1/text_pos", values["normal_text"]
+  yield "pass1/text_neg", values["abnormal_text"]
+  yield "pass1/text_features", values["text_units"]
+  yield "pass1/similarity", values["patch_prob"]
+  yield "pass1/max_score", values["maxima"][:, 0]
+  yield "pass1/topk_indices", values["top"]
+  yield "pass1/map", values["map"]
 
 
-def _second_pass(seen, entry):
-  yield "selected_tokens", seen["selected"]
-  yield "bias", seen["prior"]
-  yield "pass2_text_features", seen["refined_units"]
-  yield "pass2_text_neg_img0", seen["refined_text"][0]
-  yield "pass2_similarity", seen["refined_prob"]
-  yield "pass2_max_score", seen["maxima"][:, 1]
-  yield "image_logits", seen["image_logits"]
-  yield "image_prob", seen["image_prob"]
-  yield "image_score", seen["pred_score"]
-  yield "anomaly_map_raw", seen["anomaly_map"]
+def _second_pass(values, entry):
+  yield "selected_tokens", values["selected"]
+  yield "bias", values["prior"]
+  yield "pass2_text_features", values["refined_units"]
+  yield "pass2_text_neg_img0", values["refined_text"][0]
+  yield "pass2_similarity", values["refined_prob"]
+  yield "pass2_max_score", values["maxima"][:, 1]
+  yield "image_logits", values["image_logits"]
+  yield "image_prob", values["image_prob"]
+  yield "image_score", values["pred_score"]
+  yield "anomaly_map_raw", values["anomaly_map"]
   sigma = entry.config["sigma"]
-  yield "anomaly_map", golden_lib.smoothed(seen["anomaly_map"], sigma)
+  yield "anomaly_map", golden_lib.smoothed(values["anomaly_map"], sigma)
 
 
 def _losses(method, trained, entry):

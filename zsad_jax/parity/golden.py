@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from scipy import ndimage
 
+from zsad_jax import types
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import model as clip_model
 from zsad_jax.layers import dual_path
@@ -21,9 +22,11 @@ from zsad_jax.training import optimizer
 
 
 class Entry:
-  """One `.npz` of the folder with what the manifest says of it."""
+  """One `.npz` of the folder, with its description in the manifest."""
 
-  def __init__(self, folder: pathlib.Path, file: str, described: Mapping):
+  def __init__(
+    self, folder: pathlib.Path, file: str, described: Mapping[str, Any]
+  ):
     self.file = file
     self.method = described["method"]
     self.config = described["config"]
@@ -37,27 +40,26 @@ class Entry:
   def __contains__(self, name: str) -> bool:
     return name in self._arrays
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[str]:
     return iter(self._arrays)
 
   def expected(self) -> list[str]:
-    """Names of the arrays to be reproduced."""
+    """Return the names of the arrays to be reproduced."""
     return [n for n in self._arrays if self.roles[n]["role"] == "expected"]
 
   def under(self, prefix: str) -> dict[str, np.ndarray]:
-    """Arrays whose names start with `prefix`, without it."""
+    """Return the arrays whose names start with `prefix`, without it."""
     found = {n: a for n, a in self._arrays.items() if n.startswith(prefix)}
     return {n.removeprefix(prefix): a for n, a in found.items()}
 
   def text(self, name: str) -> Any:
-    """A JSON document stored as bytes."""
+    """Decode a JSON document stored as bytes."""
     return json.loads(self._arrays[name].tobytes())
 
   def images(self, name: str) -> jax.Array:
-    """Stored uint8 images (b, 3, h, w) as network input (b, h, w, 3)."""
-    return clip_model.normalize(
-      jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
-    )
+    """Convert stored uint8 images (b, 3, h, w) to inputs (b, h, w, 3)."""
+    pixels = jnp.asarray(np.moveaxis(self._arrays[name], 1, -1))
+    return jnp.asarray(clip_model.normalize(pixels))
 
 
 def tree(
@@ -66,13 +68,16 @@ def tree(
   group: str = "param/",
   authors_name: Callable[[str], str] = lambda name: name,
 ) -> dict[str, Any]:
-  """Stored arrays of a group as a method's tree, in float32.
+  """Convert stored arrays of a group to a method's tree, in float32.
 
   Args:
     entry: where they are stored.
-    table: names of the authors' checkpoint and ours.
-    group: what the stored names begin with.
-    authors_name: from the rest of a stored name to that in the checkpoint.
+    table: names in the authors' checkpoint and ours.
+    group: prefix of the stored names.
+    authors_name: maps the rest of a stored name to that in the checkpoint.
+
+  Returns:
+    A nested dict of arrays.
   """
   stored = {authors_name(n): x for n, x in entry.under(group).items()}
   flat = rules.rename(stored, table)
@@ -82,13 +87,13 @@ def tree(
 
 
 def named(
-  values,
+  values: types.Params,
   entry: Entry,
   table: rules.Table,
   group: str = "param/",
   authors_name: Callable[[str], str] = lambda name: name,
 ) -> dict[str, Any]:
-  """A tree like that of `tree`, flat, under the stored names."""
+  """Flatten a tree like that of `tree`, under the stored names."""
   stored = {authors_name(n): n for n in entry.under(group)}
   back = jax.jit(lambda flat: rules.to_torch(flat, table, stored))
   found = back(clip_convert.flatten(values))  # One program, not one per array.
@@ -96,19 +101,21 @@ def named(
 
 
 def prompt_learner(name: str) -> str:
-  """Name in the checkpoints of AnomalyCLIP and FAPrompt."""
+  """Return the name in the checkpoints of AnomalyCLIP and FAPrompt."""
   return f"prompt_learner.{name}"
 
 
-def padded(prompts: jax.Array, backbone, rows: int) -> np.ndarray:
-  """Sentences (k, t, c) with the padding that we cut off, up to `rows`."""
+def padded(
+  prompts: jax.Array, backbone: clip_model.Clip, rows: int
+) -> np.ndarray:
+  """Pad prompts (k, t, c) to `rows` tokens; our code leaves padding out."""
   k, t, c = prompts.shape
   padding = np.broadcast_to(backbone.embed_tokens(0), (k, max(rows - t, 0), c))
   return np.concatenate([prompts, padding], axis=1)
 
 
 def batch(entry: Entry) -> dict[str, jax.Array]:
-  """The stored labels and masks as a batch that counts whole."""
+  """Return the stored labels and masks as a batch of equal weights."""
   count = len(entry["label"])
   return {
     "label": jnp.asarray(entry["label"], jnp.int32),
@@ -118,21 +125,26 @@ def batch(entry: Entry) -> dict[str, jax.Array]:
   }
 
 
-def smoothed(maps, sigma: int | float) -> np.ndarray:
-  """Maps (b, h, w) after scipy's Gaussian, as the authors' test code has it."""
+def smoothed(maps: Any, sigma: int | float) -> np.ndarray:
+  """Smooth maps (b, h, w) with scipy's Gaussian, as the authors' tests do."""
   return np.stack([ndimage.gaussian_filter(np.asarray(m), sigma) for m in maps])
 
 
-def gradients(grads: Mapping[str, Any]):
-  """Yields what is stored of gradients: themselves and their norms."""
+def gradients(grads: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Yield gradients and their norms under the stored names."""
   for name, grad in grads.items():
     yield f"grad/{name}", grad
     yield f"gradnorm/{name}", np.linalg.norm(np.ravel(grad))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "feature_layers"))
-def image_side(method, backbone, image, feature_layers):
-  """Embeddings of the images and of all their tokens; see `dual_path`."""
+def image_side(
+  method: Any,
+  backbone: clip_model.Clip,
+  image: jax.Array,
+  feature_layers: tuple[int, ...],
+) -> tuple[jax.Array, list[jax.Array]]:
+  """Embed images and all their tokens; see `dual_path.encode`."""
   return dual_path.encode(
     backbone,
     image,
@@ -145,27 +157,36 @@ def image_side(method, backbone, image, feature_layers):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def encode(method, backbone, image):
-  """The features of images."""
+def encode(
+  method: types.Method, backbone: clip_model.Clip, image: jax.Array
+) -> types.Features:
+  """Compute the frozen features of images."""
   return method.encode(backbone, {"image": image})
 
 
 class Trained(NamedTuple):
-  """What a training step computes before the optimiser."""
+  """Values and gradients of a training step, before the optimizer."""
 
   loss: jax.Array
   parts: dict[str, jax.Array]
   stats: Any
   grads: Any
-  seen: Any  # What was looked at.
+  inspected: Any  # Intermediate values, see `train`.
 
 
-@functools.partial(jax.jit, static_argnames=("method", "look"))
-def train(method, params, stats, given, batch, look):
-  """Loss and gradients of a batch, and what else is looked at.
+@functools.partial(jax.jit, static_argnames=("method", "inspect"))
+def train(
+  method: Any,
+  params: types.Params,
+  stats: types.Params,
+  given: tuple[Any, Any, Any],
+  batch: types.Batch,
+  inspect: Callable[..., Any],
+) -> Trained:
+  """Compute loss and gradients of a batch, and intermediate values.
 
-  One program, for compiling is what takes time, and XLA computes once what
-  both need.
+  All in one program: compilation dominates the run time, and XLA computes
+  shared values once.
 
   Args:
     method: the method.
@@ -173,18 +194,19 @@ def train(method, params, stats, given, batch, look):
     stats: its running statistics.
     given: backbone, aux and features.
     batch: see `batch`.
-    look: (method, params, stats, *given) -> what is returned beside them.
+    inspect: (method, params, stats, *given) -> intermediate values.
 
   Returns:
     A `Trained`.
   """
   loss = lambda params: method.loss(params, stats, *given, batch, None)
   (value, (parts, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-  return Trained(value, parts, new, grads, look(method, params, stats, *given))
+  inspected = inspect(method, params, stats, *given)
+  return Trained(value, parts, new, grads, inspected)
 
 
-def steps(run: Callable[..., Trained]):
-  """What `trajectory` takes, of (params, statistics) -> a `Trained`."""
+def steps(run: Callable[..., Trained]) -> Callable[..., tuple[Any, Any, Any]]:
+  """Adapt (params, stats) -> `Trained` to the signature `trajectory` takes."""
 
   def loss_and_grads(params, stats):
     trained = run(params, stats)
@@ -193,26 +215,32 @@ def steps(run: Callable[..., Trained]):
   return loss_and_grads
 
 
-def trajectory(entry: Entry, loss_and_grads, params, trained, state=None):
-  """Repeats the stored optimiser steps on one batch.
+def trajectory(
+  entry: Entry,
+  loss_and_grads: Callable[..., tuple[Any, Any, Any]],
+  params: types.Params,
+  trainable_mask: types.Params,
+  state: Any = None,
+) -> tuple[np.ndarray, types.Params, Any]:
+  """Repeat the stored optimizer steps on one batch.
 
   Args:
-    entry: whose config describes them.
+    entry: its config has the number of steps and the optimizer's settings.
     loss_and_grads: (params, state) -> (loss, grads, state).
-    params: where they start.
-    trained: `Method.trained` of them.
-    state: what else a step changes.
+    params: initial parameters.
+    trainable_mask: `Method.trainable_mask` of them.
+    state: initial value of everything else that a step changes.
 
   Returns:
-    The loss before each step, the parameters and the state after all.
+    The loss before each step; parameters and state after all steps.
   """
   settings = dict(entry.config["traj"])
   steps, name = settings.pop("steps"), settings.pop("opt")
-  settings.pop("not_updated")  # `trained` says it.
+  settings.pop("not_updated")  # The same as `trainable_mask`.
   settings["learning_rate"] = settings.pop("lr")
   if not settings["weight_decay"]:
     settings.pop("weight_decay")  # Adam has none.
-  tx = optimizer.make(name, settings, trained)
+  tx = optimizer.make(name, settings, trainable_mask)
 
   @jax.jit
   def advance(grads, opt, params):
@@ -228,7 +256,7 @@ def trajectory(entry: Entry, loss_and_grads, params, trained, state=None):
 
 
 class Golden:
-  """A folder with a manifest.json, as the reference tensors come in.
+  """A folder of reference tensors with a manifest.json.
 
   Raises:
     FileNotFoundError: there is no manifest.json.
@@ -254,31 +282,32 @@ class Golden:
     return {f: e["method"] for f, e in self.manifest["files"].items()}
 
   def entry(self, file: str) -> Entry:
+    """Load a file of the manifest."""
     return Entry(self.folder, file, self.manifest["files"][file])
 
   def backbone(self) -> clip_model.Clip:
-    """The CLIP all methods share: the file of method "clip weights"."""
+    """Build the CLIP that all methods share, of method "clip weights"."""
     file = next(f for f, m in self.methods.items() if m == "clip weights")
     entry = self.entry(file)
     state = {n.removeprefix("w/"): entry[n] for n in entry}
     return clip_model.from_params(*clip_convert.from_openai(state))
 
   def other_files(self, suffix: str) -> list[pathlib.Path]:
-    """Files that are no `.npz` and end in `suffix`."""
+    """Return the listed files, other than `.npz`, that end in `suffix`."""
     listed = self.manifest.get("other_files", {})
     return [self.folder / n for n in listed if n.endswith(suffix)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """One stored quantity beside ours.
+  """Difference between a stored quantity and ours.
 
   Attributes:
     name: file and name of the array.
-    absolute: largest absolute difference; NaN when there is no number.
-    relative: the same, divided by the largest stored magnitude.
+    absolute: largest absolute difference; NaN where it cannot be computed.
+    relative: `absolute` divided by the largest stored magnitude.
     tolerance: largest absolute difference allowed.
-    problem: why there is no number, or "".
+    problem: why there is no difference, or "".
   """
 
   name: str
@@ -289,16 +318,27 @@ class Comparison:
 
   @property
   def holds(self) -> bool:
+    """Whether the difference is within the tolerance."""
     return not self.problem and self.absolute <= self.tolerance
 
 
-def compare(name: str, role: Mapping, stored, ours) -> Comparison:
-  """Compares ours with a stored array, which may be a leading part of it."""
+def compare(
+  name: str, role: Mapping[str, Any], stored: np.ndarray, ours: Any
+) -> Comparison:
+  """Compare our value with a stored array, which may be a leading part of it.
+
+  Args:
+    name: for the result.
+    role: the array's entry in the manifest, with "atol" or "tol": "exact".
+    stored: the reference.
+    ours: an array of at least its shape, or bytes of a JSON document.
+  """
   tolerance = 0.0 if role.get("tol") == "exact" else float(role["atol"])
   nothing = (name, float("nan"), float("nan"), tolerance)
   if isinstance(ours, bytes):  # A JSON document; its spacing is free.
     same = json.loads(ours) == json.loads(stored.tobytes())
-    return Comparison(name, *(0.0 if same else 1.0,) * 2, tolerance)
+    difference = 0.0 if same else 1.0
+    return Comparison(name, difference, difference, tolerance)
   ours = np.asarray(ours)
   if ours.ndim != stored.ndim:
     return Comparison(*nothing, f"shape {ours.shape}, not {stored.shape}")

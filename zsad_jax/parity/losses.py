@@ -1,23 +1,27 @@
-"""Parity of the losses: values and gradients, in the stored names' order."""
+"""Parity of the losses: values and gradients."""
 
 import re
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import losses
+from zsad_jax.parity import golden as golden_lib
 
 
-def quantities(golden, entry):
-  """Yields (stored name, ours) for each expected array."""
+def quantities(
+  golden: golden_lib.Golden, entry: golden_lib.Entry
+) -> Iterator[tuple[str, jax.Array]]:
+  """Yield (stored name, our value) for each expected array."""
   del golden  # Losses need no backbone.
   for name in entry.expected():
     quantity, kind = name.rsplit("/", 1)
-    rule = next((r for r in _RULES if re.fullmatch(r[0], quantity)), None)
-    if rule is None:
-      continue  # Reported as not covered.
-    fn, x = rule[1](entry, *re.fullmatch(rule[0], quantity).groups())
+    loss = _find(entry, quantity)
+    if loss is None:
+      continue  # Reported as not produced.
+    fn, x = loss
     if kind == "unreduced":
       yield name, fn(x).reshape(-1)
       continue
@@ -31,8 +35,16 @@ def quantities(golden, entry):
       yield name, jnp.mean(value)
 
 
+def _find(entry, quantity):
+  """Return a loss and its argument by stored name, or None."""
+  for pattern, make in _RULES:
+    if found := re.fullmatch(pattern, quantity):
+      return make(entry, *found.groups())
+  return None
+
+
 def _probs(entry, name):
-  """Stored (b, 2, h, w) probabilities, states last."""
+  """Return stored (b, 2, h, w) probabilities with the states last."""
   return jnp.asarray(np.moveaxis(entry[name], 1, -1))
 
 
@@ -89,7 +101,7 @@ def _binary(entry, given, targets):
 
 
 def _binary_twice(entry):
-  """FAPrompt's quirk: probabilities taken for logits."""
+  """Pass probabilities as logits, as FAPrompt's code does."""
   fn, _ = _binary(entry, "logits", "mixed")
   return fn, jnp.asarray(entry["bin_probs"])
 

@@ -1,21 +1,27 @@
-"""Parity of the metrics: exact ones, and the published variants."""
+"""Parity of the exact metrics and of the published variants."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from zsad_jax import metrics
 from zsad_jax.metrics import variants
+from zsad_jax.parity import golden as golden_lib
 
 _FOUR, _EIGHT = ndimage.generate_binary_structure(2, 1), np.ones((3, 3))
 
 
-def quantities(golden, entry):
-  """Yields (stored name, ours) for each expected value."""
+def quantities(
+  golden: golden_lib.Golden, entry: golden_lib.Entry
+) -> Iterator[tuple[str, Any]]:
+  """Yield (stored name, our value) for each expected value."""
   del golden  # Metrics need no backbone.
   for number, structure in ((4, _FOUR), (8, _EIGHT)):
     yield (
       f"n_components_{number}conn",
-      np.array([ndimage.label(mask, structure)[1] for mask in entry["masks"]]),
+      np.array([_count(mask, structure) for mask in entry["masks"]]),
     )
   for kind, scores in (("maps", "scores"), ("ties", "scores_ties")):
     values = _values(
@@ -25,8 +31,15 @@ def quantities(golden, entry):
       yield f"{kind}/{name}_f64", np.float64(value)
 
 
+def _count(mask, structure):
+  """Count the connected components of a mask."""
+  regions = np.zeros(mask.shape, np.int32)
+  ndimage.label(mask, structure, output=regions)
+  return int(regions.max())
+
+
 def _values(label, score, gt_mask, anomaly_map):
-  """Every stored value of one set of maps, by its name."""
+  """Compute every stored value of one set of maps, by name."""
   image = metrics.image_metrics(label, score)
   pixel = metrics.pixel_metrics(gt_mask, anomaly_map)
   aupro_200 = lambda **options: variants.aupro_200(
@@ -76,14 +89,14 @@ def _of_adaclip(image, pixel):
 
 
 def _of_adaptclip(image, pixel, items, maps):
-  gt_mask, anomaly_map = maps
+  (label, score), (gt_mask, anomaly_map) = items, maps
   return {
     "I-AUROC": image["image_auroc"],
-    "I-AP": variants.aupr_reordered(*items),
+    "I-AP": variants.aupr_reordered(label, score),
     "I-F1max": image["image_f1_max"],
     "P-AUROC": pixel["pixel_auroc"],
     "P-AP": variants.aupr_reordered(gt_mask.ravel(), anomaly_map.ravel()),
     "P-F1max": pixel["pixel_f1_max"],
-    "P-AUPRO": variants.aupro_resampled(*maps),
-    "I-Overkill@5": variants.overkill(*items, 0.05),
+    "P-AUPRO": variants.aupro_resampled(gt_mask, anomaly_map),
+    "I-Overkill@5": variants.overkill(label, score, 0.05),
   }
