@@ -74,7 +74,7 @@ setup(
       "filelock",
       "hypothesis>=6",
       "beartype>=0.18",
-      "pyright",
+      "pyright[nodejs]>=1.1.400",
       "ruff>=0.6",
     ],
   },

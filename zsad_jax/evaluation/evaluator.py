@@ -80,7 +80,7 @@ class Evaluator:
   """
 
   method: types.DetectionModel
-  backbone: types.Backbone
+  backbone: types.ImageBackbone
   mesh: jax.sharding.Mesh
   image_size: int
   batch_size: int
@@ -97,7 +97,7 @@ class Evaluator:
     cls,
     config: Any,
     method: types.Method,
-    backbone: types.Backbone,
+    backbone: types.ImageBackbone,
     mesh: jax.sharding.Mesh,
     *,
     skip_corrupt: bool | None = None,

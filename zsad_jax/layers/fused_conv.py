@@ -171,7 +171,8 @@ def _convolve_by_products(
   x = jnp.pad(x, ((0, 0), (0, reach), (0, reach), (0, 0))).reshape(-1, c)
   length, margin = len(x), reach * wide + reach
   x = jnp.pad(x, ((margin, margin), (0, 0)))
-  starts = np.add.outer(wide * np.arange(side), np.arange(side)).ravel()
+  rows, columns = wide * np.arange(side), np.arange(side)
+  starts = (rows[:, None] + columns).ravel()
   near = np.einsum("ip,jq->pqij", used, used).reshape(block**2, -1)
   starts = tuple(tuple(map(int, starts[positions])) for positions in near)
   columns = kernel.transpose(2, 3, 4, 0, 1, 5).reshape(c, near.size, c_out)

@@ -101,7 +101,7 @@ class _Run:
 
   method: adaclip.Method
   backbone: clip_model.Clip
-  aux: dict
+  aux: Any
   params: dict
   entry: golden_lib.Entry
   prefix: str

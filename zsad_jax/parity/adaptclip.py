@@ -158,7 +158,7 @@ class _Run:
 
   method: adaptclip.Method
   backbone: clip_model.Clip
-  aux: dict
+  aux: Any
   params: dict
   stats: dict
   images: dict  # Features of the queries and of the pool of references.

@@ -34,10 +34,10 @@ def make(
   config: Any,
   workdir: pathlib.Path,
   method: types.Method,
-  backbone: types.Backbone,
+  backbone: types.ImageBackbone,
   mesh: jax.sharding.Mesh,
   stack: contextlib.ExitStack,
-) -> Callable[[int, types.Params, types.Params], dict[str, float]]:
+) -> Callable[..., dict[str, float]]:
   """Return `select(step, params, stats) -> measurements`, called each epoch.
 
   The checkpoints that it opens are closed by `stack`.

@@ -20,6 +20,7 @@ class LayerNorm(nn.LayerNorm):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """Normalize over the last axis."""
     # On a CPU, the gradient for three axes takes five times as long as for two.
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
@@ -77,6 +78,7 @@ class Attention(nn.Module):
     attention_mask: Bool[Array, "b t t"] | None,
     value_value: bool,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
+    """Return the attention output and, if asked, its value-value form."""
     b, t, c = x.shape
     # On a CPU, gradients of products with more than two axes take twice as
     # long.
@@ -103,6 +105,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+    """Apply both layers to every token."""
     c = x.shape[-1]
     hidden = _dense(4 * c, self.dtype, "c_fc")(x.reshape(-1, c))
     hidden = activation(self.activation)(hidden)
@@ -135,6 +138,7 @@ class ResBlock(nn.Module):
     num_queries: int | None = None,
     attention_mask: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
+    """Return the main stream and the value-value stream after the block."""
     attention_ = Attention(self.num_heads, self.causal, self.dtype, name="attn")
     attend, attend_vv = attention_(
       LayerNorm(name="ln_1")(x),
@@ -146,7 +150,7 @@ class ResBlock(nn.Module):
     x = x + Mlp(self.activation, self.dtype, name="mlp")(
       LayerNorm(name="ln_2")(x)
     )
-    return x, None if vv is None else vv + attend_vv
+    return x, vv + attend_vv if vv is not None else None
 
 
 def block_type(remat: bool) -> type[nn.Module]:

@@ -18,7 +18,8 @@ class TextTower(nn.Module):
   activation: str
   dtype: str = "float32"
 
-  def setup(self):
+  def setup(self) -> None:
+    """Create the parameters and blocks."""
     cfg, c = self.config, self.config.text_width
     self.token_embedding = self.param(
       "token_embedding", nn.initializers.normal(0.02), (cfg.vocab_size, c)

@@ -22,7 +22,8 @@ class VisionTower(nn.Module):
   dtype: str = "float32"
   remat: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
+    """Create the parameters and blocks."""
     cfg, c = self.config, self.config.vision_width
     normal = nn.initializers.normal(c**-0.5)
     self.conv1 = nn.Conv(
