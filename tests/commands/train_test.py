@@ -61,9 +61,9 @@ def equal(a, b):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def uninterrupted(data, tmp_path_factory):
   """The workdir of eight steps without interruption."""
-  workdir = tmp_path_factory.mktemp("whole")
+  workdir = tmp_path_factory.mktemp("uninterrupted")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
     patch.setattr(cli, "StopSignal", StopAfter)
@@ -81,11 +81,11 @@ def load(workdir):
     return run_lib.load(workdir)
 
 
-def test_a_run_records_every_step_and_lowers_the_loss(whole):
-  values = losses(whole)
+def test_a_run_records_every_step_and_lowers_the_loss(uninterrupted):
+  values = losses(uninterrupted)
   assert list(values) == list(range(1, 9))
   assert values[8] < values[1]
-  run = load(whole)
+  run = load(uninterrupted)
   assert run.step == 8
   params, _ = run.method.init(jax.random.key(0), run.backbone)
   untouched = run.params["static_text_prompts"]["0"]
@@ -94,21 +94,21 @@ def test_a_run_records_every_step_and_lowers_the_loss(whole):
 
 
 def test_stopped_and_resumed_is_the_same_run(
-  config, whole, tmp_path, monkeypatch
+  config, uninterrupted, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
   assert not train.train(config.lock(), tmp_path)
   monkeypatch.setattr(cli, "StopSignal", StopAfter)
   assert train.train(config, tmp_path)
-  equal(load(tmp_path).params, load(whole).params)
-  assert losses(tmp_path) == losses(whole)
+  equal(load(tmp_path).params, load(uninterrupted).params)
+  assert losses(tmp_path) == losses(uninterrupted)
   # Again, when there is nothing left to do.
   assert train.train(config, tmp_path)
-  assert losses(tmp_path) == losses(whole)
+  assert losses(tmp_path) == losses(uninterrupted)
 
 
 def test_lines_beyond_the_checkpoint_are_dropped(
-  config, whole, tmp_path, monkeypatch
+  config, uninterrupted, tmp_path, monkeypatch
 ):
   config.checkpoint_steps = 100
   monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
@@ -117,7 +117,7 @@ def test_lines_beyond_the_checkpoint_are_dropped(
     file.write('{"step": 4, "loss": 0.0}\n')  # Logged, then killed.
   monkeypatch.setattr(cli, "StopSignal", StopAfter)
   train.train(config, tmp_path)
-  assert losses(tmp_path) == losses(whole)
+  assert losses(tmp_path) == losses(uninterrupted)
 
 
 def start(data, workdir, *flags, **env):
@@ -138,7 +138,7 @@ def start(data, workdir, *flags, **env):
   )
 
 
-def test_sigkill_while_a_checkpoint_is_written(data, whole, tmp_path):
+def test_sigkill_while_a_checkpoint_is_written(data, uninterrupted, tmp_path):
   process = start(data, tmp_path)
   folder = tmp_path / "checkpoints"
   deadline = time.monotonic() + 120
@@ -154,8 +154,8 @@ def test_sigkill_while_a_checkpoint_is_written(data, whole, tmp_path):
   process = start(data, tmp_path)
   out, err = process.communicate(timeout=300)
   assert process.returncode == 0, out + err
-  equal(load(tmp_path).params, load(whole).params)
-  assert losses(tmp_path) == losses(whole)
+  equal(load(tmp_path).params, load(uninterrupted).params)
+  assert losses(tmp_path) == losses(uninterrupted)
   # The command went on to the threshold, the table and the figures.
   assert (tmp_path / "threshold.json").exists()
   assert list((tmp_path / "evaluation").rglob("*.png"))
@@ -220,11 +220,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     load(tmp_path)
 
 
-def test_another_configuration_is_refused(config, whole, monkeypatch):
+def test_another_configuration_is_refused(config, uninterrupted, monkeypatch):
   monkeypatch.setattr(cli, "StopSignal", StopAfter)
   config.seed = 5
   with pytest.raises(ValueError, match=r"different: seed"):
-    train.train(config.lock(), whole)
+    train.train(config.lock(), uninterrupted)
 
 
 MISTAKES = {
@@ -292,8 +292,8 @@ def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
   assert values[run.step] == max(values.values())
 
 
-def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
-  run = load(whole)
+def test_evaluation_of_a_run(uninterrupted, data, tmp_path, capsys):
+  run = load(uninterrupted)
   (found,) = evaluate.evaluate_and_write(run, data, tmp_path, how(run))
   result = found.result
   assert result.rows["parts"]["pixel_auroc"] > 0.5
@@ -304,10 +304,12 @@ def test_evaluation_of_a_run(whole, data, tmp_path, capsys):
   assert "was trained on" in out and "random weights" in out
 
 
-def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
+def test_without_masks_pixels_are_not_available(
+  uninterrupted, tmp_path, capsys
+):
   small_run.write_images(tmp_path / "plain", masks=False)
   folder = str(tmp_path / "plain")
-  run = load(whole)
+  run = load(uninterrupted)
   (found,) = evaluate.evaluate_and_write(run, folder, tmp_path, how(run))
   rows = found.result.rows
   assert np.isnan(rows["plain"]["pixel_auroc"])
@@ -317,9 +319,9 @@ def test_without_masks_pixels_are_not_available(whole, tmp_path, capsys):
   assert written["rows"]["plain"]["pixel_auroc"] is None
 
 
-def test_a_corrupt_image_is_named_or_counted(whole, tmp_path, capsys):
+def test_a_corrupt_image_is_named_or_counted(uninterrupted, tmp_path, capsys):
   small_run.write_images(tmp_path / "some")
-  run = load(whole)
+  run = load(uninterrupted)
   bad = tmp_path / "some/normal/1.png"
   bad.write_bytes(bad.read_bytes()[:300])
   with pytest.raises(ValueError, match=r"normal/1\.png"):

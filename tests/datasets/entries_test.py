@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 def image(path, size=(12, 10), mode="RGB"):
-  """Writes a small image; the name says the format."""
+  """Write a small image in the format of its suffix."""
   path.parent.mkdir(parents=True, exist_ok=True)
   shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
   pixels = RNG.integers(0, 255, shape).astype(np.uint8)

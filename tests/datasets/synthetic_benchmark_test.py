@@ -70,7 +70,7 @@ def test_plan_counts(dataset, normal, anomalous, references):
   assert len(scenes) == len(plan)
 
 
-# ---- Pictures.
+# ---- Images.
 
 
 @pytest.mark.parametrize("name, defect", CASES)
@@ -178,7 +178,7 @@ def test_wrong_requests_are_refused(name, defect, size, message):
     benchmark.draw(name, defect, index=0, size=size)
 
 
-# ---- Overlays on any picture.
+# ---- Overlays on any image.
 
 
 @pytest.mark.parametrize("kind", defects.OVERLAYS)

@@ -1,4 +1,4 @@
-"""Data sets that show a sample in several views: each beside its own kind."""
+"""Data sets with several views: each is compared with its own references."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def scores(compare, data, choices):
 def test_a_view_is_compared_with_references_of_its_own(compare, data):
   chosen = references.sample(data, shots=2, seed=10)
   assert set(chosen.images) == {"part/C1", "part/C2"}
-  alone, beside = scores(compare, data, (references.NONE, chosen))
+  zero_shot, fused = scores(compare, data, (references.NONE, chosen))
   for view in VIEWS.values():
     part = only(data, view)
     pool = [s.image_path for s in part.train]
@@ -87,10 +87,10 @@ def test_a_view_is_compared_with_references_of_its_own(compare, data):
     assert list(chosen.images[f"part/{view}"]) == wanted
     of_view = references.References({"part": tuple(wanted)}, 2)
     both = scores(compare, part, (references.NONE, of_view))
-    for found, expected in zip((alone, beside), both):
+    for found, expected in zip((zero_shot, fused), both):
       for path, score in expected.items():
         np.testing.assert_allclose(found[path], score, rtol=1e-5)
-  assert any(abs(alone[path] - beside[path]) > 1e-3 for path in alone)
+  assert any(abs(zero_shot[path] - fused[path]) > 1e-3 for path in zero_shot)
 
 
 def test_images_stay_with_their_numbers(compare, data):

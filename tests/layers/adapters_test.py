@@ -225,7 +225,7 @@ def compare(params, old, query, references, training=True):
 
 
 def joint_features(params, query, references, level):
-  """What the heads see of a level in training: (3, 2, 2, 4)."""
+  """Inputs of the heads for a level in training: (3, 2, 2, 4)."""
   q = np.asarray(query[:, level], np.float64)
   bank = np.asarray(references[:, :, level], np.float64).reshape(3, 8, 4)
   best = np.einsum("bld,bmd->blm", q, bank).argmax(axis=-1)

@@ -93,7 +93,7 @@ def encoded(small_clip, batch):
 
 @pytest.fixture(scope="module")
 def features(encoded):
-  """Each image beside two references: other rows of the batch, turned."""
+  """Features with two references per image: other rows, flipped."""
   ours = encoded["ours"]
   patches = ours["patch_units"][..., ::-1]
   order = jnp.array([[1, 2], [2, 0], [0, 1]])
@@ -147,7 +147,7 @@ def against(image, patches, units):
 
 
 def adapted(model, features, name, training=False):
-  """What the visual adapter makes of the image or of all tokens, by hand."""
+  """Output of the visual adapter for the image or all tokens, by hand."""
   params, old = (part["visual"][name] for part in model)
   x = np.asarray(features[{"global": "image", "local": "tokens"}[name]])
   hidden = x @ np.asarray(params["down"]["kernel"])

@@ -131,7 +131,7 @@ def test_unknown_masks_are_no_black_masks():
   mixed = tiles(grid("one"))
   for tile in (empty[0, 1], empty[1, 1], mixed[1, 1]):
     assert (tile[:50] == figures._EMPTY).all()
-    assert (tile != figures._EMPTY).any()  # It says so in words.
+    assert (tile != figures._EMPTY).any()  # The text.
   np.testing.assert_array_equal(mixed[0, 1], tiles(grid())[0, 1])
 
 
