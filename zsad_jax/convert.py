@@ -13,8 +13,8 @@ The output is a file for `config.backbone.path`. Arrays keep their data types.
   a transformers model  the directory that contains config.json
   a name on the hub     openai/clip-vit-large-patch14-336; is downloaded
 
-Convert a checkpoint of the authors of a method (adaclip, anomalyclip, faprompt
-or adaptclip) to a run for `evaluate` and `predict`:
+Convert a checkpoint of the authors of a method to a run for `evaluate` and
+`predict`:
 
 python -m zsad_jax.convert --method=anomalyclip --checkpoint=epoch_15.pth \
     --workdir=runs/released [--config=configs/anomalyclip.py:paper]
