@@ -26,7 +26,7 @@ Differences of the paper's text from the code, besides config.method:
   mosaics          --config.mosaic_prob=0.0 --config.mosaic_label=any
   precision        authors: float16 autocast; this package: float32
 
-Expected numbers and run times: see the results in README.md.
+Measured numbers and run times: docs/results.md.
 """
 
 from typing import Any

@@ -19,7 +19,7 @@ python -m zsad_jax.train --config=configs/adaptclip.py
 
 Trained once at one shot; evaluate with --shots=1,2,4 for any number.
 
-Expected numbers and run times: see the results in README.md.
+Measured numbers and run times: docs/results.md.
 """
 
 from typing import Any

@@ -17,7 +17,7 @@ python -m zsad_jax.train --config=configs/anomalyclip.py
 
 Few-shot (AnomalyCLIP+ of the AdaptCLIP paper): evaluate with --shots=1,2,4.
 
-Expected numbers and run times: see the results in README.md.
+Measured numbers and run times: docs/results.md.
 """
 
 from typing import Any

@@ -8,7 +8,7 @@ python -m zsad_jax.train --config=configs/clip.py
   configs/clip.py:paper_mvtec on MVTec AD
   configs/clip.py:pair        two prompts instead of ensembles
 
-Expected numbers and run times: see the results in README.md.
+Measured numbers and run times: docs/results.md.
 """
 
 from typing import Any

@@ -16,7 +16,7 @@ python -m zsad_jax.train --config=configs/faprompt.py
   configs/faprompt.py:paper,topk   the paper's choice of patches for the prior
   configs/faprompt.py:paper,text   every value as in the paper
 
-Expected numbers and run times: see the results in README.md.
+Measured numbers and run times: docs/results.md.
 """
 
 from typing import Any

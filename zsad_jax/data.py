@@ -1,4 +1,4 @@
-r"""Lists, verifies, indexes and synthesizes data sets.
+r"""List, verify, index and synthesize data sets.
 
 python -m zsad_jax.data list   [--data_root=DIR] [--markdown]
 python -m zsad_jax.data verify --dataset=mvtec [--root=DIR]

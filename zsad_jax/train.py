@@ -66,7 +66,8 @@ def _train(config, workdir, stack):
   if config.batch_size % jax.device_count():
     raise ValueError(
       f"config.batch_size is {config.batch_size}, but must be a multiple "
-      f"of the number of devices, {jax.device_count()}."
+      f"of the number of devices, {jax.device_count()}. Set another batch "
+      "size, or use fewer devices (CUDA_VISIBLE_DEVICES)."
     )
 
   # ---- Data: test images of the auxiliary sets; their anomalies have masks.

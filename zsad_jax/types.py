@@ -69,7 +69,17 @@ class ImageBackbone(Protocol):
     ...
 
   def image(self, image: Any, **hooks: Any) -> Any:
-    """Encode normalized images; return embeddings and named activations."""
+    """Encode normalized images.
+
+    Args:
+      image: (b, h, w, 3), normalized.
+      **hooks: keywords that methods use, see `backbones/clip/vision.py`:
+        prompts, vv_from, last_patches, remat, activation, pos_resize.
+
+    Returns:
+      Embeddings (b, d) and a dict of activations: "class", and "blockNN" for
+      each layer, counted from 1: (b, 1 + l, c), class token first.
+    """
     ...
 
   def project(self, tokens: Any, *, ln_post: bool) -> Any:

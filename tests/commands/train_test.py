@@ -179,6 +179,8 @@ import pathlib, sys
 from tests.helpers import small_run
 from zsad_jax import train
 from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.runtime import console
+console.configure()
 clip_load.RANDOM_CONFIG = small_run.BACKBONE
 config = small_run.get_anomalyclip_config(sys.argv[1])
 config.batch_size = 4

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import common, tiny_clip
+from configs import adaclip, tiny_clip
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -125,7 +125,7 @@ def test_named_commands_and_flags_exist(page, monkeypatch):
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=relative)
 def test_named_configuration_fields_exist(page):
-  configs = (common.get_config(), tiny_clip.get_config())
+  configs = (adaclip.get_config(), tiny_clip.get_config())
   text = page.read_text(encoding="utf-8")
   for field in re.findall(r"--config\.([a-z]\w*)", text):
     sections = ("method", "optax")  # Filled in by each configuration.

@@ -14,6 +14,7 @@ from zsad_jax import losses
 from zsad_jax.backbones.clip import config
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.methods import adaclip
+from zsad_jax.runs import run as run_lib
 
 SMALL = adaclip.Method(
   feature_layers=(1, 3),
@@ -121,9 +122,9 @@ def test_images_without_masks_have_no_pixel_loss(world):
   assert parts["image_focal"] > 0
 
 
-def test_unknown_fusion_is_an_error(world):
+def test_unknown_fusion_is_an_error():
   with pytest.raises(ValueError, match="hsf is"):
-    run(world, hsf="max")
+    run_lib.make_method("adaclip", {"hsf": "max"})
 
 
 def test_text_set_0_is_kept_out_of_training(small_clip):

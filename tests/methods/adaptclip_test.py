@@ -20,9 +20,11 @@ from zsad_jax.layers import (
   fused_heads,
   prompt_query,
   prompts,
+  score_fusion,
   textual_adapter,
 )
 from zsad_jax.methods import adaptclip
+from zsad_jax.runs import run as run_lib
 
 SMALL = adaptclip.Method(
   feature_layers=(2, 3), vv_from=2, head_widths=(4, 3), pool_topk=3, sigma=2.0
@@ -219,7 +221,7 @@ def test_fusion_by_hand(fusion, few_shot):
   number = 3 if few_shot else 2
   maps, scores = list(MAPS[:number]), list(SCORES[:number])
   distance = MAPS[3] if few_shot else None
-  fuse = jax.jit(changed(fusion=fusion).fuse)
+  fuse = jax.jit(functools.partial(score_fusion.fuse, mode=fusion, sigma=2.0))
   ours = fuse([*map(jnp.asarray, maps)], [*map(jnp.asarray, scores)], distance)
   anomaly_map, score = np.mean(maps, axis=0), np.mean(scores, axis=0)
   if fusion == "official":
@@ -412,7 +414,7 @@ def test_prompt_query_alone_needs_references(model, small_clip, aux, features):
 
 def test_wrong_choices_are_errors():
   with pytest.raises(ValueError, match="config.method.fusion.*'mean'"):
-    changed(fusion="mean")
+    run_lib.make_method("adaptclip", {"fusion": "mean"})
   for missing in ("visual", "textual"):
     with pytest.raises(ValueError, match="config.method.joint"):
       changed(joint=True, **{missing: False})

@@ -15,6 +15,7 @@ from tests.helpers import numpy_reference
 from zsad_jax.backbones.clip import config
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.methods import faprompt
+from zsad_jax.runs import run as run_lib
 
 SMALL = faprompt.Method(
   feature_layer=3,
@@ -290,4 +291,4 @@ def test_parameter_count_at_full_size():
 )
 def test_unknown_choices_are_errors(field):
   with pytest.raises(ValueError, match=f"config.method.{field}.*'best'"):
-    changed(**{field: "best"})
+    run_lib.make_method("faprompt", {field: "best"})

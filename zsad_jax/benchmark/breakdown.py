@@ -21,9 +21,9 @@ from scipy import ndimage
 
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.benchmark import roofline
+from zsad_jax.benchmark.clock import Clock
 from zsad_jax.benchmark.methods import (
   Case,
-  Clock,
   define_case_flags,
   random_backbone,
 )

@@ -112,6 +112,21 @@ class Trainer:
     return float(loss), time.perf_counter() - start
 
 
+def _config(image_size):
+  """Return the fields of a configuration that the feature cache reads."""
+  return python_types.SimpleNamespace(
+    features=python_types.SimpleNamespace(
+      storage="auto", dtype="float32", folder=""
+    ),
+    image_size=image_size,
+    batch_size=BATCH,
+    eval_batch_size=1,
+    seed=0,
+    skip_corrupt=False,
+    decoded_cache="",
+  )
+
+
 def measure(
   name: str,
   backbone: clip.Clip,
@@ -121,17 +136,7 @@ def measure(
   """Measure the feature pass, steps from it and steps that encode."""
   method = make_method(name, backbone.vision_layers)
   mesh = distributed.make_mesh()
-  config = python_types.SimpleNamespace(
-    features=python_types.SimpleNamespace(
-      storage="auto", dtype="float32", folder=""
-    ),
-    image_size=options.image_size,
-    batch_size=BATCH,
-    eval_batch_size=1,
-    seed=0,
-    skip_corrupt=False,
-    decoded_cache="",
-  )
+  config = _config(options.image_size)
   some = lambda samples: dataclasses.replace(dataset, test=samples)
   # One image first: its compiled programs are found in the cache.
   opened = lambda samples: feature_cache.FeatureCache(

@@ -9,7 +9,6 @@ in the same run. Needs neither TensorFlow nor ml_collections.
 import dataclasses
 import json
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,37 +22,11 @@ from zsad_jax import methods
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip.config import MODELS, ClipConfig
 from zsad_jax.benchmark import roofline
+from zsad_jax.benchmark.clock import Clock
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import environment, files
 
 COPIED, COPIES = 2**28, 8  # Bytes, repetitions.
-
-
-class Clock:
-  """Times compiled functions in turns, so that other load affects all alike."""
-
-  def __init__(self, rounds: int):
-    self._rounds, self._calls = rounds, {}
-    self.first: dict[str, float] = {}
-
-  def add(
-    self, name: str, function: Callable[..., Any], *arguments: Any
-  ) -> None:
-    """Compile a function and add it to those that are timed."""
-    start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    self.first[name] = time.perf_counter() - start
-    self._calls[name] = function, arguments
-
-  def medians(self) -> dict[str, float]:
-    """Time all functions; return the median seconds of each."""
-    seconds = {name: [] for name in self._calls}
-    for _ in range(self._rounds):
-      for name, (function, arguments) in self._calls.items():
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(s) for name, s in seconds.items()}
 
 
 def products(

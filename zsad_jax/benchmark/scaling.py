@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from zsad_jax import methods
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.benchmark import roofline
+from zsad_jax.benchmark.clock import Clock
 from zsad_jax.benchmark.methods import (
   Case,
-  Clock,
   define_model_flags,
   define_rounds,
   random_backbone,

@@ -16,9 +16,9 @@ import numpy as np
 from absl import flags
 
 from zsad_jax.backbones.clip import model as clip
+from zsad_jax.benchmark.clock import Clock
 from zsad_jax.benchmark.methods import (
   Case,
-  Clock,
   define_rounds,
   define_size_flags,
   examine,

@@ -54,19 +54,22 @@ def combine(
   Returns:
     (b, J, M, c); the batch axis is 1 where all images share the prompts.
   """
-  parts = []
+  static = dynamic = None
   if "S" in kinds:
-    static = params[f"static_{tower}_prompts"]
-    parts.append(jnp.stack([static[str(j)] for j in range(len(static))])[None])
+    learned = params[f"static_{tower}_prompts"]
+    static = jnp.stack([learned[str(j)] for j in range(len(learned))])[None]
   if "D" in kinds:
     heads = params[f"dynamic_{tower}_prompts"]
-    dynamic = [
+    tokens = [
       linear.apply(heads[str(m)], image_embed) for m in range(len(heads))
     ]
-    parts.append(jnp.stack(dynamic, axis=1)[:, None])
-  result = sum(parts[1:], start=parts[0])
-  shape = (result.shape[0], depth, *result.shape[2:])
-  return jnp.broadcast_to(result, shape)
+    dynamic = jnp.stack(tokens, axis=1)[:, None]
+  if static is not None and dynamic is not None:
+    return static + dynamic  # (1, J, M, c) + (b, 1, M, c).
+  if dynamic is not None:
+    return jnp.repeat(dynamic, depth, axis=1)
+  assert static is not None, "kinds names S, D or both."
+  return static
 
 
 def trainable_mask(

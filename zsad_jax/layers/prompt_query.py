@@ -55,7 +55,7 @@ def local_head(
   *,
   weight: Float[Array, " b"] | None,
 ) -> tuple[Float[Array, "b h w 2"], Params]:
-  """Compute logits of the states at four times the grid (Eq. 7).
+  """Compute logits of the states at four times the resolution (Eq. 7).
 
   This is the definition; `forward` runs the equal `fused_heads.local_head`.
 
@@ -78,7 +78,7 @@ def local_head(
 
 
 def pool(x: Float[Array, "b l d"], *, topk: int) -> Float[Array, "b d"]:
-  """Average the mean and the `topk` largest values per channel (Eq. 8).
+  """Average the mean and the mean of the `topk` largest values (Eq. 8).
 
   topk = 1 is the paper's average and max pooling. This is the definition;
   `forward` runs the equal `fused_heads.pool`.

@@ -1,8 +1,8 @@
 """Metrics of detection and segmentation; needs neither JAX nor TensorFlow.
 
-`METRICS` is the one table over which the accumulators, the evaluator, tables,
-reports, the comparison with published tables and help texts iterate. A new
-metric is one row: a name, a title, and a function of labels and scores (level
+The accumulators, the evaluator, tables, reports, the comparison with published
+tables and help texts iterate over `TABLE` (by name: `METRICS`). A new metric is
+one row of it: a name, a title, and a function of labels and scores (level
 "image") or of masks and maps (level "pixel"), for example
 
   Metric(
@@ -14,7 +14,7 @@ metric is one row: a name, a title, and a function of labels and scores (level
   ),
 
 A pixel metric without `streamed` needs all maps at once: it is computed in the
-exact modes (`--variant=exact` and those of the papers) and shown as n/a else.
+exact modes (`--variant=exact` and those of the papers), else shown as n/a.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class Metric:
     return value > other if self.higher_is_better else value < other
 
 
-_ROWS = (
+TABLE = (
   Metric(
     "image_auroc",
     level="image",
@@ -138,7 +138,7 @@ _ROWS = (
     paper_names=("PRO",),
   ),
 )
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
+METRICS: dict[str, Metric] = {metric.name: metric for metric in TABLE}
 
 
 def at_level(level: Level) -> tuple[Metric, ...]:

@@ -110,7 +110,7 @@ def padded(
 ) -> np.ndarray:
   """Pad prompts (k, t, c) to `rows` tokens; our code leaves padding out."""
   k, t, c = prompts.shape
-  pad = np.asarray(backbone.embed_tokens(np.zeros((), np.int32)))
+  pad = np.asarray(backbone.embed_tokens(np.zeros(1, np.int32)))
   padding = np.broadcast_to(pad, (k, max(rows - t, 0), c))
   return np.concatenate([prompts, padding], axis=1)
 

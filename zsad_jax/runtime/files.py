@@ -3,8 +3,6 @@
 import os
 import pathlib
 
-from zsad_jax.runtime import distributed
-
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   """Write a result; of several processes, only the primary one writes.
@@ -16,6 +14,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   Raises:
     OSError: the file cannot be written; an existing file stays as it was.
   """
+  # Not at the top: the metrics import this module without JAX.
+  from zsad_jax.runtime import distributed
+
   if distributed.is_primary():
     write_local_bytes(path, data)
 

@@ -48,9 +48,10 @@ def usage() -> str:
   found = commands()
   width = max(map(len, found))
   lines = [f"  {name:{width}}  {line}" for name, line in found.items()]
+  title = (zsad_jax.__doc__ or "").partition("\n")[0]
   return "\n".join(
     [
-      f"zsad_jax {zsad_jax.__version__}: {zsad_jax.__doc__}",
+      f"zsad_jax {zsad_jax.__version__}: {title}",
       "",
       "usage: zsad COMMAND [ARGUMENTS]",
       "",

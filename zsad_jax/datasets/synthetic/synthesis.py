@@ -64,7 +64,7 @@ def _blended(image: Photo, color: Photo, share: np.ndarray) -> Photo:
 
 
 def _patch(
-  sheet: defects.Sheet, rng: np.random.Generator, low: Number, high: float
+  sheet: defects.Sheet, rng: np.random.Generator, low: Number, high: Number
 ) -> np.ndarray:
   """Return the coverage of an irregular patch, `low` to `high` in radius."""
   return sheet.cover(sheet.blob(rng.uniform(low, high), 0.35), 2)
