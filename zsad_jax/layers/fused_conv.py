@@ -44,6 +44,7 @@ axis, k is the kernel K's side, and c = k // 2 is its centre.
 """
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -175,9 +176,10 @@ def _convolve_by_products(
   starts = (rows[:, None] + columns).ravel()
   near = np.einsum("ip,jq->pqij", used, used).reshape(block**2, -1)
   starts = tuple(tuple(map(int, starts[positions])) for positions in near)
-  columns = kernel.transpose(2, 3, 4, 0, 1, 5).reshape(c, near.size, c_out)
-  columns = columns[:, np.flatnonzero(near)].reshape(c, -1)
-  y = _sum_shifted(x @ columns, starts, length, c_out)
+  flat = kernel.transpose(2, 3, 4, 0, 1, 5).reshape(c, near.size, c_out)
+  flat = flat[:, np.flatnonzero(near)].reshape(c, -1)
+  # The stub of custom_vjp does not know the type of the result.
+  y = typing.cast(jax.Array, _sum_shifted(x @ flat, starts, length, c_out))
   y = y.reshape(b, h + reach, wide, block, block, c_out)
   return y[:, :h, :w]
 

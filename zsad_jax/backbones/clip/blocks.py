@@ -150,7 +150,9 @@ class ResBlock(nn.Module):
     x = x + Mlp(self.activation, self.dtype, name="mlp")(
       LayerNorm(name="ln_2")(x)
     )
-    return x, vv + attend_vv if vv is not None else None
+    if vv is None or attend_vv is None:
+      return x, None
+    return x, vv + attend_vv
 
 
 def block_type(remat: bool) -> type[nn.Module]:
