@@ -40,7 +40,9 @@ def test_relative_and_absolute_paths_are_one_image(
   images, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path / "good")
-  assert image_files.find(["0.png", images[0], "./0.png"]) == images[:1]
+  # The path as it was given first: outputs name it.
+  assert image_files.find(["0.png", images[0], "./0.png"]) == ["0.png"]
+  assert image_files.find([images[0], "0.png"]) == images[:1]
 
 
 def test_a_list_keeps_its_order_and_is_relative_to_its_folder(images, tmp_path):

@@ -105,6 +105,7 @@ def _row(path, detection):
 def save_references(
   output: pathlib.Path, class_name: str, paths: Sequence[str]
 ) -> None:
-  """Write references.json: {class: [path, ...]}."""
-  text = json.dumps({class_name: paths}, indent=1) + "\n"
+  """Write references.json: {class: [path, ...]}, with absolute paths."""
+  absolute = [os.path.abspath(path) for path in paths]
+  text = json.dumps({class_name: absolute}, indent=1) + "\n"
   files.write_text(output / "references.json", text)
