@@ -72,8 +72,9 @@ def test_dual_path_does_not_change_the_main_stream(small_clip):
   pixels = normal(2, 32, 32, 3)
   embed, out = image(small_clip, pixels)
   embed_dual, out_dual = image(small_clip, pixels, vv_from=1)
-  np.testing.assert_array_equal(embed, embed_dual)
-  np.testing.assert_array_equal(out["block03"], out_dual["block03"])
+  # Not equal in the last bit on GPUs, where other operations are fused.
+  np.testing.assert_allclose(embed, embed_dual, atol=1e-6)
+  np.testing.assert_allclose(out["block03"], out_dual["block03"], atol=1e-5)
 
 
 def test_visual_prompts_are_replaced_then_kept(small_clip):
@@ -102,7 +103,7 @@ def test_remat_changes_no_number(small_clip):
     value, grad = step(prompts, remat)
     if not remat:
       expected = value, grad
-  np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-5)
   np.testing.assert_allclose(grad, expected[1], atol=1e-6)
 
 

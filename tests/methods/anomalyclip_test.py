@@ -187,8 +187,8 @@ def test_deep_modes_differ(small_clip, params, aux):
 def test_rounding_is_that_of_the_deep_tokens(small_clip, params, aux):
   exact = dataclasses.replace(SMALL, round_fp16=False)
   ours = text(SMALL, params, small_clip, aux)
-  np.testing.assert_array_equal(
-    ours, text(exact, rounded(params), small_clip, aux)
+  np.testing.assert_allclose(  # GPUs fuse the two programs differently.
+    ours, text(exact, rounded(params), small_clip, aux), atol=2e-6
   )
   unrounded = text(exact, params, small_clip, aux)
   assert 1e-6 < np.abs(ours - unrounded).max() < 1e-2

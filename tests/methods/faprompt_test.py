@@ -242,8 +242,8 @@ def test_rounding_is_that_of_the_deep_tokens(params, small_clip, aux):
   prompts, end = SMALL.prompts(params, aux)[1], jnp.full(3, aux["end"][1])
   exact = changed(round_fp16=False)
   ours = text(SMALL, params, small_clip, prompts, end)
-  np.testing.assert_array_equal(
-    ours, text(exact, rounded, small_clip, prompts, end)
+  np.testing.assert_allclose(  # GPUs fuse the two programs differently.
+    ours, text(exact, rounded, small_clip, prompts, end), atol=2e-6
   )
   unrounded = text(exact, params, small_clip, prompts, end)
   assert 1e-6 < np.abs(ours - unrounded).max() < 1e-2

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zsad_jax.backbones.clip import blocks
 from zsad_jax.backbones.clip.config import ClipConfig
-from zsad_jax.layers import tokens
+from zsad_jax.layers import rounding, tokens
 
 
 class TextTower(nn.Module):
@@ -93,7 +93,7 @@ class TextTower(nn.Module):
     replaced = prompt_mode == "overwrite"  # Prompts replace tokens.
     for i, block in enumerate(self.resblocks):
       if i in prompts:
-        prompt = _rounded(prompts[i]) if round_fp16 else prompts[i]
+        prompt = rounding.to_float16(prompts[i]) if round_fp16 else prompts[i]
         if trie and prompt_mode == "overwrite":
           x = tokens.overwrite_positions(x, prompt, positions)
         else:
@@ -109,7 +109,3 @@ class TextTower(nn.Module):
     last = jnp.take_along_axis(out["tokens"], rows, axis=1)
     last = last.reshape(*end.shape, -1)
     return last @ self.text_projection, out
-
-
-def _rounded(x):
-  return x.astype(jnp.float16).astype(x.dtype)
