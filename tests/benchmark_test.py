@@ -99,6 +99,7 @@ DEEP = ClipConfig(  # As many layers as the methods' defaults need.
   text_width=64,
   text_layers=12,
 )
+SHALLOW = dataclasses.replace(DEEP, vision_layers=4, text_layers=9)
 
 
 def test_flops_equal_those_of_xla():
@@ -196,12 +197,12 @@ def test_methods_fit_towers_of_any_depth(layers, feature_layers, first):
 
 
 def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
-  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
+  monkeypatch.setitem(methods.MODELS, "shallow", SHALLOW)
   monkeypatch.setattr(methods, "torch_vision", lambda config, image: None)
   path = tmp_path / "numbers.json"
   methods.main(
     types.SimpleNamespace(
-      model="deep",
+      model="shallow",
       dtype="float32",
       image_size=56,
       batch=2,
@@ -261,11 +262,11 @@ def test_steps_are_measured_in_passes(tmp_path, monkeypatch, capsys):
 
 
 def test_stages_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
-  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
+  monkeypatch.setitem(methods.MODELS, "shallow", SHALLOW)
   path = tmp_path / "numbers.json"
   breakdown.main(
     types.SimpleNamespace(
-      model="deep",
+      model="shallow",
       dtype="float32",
       image_size=56,
       batch=2,
@@ -281,14 +282,14 @@ def test_stages_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
 
 
 def test_a_skipped_tower_returns_the_same_shapes():
-  model = clip_model.random_clip(DEEP, 0)
+  model = clip_model.random_clip(SHALLOW, 0)
   image, (ids, end) = jnp.ones((2, 28, 28, 3)), model.tokenize(["a", "b c"])
   calls = {
     "image": lambda clip: clip.image(image, vv_from=3),
     "text": lambda clip: clip.text(clip.embed_tokens(ids), end),
   }
   for tower, call in calls.items():
-    less = breakdown.WithoutTowers(model.params, DEEP, towers=(tower,))
+    less = breakdown.WithoutTowers(model.params, SHALLOW, towers=(tower,))
     shapes = [
       jax.tree.map(lambda x: (x.shape, x.dtype), call(clip))
       for clip in (model, less)
@@ -310,11 +311,11 @@ def test_scaling_varies_one_quantity_at_a_time(tmp_path, monkeypatch, capsys):
     (4, 28, 2),
     (4, 28, 4),
   }
-  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
+  monkeypatch.setitem(methods.MODELS, "shallow", SHALLOW)
   path = tmp_path / "numbers.json"
   scaling.main(
     types.SimpleNamespace(
-      model="deep",
+      model="shallow",
       dtype="float32",
       sizes=["28"],
       batches=["1", "2"],
@@ -334,11 +335,11 @@ def test_scaling_varies_one_quantity_at_a_time(tmp_path, monkeypatch, capsys):
 def test_epochs_from_cached_features_have_the_losses_of_encoding(
   tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setitem(methods.MODELS, "deep", DEEP)
+  monkeypatch.setitem(methods.MODELS, "shallow", SHALLOW)
   path = tmp_path / "numbers.json"
   epochs.main(
     types.SimpleNamespace(
-      model="deep",
+      model="shallow",
       dtype="float32",
       image_size=56,
       methods=["adaptclip"],

@@ -106,13 +106,10 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
   found = losses(workdir)
   assert len(found) >= 3
   assert found == losses(one)[: len(found)]
-  # On another number of devices.
-  for number in (1, 2):
-    again = tmp_path / str(number)
-    shutil.copytree(workdir, again)
-    status, _, errors = finish(launch(data, again, processes=1, devices=number))
-    assert status == [0], errors
-    np.testing.assert_allclose(losses(again), losses(one), rtol=1e-5)
+  # One process goes on, on another number of devices.
+  status, _, errors = finish(launch(data, workdir, processes=1, devices=2))
+  assert status == [0], errors
+  np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
 
 def test_two_processes_measure_what_one_does(data, one, tmp_path):
