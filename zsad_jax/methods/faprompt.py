@@ -50,6 +50,11 @@ from zsad_jax.types import ANOMALOUS, Backbone, Batch, Features, Params
 
 Aux = Mapping[str, Any]  # See `Method.prepare`.
 Result = Mapping[str, Array]  # See `Method.forward`.
+_COUNTS = (
+  "num_prompts num_patches normal_length abnormal_length deep_length "
+  "deep_depth feature_layer vv_from"
+).split()
+_WEIGHTS = "prior_weight oc_weight map_weights max_weights".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +105,7 @@ class Method(types.Method):
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
-    lengths = ["normal_length", "abnormal_length", "deep_length", "deep_depth"]
-    counts = ["num_prompts", "num_patches", *lengths]
-    ranges.check(self, counts=counts, positive=["temperature"])
+    ranges.check(self, _COUNTS, ["temperature"], weights=_WEIGHTS)
 
   @property
   def checkpoint_spec(self) -> CheckpointSpec:
