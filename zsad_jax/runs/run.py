@@ -24,7 +24,7 @@ from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
 from zsad_jax.runs import checkpoint, migration
 from zsad_jax.runs import settings as settings_lib
-from zsad_jax.runtime import distributed, files
+from zsad_jax.runtime import distributed, environment, files
 
 
 def open_dataset(config: types.Config, name: str) -> index.Dataset:
@@ -204,6 +204,7 @@ def load(workdir: str | pathlib.Path) -> Run:
       missing.
     ValueError: the files do not fit together.
   """
+  environment.check()
   workdir = pathlib.Path(workdir)
   config = read_config(workdir)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)

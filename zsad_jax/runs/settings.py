@@ -40,8 +40,8 @@ class Rule:
   """
 
   kind: str
-  low: float = -math.inf
-  high: float = math.inf
+  low: int | float = -math.inf
+  high: int | float = math.inf
   above: bool = False
   choices: tuple[Any, ...] = ()
   none: bool = False
