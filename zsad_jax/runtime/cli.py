@@ -36,8 +36,8 @@ def run(
   errors of the user: they print "error: ..." in one line to stderr, and the
   exit status is 1. So does a lack of memory. Any other exception is an error of
   the package: it prints "internal error: ..." and the exit status is 70
-  (EX_SOFTWARE of BSD's sysexits.h). The traceback is shown where the environment
-  variable ZSAD_DEBUG is 1, or with --verbosity=1.
+  (EX_SOFTWARE of BSD's sysexits.h). The traceback is shown where the
+  environment variable ZSAD_DEBUG is 1, or with --verbosity=1.
 
   Of several processes, only the primary one prints to standard output; every
   process shows its errors.

@@ -90,3 +90,33 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"{twice!r} occurs twice")
   return found
+
+
+def other_kind(path: str | os.PathLike[str]) -> str:
+  """Return a sentence about a file that is no file of weights.
+
+  Args:
+    path: a file that could not be read.
+
+  Returns:
+    The sentence, "" where the first bytes are of no known kind.
+  """
+  with open(path, "rb") as file:
+    start = file.read(256).lstrip().lower()
+  if not start:
+    return "It is empty: fetch it again."
+  if start.startswith(b"version https://git-lfs"):
+    return (
+      "It is a pointer of git-lfs, not the file itself: run `git lfs pull` "
+      "where it comes from."
+    )
+  if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    return (
+      "It is a web page, such as a message about an error: fetch the file "
+      "again."
+    )
+  if start.startswith(b"{"):
+    return "It is a JSON text."
+  if start.startswith(b"\x89hdf"):
+    return "It is an HDF5 file, as TensorFlow writes: use PyTorch's."
+  return ""

@@ -199,6 +199,32 @@ def check(
     raise ValueError(f"{source} does not fit {config}: {problem}")
 
 
+def check_values(params: types.Params, source: str) -> None:
+  """Check that parameters are finite floating-point numbers.
+
+  Args:
+    params: nested or flat parameters.
+    source: name of the parameters in the error message.
+
+  Raises:
+    ValueError: an array has another data type, or a number is NaN or infinite;
+      the message has its name.
+  """
+  for name, value in flatten(params).items():
+    x = np.asarray(value)
+    # NumPy does not know the kind of bfloat16.
+    if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
+      raise ValueError(
+        f"{source}: {name} holds {x.dtype}, expected floating-point numbers; "
+        "quantized weights are not read."
+      )
+    if not np.isfinite(x).all():
+      raise ValueError(
+        f"{source}: {name} holds {(~np.isfinite(x)).sum():,} numbers that are "
+        "NaN or infinite. The file is damaged; fetch or make it again."
+      )
+
+
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   """Return a message that lists different names and shapes, "" if none."""
   misshapen = [
@@ -262,6 +288,8 @@ def _infer_config(flat, activation, source):
       f"{source} is not a CLIP with a ViT image tower: "
       + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
     )
+  if empty := [name for name, shape in shapes.items() if min(shape) < 1]:
+    raise ValueError(f"{source}: the tensor {empty[0]} has no element.")
   kernel, positions, proj, tokens, text_positions = (shapes[x] for x in axes)
   patch_size, vision_width = kernel[0], kernel[-1]
   return clip_config.ClipConfig(
@@ -317,6 +345,7 @@ def _translate_config(hf_config, source):
       f"{source}: layer_norm_eps is {vision.layer_norm_eps} and "
       f"{text.layer_norm_eps}; our towers have {LAYER_NORM_EPS}."
     )
+  _check_hf_sizes(hf_config, source)
   return clip_config.ClipConfig(
     embed_dim=hf_config.projection_dim,
     image_size=vision.image_size,
@@ -331,6 +360,26 @@ def _translate_config(hf_config, source):
     text_heads=text.num_attention_heads,
     activation=HF_ACTIVATIONS[vision.hidden_act],
   )
+
+
+def _check_hf_sizes(hf_config, source):
+  """Check that all sizes of a `transformers.CLIPConfig` are whole numbers."""
+  shared = "hidden_size num_hidden_layers num_attention_heads".split()
+  names = {
+    "vision_config": [*shared, "image_size", "patch_size"],
+    "text_config": [*shared, "vocab_size", "max_position_embeddings"],
+  }
+  found = {"projection_dim": hf_config.projection_dim}
+  for part, fields in names.items():
+    section = getattr(hf_config, part)
+    found |= {f"{part}.{name}": getattr(section, name) for name in fields}
+  for name, value in found.items():
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < 1:
+      raise ValueError(
+        f"{source}: {name} in config.json is {value!r}, expected a whole "
+        "number of at least 1."
+      )
 
 
 def _norm_shapes(path, width):
