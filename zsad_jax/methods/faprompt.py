@@ -50,8 +50,6 @@ from zsad_jax.types import ANOMALOUS, Backbone, Batch, Features, Params
 
 Aux = Mapping[str, Any]  # See `Method.prepare`.
 Result = Mapping[str, Array]  # See `Method.forward`.
-_COUNTS = "num_prompts num_patches normal_length abnormal_length".split()
-_COUNTS += "deep_length deep_depth feature_layer vv_from".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +100,16 @@ class Method(types.Method):
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
-    weights = ["prior_weight", "oc_weight", "map_weights", "max_weights"]
-    ranges.check(self, _COUNTS, ["temperature"], weights=weights)
+    lengths = "normal_length abnormal_length deep_length deep_depth".split()
+    counts = [
+      *lengths,
+      "num_prompts",
+      "num_patches",
+      "feature_layer",
+      "vv_from",
+    ]
+    weights = "prior_weight oc_weight map_weights max_weights".split()
+    ranges.check(self, counts, ["temperature"], weights=weights)
 
   @property
   def checkpoint_spec(self) -> CheckpointSpec:

@@ -161,7 +161,13 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
       f"{path} does not exist: --workdir names the folder of a run made by "
       "python -m zsad_jax.train or zsad_jax.convert."
     )
-  document = migration.upgrade(files.read_json_object(path))
+  try:
+    document = migration.upgrade(files.read_json_object(path))
+  except ValueError as error:
+    raise ValueError(
+      f"{error} Copy it from a backup, or train or convert the run again in "
+      "another --workdir."
+    ) from error
   if "objective" in document and "method_name" not in document:
     raise ValueError(
       f"{path} is that of a pretraining, which predicts nothing: --workdir "

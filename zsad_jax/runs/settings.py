@@ -220,9 +220,9 @@ def check(
       if rule.required:
         near = difflib.get_close_matches(field, values, 1)
         hint = f" (is it {near[0]!r}?)" if near and near[0] not in rules else ""
+        where = "The file is damaged or of another version: " if source else ""
         raise ValueError(
-          f"{start}config.{name} is missing{hint}; it is part of the settings "
-          "of every run of this version."
+          f"{start}config.{name} is missing{hint}. {where}add the field."
         )
       continue
     if problem := rule.problem(values[field]):

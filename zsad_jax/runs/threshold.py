@@ -57,7 +57,7 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
   """
   path = workdir / (FEW_SHOT_FILE if few_shot else FILE)
   if path.is_file():
-    return _from_json(files.read_json_object(path), path)
+    return _from_file(path)
   if few_shot and (workdir / FILE).is_file():
     raise FileNotFoundError(
       f"{path} does not exist: the auxiliary data had no normal images to "
@@ -69,12 +69,16 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
   )
 
 
-def _from_json(values, path):
-  """Return the threshold of a file's content, which is checked."""
+def _from_file(path):
+  """Return the threshold in a file, the content of which is checked."""
   hint = (
     f"Set it again: python -m zsad_jax.calibrate --workdir={path.parent}, or "
     "remove the file and run the training command again."
   )
+  try:
+    values = files.read_json_object(path)
+  except ValueError as error:
+    raise ValueError(f"{error} {hint}") from error
   fields = {field.name: field for field in dataclasses.fields(Threshold)}
   for name, field in fields.items():
     if name not in values:

@@ -345,7 +345,6 @@ def _translate_config(hf_config, source):
       f"{source}: layer_norm_eps is {vision.layer_norm_eps} and "
       f"{text.layer_norm_eps}; our towers have {LAYER_NORM_EPS}."
     )
-  _check_hf_sizes(hf_config, source)
   return clip_config.ClipConfig(
     embed_dim=hf_config.projection_dim,
     image_size=vision.image_size,
@@ -360,26 +359,6 @@ def _translate_config(hf_config, source):
     text_heads=text.num_attention_heads,
     activation=HF_ACTIVATIONS[vision.hidden_act],
   )
-
-
-def _check_hf_sizes(hf_config, source):
-  """Check that all sizes of a `transformers.CLIPConfig` are whole numbers."""
-  shared = "hidden_size num_hidden_layers num_attention_heads".split()
-  names = {
-    "vision_config": [*shared, "image_size", "patch_size"],
-    "text_config": [*shared, "vocab_size", "max_position_embeddings"],
-  }
-  found = {"projection_dim": hf_config.projection_dim}
-  for part, fields in names.items():
-    section = getattr(hf_config, part)
-    found |= {f"{part}.{name}": getattr(section, name) for name in fields}
-  for name, value in found.items():
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 1:
-      raise ValueError(
-        f"{source}: {name} in config.json is {value!r}, expected a whole "
-        "number of at least 1."
-      )
 
 
 def _norm_shapes(path, width):

@@ -181,11 +181,31 @@ def _read_directory(directory):
     raise ValueError(
       f"{config_file} has a value that transformers refuses: {reason}"
     ) from error
+  _check_sizes(hf_config, config_file)
   state, files = _read_weights(directory)
   params, config = clip_convert.from_hugging_face(
     state, hf_config, source=str(directory)
   )
   return Weights(params, config, {file.name: _sha256(file) for file in files})
+
+
+def _check_sizes(hf_config, path):
+  """Check that all sizes of a `transformers.CLIPConfig` are whole numbers."""
+  shared = "hidden_size num_hidden_layers num_attention_heads".split()
+  names = {
+    "vision_config": [*shared, "image_size", "patch_size"],
+    "text_config": [*shared, "vocab_size", "max_position_embeddings"],
+  }
+  found = {"projection_dim": hf_config.projection_dim}
+  for part, fields in names.items():
+    section = getattr(hf_config, part)
+    found |= {f"{part}.{name}": getattr(section, name) for name in fields}
+  for name, value in found.items():
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < 1:
+      raise ValueError(
+        f"{path}: {name} is {value!r}, expected a whole number of at least 1."
+      )
 
 
 def _read_weights(directory):
