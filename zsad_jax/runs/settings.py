@@ -192,7 +192,7 @@ _CLOSED = ("backbone", "features", "memory", "model", "objective")
 
 
 def check(
-  config: Mapping[str, Any] | Any,
+  config: types.Config,
   rules: Mapping[str, Rule],
   *,
   source: str = "",
