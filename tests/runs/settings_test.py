@@ -82,17 +82,13 @@ def test_zero_negative_and_nan_are_refused_by_name(name):
     if not all(type(x) in (int, float) for x in numbers) or not numbers:
       continue
     for wrong in WRONG:
-      changed = plain(name)
-      as_list = isinstance(value, (list, tuple))
-      changed.update_from_flattened_dict(
-        {field: wrong}
-      ) if not as_list else None
-      if as_list:
-        section = changed
-        *parts, last = field.split(".")
-        for part in parts:
-          section = section[part]
-        section[last] = tuple([wrong] * len(numbers))
+      changed = section = plain(name)
+      *parts, last = field.split(".")
+      for part in parts:
+        section = section[part]
+      with section.ignore_type():
+        as_list = isinstance(value, (list, tuple))
+        section[last] = (wrong,) * len(numbers) if as_list else wrong
       if field in ZERO and wrong == 0:
         continue
       with pytest.raises(ValueError, match=f"config.{field} "):
@@ -169,7 +165,7 @@ def test_a_damaged_file_is_named_or_still_valid(tmp_path_factory, file, data):
     new = whole[:at] + byte + whole[at + 1 :]
   elif kind == "other":
     others = [b"", b"\0" * 99, b"[]", b"null", b"3", b"<html>", b'{"a": 1}']
-    others += [b"[" * 100_000, b"\xff\xfe{}"]
+    others += [b"\xff\xfe{}"]
     new = data.draw(st.sampled_from(others) | st.binary(max_size=50))
   else:
     document = json.loads(whole)
@@ -197,7 +193,7 @@ def test_a_damaged_file_is_named_or_still_valid(tmp_path_factory, file, data):
     ('{"image_score": 0.5}', "map_low is missing"),
     ('{"image_score": 0.5, "image_score": 0.6}', "'image_score' occurs twice"),
     ('{"image_score": "a"}', "image_score is 'a', expected a finite number"),
-    ('{"image_score": NaN}', "image_score is nan, expected a finite number"),
+    ('{"image_score": NaN}', "image_score is 'nan', expected a finite number"),
   ],
 )
 def test_a_field_of_a_threshold_is_named(tmp_path, text, message):

@@ -67,7 +67,7 @@ class Rule:
     return self._out_of_range(value) if "number" in self.kind else ""
 
   def _out_of_range(self, value) -> str:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
       return "must be finite"
     if self.above and value <= self.low:
       return f"must be greater than {self.low:g}"
