@@ -87,8 +87,13 @@ def test_zero_negative_and_nan_are_refused_by_name(name):
       for part in parts:
         section = section[part]
       with section.ignore_type():
-        as_list = isinstance(value, (list, tuple))
-        section[last] = (wrong,) * len(numbers) if as_list else wrong
+        if isinstance(value, (list, tuple)):
+          as_float = isinstance(numbers[0], float)
+          section[last] = tuple(
+            float(wrong) if as_float else wrong for _ in value
+          )
+        else:
+          section[last] = wrong
       if field in ZERO and wrong == 0:
         continue
       with pytest.raises(ValueError, match=f"config.{field} "):
