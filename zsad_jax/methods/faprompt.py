@@ -100,9 +100,10 @@ class Method(types.Method):
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
-    lengths = ["normal_length", "abnormal_length", "deep_length", "deep_depth"]
-    counts = ["num_prompts", "num_patches", *lengths]
-    ranges.check(self, counts=counts, positive=["temperature"])
+    counts = "num_prompts num_patches feature_layer vv_from".split()
+    counts += "normal_length abnormal_length deep_length deep_depth".split()
+    weights = "prior_weight oc_weight map_weights max_weights".split()
+    ranges.check(self, counts, ["temperature"], weights=weights)
 
   @property
   def checkpoint_spec(self) -> CheckpointSpec:
@@ -333,7 +334,6 @@ TORCH_NAMES = (
 )
 SUMMED_LOSSES = ("prior",)  # Over images, as in the authors' code.
 PAPER_NAME = "FAPrompt"  # In the tables of the papers.
-# Ablation of the configuration -> its name in the tables of the papers.
 PAPER_VARIANTS = {
   "k1": "FAPrompt [CAP K=1, + DAP]",
   "no_dap": "FAPrompt [AnomalyCLIP + CAP]",
