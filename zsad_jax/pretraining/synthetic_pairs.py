@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import signal
 from typing import NamedTuple
 
 import numpy as np
@@ -111,10 +112,22 @@ def ensure(
     # A forked process may hang because of JAX's threads.
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-      for _ in pool.map(_write, jobs):
-        pass
+    with concurrent.futures.ProcessPoolExecutor(
+      workers, context, initializer=_ignore_interrupt
+    ) as pool:
+      try:
+        for _ in pool.map(_write, jobs):
+          pass
+      except KeyboardInterrupt:  # Do not wait for files that are not needed.
+        for process in multiprocessing.active_children():
+          process.terminate()
+        raise
   return _read(folder, count)
+
+
+def _ignore_interrupt():
+  """Leave Ctrl-C, which the terminal sends to all processes, to the parent."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _path(folder, part):

@@ -6,6 +6,8 @@ best/            parameters of the epoch chosen by config.selection
 metrics.jsonl    losses and evaluations
 threshold.json   threshold and map range for `predict`
 threshold_few_shot.json   the same for scores with references
+lock.json        the process that trains the run at present; see `lock`
+finished.json    completed stages after training; see `finished`
 released.npz     other tensors of an authors' checkpoint
 """
 
@@ -173,11 +175,8 @@ def load(workdir: str | pathlib.Path) -> Run:
   params, stats = distributed.replicate(initial, distributed.make_mesh())
   best = (workdir / "best").is_dir()
   folder = workdir / ("best" if best else "checkpoints")
-  saved = checkpoint.Checkpoints(folder)
-  try:
-    found, meta = saved.restore(model={"params": params, "stats": stats})
-  finally:
-    saved.close()
+  model = {"params": params, "stats": stats}
+  found, meta = checkpoint.read(folder, model=model)
   return Run(
     workdir=workdir,
     config=config.lock(),

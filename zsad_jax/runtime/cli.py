@@ -2,12 +2,10 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 import pathlib
 import platform
 import re
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -16,9 +14,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from zsad_jax.runtime import console, distributed, environment
-
-_log = logging.getLogger(__name__)
+from zsad_jax.runtime import console, distributed, environment, stopping
 
 
 def run(
@@ -31,7 +27,8 @@ def run(
 
   `ValueError` and `OSError` (a missing file, no permission, a full disk) are
   errors of the user: they print "error: ..." in one line to stderr, and the
-  exit status is 1. With --verbosity=1 the traceback is shown, too.
+  exit status is 1. With --verbosity=1 the traceback is shown, too. A signal
+  that stops the command prints one line, too; the status is 128 + signal.
 
   Of several processes, only the primary one prints to standard output; every
   process shows its errors.
@@ -62,15 +59,22 @@ def run(
       absl_logging.set_verbosity(absl_logging.WARNING)
     flags.FLAGS.arguments = argv[1:]
     try:
-      _disable_concurrency_optimized_scheduler()
-      _set_compilation_cache()
-      distributed.start()
-      with _console(), distributed.exit_on_peer_failure():
-        return main(flags.FLAGS)
+      return started()
+    except stopping.Stopped as error:
+      stopping.leave(error)
     except BrokenPipeError:  # The reader, such as `head`, has ended.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
       _fail(error)
+
+  def started():
+    with stopping.handled():
+      _disable_concurrency_optimized_scheduler()
+      _set_compilation_cache()
+      distributed.start()
+      stopping.install()  # JAX has a handler of its own.
+      with _console(), distributed.exit_on_peer_failure():
+        return main(flags.FLAGS)
 
   define_flags()
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
@@ -137,25 +141,3 @@ def _disable_concurrency_optimized_scheduler() -> None:
   given = os.environ.get("XLA_FLAGS", "")
   if flag not in given:
     os.environ["XLA_FLAGS"] = f"{given} {flag}=false".strip()
-
-
-class StopSignal:
-  """Request to stop the process, by SIGTERM or Ctrl-C.
-
-  A second Ctrl-C stops at once.
-
-  Attributes:
-    requested: whether a signal was received.
-  """
-
-  def __init__(self) -> None:
-    self.requested = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._request)
-
-  def _request(self, number, frame):
-    del frame
-    if self.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.requested = True
-    _log.info("Stopping after this step.")
