@@ -16,7 +16,6 @@ from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -27,12 +26,8 @@ def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
   small_run.write_images(folder / "parts")
 
-  class Never:
-    requested = False
-
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
-    patch.setattr(cli, "StopSignal", Never)
     config = small_run.get_config(str(folder / "parts"))
     train.train(config.lock(), folder)
     loaded = run_lib.load(folder)

@@ -17,7 +17,7 @@ from zsad_jax import evaluate, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.evaluation import protocol
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import stopping
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -33,18 +33,6 @@ def data(tmp_path_factory):
 def config(data, monkeypatch):
   monkeypatch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
   return small_run.get_config(data)
-
-
-class StopAfter:
-  """Requests a stop after some steps, as a signal does."""
-
-  def __init__(self, steps=10**9):
-    self._left = steps
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
 
 
 def lines(workdir):
@@ -66,7 +54,6 @@ def uninterrupted(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("uninterrupted")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
-    patch.setattr(cli, "StopSignal", StopAfter)
     assert train.train(small_run.get_config(data).lock(), workdir)
   return workdir
 
@@ -96,9 +83,9 @@ def test_a_run_records_every_step_and_lowers_the_loss(uninterrupted):
 def test_stopped_and_resumed_is_the_same_run(
   config, uninterrupted, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  monkeypatch.setattr(stopping, "Deferred", lambda: small_run.StopAfter(3))
   assert not train.train(config.lock(), tmp_path)
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  monkeypatch.setattr(stopping, "Deferred", small_run.StopAfter)
   assert train.train(config, tmp_path)
   equal(load(tmp_path).params, load(uninterrupted).params)
   assert losses(tmp_path) == losses(uninterrupted)
@@ -111,11 +98,11 @@ def test_lines_beyond_the_checkpoint_are_dropped(
   config, uninterrupted, tmp_path, monkeypatch
 ):
   config.checkpoint_steps = 100
-  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  monkeypatch.setattr(stopping, "Deferred", lambda: small_run.StopAfter(3))
   train.train(config.lock(), tmp_path)
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 4, "loss": 0.0}\n')  # Logged, then killed.
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  monkeypatch.setattr(stopping, "Deferred", small_run.StopAfter)
   train.train(config, tmp_path)
   assert losses(tmp_path) == losses(uninterrupted)
 
@@ -169,7 +156,10 @@ def test_sigterm_stops_after_a_step_with_a_hint_to_resume(data, tmp_path):
       break
   out, err = process.communicate(timeout=120)
   assert process.returncode == 128 + signal.SIGTERM, err
-  assert "The same command resumes" in out
+  assert "Stopping after this step." in out
+  assert err.splitlines()[-1] == (
+    f"Stopped by SIGTERM. The same command resumes the run in {tmp_path}."
+  )
   assert load(tmp_path).step >= 1
 
 
@@ -211,8 +201,7 @@ def test_four_devices_give_the_losses_of_one(data, tmp_path):
   )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
   config.optax.learning_rate = 1e30
   config.log_steps, config.checkpoint_steps = 4, 100
   with pytest.raises(ValueError, match=r"not finite in steps 1 to 4"):
@@ -222,8 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     load(tmp_path)
 
 
-def test_another_configuration_is_refused(config, uninterrupted, monkeypatch):
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+def test_another_configuration_is_refused(config, uninterrupted):
   config.seed = 5
   with pytest.raises(ValueError, match=r"different: seed"):
     train.train(config.lock(), uninterrupted)
@@ -282,8 +270,7 @@ def test_a_mistake_is_one_line(mistakes, flags, message):
   assert "Traceback" not in err
 
 
-def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+def test_official_selection_keeps_the_best_epoch(config, tmp_path):
   config.selection, config.selection_data = "official", config.train_data
   config.epochs = 3
   train.train(config.lock(), tmp_path)

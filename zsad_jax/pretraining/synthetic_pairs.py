@@ -6,6 +6,7 @@ its number.
 """
 
 import concurrent.futures
+import contextlib
 import io
 import itertools
 import logging
@@ -112,11 +113,11 @@ def ensure(
     # A forked process may hang because of JAX's threads.
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
-    with concurrent.futures.ProcessPoolExecutor(
-      workers, context, initializer=_ignore_interrupt
-    ) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
       try:
-        for _ in pool.map(_write, jobs):
+        with _ctrl_c_blocked():
+          written = pool.map(_write, jobs)
+        for _ in written:
           pass
       except KeyboardInterrupt:  # Do not wait for files that are not needed.
         for process in multiprocessing.active_children():
@@ -125,9 +126,14 @@ def ensure(
   return _read(folder, count)
 
 
-def _ignore_interrupt():
-  """Leave Ctrl-C, which the terminal sends to all processes, to the parent."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _ctrl_c_blocked():
+  """Block SIGINT in processes started here: the terminal sends it to all."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _path(folder, part):

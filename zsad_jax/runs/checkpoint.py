@@ -9,7 +9,6 @@ import orbax.checkpoint as ocp
 from zsad_jax.types import Params
 
 KEEP = 2  # The last one and, in case it is corrupt, the one before.
-_ATTEMPTS = 10  # To read a checkpoint that may be replaced meanwhile.
 
 
 class Checkpoints:
@@ -22,24 +21,13 @@ class Checkpoints:
   Args:
     folder: of the checkpoints; created if missing.
     keep: number of checkpoints to keep.
-    read_only: create and remove nothing: another process may be writing.
   """
 
-  def __init__(
-    self,
-    folder: str | pathlib.Path,
-    *,
-    keep: int = KEEP,
-    read_only: bool = False,
-  ) -> None:
+  def __init__(self, folder: str | pathlib.Path, *, keep: int = KEEP) -> None:
     self._folder = pathlib.Path(folder).absolute()
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=None if read_only else keep,
-      cleanup_tmp_directories=not read_only,
-      create=not read_only,
+      max_to_keep=keep, cleanup_tmp_directories=True
     )
-    if read_only and not self._folder.is_dir():
-      raise FileNotFoundError(f"{self._folder} holds no complete checkpoint.")
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   @property
@@ -100,41 +88,3 @@ class Checkpoints:
     """Wait, and stop the background threads."""
     self.wait()
     self._manager.close()
-
-
-def read(
-  folder: str | pathlib.Path, **like: Params
-) -> tuple[dict[str, Params], dict[str, Any]]:
-  """Read the newest checkpoint of a folder that may be written meanwhile.
-
-  Creates and removes nothing. If the checkpoint is removed while it is read,
-  the newest one is read instead.
-
-  Args:
-    folder: of the checkpoints.
-    **like: see `Checkpoints.restore`.
-
-  Raises:
-    FileNotFoundError, ValueError: see `Checkpoints.restore`.
-  """
-  for last in [*[False] * (_ATTEMPTS - 1), True]:
-    saved, step = None, None
-    try:
-      saved = Checkpoints(folder, read_only=True)
-      step = saved.latest_step
-      return saved.restore(**like)
-    except Exception:
-      if last or not _was_replaced(pathlib.Path(folder), step):
-        raise
-    finally:
-      if saved is not None:
-        saved.close()
-  raise AssertionError  # The last attempt returns or raises.
-
-
-def _was_replaced(folder: pathlib.Path, step: int | None) -> bool:
-  """Return whether a folder has a newer checkpoint than `step`."""
-  if not folder.is_dir():
-    return False
-  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()]
-  return bool(steps) and max(steps) > (-1 if step is None else step)

@@ -131,7 +131,7 @@ def check_finite(measured: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def _open_board(workdir: str | pathlib.Path, step: int) -> Any:
-  """Open a TensorBoard writer; values after `step` of an earlier one are void."""
+  """Open a TensorBoard writer that replaces values after `step`."""
   try:
     from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
   except ImportError as error:

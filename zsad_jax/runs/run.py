@@ -175,8 +175,11 @@ def load(workdir: str | pathlib.Path) -> Run:
   params, stats = distributed.replicate(initial, distributed.make_mesh())
   best = (workdir / "best").is_dir()
   folder = workdir / ("best" if best else "checkpoints")
-  model = {"params": params, "stats": stats}
-  found, meta = checkpoint.read(folder, model=model)
+  saved = checkpoint.Checkpoints(folder)
+  try:
+    found, meta = saved.restore(model={"params": params, "stats": stats})
+  finally:
+    saved.close()
   return Run(
     workdir=workdir,
     config=config.lock(),

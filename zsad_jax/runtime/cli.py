@@ -104,7 +104,8 @@ def _with_underscores(argument: str) -> str:
 def _fail(error: Exception | str) -> NoReturn:
   """Print an error in one line and exit with status 1."""
   absl_logging.debug("Traceback of the error:", exc_info=True)
-  print("error:", " ".join(str(error).split()), file=sys.stderr)
+  text = " ".join([str(error), *getattr(error, "__notes__", ())])
+  print("error:", " ".join(text.split()), file=sys.stderr)
   sys.exit(1)
 
 

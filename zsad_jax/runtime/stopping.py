@@ -24,6 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _REPEATED = 0.3  # Seconds within which two signals count as one.
 _BLOCKED = 15.0  # Seconds that a call of a library may delay the end.
 _CLEANUP = 30.0  # Seconds for storing partial results.
+_AFTER_STEP = b"Stopping after this step.\n"
 
 
 class Stopped(KeyboardInterrupt):
@@ -53,17 +54,25 @@ class _State:
   Attributes:
     first: the first signal and its time; None before.
     handled: whether the handler of that signal was run.
-    deferred: whether signals only set a flag.
+    raised: whether `Stopped` was raised for it.
+    deferred: line to print at a signal, which only sets a flag; None: signals
+      raise `Stopped`.
     cleanups: called before the process is ended at once.
   """
 
   first: tuple[int, float] | None = None
   handled = False
-  deferred = False
+  raised = False
+  deferred: bytes | None = None
   installed = False
 
   def __init__(self) -> None:
     self.cleanups: list[Callable[[], None]] = []
+
+  def reset(self, *, installed: bool) -> None:
+    """Forget the signals."""
+    self.first, self.handled, self.raised = None, False, False
+    self.installed = installed
 
 
 _state = _State()
@@ -89,11 +98,16 @@ def _handle(number: int, frame: FrameType | None) -> None:
     return
   _state.first = _state.first or (number, time.monotonic())
   _state.handled = True
-  if not _state.deferred:
-    raise Stopped(number)
+  if _state.deferred is None:
+    _raise()
   with contextlib.suppress(OSError):
     # `print` cannot be called again while it is running.
-    os.write(1, b"Stopping after this step.\n")
+    os.write(1, _state.deferred)
+
+
+def _raise() -> NoReturn:
+  _state.raised = True
+  raise Stopped(received())
 
 
 def _is_second() -> bool:
@@ -143,7 +157,7 @@ def handled() -> Iterator[None]:
     yield
     return
   previous = {number: signal.getsignal(number) for number in SIGNALS}
-  _state.installed, _state.first, _state.handled = True, None, False
+  _state.reset(installed=True)
   read, write = os.pipe()
   os.set_blocking(write, False)
   old = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -154,7 +168,7 @@ def handled() -> Iterator[None]:
   finally:
     signal.set_wakeup_fd(old)
     os.close(write)  # Ends the thread.
-    _state.installed, _state.first, _state.handled = False, None, False
+    _state.reset(installed=False)
     for number, handler in previous.items():
       if handler is not None:
         signal.signal(number, handler)
@@ -190,12 +204,13 @@ def _watch(pipe: int) -> None:
 
 
 def _end_late(first: tuple[int, float]) -> None:
-  """End the process some time after its first signal, unless it is deferred."""
+  """End the process some time after its first signal was to end it."""
+  start = first[1]
   while _state.first is first:
+    if _state.deferred is not None:
+      start = time.monotonic()
     limit = _CLEANUP if _state.handled else _BLOCKED
-    if _state.deferred:
-      return
-    if time.monotonic() - first[1] > limit:
+    if time.monotonic() - start > limit:
       _end(first[0])
     time.sleep(0.1)
 
@@ -206,11 +221,11 @@ class Deferred:
   def __enter__(self) -> "Deferred":
     self._stack = contextlib.ExitStack()
     self._stack.enter_context(handled())
-    _state.deferred = True
+    _state.deferred = _AFTER_STEP
     return self
 
   def __exit__(self, *error: object) -> None:
-    _state.deferred = False
+    _state.deferred = None
     self._stack.close()
 
   @property
@@ -225,13 +240,28 @@ class Deferred:
     Raises:
       Stopped: at once, if a signal was received before.
     """
-    _state.deferred = False
+    _state.deferred = None
     try:
       if _state.handled:
-        raise Stopped(received())
+        _raise()
       yield
     finally:
-      _state.deferred = True
+      _state.deferred = _AFTER_STEP
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+  """Raise `Stopped` at the end of a short operation, not within it."""
+  if _state.deferred is not None:
+    yield
+    return
+  _state.deferred = b""
+  try:
+    yield
+  finally:
+    _state.deferred = None
+  if _state.handled and not _state.raised:
+    _raise()
 
 
 @contextlib.contextmanager
