@@ -81,11 +81,19 @@ def test_a_given_threshold_decides(run, tmp_path):
 def test_bad_files_are_named_or_counted(run, tmp_path, capsys):
   (tmp_path / "broken.png").write_bytes(b"no image")
   Image.new("RGB", (9, 7)).save(tmp_path / "fine.png")
+  Image.new("RGB", (9, 7)).save(tmp_path / "above.png")
   with pytest.raises(ValueError, match="broken.png"):
     predict.predict(run, [str(tmp_path)], tmp_path / "out")
-  assert not (tmp_path / "out" / "scores.csv").exists()
-  predict.predict(run, [str(tmp_path)], tmp_path / "out", skip_corrupt=True)
-  assert len(read(tmp_path / "out")) == 1
+  # The image before it, of the same batch, has its score.
+  rows = read(tmp_path / "out")
+  assert [bool(r["score"]) for r in rows] == [True, False, False]
+  assert "broken.png" in rows[1]["status"] and "broken.png" in rows[2]["status"]
+  assert (tmp_path / "out" / "above_map.npy").exists()
+  images = [str(tmp_path / "*.png")]
+  predict.predict(run, images, tmp_path / "out", skip_corrupt=True)
+  rows = read(tmp_path / "out")
+  assert [bool(r["score"]) for r in rows] == [True, False, True]
+  assert rows[1]["status"].startswith("not read:")
   assert "Skipped 1 images" in capsys.readouterr().out
 
 

@@ -24,7 +24,7 @@ def test_the_time_left_leaves_out_the_first_report(capsys):
 
 
 @pytest.mark.parametrize(
-  "seconds, text", [(0.4, "0:00"), (59.6, "1:00"), (3725, "1:02:05")]
+  "seconds, text", [(0.4, "0:00"), (59.6, "1:00"), (3725.0, "1:02:05")]
 )
 def test_durations(seconds, text):
   assert progress.duration(seconds) == text

@@ -57,6 +57,7 @@ class _State:
     raised: whether `Stopped` was raised for it.
     deferred: line to print at a signal, which only sets a flag; None: signals
       raise `Stopped`.
+    session: identity of the present `handled`; None outside of it.
     cleanups: called before the process is ended at once.
   """
 
@@ -64,15 +65,15 @@ class _State:
   handled = False
   raised = False
   deferred: bytes | None = None
-  installed = False
+  session: object = None
 
   def __init__(self) -> None:
     self.cleanups: list[Callable[[], None]] = []
 
-  def reset(self, *, installed: bool) -> None:
-    """Forget the signals."""
+  def reset(self, session: object) -> None:
+    """Forget the signals; begin a session, or none."""
     self.first, self.handled, self.raised = None, False, False
-    self.installed = installed
+    self.session = session
 
 
 _state = _State()
@@ -119,7 +120,7 @@ def _is_second() -> bool:
   return time.monotonic() - _state.first[1] > _REPEATED
 
 
-def _end(number: int) -> NoReturn:
+def _end(number: int) -> None:
   """End the process at once."""
   for cleanup in [*_state.cleanups]:
     with contextlib.suppress(Exception):
@@ -134,7 +135,7 @@ def exit_on_signal() -> None:
     signal.signal(number, lambda number, frame: _end(number))
 
 
-def leave(error: Stopped) -> NoReturn:
+def leave(error: Stopped) -> None:
   """Print the line of a stopped command and end the process.
 
   Threads of libraries, which may still be busy, are not waited for.
@@ -153,22 +154,23 @@ def handled() -> Iterator[None]:
   Has no effect outside the main thread, or within another `handled`.
   """
   main = threading.current_thread() is threading.main_thread()
-  if _state.installed or not main:
+  if _state.session or not main:
     yield
     return
   previous = {number: signal.getsignal(number) for number in SIGNALS}
-  _state.reset(installed=True)
+  session = object()
+  _state.reset(session)
   read, write = os.pipe()
   os.set_blocking(write, False)
   old = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   install()
-  threading.Thread(target=_watch, args=(read,), daemon=True).start()
+  threading.Thread(target=_watch, args=(read, session), daemon=True).start()
   try:
     yield
   finally:
     signal.set_wakeup_fd(old)
     os.close(write)  # Ends the thread.
-    _state.reset(installed=False)
+    _state.reset(None)
     for number, handler in previous.items():
       if handler is not None:
         signal.signal(number, handler)
@@ -183,35 +185,30 @@ def install() -> None:
       signal.signal(number, _handle)
 
 
-def _watch(pipe: int) -> None:
+def _watch(pipe: int, session: object) -> None:
   """End the process where the main thread does not do so in time."""
+  first = None
   with open(pipe, "rb", buffering=0) as signals:
-    seen = False
     while data := signals.read(1):
-      number = data[0]
-      if number not in SIGNALS:
+      number, now = data[0], time.monotonic()
+      if number not in SIGNALS or _state.session is not session:
         continue
-      if _state.first is None:
-        _state.first = (number, time.monotonic())
-      if seen and number == signal.SIGINT and _is_second():
+      if first is None:
+        first = now
+        arguments = (number, first, session)
+        threading.Thread(target=_end_late, args=arguments, daemon=True).start()
+      elif number == signal.SIGINT and now - first > _REPEATED:
         _end(number)
-      if not seen:
-        late = threading.Thread(
-          target=_end_late, args=(_state.first,), daemon=True
-        )
-        late.start()
-      seen = True
 
 
-def _end_late(first: tuple[int, float]) -> None:
+def _end_late(number: int, start: float, session: object) -> None:
   """End the process some time after its first signal was to end it."""
-  start = first[1]
-  while _state.first is first:
+  while _state.session is session:
     if _state.deferred is not None:
       start = time.monotonic()
     limit = _CLEANUP if _state.handled else _BLOCKED
     if time.monotonic() - start > limit:
-      _end(first[0])
+      _end(number)
     time.sleep(0.1)
 
 
