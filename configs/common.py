@@ -1,12 +1,12 @@
 """Defaults of all configurations, as plain functions and values."""
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from zsad_jax import methods
+from zsad_jax.runtime import environment
 from zsad_jax.types import Config
 
 EMBEDDED = "embedded"  # The small CLIP and the synthetic data of the package.
@@ -74,7 +74,7 @@ def get_config(method: str) -> Config:
   config.backbone = dict(name=EMBEDDED, path="", dtype="float32")
   config.image_size = 112
 
-  config.data_root = os.environ.get("ZSAD_JAX_DATA", "data")
+  config.data_root = environment.data_root()
   config.train_data = ("embedded_auxiliary",)
   config.test_data = ("embedded",)
   config.allow_trained = False

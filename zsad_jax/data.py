@@ -142,7 +142,7 @@ def _interval(options, name, kind):
 
 def define_flags() -> None:
   """Define the flags of the command."""
-  root = os.environ.get("ZSAD_JAX_DATA", "data")
+  root = environment.data_root()
   flags.DEFINE_string("data_root", root, "Folder of the data sets.")
   flags.DEFINE_string("dataset", None, "Name of a registered data set.")
   flags.DEFINE_string("root", None, "Folder of the data set.")

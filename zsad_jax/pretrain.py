@@ -23,7 +23,7 @@ from zsad_jax.backbones.clip import tiny
 from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.pretraining import batches, captions, measure, synthetic_pairs
 from zsad_jax.pretraining.objective import Objective, assemble, init
-from zsad_jax.runs import checkpoint, lock, logger
+from zsad_jax.runs import checkpoint, lock, logger, settings
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import (
   cli,
@@ -95,6 +95,7 @@ def pretrain(config: Any, workdir: pathlib.Path) -> bool:
 
 def _pretrain(config, workdir, stack):
   # ---- Devices, data, model.
+  settings.check_pretraining(config)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   mesh = distributed.make_mesh()
   replicated = NamedSharding(mesh, P())

@@ -27,7 +27,7 @@ from zsad_jax.datasets import pipeline
 from zsad_jax.evaluation import calibration, evaluator, protocol, results
 from zsad_jax.inference import predictor
 from zsad_jax.reporting import report
-from zsad_jax.runs import checkpoint, finished, lock, logger
+from zsad_jax.runs import checkpoint, finished, lock, logger, settings
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, config_files, distributed, stopping
@@ -59,6 +59,8 @@ def train(config: types.Config, workdir: pathlib.Path) -> bool:
 def _train(config, workdir, stack):
   """Train, from top to bottom; see `train`."""
   # ---- Settings that can be checked before anything is read.
+  settings.check(config, settings.TRAINING)
+  settings.check_optimizer(config.optax_name, config.optax.to_dict())
   method = run_lib.make_method(config.method_name, config.method.to_dict())
   selection.check(config.selection)
   protocol.check_names(config)
@@ -88,6 +90,7 @@ def _train(config, workdir, stack):
 
   # ---- Frozen backbone, trainable parameters.
   backbone = backbones.load(**config.backbone)
+  settings.check_image_size(config, backbone)
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)
   trainable = method.trainable_mask(params)

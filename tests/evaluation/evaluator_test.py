@@ -1,7 +1,5 @@
 """Results of categories: one process, several processes, examples."""
 
-import pickle
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ from zsad_jax.datasets import index, references
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.examples import Example, ExampleSelector
 from zsad_jax.metrics import accumulators
+from zsad_jax.runtime import packing
 
 SAMPLES = [
   index.Sample(f"{i}.png", "", "bolt", "", int(i % 3 > 0)) for i in range(11)
@@ -41,9 +40,9 @@ def test_two_processes_give_the_results_of_one(variant):
   alone, first, second = (result_of(variant, p) for p in ((0, 1), (0,), (1,)))
   alone.merge(lambda value: [value])
   sent = []
-  second.merge(lambda value: [sent.append(pickle.dumps(value)) or value])
+  second.merge(lambda value: [sent.append(packing.pack(value)) or value])
   received = iter(sent)
-  first.merge(lambda value: [value, pickle.loads(next(received))])
+  first.merge(lambda value: [value, packing.unpack(next(received))])
   assert first.compute() == alone.compute()
   assert first.samples == alone.samples == SAMPLES
   numbers = lambda examples: [e.number for e in examples]

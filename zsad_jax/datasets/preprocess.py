@@ -15,11 +15,12 @@ from jaxtyping import UInt8
 from PIL import Image, ImageChops, ImageOps
 
 from zsad_jax.datasets import index
+from zsad_jax.runtime import environment
 
 # Pillow's own limit raises the error of a corrupt file; see MAX_PIXELS.
 Image.MAX_IMAGE_PIXELS = None
 
-MAX_PIXELS = int(os.environ.get("ZSAD_JAX_MAX_PIXELS", 200_000_000))
+MAX_PIXELS = environment.max_pixels()
 _MAX_16_BIT = 65535
 _HALF = 127  # Of 8 bits; above the ringing of JPEG files.
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.

@@ -79,15 +79,16 @@ class CategoryResult:
       pred_score: float32 (n,).
 
     Raises:
-      ValueError: a prediction contains NaN.
+      ValueError: a prediction contains NaN or infinity.
     """
     masks = gt_mask.astype(bool)
     for i, number in enumerate(numbers):
       sample = self.listed[number]
-      if np.isnan(pred_score[i]) or np.isnan(anomaly_map[i]).any():
+      finite = np.isfinite(pred_score[i]) and np.isfinite(anomaly_map[i]).all()
+      if not finite:
         raise ValueError(
-          f"{sample.image_path}: the prediction contains NaN. Parameters or "
-          "weights that are not finite are the usual reason."
+          f"{sample.image_path}: the prediction contains NaN or infinity. "
+          "Parameters or weights that are not finite are the usual reason."
         )
       mask = masks[i] if has_mask[i] else None
       # A copy: a view would keep the whole batch in memory.
@@ -107,13 +108,14 @@ class CategoryResult:
         `distributed.all_gather_object`.
     """
     self.pixel_metrics.merge(gather)
-    parts = gather((self._numbers, self._scores, self.examples, self.skipped))
+    examples = self.examples.to_dict()
+    parts = gather((self._numbers, self._scores, examples, self.skipped))
     numbers, scores, selectors, skipped = zip(*parts)
     # Batch by batch, in the order in which a single process sees the images.
     self._numbers, self._scores = _interleave(numbers), _interleave(scores)
     self.examples = self._empty_examples()
     for selector in selectors:
-      self.examples.merge(selector)
+      self.examples.merge_dict(selector)
     self.skipped = list(dict.fromkeys(sum(skipped, [])))
 
   def compute(self) -> dict[str, float | int]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -80,12 +81,30 @@ class ExampleSelector:
     if len(heap) > self._num_per_kind:
       heapq.heappop(heap)
 
-  def merge(self, other: "ExampleSelector") -> None:
-    """Add the examples of other images of the same category."""
-    self.kept |= other.kept
-    for kind, heap in other._heaps.items():
-      for item in heap:
-        self._push(kind, item)
+  def to_dict(self) -> dict[str, Any]:
+    """Return the examples as arrays and numbers, for other processes.
+
+    An example of several kinds is stored once.
+    """
+    ranks = {
+      kind: [[rank, -number] for rank, number, _ in heap]
+      for kind, heap in self._heaps.items()
+    }
+    examples = {e.number: e for heap in self._heaps.values() for *_, e in heap}
+    fields = lambda e: [e.number, e.score, e.anomaly_map, e.gt_mask]
+    return {
+      "kept": [*self.kept],
+      "ranks": ranks,
+      "examples": [fields(e) for e in {**examples, **self.kept}.values()],
+    }
+
+  def merge_dict(self, stored: Mapping[str, Any]) -> None:
+    """Add the examples of another process, as `to_dict` returns them."""
+    examples = {fields[0]: Example(*fields) for fields in stored["examples"]}
+    self.kept |= {number: examples[number] for number in stored["kept"]}
+    for kind, ranks in stored["ranks"].items():
+      for rank, number in ranks:
+        self._push(kind, (rank, -number, examples[number]))
 
   def compute(self) -> dict[str, list[Example]]:
     """Return examples by kind, most extreme first; each image occurs once."""

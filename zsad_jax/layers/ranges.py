@@ -6,18 +6,21 @@ from typing import Any
 
 def check(
   method: Any,
-  *,
   counts: Iterable[str] = (),
   positive: Iterable[str] = (),
   shares: Iterable[str] = (),
+  weights: Iterable[str] = (),
 ) -> None:
   """Check numeric fields whose wrong values would give wrong results silently.
+
+  A field may be a tuple of numbers, or None where its type allows it.
 
   Args:
     method: object with the fields.
     counts: names of fields that are at least 1.
     positive: names of fields that are greater than 0.
     shares: names of fields in [0, 1].
+    weights: names of fields that are at least 0.
 
   Raises:
     ValueError: a field is out of its range.
@@ -25,6 +28,7 @@ def check(
   _check(method, counts, lambda x: x >= 1, "at least 1")
   _check(method, positive, lambda x: x > 0, "greater than 0")
   _check(method, shares, lambda x: 0 <= x <= 1, "in [0, 1]")
+  _check(method, weights, lambda x: x >= 0, "at least 0")
 
 
 def _check(
@@ -32,5 +36,6 @@ def _check(
 ) -> None:
   for name in names:
     value = getattr(method, name)
-    if not valid(value):
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not all(valid(x) for x in numbers if x is not None):
       raise ValueError(f"config.method.{name} has to be {text}, got {value!r}.")

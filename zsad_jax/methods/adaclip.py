@@ -93,9 +93,9 @@ class Method(types.Method):
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
-    counts = ["prompt_length", "prompt_depth", "num_clusters", "hsf_top_factor"]
-    ranges.check(self, counts=counts, positive=["cosine_scale"])
-    ranges.check(self, shares=["hsf_mix"])
+    counts = "prompt_length prompt_depth num_clusters hsf_top_factor"
+    counts = [*counts.split(), "feature_layers"]
+    ranges.check(self, counts, ["cosine_scale"], ["hsf_mix"], ["hsf_seed"])
 
   @property
   def checkpoint_spec(self) -> CheckpointSpec:

@@ -104,7 +104,10 @@ class Method(types.Method):
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
     counts = ["context_length", "reduction", "pool_topk", "train_shots"]
-    ranges.check(self, counts=counts, positive=["temperature"])
+    counts += ["feature_layers", "vv_from", "head_widths"]
+    ranges.check(
+      self, counts=counts, positive=["temperature"], weights=["sigma"]
+    )
     if self.joint and not (self.visual and self.textual):
       raise ValueError("config.method.joint needs visual and textual.")
 

@@ -70,7 +70,10 @@ class Method(types.Method):
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
     counts = ["context_length", "deep_length", "deep_depth"]
-    ranges.check(self, counts=counts, positive=["temperature"])
+    counts += ["feature_layers", "vv_from"]
+    ranges.check(
+      self, counts=counts, positive=["temperature"], weights=["map_weight"]
+    )
 
   @property
   def checkpoint_spec(self) -> CheckpointSpec:

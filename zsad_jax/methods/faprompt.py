@@ -100,9 +100,10 @@ class Method(types.Method):
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
-    lengths = ["normal_length", "abnormal_length", "deep_length", "deep_depth"]
-    counts = ["num_prompts", "num_patches", *lengths]
-    ranges.check(self, counts=counts, positive=["temperature"])
+    counts = "num_prompts num_patches feature_layer vv_from".split()
+    counts += "normal_length abnormal_length deep_length deep_depth".split()
+    weights = "prior_weight oc_weight map_weights max_weights".split()
+    ranges.check(self, counts, ["temperature"], weights=weights)
 
   @property
   def checkpoint_spec(self) -> CheckpointSpec:

@@ -69,8 +69,9 @@ class StreamingPixelMetrics:
 
   def merge(self, gather: Gather) -> None:
     """Add up the histograms of all processes; see `PixelMetrics`."""
+    states = gather(self.state.to_dict())
     self.state = functools.reduce(
-      streaming.PixelState.merge, gather(self.state)
+      streaming.PixelState.merge, map(streaming.PixelState.from_dict, states)
     )
 
   def compute(self) -> dict[str, float]:

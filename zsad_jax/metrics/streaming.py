@@ -16,6 +16,7 @@ import dataclasses
 import io
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -170,11 +171,11 @@ class PixelState:
   def save(self, path: str | pathlib.Path) -> None:
     """Write the bins that are not empty."""
     data = io.BytesIO()
-    stored: dict[str, Any] = self.__getstate__()
+    stored = self.to_dict()
     np.savez_compressed(data, **stored)
     files.write_bytes(pathlib.Path(path), data.getvalue())
 
-  def __getstate__(self):
+  def to_dict(self) -> dict[str, Any]:
     """Return the bins that are not empty, for files and other processes."""
     used = np.flatnonzero(self.anomalous + self.normal)
     return dict(
@@ -186,12 +187,14 @@ class PixelState:
       regions=(self.num_regions, self.largest_region),
     )
 
-  def __setstate__(self, stored):
-    empty = self.init(int(stored["bits"]))
+  @classmethod
+  def from_dict(cls, stored: Mapping[str, Any]) -> "PixelState":
+    """Return the state of `to_dict`."""
+    state = cls.init(int(stored["bits"]))
     for name in ("anomalous", "normal", "pro"):
-      getattr(empty, name)[stored["used"]] = stored[name]
-    empty.num_regions, empty.largest_region = map(int, stored["regions"])
-    vars(self).update(vars(empty))
+      getattr(state, name)[stored["used"]] = stored[name]
+    state.num_regions, state.largest_region = map(int, stored["regions"])
+    return state
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> "PixelState":
@@ -203,8 +206,7 @@ class PixelState:
     """
     try:
       with np.load(path, allow_pickle=False) as stored:
-        state = cls.__new__(cls)
-        state.__setstate__(stored)
+        return cls.from_dict(stored)
     except FileNotFoundError:
       raise
     except Exception as error:  # NumPy and zipfile raise many types.
@@ -212,7 +214,6 @@ class PixelState:
         f"{path} holds no state of pixel metrics ({error}). Delete it and "
         "evaluate again."
       ) from error
-    return state
 
 
 def num_bins(bits: int) -> int:

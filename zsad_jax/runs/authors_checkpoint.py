@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -148,6 +149,7 @@ def read(
   """
   found, expected = torch_file.read(path), expected_tensors(method, backbone)
   _check(path, found, expected, method, backbone)
+  _check_finite(path, found, expected)
   flat: dict[str, dict[str, Any]] = {"params": {}, "stats": {}}
   extra, lines, num_foreign = {}, [], 0
   width = max(map(len, expected))
@@ -243,8 +245,13 @@ def to_state_dict(run: run_lib.Run) -> dict[str, np.ndarray]:
   """Return all tensors of the authors' checkpoint for a run, by full name."""
   extra, path = {}, run.workdir / EXTRA_FILE
   if path.is_file():
-    with np.load(path) as stored:
-      extra = dict(stored)
+    try:
+      with np.load(path) as stored:
+        extra = dict(stored)
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+      raise ValueError(
+        f"{path} is damaged ({error}): convert the authors' checkpoint again."
+      ) from error
   flat = {
     "params": clip_convert.flatten(run.params),
     "stats": clip_convert.flatten(run.stats),
@@ -295,6 +302,16 @@ def _check(path, found, expected, method, backbone):
       raise ValueError(
         f"{path}: {name} is not equal to {tensor.source}, of which it has to "
         "be a copy."
+      )
+
+
+def _check_finite(path, found, expected):
+  """Raise ValueError for a parameter or statistic that is not finite."""
+  for name, tensor in expected.items():
+    x = found[name].astype(np.float32)
+    if tensor.kind in ("params", "stats") and not np.isfinite(x).all():
+      raise ValueError(
+        f"{path}: {name} holds NaN or infinite numbers; fetch the file again."
       )
 
 

@@ -25,7 +25,7 @@ def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
   """
   result = dict(document)
   for section, names in RENAMED.items():
-    if section in result:
+    if isinstance(result.get(section), Mapping):
       result[section] = {
         names.get(key, key): value for key, value in result[section].items()
       }

@@ -20,11 +20,13 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
 from zsad_jax.runs import checkpoint, migration
-from zsad_jax.runtime import distributed, files
+from zsad_jax.runs import settings as settings_lib
+from zsad_jax.runtime import distributed, environment, files
 
 
 def open_dataset(config: types.Config, name: str) -> index.Dataset:
@@ -57,6 +59,7 @@ def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:
     )
   as_tuple = lambda v: tuple(v) if isinstance(v, list) else v
   values = {k: as_tuple(v) for k, v in settings.items()}
+  settings_lib.check_types(module.Method, values, "config.method")
   types.check_choices(module.Method, values)
   return module.Method(**values)
 
@@ -116,8 +119,14 @@ def save_config(workdir: pathlib.Path, config: types.Config) -> None:
   text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
   path = workdir / "config.json"
   if path.exists():
-    old = _complete(json.loads(path.read_text(encoding="utf-8")))
     new = _complete(json.loads(text))
+    try:
+      old = _complete(files.read_json_object(path))
+    except ValueError as error:
+      raise ValueError(
+        f"{path} cannot be compared with this configuration; choose another "
+        f"--workdir, or remove this one. ({error})"
+      ) from error
     changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
     if changed:
       raise ValueError(
@@ -131,7 +140,10 @@ def _complete(document: Mapping[str, Any]) -> dict[str, Any]:
   """Return a configuration with every field of its method."""
   document = migration.upgrade(document)
   if "method_name" in document:  # Pretraining has no method.
-    method: Any = make_method(document["method_name"], document["method"])
+    given = document.get("method")
+    if not isinstance(given, Mapping):
+      raise ValueError("config.method is missing or no section.")
+    method: Any = make_method(document["method_name"], given)
     fields = json.loads(json.dumps(dataclasses.asdict(method)))
     document["method"] = fields
   return document
@@ -142,6 +154,8 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
 
   Raises:
     FileNotFoundError: the folder holds no run.
+    ValueError: the file is damaged, or a field is missing, unknown, of another
+      type or out of range; the message has the path and the field.
   """
   path = pathlib.Path(workdir) / "config.json"
   if not path.is_file():
@@ -149,8 +163,40 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
       f"{path} does not exist: --workdir names the folder of a run made by "
       "python -m zsad_jax.train or zsad_jax.convert."
     )
-  document = json.loads(path.read_text(encoding="utf-8"))
-  return ml_collections.ConfigDict(migration.upgrade(document))
+  try:
+    document = migration.upgrade(files.read_json_object(path))
+  except ValueError as error:
+    raise ValueError(
+      f"{error} Copy it from a backup, or train or convert the run again in "
+      "another --workdir."
+    ) from error
+  if "objective" in document and "method_name" not in document:
+    raise ValueError(
+      f"{path} is that of a pretraining, which predicts nothing: --workdir "
+      "names the folder of a run made by python -m zsad_jax.train or "
+      "zsad_jax.convert."
+    )
+  settings_lib.check(document, settings_lib.TRAINING, source=str(path))
+  return ml_collections.ConfigDict(document)
+
+
+def check_finite(tree: Any, source: str) -> None:
+  """Check that all numbers of a tree of arrays are finite.
+
+  Args:
+    tree: parameters, replicated on all devices.
+    source: name of the parameters in the message.
+
+  Raises:
+    ValueError: a number is NaN or infinite; the message has its path.
+  """
+  for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    if not np.isfinite(np.asarray(x, np.float32)).all():
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      raise ValueError(
+        f"{source} holds NaN or infinite numbers in {name}: train or convert "
+        "the run again."
+      )
 
 
 def load(workdir: str | pathlib.Path) -> Run:
@@ -166,20 +212,29 @@ def load(workdir: str | pathlib.Path) -> Run:
       missing.
     ValueError: the files do not fit together.
   """
+  environment.check()
   workdir = pathlib.Path(workdir)
   config = read_config(workdir)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   backbone = backbones.load(**config.backbone)
-  method = make_method(config.method_name, config.method.to_dict())
+  source = str(workdir / "config.json")
+  settings_lib.check_image_size(config, backbone, source=source)
+  try:
+    method = make_method(config.method_name, config.method.to_dict())
+  except ValueError as error:
+    raise ValueError(f"{source}: {error}") from error
   initial = jax.jit(method.init)(jax.random.key(0), backbone)
   params, stats = distributed.replicate(initial, distributed.make_mesh())
   best = (workdir / "best").is_dir()
   folder = workdir / ("best" if best else "checkpoints")
-  saved = checkpoint.Checkpoints(folder)
+  saved = checkpoint.Checkpoints(folder, read_only=True)
   try:
     found, meta = saved.restore(model={"params": params, "stats": stats})
   finally:
     saved.close()
+  check_finite(
+    found["model"], f"The checkpoint of step {meta['step']} in {folder}"
+  )
   return Run(
     workdir=workdir,
     config=config.lock(),

@@ -28,8 +28,19 @@ class Threshold:
   source: str
 
   def write(self, workdir: pathlib.Path, file: str = FILE) -> None:
-    """Write the threshold into the folder of the run."""
-    text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+    """Write the threshold into the folder of the run.
+
+    Raises:
+      ValueError: a number is not finite.
+    """
+    values = dataclasses.asdict(self)
+    for name, value in values.items():
+      if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(
+          f"{workdir / file} is not written: {name} is {value}. Scores or "
+          "maps that are not finite are the usual reason."
+        )
+    text = json.dumps(values, indent=1) + "\n"
     files.write_text(workdir / file, text)
 
 
@@ -42,10 +53,11 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
 
   Raises:
     FileNotFoundError: the run has none.
+    ValueError: the file is damaged; the message has the path and the field.
   """
   path = workdir / (FEW_SHOT_FILE if few_shot else FILE)
   if path.is_file():
-    return Threshold(**json.loads(path.read_text(encoding="utf-8")))
+    return _from_file(path)
   if few_shot and (workdir / FILE).is_file():
     raise FileNotFoundError(
       f"{path} does not exist: the auxiliary data had no normal images to "
@@ -55,6 +67,41 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
     f"{path} does not exist: training was not finished. Run the training "
     "command again; it goes on where it stopped."
   )
+
+
+def _from_file(path):
+  """Return the threshold in a file, the content of which is checked."""
+  hint = (
+    f"Set it again: python -m zsad_jax.calibrate --workdir={path.parent}, or "
+    "remove the file and run the training command again."
+  )
+  try:
+    values = files.read_json_object(path)
+  except ValueError as error:
+    raise ValueError(f"{error} {hint}") from error
+  fields = {field.name: field for field in dataclasses.fields(Threshold)}
+  for name, field in fields.items():
+    if name not in values:
+      if field.default is not dataclasses.MISSING:
+        continue
+      raise ValueError(f"{path} is damaged: {name} is missing. {hint}")
+    value = values[name]
+    if field.type in (str, "str") and not isinstance(value, str):
+      raise ValueError(f"{path}: {name} is {value!r}, expected text. {hint}")
+    if field.type in (float, "float") and not _is_finite(value):
+      raise ValueError(
+        f"{path}: {name} is {value!r}, expected a finite number. {hint}"
+      )
+  if unknown := sorted(values.keys() - fields.keys()):
+    raise ValueError(f"{path}: the field {unknown[0]!r} is unknown. {hint}")
+  if values["map_low"] > values["map_high"]:
+    raise ValueError(f"{path}: map_low is larger than map_high. {hint}")
+  return Threshold(**values)
+
+
+def _is_finite(value):
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def read_or_replace(

@@ -2,11 +2,14 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import pathlib
 import platform
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -15,6 +18,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from zsad_jax.runtime import console, distributed, environment, stopping
+
+_INTERNAL = 70  # Exit status of an error of the package.
 
 
 def run(
@@ -27,8 +32,11 @@ def run(
 
   `ValueError` and `OSError` (a missing file, no permission, a full disk) are
   errors of the user: they print "error: ..." in one line to stderr, and the
-  exit status is 1. With --verbosity=1 the traceback is shown, too. A signal
-  that stops the command prints one line, too; the status is 128 + signal.
+  exit status is 1. So does a lack of memory. Any other exception is an error of
+  the package: it prints "internal error: ..." and the exit status is 70
+  (EX_SOFTWARE of BSD's sysexits.h). The traceback is shown where the
+  environment variable ZSAD_DEBUG is 1, or with --verbosity=1. A
+  signal that stops the command prints one line; the status is 128 + signal.
 
   Of several processes, only the primary one prints to standard output; every
   process shows its errors.
@@ -66,16 +74,21 @@ def run(
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
       _fail(error)
+    except Exception as error:
+      _fail_internally(error)
 
   def started():
     with stopping.handled():
+      environment.check()
       _disable_concurrency_optimized_scheduler()
       _set_compilation_cache()
       distributed.start()
       stopping.install()  # JAX has a handler of its own.
+      environment.check_platform()
       with _console(), distributed.exit_on_peer_failure():
         return main(flags.FLAGS)
 
+  _quiet_threads()
   define_flags()
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
   app.run(guarded, flags_parser=parse)
@@ -101,12 +114,64 @@ def _with_underscores(argument: str) -> str:
   return "--" + name[0][2:].replace("-", "_") + argument[name.end() :]
 
 
-def _fail(error: Exception | str) -> NoReturn:
-  """Print an error in one line and exit with status 1."""
+def _fail(error: Exception | str, status: int = 1) -> NoReturn:
+  """Print an error in one line and exit with a status."""
+  if environment.debug():
+    traceback.print_exc()
   absl_logging.debug("Traceback of the error:", exc_info=True)
   text = " ".join([str(error), *getattr(error, "__notes__", ())])
-  print("error:", " ".join(text.split()), file=sys.stderr)
-  sys.exit(1)
+  text = re.sub(r"^\[Errno \d+\] ", "", " ".join(text.split()))
+  label = "internal error" if status == _INTERNAL else "error"
+  print(f"{label}: {text}", file=sys.stderr, flush=True)
+  sys.exit(status)
+
+
+def _fail_internally(error: Exception) -> NoReturn:
+  """Print an error that no user can have made; a lack of memory is one."""
+  text = f"{type(error).__name__}: {error}"
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    _fail(
+      f"There is too little memory ({text[:200]}): use smaller batches or "
+      "images (config.batch_size, config.eval_batch_size, --batch_size)."
+    )
+  frames = traceback.extract_tb(error.__traceback__)
+  last = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+  own = [f for f in frames if f"{os.sep}zsad_jax{os.sep}" in f.filename]
+  if own:
+    place = pathlib.Path(own[-1].filename)
+    last = f"{place.parent.name}/{place.name}:{own[-1].lineno}"
+  _fail(
+    f"{text[:400]} ({last}). {environment.DEBUG}=1 shows the traceback.",
+    _INTERNAL,
+  )
+
+
+def _quiet_threads() -> None:
+  """Show no tracebacks of threads: the main thread raises their errors.
+
+  Orbax logs the errors of its threads, TensorStore prints those of its
+  callbacks.
+  """
+  if environment.debug():
+    return
+  show = sys.excepthook
+
+  def only_main(kind, error, trace):
+    if threading.current_thread() is threading.main_thread():
+      show(kind, error, trace)
+
+  def in_one_line(found):
+    if not issubclass(found.exc_type, SystemExit):
+      text = " ".join(f"{found.exc_type.__name__}: {found.exc_value}".split())
+      print(f"error in a thread: {text[:400]}", file=sys.stderr, flush=True)
+
+  sys.excepthook = only_main
+  threading.excepthook = in_one_line
+  absl_logging.get_absl_logger().addFilter(_is_not_orbax)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return "orbax" not in pathlib.Path(record.pathname).parts
 
 
 def _set_compilation_cache() -> None:

@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import os
 import pathlib
-import pickle
 import re
 import socket
 import subprocess
@@ -25,6 +24,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from zsad_jax.runtime import packing
 
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 NUM_PROCESSES = "ZSAD_JAX_NUM_PROCESSES"
@@ -111,6 +112,16 @@ def _options(environ: Mapping[str, str]) -> dict[str, Any] | None:
         f"{COORDINATOR} is set: {NUM_PROCESSES} and {PROCESS_ID} must be "
         f"whole numbers ({error})."
       ) from error
+    if not 0 <= process_id < count:
+      raise ValueError(
+        f"{PROCESS_ID} is {process_id}, but must be at least 0 and less than "
+        f"{NUM_PROCESSES}, {count}."
+      )
+    if not re.fullmatch(r".+:\d+", environ[COORDINATOR]):
+      raise ValueError(
+        f"{COORDINATOR} is {environ[COORDINATOR]!r}, expected HOST:PORT of the "
+        "first process."
+      )
     return dict(
       coordinator_address=environ[COORDINATOR],
       num_processes=count,
@@ -233,15 +244,26 @@ def local_rows(tree: Any) -> Any:
 
 
 def all_gather_object(value: Any) -> list[Any]:
-  """Gather a picklable object of each process, in order of the processes."""
+  """Gather a value of each process, in order of the processes.
+
+  Args:
+    value: of JSON types and arrays of numbers, see `packing.pack`. Nothing that
+      another process sends is run as code.
+
+  Returns:
+    The values; tuples of several processes are lists.
+
+  Raises:
+    TypeError: a part of the value is of another type.
+  """
   if jax.process_count() == 1:
     return [value]
-  data = np.frombuffer(pickle.dumps(value), np.uint8)
+  data = np.frombuffer(packing.pack(value), np.uint8)
   # Integers are gathered as 32 bits; no object has 4 GB.
   sizes = all_gather(np.array([len(data)], np.uint32))
   padded = np.pad(data, (0, int(sizes.max()) - len(data)))
   gathered = multihost_utils.process_allgather(padded)
-  return [pickle.loads(x[:n].tobytes()) for x, n in zip(gathered, sizes)]
+  return [packing.unpack(x[:n].tobytes()) for x, n in zip(gathered, sizes)]
 
 
 def shard() -> dict[str, int]:

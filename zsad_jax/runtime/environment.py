@@ -1,4 +1,13 @@
-"""Environment of a run: versions, device, commit, folders."""
+"""Environment of a run: variables, versions, device, commit, folders.
+
+All environment variables of the package are read here and, those that connect
+several processes, in `distributed`:
+
+  ZSAD_JAX_CACHE       folder for files that can be computed again
+  ZSAD_JAX_DATA        folder of the data sets, by default data/
+  ZSAD_JAX_MAX_PIXELS  largest number of pixels of an image
+  ZSAD_DEBUG           1: errors are shown with their traceback
+"""
 
 import datetime
 import os
@@ -12,6 +21,12 @@ import numpy as np
 
 import zsad_jax
 
+CACHE, DATA = "ZSAD_JAX_CACHE", "ZSAD_JAX_DATA"
+MAX_PIXELS, DEBUG = "ZSAD_JAX_MAX_PIXELS", "ZSAD_DEBUG"
+PLATFORMS = "JAX_PLATFORMS"
+DEFAULT_MAX_PIXELS = 200_000_000
+# Platform -> extra of the package that installs it.
+_EXTRAS = {"cuda": "cuda12", "gpu": "cuda12", "tpu": "tpu"}
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
@@ -30,13 +45,76 @@ def setting() -> dict[str, object]:
   }
 
 
+def check() -> None:
+  """Check the variables that a user has set.
+
+  Raises:
+    ValueError: one has a value that cannot be used.
+  """
+  text = os.environ.get(MAX_PIXELS)
+  if text is not None and not _is_count(text):
+    raise ValueError(f"{MAX_PIXELS} must be a whole number, found {text!r}.")
+  if os.environ.get(DEBUG, "") not in ("", "0", "1"):
+    found = os.environ[DEBUG]
+    raise ValueError(f"{DEBUG} must be 0 or 1, found {found!r}.")
+  for name in (CACHE, DATA):
+    path = os.environ.get(name)
+    if path and os.path.exists(path) and not os.path.isdir(path):
+      raise ValueError(f"{name} must be a folder, but {path!r} is a file.")
+
+
+def check_platform() -> None:
+  """Check that the devices that JAX_PLATFORMS names exist.
+
+  Nothing is done where it is not set; else the devices are started.
+
+  Raises:
+    ValueError: there is no such device.
+  """
+  chosen = os.environ.get(PLATFORMS, "")
+  if not chosen:
+    return
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:
+    names = [name for name in chosen.split(",") if name in _EXTRAS]
+    install = f"install '.[{_EXTRAS[names[0]]}]' or " if names else ""
+    raise ValueError(
+      f"{PLATFORMS}={chosen}: there is no such device here; {install}unset it."
+    ) from error
+
+
+def debug() -> bool:
+  """Return whether errors are shown with their traceback."""
+  return os.environ.get(DEBUG, "") == "1"
+
+
+def max_pixels() -> int:
+  """Return the largest number of pixels of an image.
+
+  A value that is no number is an error of `check`, which every command and
+  every loaded run calls; this function is called at import.
+  """
+  text = os.environ.get(MAX_PIXELS, "")
+  return int(text) if _is_count(text) else DEFAULT_MAX_PIXELS
+
+
+def _is_count(text: str) -> bool:
+  return text.isascii() and text.isdecimal() and int(text) > 0
+
+
+def data_root() -> str:
+  """Return the folder of the registered data sets: $ZSAD_JAX_DATA or data."""
+  return os.environ.get(DATA) or "data"
+
+
 def default_cache_dir() -> str:
   """Return the folder for files that can be computed again.
 
   It is $ZSAD_JAX_CACHE, or zsad_jax in the user's cache folder. It is not
   created.
   """
-  chosen = os.environ.get("ZSAD_JAX_CACHE")
+  chosen = os.environ.get(CACHE)
   if chosen:
     return os.path.abspath(chosen)
   base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -1,7 +1,9 @@
 """Files that appear complete or not at all."""
 
+import json
 import os
 import pathlib
+from typing import Any
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -52,3 +54,69 @@ def write_local_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     # The original error names the temporary file.
     reason = f"Cannot write the file: {error.strerror}"
     raise OSError(error.errno, reason, str(path)) from error
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Read a JSON object that a run has stored.
+
+  Args:
+    path: the file.
+
+  Raises:
+    FileNotFoundError: the file does not exist.
+    ValueError: it is empty, cut off, no JSON, or another value than an object;
+      the message has the path.
+  """
+  data = pathlib.Path(path).read_bytes()
+  if not data.strip(b"\0 \t\r\n"):
+    raise ValueError(f"{path} is damaged: it is empty.")
+  try:
+    found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from error
+  if not isinstance(found, dict):
+    raise ValueError(
+      f"{path} is damaged: it holds a {type(found).__name__}, expected a JSON "
+      "object."
+    )
+  return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Return an object of JSON, each key of which occurs once."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"{twice!r} occurs twice")
+  return found
+
+
+def other_kind(path: str | os.PathLike[str]) -> str:
+  """Return a sentence about a file that is no file of weights.
+
+  Args:
+    path: a file that could not be read.
+
+  Returns:
+    The sentence, "" where the first bytes are of no known kind.
+  """
+  with open(path, "rb") as file:
+    start = file.read(256).lstrip().lower()
+  if not start:
+    return "It is empty: fetch it again."
+  if start.startswith(b"version https://git-lfs"):
+    return (
+      "It is a pointer of git-lfs, not the file itself: run `git lfs pull` "
+      "where it comes from."
+    )
+  if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    return (
+      "It is a web page, such as a message about an error: fetch the file "
+      "again."
+    )
+  if start.startswith(b"{"):
+    return "It is a JSON text."
+  if start.startswith(b"\x89hdf"):
+    return "It is an HDF5 file, as TensorFlow writes: use PyTorch's."
+  return ""

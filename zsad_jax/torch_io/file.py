@@ -215,6 +215,13 @@ class _Unpickler(pickle.Unpickler):
       return type("Module", (_Module,), {"__slots__": ()})
     if (module, name) in self._allowed:
       return self._allowed[module, name]
+    tensors = module == "torch" and name.endswith("Storage")
+    if tensors or name.startswith("_rebuild_") or name.startswith("float8_"):
+      raise _FileError(
+        f"{self._path} holds tensors of a kind that is not read: `{module}."
+        f"{name}`. Load it in torch and save its state_dict() with dense "
+        "tensors of float16, bfloat16 or float32."
+      )
     raise _FileError(
       f"{self._path} would run code: it refers to `{module}.{name}`, but only "
       "tensors can be read. If you trust the file, load it in torch and save "
@@ -288,6 +295,7 @@ def _describe_bad_zip(path, error):
   """Return the error message for a file that is no complete zip archive."""
   with path.open("rb") as f:
     start = f.read(24)
+  other = files.other_kind(path)
   if start.startswith(_ZIP_START):
     return (
       f"{path} is corrupt or truncated ({path.stat().st_size:,} bytes): "
@@ -298,4 +306,7 @@ def _describe_bad_zip(path, error):
       f"{path} is in torch's old format, from before version 1.6. Load it "
       "in a recent torch and save it again with torch.save."
     )
-  return f"{path} is not a torch file: expected a zip, it begins with {start}."
+  return (
+    f"{path} is not a torch file: expected a zip, it begins with {start}. "
+    f"{other}"
+  ).rstrip()

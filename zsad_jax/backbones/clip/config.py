@@ -68,9 +68,31 @@ def from_dict(sizes: Mapping[str, Any]) -> ClipConfig:
       "act".
 
   Raises:
-    TypeError: a field is missing or unknown.
+    ValueError: a field is missing, unknown or of another type.
   """
+  if not isinstance(sizes, Mapping):
+    raise ValueError(f"the sizes of the model are {sizes!r}, no object")
   old = {"act": "activation"}
+  given = {old.get(k, k): v for k, v in sizes.items()}
+  for field in dataclasses.fields(ClipConfig):
+    if field.name not in given:
+      if field.default is dataclasses.MISSING:
+        raise ValueError(f"the size {field.name} of the model is missing")
+      continue
+    value = given.pop(field.name)
+    if field.name == "activation":
+      valid, expected = isinstance(value, str), "text"
+    else:
+      low = 0 if field.name.endswith("_heads") else 1
+      whole = isinstance(value, int) and not isinstance(value, bool)
+      valid = whole and value >= low
+      expected = f"a whole number of at least {low}"
+    if not valid:
+      raise ValueError(
+        f"the size {field.name} of the model is {value!r}, expected {expected}"
+      )
+  if given:
+    raise ValueError(f"the size {sorted(given)[0]!r} of the model is unknown")
   return ClipConfig(**{old.get(k, k): v for k, v in sizes.items()})
 
 

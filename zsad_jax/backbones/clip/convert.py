@@ -199,6 +199,32 @@ def check(
     raise ValueError(f"{source} does not fit {config}: {problem}")
 
 
+def check_values(params: types.Params, source: str) -> None:
+  """Check that parameters are finite floating-point numbers.
+
+  Args:
+    params: nested or flat parameters.
+    source: name of the parameters in the error message.
+
+  Raises:
+    ValueError: an array has another data type, or a number is NaN or infinite;
+      the message has its name.
+  """
+  for name, value in flatten(params).items():
+    x = np.asarray(value)
+    # NumPy does not know the kind of bfloat16.
+    if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
+      raise ValueError(
+        f"{source}: {name} holds {x.dtype}, expected floating-point numbers; "
+        "quantized weights are not read."
+      )
+    if not np.isfinite(x).all():
+      raise ValueError(
+        f"{source}: {name} holds {(~np.isfinite(x)).sum():,} numbers that are "
+        "NaN or infinite. The file is damaged; fetch or make it again."
+      )
+
+
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   """Return a message that lists different names and shapes, "" if none."""
   misshapen = [
@@ -262,6 +288,8 @@ def _infer_config(flat, activation, source):
       f"{source} is not a CLIP with a ViT image tower: "
       + _sides(missing=missing, unknown=unknown, misshapen=misshapen)
     )
+  if empty := [name for name, shape in shapes.items() if min(shape) < 1]:
+    raise ValueError(f"{source}: the tensor {empty[0]} has no element.")
   kernel, positions, proj, tokens, text_positions = (shapes[x] for x in axes)
   patch_size, vision_width = kernel[0], kernel[-1]
   return clip_config.ClipConfig(

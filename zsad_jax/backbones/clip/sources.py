@@ -74,6 +74,13 @@ def read(source: str, activation: str | None = None) -> Weights:
     ValueError: a file is corrupt or no CLIP, or the activation is missing or
       given in two places.
   """
+  found = _read(source, activation)
+  clip_convert.check_values(found.params, source)
+  return found
+
+
+def _read(source, activation):
+  """Return the weights of a source; see `read`."""
   path = pathlib.Path(source)
   if path.is_file():
     return _read_file(path, activation)
@@ -158,18 +165,47 @@ def _read_directory(directory):
       "Pass an open_clip file itself, not its directory."
     )
   fields = _read_json(config_file)
+  for name in ("vision_config", "text_config"):
+    if not isinstance(fields.get(name, {}), dict):
+      raise ValueError(f"{config_file}: {name} must be an object.")
   if fields.get("model_type") != "clip":
     raise ValueError(
       f"{config_file}: model_type is {fields.get('model_type')!r}, "
       "expected 'clip'."
     )
   # Adds the defaults that config.json omits.
-  hf_config = transformers.CLIPConfig.from_dict(fields)
+  try:
+    hf_config = transformers.CLIPConfig.from_dict(fields)
+  except Exception as error:  # Of transformers or its validation.
+    reason = " ".join(str(error).split())
+    raise ValueError(
+      f"{config_file} has a value that transformers refuses: {reason}"
+    ) from error
+  _check_sizes(hf_config, config_file)
   state, files = _read_weights(directory)
   params, config = clip_convert.from_hugging_face(
     state, hf_config, source=str(directory)
   )
   return Weights(params, config, {file.name: _sha256(file) for file in files})
+
+
+def _check_sizes(hf_config, path):
+  """Check that all sizes of a `transformers.CLIPConfig` are whole numbers."""
+  shared = "hidden_size num_hidden_layers num_attention_heads".split()
+  names = {
+    "vision_config": [*shared, "image_size", "patch_size"],
+    "text_config": [*shared, "vocab_size", "max_position_embeddings"],
+  }
+  found = {"projection_dim": hf_config.projection_dim}
+  for part, fields in names.items():
+    section = getattr(hf_config, part)
+    found |= {f"{part}.{name}": getattr(section, name) for name in fields}
+  for name, value in found.items():
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < 1:
+      raise ValueError(
+        f"{path}: {name} is {value!r}, expected a whole number of at least 1."
+      )
 
 
 def _read_weights(directory):
@@ -192,7 +228,8 @@ def _read_weights(directory):
 def _read_shards(index):
   """Read the files in an index; each must hold the arrays listed for it."""
   shard_of = _read_json(index).get("weight_map")
-  if not shard_of:
+  names = shard_of.values() if isinstance(shard_of, dict) else ()
+  if not names or not all(isinstance(name, str) for name in names):
     raise ValueError(f"{index} has no weight_map: file by array name.")
   files = [index.with_name(name) for name in sorted(set(shard_of.values()))]
   missing = [file.name for file in files if not file.is_file()]
@@ -216,10 +253,18 @@ def _read_shards(index):
 
 
 def _read_json(path):
+  """Return the object in a JSON file.
+
+  Raises:
+    ValueError: the file is no JSON, or no object.
+  """
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not JSON: {error}.") from error
+  if not isinstance(found, dict):
+    raise ValueError(f"{path} must be a JSON object.")
+  return found
 
 
 def _download(name):

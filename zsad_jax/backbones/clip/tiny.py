@@ -58,14 +58,19 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
     stored = json.loads(metadata[weights.METADATA_KEY])
     config, seed = clip_config.from_dict(stored["config"]), stored["seed"]
     rows, ids = tensors.pop(ROWS), tensors.pop(IDS)
-  except (KeyError, TypeError) as error:
+    table = random_table(config, seed)
+    table[ids] = rows
+  except KeyError as error:
     raise ValueError(
       f"{path} holds no embedded CLIP: {error} is missing or unknown. {hint}"
     ) from error
-  table = random_table(config, seed)
-  table[ids] = rows
+  except (IndexError, OverflowError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path} holds no embedded CLIP or is damaged: {error}. {hint}"
+    ) from error
   tensors[TABLE] = table
   clip_convert.check(tensors, config, str(path))
+  clip_convert.check_values(tensors, str(path))
   return model.from_params(clip_convert.unflatten(tensors), config)
 
 

@@ -22,9 +22,13 @@ import safetensors.numpy
 from zsad_jax import types
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.runtime import files
 
 FORMAT = 1
 METADATA_KEY = "zsad_jax"
+# Of safetensors.
+_DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
+_DTYPE_NAMES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 HOW_TO_MAKE = "python -m zsad_jax.convert --source=SOURCE --output={path}"
 
 
@@ -51,6 +55,7 @@ def load(
     tensors, metadata = read_safetensors(path)
     config = _read_config(metadata, path)
     clip_convert.check(tensors, config, str(path))
+    clip_convert.check_values(tensors, str(path))
   except ValueError as error:
     raise ValueError(f"{error} {make}") from error
   floats = {name: x.astype(np.float32) for name, x in tensors.items()}
@@ -77,7 +82,9 @@ def save(
     OSError: the file cannot be written.
   """
   path = pathlib.Path(path)
-  clip_convert.check(params, config, f"The model to save as {path}")
+  model = f"The model to save as {path}"
+  clip_convert.check(params, config, model)
+  clip_convert.check_values(params, model)
   about = {
     "format": FORMAT,
     "config": dataclasses.asdict(config),
@@ -108,11 +115,20 @@ def read_safetensors(
   """
   try:
     with safetensors.safe_open(path, framework="np") as f:
+      for name in f.keys():
+        dtype = f.get_slice(name).get_dtype()
+        if dtype not in _DTYPES:
+          raise ValueError(
+            f"{path}: the tensor {name} is {_DTYPE_NAMES.get(dtype, dtype)}, "
+            "which is not read; use a file in float16, bfloat16 or float32."
+          )
       return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
-  except safetensors.SafetensorError as error:
+  except (OSError, safetensors.SafetensorError) as error:
+    if isinstance(error, OSError) and error.errno:
+      raise
     raise ValueError(
       f"{path} is truncated or no safetensors file "
-      f"({path.stat().st_size:,} bytes; {error})."
+      f"({path.stat().st_size:,} bytes; {error}). {files.other_kind(path)}"
     ) from error
 
 
@@ -123,7 +139,17 @@ def _read_config(metadata, path):
       f"{path} was not made by zsad_jax.convert: its metadata has no "
       f"`{METADATA_KEY}`."
     )
-  about = json.loads(metadata[METADATA_KEY])
-  if about["format"] != FORMAT:
-    raise ValueError(f"{path} has format {about['format']}, expected {FORMAT}.")
-  return clip_config.from_dict(about["config"])
+  try:
+    about = json.loads(metadata[METADATA_KEY])
+    version, sizes = about["format"], about["config"]
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path} is damaged: its metadata has no format and config "
+      f"({type(error).__name__}: {error})."
+    ) from error
+  if version != FORMAT:
+    raise ValueError(f"{path} has format {version}, expected {FORMAT}.")
+  try:
+    return clip_config.from_dict(sizes)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
