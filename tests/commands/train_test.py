@@ -1,5 +1,6 @@
 """Training: resuming, stopping, devices, errors."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+import unittest.mock
 
 import jax
 import numpy as np
@@ -279,6 +282,75 @@ def test_official_selection_keeps_the_best_epoch(config, tmp_path):
   assert list(values) == [4, 8, 12]
   run = run_lib.load(tmp_path)
   assert values[run.step] == max(values.values())
+
+
+def test_a_stopped_selection_is_repeated(config, tmp_path, monkeypatch):
+  calls = []
+
+  def select(step, params, stats):
+    del params, stats
+    calls.append(step)
+    if len(calls) == 1:
+      signal.raise_signal(signal.SIGTERM)
+    return {"selection/value": float(step)}
+
+  monkeypatch.setattr(train.selection, "make", lambda *_: select)
+  config.checkpoint_steps = 100
+  with pytest.raises(stopping.Stopped):
+    train.train(config.lock(), tmp_path)
+  assert train.train(config, tmp_path)
+  assert calls == [4, 4, 8]
+  found = [li["step"] for li in lines(tmp_path) if "selection/value" in li]
+  assert found == [4, 8]
+  steps = [li["step"] for li in lines(tmp_path) if "loss" in li]
+  assert steps == list(range(1, 9))
+
+
+def test_a_finished_run_is_not_evaluated_again(tmp_path, monkeypatch, capsys):
+  run = types.SimpleNamespace(workdir=tmp_path, step=8, config=None)
+  done = []
+
+  def store(run):
+    done.append("calibration")
+    (tmp_path / "threshold.json").write_text('{"image_score": 0.5}')
+
+  def evaluate_one(run, dataset, how, on_category):
+    del run, how, on_category
+    if dataset == stops:
+      raise stopping.Stopped(signal.SIGTERM)
+    done.append(dataset)
+    path = tmp_path / "evaluation" / dataset / "results.json"
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+  monkeypatch.setattr(train.run_lib, "load", lambda workdir: run)
+  monkeypatch.setattr(train.run_lib, "open_dataset", lambda config, name: name)
+  monkeypatch.setattr(
+    train.protocol.Protocol, "from_config", lambda *_, **__: 0
+  )
+  monkeypatch.setattr(train.calibration, "store", store)
+  monkeypatch.setattr(train.results, "evaluate_run", evaluate_one)
+  monkeypatch.setattr(train.report, "Writer", unittest.mock.MagicMock())
+  (tmp_path / "threshold.json").write_text('{"image_score": 0.25}')
+  config = types.SimpleNamespace(
+    test_data=("a", "b"), allow_trained=False, decoded_cache=""
+  )
+  stops = "b"
+  with pytest.raises(stopping.Stopped):
+    train._finish(config, tmp_path)
+  assert done == ["calibration", "a"]
+  assert '"image_score": 0.25' in capsys.readouterr().out  # Replaced.
+  stops = ""
+  train._finish(config, tmp_path)  # The one that was stopped.
+  assert done == ["calibration", "a", "b"]
+  train._finish(config, tmp_path)
+  assert done == ["calibration", "a", "b"]
+  out = capsys.readouterr().out
+  assert "a, b is not evaluated again" in out and "zsad_jax.evaluate" in out
+  (tmp_path / "evaluation/a/results.json").unlink()
+  with contextlib.suppress(FileExistsError):
+    train._finish(config, tmp_path)
+  assert done[3:] == ["a"]
 
 
 def test_evaluation_of_a_run(uninterrupted, data, tmp_path, capsys):
