@@ -334,7 +334,6 @@ TORCH_NAMES = (
 )
 SUMMED_LOSSES = ("prior",)  # Over images, as in the authors' code.
 PAPER_NAME = "FAPrompt"  # In the tables of the papers.
-# Ablation of the configuration -> its name in the tables of the papers.
 PAPER_VARIANTS = {
   "k1": "FAPrompt [CAP K=1, + DAP]",
   "no_dap": "FAPrompt [AnomalyCLIP + CAP]",

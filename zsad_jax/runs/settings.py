@@ -67,7 +67,7 @@ class Rule:
     return self._out_of_range(value) if "number" in self.kind else ""
 
   def _out_of_range(self, value) -> str:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
       return "must be finite"
     if self.above and value <= self.low:
       return f"must be greater than {self.low:g}"
@@ -102,7 +102,6 @@ _SEED = Rule("whole number", 0, _LARGEST_SEED)
 _LAYERS = Rule("list of whole number", 1, empty=False)
 _FIRST_LAYER = Rule("whole number", 1, none=True)
 _PRECISION = Rule("text", choices=PRECISIONS)
-_LATER = dict(required=False)  # Fields that the first runs do not have.
 _OPTIMIZER = {
   "optax": _SECTION,
   "optax.learning_rate": _POSITIVE,
@@ -128,9 +127,9 @@ TRAINING = {
   "prompt_names": Rule("text", choices=("verbatim", "readable")),
   "mosaic_prob": Rule("number", 0, 1, none=True),
   "mosaic_label": Rule("text", choices=("stale", "any")),
-  "masks": Rule("text", **_LATER),
-  "decoded_cache": Rule("text", **_LATER),
-  "features": Rule("section", **_LATER),
+  "masks": Rule("text", required=False),
+  "decoded_cache": Rule("text", required=False),
+  "features": Rule("section", required=False),
   "features.storage": _TEXT,
   "features.dtype": _TEXT,
   "features.folder": _TEXT,
@@ -148,7 +147,7 @@ TRAINING = {
   "smooth_sigma": _AT_LEAST_0,
   "log_steps": _COUNT,
   "checkpoint_steps": _COUNT,
-  "tensorboard": Rule("truth value", **_LATER),
+  "tensorboard": Rule("truth value", required=False),
   "matmul_precision": _PRECISION,
 }
 _SIZES = (
@@ -162,10 +161,10 @@ PRETRAINING = {
   "seed": Rule("whole number", 0, _LARGEST_SEED - 1),
   "model": _SECTION,
   **{f"model.{size}": _COUNT for size in _SIZES},
-  **{f"model.{x}": Rule("whole number", 0, **_LATER) for x in _HEADS},
-  "model.vocab_size": Rule("whole number", 1, **_LATER),
-  "model.context_length": Rule("whole number", 1, **_LATER),
-  "model.activation": Rule("text", **_LATER),
+  **{f"model.{x}": Rule("whole number", 0, required=False) for x in _HEADS},
+  "model.vocab_size": Rule("whole number", 1, required=False),
+  "model.context_length": Rule("whole number", 1, required=False),
+  "model.activation": Rule("text", required=False),
   "pairs": _COUNT,
   "held_out": _COUNT,
   "batch_size": Rule("whole number", 2),

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 
 from zsad_jax.runtime import files
 
 FILE = "threshold.json"
+_LARGEST = sys.float_info.max
 FEW_SHOT_FILE = "threshold_few_shot.json"
 
 
@@ -90,8 +92,11 @@ def _from_file(path):
       raise ValueError(f"{path}: {name} is {value!r}, expected text. {hint}")
     if field.type in (float, "float") and not _is_finite(value):
       raise ValueError(
-        f"{path}: {name} is {value!r}, expected a finite number. {hint}"
+        f"{path}: {name} is {str(value)[:40]!r}, expected a finite number. "
+        f"{hint}"
       )
+    if field.type in (float, "float"):
+      values[name] = float(value)
   if unknown := sorted(values.keys() - fields.keys()):
     raise ValueError(f"{path}: the field {unknown[0]!r} is unknown. {hint}")
   if values["map_low"] > values["map_high"]:
@@ -101,7 +106,7 @@ def _from_file(path):
 
 def _is_finite(value):
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return number and math.isfinite(value)
+  return number and abs(value) <= _LARGEST
 
 
 def read_or_replace(

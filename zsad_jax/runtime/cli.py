@@ -154,18 +154,18 @@ def _quiet_threads() -> None:
   """
   if environment.debug():
     return
-  show = sys.excepthook
+  show = sys.unraisablehook
 
-  def only_main(kind, error, trace):
-    if threading.current_thread() is threading.main_thread():
-      show(kind, error, trace)
+  def only_of_python(found):
+    if found.object is not None:
+      show(found)
 
   def in_one_line(found):
     if not issubclass(found.exc_type, SystemExit):
       text = " ".join(f"{found.exc_type.__name__}: {found.exc_value}".split())
       print(f"error in a thread: {text[:400]}", file=sys.stderr, flush=True)
 
-  sys.excepthook = only_main
+  sys.unraisablehook = only_of_python
   threading.excepthook = in_one_line
   absl_logging.get_absl_logger().addFilter(_is_not_orbax)
 
