@@ -101,13 +101,8 @@ def _pretrain(config, workdir, stack):
   replicated = NamedSharding(mesh, P())
   sizes = ClipConfig(**config.model)
   objective = Objective(**config.objective)
-  ensure_pairs = functools.partial(
-    synthetic_pairs.ensure,
-    environment.default_cache_dir(),
-    size=sizes.image_size,
-  )
-  pairs = ensure_pairs(config.pairs, seed=config.seed)
-  held_out = ensure_pairs(config.held_out, seed=config.seed + 1)
+  pairs = _pairs(config.pairs, sizes, seed=config.seed)
+  held_out = _pairs(config.held_out, sizes, seed=config.seed + 1)
   vocabulary = captions.vocabulary()
   trainable, table = init(sizes, vocabulary, config.seed)
   table = jax.device_put(table, replicated)
@@ -128,14 +123,7 @@ def _pretrain(config, workdir, stack):
     print(f"The pretraining was finished before: {workdir / WEIGHTS}")
     return True
 
-  num_params = sum(x.size for x in jax.tree.leaves(trainable["clip"]))
-  print(
-    f"Pretraining {config.name}: {num_params:,} parameters and "
-    f"{len(vocabulary)} of {sizes.vocab_size:,} rows of the token table, on "
-    f"{config.pairs:,} pairs of images; {len(jax.devices())} x "
-    f"{jax.devices()[0].device_kind}",
-    flush=True,
-  )
+  print(_summary(config, sizes, trainable, vocabulary), flush=True)
 
   # ---- One step, logging, evaluation.
   @functools.partial(jax.jit, donate_argnums=0)
@@ -154,7 +142,6 @@ def _pretrain(config, workdir, stack):
     workdir,
     first_step=step,
     total_steps=config.steps,
-    # These measurements are about to be repeated.
     drop_extra=step == config.steps or not meta.get("measured", True),
   )
   pending = {}
@@ -164,10 +151,8 @@ def _pretrain(config, workdir, stack):
       return
     fetched = jax.device_get(pending)
     logger.check_finite(fetched)
-    means = {
-      key: float(np.mean([m[key] for m in fetched.values()]))
-      for key in fetched[max(fetched)]
-    }
+    mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
+    means = {key: mean(key) for key in fetched[max(fetched)]}
     log.progress(max(fetched), means["loss"], config.batch_size)
     log.write(max(fetched), means)
     pending.clear()
@@ -228,16 +213,34 @@ def _pretrain(config, workdir, stack):
   with stop.interruptible():
     model, metrics = evaluate()
   log.write(step, metrics)
-  path = workdir / WEIGHTS
+  about = {"config": config.name, "steps": step, **metrics}
+  _save_weights(workdir / WEIGHTS, model, vocabulary, config.seed, about)
+  return True
+
+
+def _pairs(count, sizes, *, seed):
+  """Return pairs of images from the cache; generate the missing ones."""
+  folder = environment.default_cache_dir()
+  return synthetic_pairs.ensure(folder, count, size=sizes.image_size, seed=seed)
+
+
+def _summary(config, sizes, trainable, vocabulary):
+  """Return the line to print before training."""
+  num_params = sum(x.size for x in jax.tree.leaves(trainable["clip"]))
+  return (
+    f"Pretraining {config.name}: {num_params:,} parameters and "
+    f"{len(vocabulary)} of {sizes.vocab_size:,} rows of the token table, on "
+    f"{config.pairs:,} pairs of images; {len(jax.devices())} x "
+    f"{jax.devices()[0].device_kind}"
+  )
+
+
+def _save_weights(path, model, vocabulary, seed, source):
+  """Write the weights and print their digest."""
   digest = tiny.save(
-    path,
-    model,
-    vocabulary=vocabulary,
-    seed=config.seed,
-    about={"source": {"config": config.name, "steps": step, **metrics}},
+    path, model, vocabulary=vocabulary, seed=seed, about={"source": source}
   )
   print(f"Weights: {path}, {path.stat().st_size:,} bytes, SHA-256 {digest}")
-  return True
 
 
 def define_flags() -> None:

@@ -76,11 +76,7 @@ def _train(config, workdir, stack):
     )
 
   # ---- Data: test images of the auxiliary sets; their anomalies have masks.
-  datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
-  if config.mosaic_prob is not None:
-    datasets = [
-      dataclasses.replace(d, mosaic_prob=config.mosaic_prob) for d in datasets
-    ]
+  datasets = _open_datasets(config)
   names = sum(
     (evaluator.prompt_names(d, config.prompt_names) for d in datasets), ()
   )
@@ -211,6 +207,16 @@ def _train(config, workdir, stack):
   report.log_skipped(source.skipped)
   stopped = distributed.any_of(stop.requested)
   return step == total_steps and not stopped
+
+
+def _open_datasets(config):
+  """Open the auxiliary data sets."""
+  datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
+  if config.mosaic_prob is None:
+    return datasets
+  return [
+    dataclasses.replace(d, mosaic_prob=config.mosaic_prob) for d in datasets
+  ]
 
 
 def define_flags() -> None:
