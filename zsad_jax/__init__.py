@@ -10,6 +10,7 @@ nor TensorFlow.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Detection", "Detector", "load"]
+
+if sys.argv[:1] == ["-m"]:  # A command, whose imports take seconds.
+  from zsad_jax.runtime import stopping
+
+  stopping.exit_on_signal()
 
 
 def __getattr__(name: str) -> Any:

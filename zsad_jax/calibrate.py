@@ -27,6 +27,7 @@ from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import detector as detector_lib
+from zsad_jax.runs import lock
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli
@@ -124,6 +125,10 @@ def main(options: flags.FlagValues) -> None:
   """Run the command."""
   if not options.arguments:
     raise ValueError("No normal image given: name images or folders.")
+  try:
+    lock.check(options.workdir)
+  except ValueError as error:
+    print(f"note: {error} At its end, training replaces the threshold.")
   calibrate(
     run_lib.load(pathlib.Path(options.workdir)),
     options.arguments,

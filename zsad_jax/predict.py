@@ -11,7 +11,9 @@ without them is printed as well.
 Prints score and label of each image, and writes under --output:
 
   scores.csv           image, score, label, threshold; with references also
-                       zero_shot_score
+                       zero_shot_score; status: "scored", or why there is no
+                       score, such as a signal that stopped the command.
+                       Until the end it is called scores.partial.csv.
   references.json      the references, if there are any
   <name>_overlay.png   the anomaly map over the image, at the image's size
   <name>_map.npy       the anomaly map as float32 (s, s), unsmoothed, in [0, 1]
@@ -29,7 +31,7 @@ from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import cli, progress
 
 
 def predict(
@@ -57,7 +59,8 @@ def predict(
     skip_corrupt: count files that cannot be read instead of stopping.
 
   Raises:
-    ValueError, FileNotFoundError: a path or file is missing or invalid.
+    ValueError, FileNotFoundError: a path or file is missing or invalid; the
+      scores before it are kept.
   """
   images = image_files.find(paths)
   normal = image_files.find(reference_paths) if reference_paths else ()
@@ -66,23 +69,30 @@ def predict(
   )
   if normal:
     detector = detector.with_references(normal)
-  found = score(detector, images, skip_corrupt=skip_corrupt)
+  found = score(detector, images, skip_corrupt=True)
   threshold = threshold_lib.read_or_replace(
     run.workdir, few_shot=bool(normal), image_score=limit
   )
-  results, skipped = [], []
-  for result in found:
-    if isinstance(result, str):
-      skipped.append(result)
-      continue
-    predictions.save_overlay(output, result, threshold)
-    predictions.save_map(output, result)
-    print(line(result), flush=True)
-    results.append(result)
-  predictions.save_scores(output, results)
   if normal:
     predictions.save_references(output, class_name, normal)
-  print(summary(results, threshold, len(normal)), f"Results: {output}")
+  reported = progress.Progress("Predictions", len(images))
+  labels, skipped = [], []
+  table = predictions.ScoreTable(output, images, has_references=bool(normal))
+  with table:
+    for number, result in enumerate(found, 1):
+      if isinstance(result, str):
+        if not skip_corrupt:
+          raise ValueError(result)
+        table.skip(f"not read: {result}")
+        skipped.append(result)
+        continue
+      predictions.save_overlay(output, result, threshold)
+      predictions.save_map(output, result)
+      table.add(result)
+      print(line(result), flush=True)
+      labels.append(result.detection.label)
+      reported.update(number)
+  print(summary(labels, threshold, len(normal)), f"Results: {output}")
   if skipped:
     print(f"Skipped {len(skipped)} images that could not be read:")
     print("\n".join(f"  {message}" for message in skipped))
@@ -121,15 +131,15 @@ def line(result: predictions.ImageResult) -> str:
 
 
 def summary(
-  results: Sequence[predictions.ImageResult],
+  labels: Sequence[str],
   threshold: threshold_lib.Threshold,
   num_references: int,
 ) -> str:
   """Return the counts to print after all images."""
-  anomalous = sum(r.detection.label == "anomalous" for r in results)
+  anomalous = sum(label == "anomalous" for label in labels)
   note = f"; {num_references} references" if num_references else ""
   return (
-    f"{len(results)} images, {anomalous} anomalous (threshold "
+    f"{len(labels)} images, {anomalous} anomalous (threshold "
     f"{threshold.image_score:.4g}: {threshold.source}{note})."
   )
 

@@ -9,7 +9,6 @@ same result. The weights are written to WORKDIR/weights.safetensors.
 import contextlib
 import functools
 import pathlib
-import signal
 from typing import Any
 
 import jax
@@ -24,9 +23,17 @@ from zsad_jax.backbones.clip import tiny
 from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.pretraining import batches, captions, measure, synthetic_pairs
 from zsad_jax.pretraining.objective import Objective, assemble, init
-from zsad_jax.runs import checkpoint, logger, settings
+from zsad_jax.runs import checkpoint, lock, logger, settings
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli, config_files, distributed, environment
+from zsad_jax.runtime import (
+  cli,
+  config_files,
+  distributed,
+  environment,
+  stopping,
+)
+
+WEIGHTS = "weights.safetensors"
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:
@@ -72,13 +79,17 @@ def pretrain(config: Any, workdir: pathlib.Path) -> bool:
     workdir: folder of the run; a stopped run in it is resumed.
 
   Returns:
-    True at the end of training, False if a signal stopped it before.
+    True at the end of training, False if a signal stopped it after a step,
+    whose state is stored.
 
   Raises:
-    ValueError: the workdir holds a run of another configuration, or the loss
-      is not finite.
+    stopping.Stopped: a signal stopped it before its first step, or during an
+      evaluation.
+    ValueError: the workdir holds a run of another configuration, the loss
+      is not finite, or another process trains in this workdir.
   """
   with contextlib.ExitStack() as stack:
+    stack.enter_context(lock.hold(workdir))
     return _pretrain(config, workdir, stack)
 
 
@@ -90,13 +101,8 @@ def _pretrain(config, workdir, stack):
   replicated = NamedSharding(mesh, P())
   sizes = ClipConfig(**config.model)
   objective = Objective(**config.objective)
-  ensure_pairs = functools.partial(
-    synthetic_pairs.ensure,
-    environment.default_cache_dir(),
-    size=sizes.image_size,
-  )
-  pairs = ensure_pairs(config.pairs, seed=config.seed)
-  held_out = ensure_pairs(config.held_out, seed=config.seed + 1)
+  pairs = _pairs(config.pairs, sizes, seed=config.seed)
+  held_out = _pairs(config.held_out, sizes, seed=config.seed + 1)
   vocabulary = captions.vocabulary()
   trainable, table = init(sizes, vocabulary, config.seed)
   table = jax.device_put(table, replicated)
@@ -108,18 +114,16 @@ def _pretrain(config, workdir, stack):
   state = jax.device_put(state, replicated)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
+  meta = {}
   if saved.latest_step is not None:
-    state = saved.restore(state=state)[0]["state"]
-  step = int(state["step"])
+    found, meta = saved.restore(state=state)
+    state = found["state"]
+  first_step = step = int(state["step"])
+  if step == config.steps and (workdir / WEIGHTS).is_file():
+    print(f"The pretraining was finished before: {workdir / WEIGHTS}")
+    return True
 
-  num_params = sum(x.size for x in jax.tree.leaves(trainable["clip"]))
-  print(
-    f"Pretraining {config.name}: {num_params:,} parameters and "
-    f"{len(vocabulary)} of {sizes.vocab_size:,} rows of the token table, on "
-    f"{config.pairs:,} pairs of images; {len(jax.devices())} x "
-    f"{jax.devices()[0].device_kind}",
-    flush=True,
-  )
+  print(_summary(config, sizes, trainable, vocabulary), flush=True)
 
   # ---- One step, logging, evaluation.
   @functools.partial(jax.jit, donate_argnums=0)
@@ -134,18 +138,21 @@ def _pretrain(config, workdir, stack):
     state = {"params": params, "opt": opt, "step": state["step"] + 1}
     return state, {"loss": value, **norms, **parts}
 
-  log = logger.Writer(workdir, first_step=step, total_steps=config.steps)
-  stop, pending = cli.StopSignal(), {}
+  log = logger.Writer(
+    workdir,
+    first_step=step,
+    total_steps=config.steps,
+    drop_extra=step == config.steps or not meta.get("measured", True),
+  )
+  pending = {}
 
   def flush():
     if not pending:
       return
     fetched = jax.device_get(pending)
     logger.check_finite(fetched)
-    means = {
-      key: float(np.mean([m[key] for m in fetched.values()]))
-      for key in fetched[max(fetched)]
-    }
+    mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
+    means = {key: mean(key) for key in fetched[max(fetched)]}
     log.progress(max(fetched), means["loss"], config.batch_size)
     log.write(max(fetched), means)
     pending.clear()
@@ -156,46 +163,84 @@ def _pretrain(config, workdir, stack):
     print("  ".join(f"{k} {v:.1f}" for k, v in metrics.items()), flush=True)
     return model, metrics
 
+  def save(measured=True):
+    flush()
+    saved.save(step, {"step": step, "measured": measured}, state=state)
+
+  def evaluate_now(stop):
+    """Log an evaluation; if stopped, a resumed run repeats it."""
+    flush()
+    try:
+      with stop.interruptible():
+        log.write(step, evaluate()[1])
+    except stopping.Stopped:
+      save(measured=False)
+      saved.wait()
+      raise
+
   # ---- Loop.
+  stop = stack.enter_context(stopping.Deferred())
+  if not meta.get("measured", True) and step < config.steps:
+    evaluate_now(stop)
   while step < config.steps and not stop.requested:
-    batch = batches.make(
-      pairs,
-      step,
-      batch_size=config.batch_size,
-      patch_size=sizes.patch_size,
-      keep=config.keep if step < config.steps - config.whole_steps else None,
-      states=config.states,
-      seed=config.seed,
-    )
-    state, pending[step + 1] = update(state, table, batch)
-    # The host prepares one batch ahead of the device, and stops promptly.
-    jax.block_until_ready(pending.get(step))
+    first = step == first_step  # Nothing to store yet; compiles.
+    with stop.interruptible() if first else contextlib.nullcontext():
+      batch = batches.make(
+        pairs,
+        step,
+        batch_size=config.batch_size,
+        patch_size=sizes.patch_size,
+        keep=config.keep if step < config.steps - config.whole_steps else None,
+        states=config.states,
+        seed=config.seed,
+      )
+      state, pending[step + 1] = update(state, table, batch)
+      # The host prepares one batch ahead of the device, and stops promptly.
+      jax.block_until_ready(pending[step + 1] if first else pending.get(step))
     step += 1
     if step % config.log_steps == 0:
       flush()
-    if step % config.checkpoint_steps == 0:
-      flush()
-      saved.save(step, {"step": step}, state=state)
     if step % config.measure_steps == 0 and step < config.steps:
-      log.write(step, evaluate()[1])
+      evaluate_now(stop)
+    if step % config.checkpoint_steps == 0:
+      save()
 
   # ---- Final evaluation, weights.
-  flush()
-  saved.save(step, {"step": step}, state=state)
+  save()
+  saved.wait()
   if step < config.steps:
     return False
-  model, metrics = evaluate()
+  with stop.interruptible():
+    model, metrics = evaluate()
   log.write(step, metrics)
-  path = workdir / "weights.safetensors"
+  about = {"config": config.name, "steps": step, **metrics}
+  _save_weights(workdir / WEIGHTS, model, vocabulary, config.seed, about)
+  return True
+
+
+def _pairs(count, sizes, *, seed):
+  """Return pairs of images from the cache; generate the missing ones."""
+  folder = environment.default_cache_dir()
+  return synthetic_pairs.ensure(folder, count, size=sizes.image_size, seed=seed)
+
+
+def _summary(config, sizes, trainable, vocabulary):
+  """Return the line to print before training."""
+  num_params = sum(x.size for x in jax.tree.leaves(trainable["clip"]))
+  return (
+    f"Pretraining {config.name}: {num_params:,} parameters and "
+    f"{len(vocabulary)} of {sizes.vocab_size:,} rows of the token table, on "
+    f"{config.pairs:,} pairs of images; {len(jax.devices())} x "
+    f"{jax.devices()[0].device_kind}"
+  )
+
+
+def _save_weights(path, model, vocabulary, seed, source):
+  """Write the weights and print their digest."""
   digest = tiny.save(
-    path,
-    model,
-    vocabulary=vocabulary,
-    seed=config.seed,
-    about={"source": {"config": config.name, "steps": step, **metrics}},
+    path, model, vocabulary=vocabulary, seed=seed, about={"source": source}
   )
   print(f"Weights: {path}, {path.stat().st_size:,} bytes, SHA-256 {digest}")
-  return True
 
 
 def define_flags() -> None:
@@ -210,9 +255,12 @@ def main(options: Any) -> int:
   """Pretrain; return the exit status."""
   config = options.config
   workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
-  if not pretrain(config, workdir):
-    print(f"Stopped. Run the same command to resume; run: {workdir}.")
-    return 128 + signal.SIGTERM
+  try:
+    if not pretrain(config, workdir):
+      raise stopping.Stopped(stopping.received())
+  except stopping.Stopped as error:
+    error.add_note(f"The same command resumes the run in {workdir}.")
+    raise
   return 0
 
 

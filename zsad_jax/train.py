@@ -8,14 +8,13 @@ python -m zsad_jax.train --config=adaclip --workdir=runs/adaclip
   --config.method.temperature=0.1       any field of the method
 
 A run can be stopped at any time: the same command resumes it, to the same
-numbers.
+numbers. A finished run is not evaluated again; `zsad_jax.evaluate` does that.
 """
 
 import contextlib
 import dataclasses
 import functools
 import pathlib
-import signal
 import time
 
 import jax
@@ -28,9 +27,10 @@ from zsad_jax.datasets import pipeline
 from zsad_jax.evaluation import calibration, evaluator, protocol, results
 from zsad_jax.inference import predictor
 from zsad_jax.reporting import report
-from zsad_jax.runs import checkpoint, logger, settings
+from zsad_jax.runs import checkpoint, finished, lock, logger, settings
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli, config_files, distributed
+from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import cli, config_files, distributed, stopping
 from zsad_jax.training import batch_source, optimizer, selection, summary
 
 
@@ -42,14 +42,17 @@ def train(config: types.Config, workdir: pathlib.Path) -> bool:
     workdir: folder of the run; an interrupted run in it is resumed.
 
   Returns:
-    False when a signal stopped the run before the last step.
+    False when a signal stopped the run after a step, whose state is stored.
 
   Raises:
-    ValueError: a setting is invalid, a file cannot be read, or the loss is not
-      finite.
+    stopping.Stopped: a signal stopped the run before its first step, or the
+      selection of an epoch.
+    ValueError: a setting is invalid, a file cannot be read, the loss is not
+      finite, or another process trains in this workdir.
   """
   # The threads of the checkpoints have to end in any case.
   with contextlib.ExitStack() as stack, distributed.exit_on_peer_failure():
+    stack.enter_context(lock.hold(workdir))
     return _train(config, workdir, stack)
 
 
@@ -73,11 +76,7 @@ def _train(config, workdir, stack):
     )
 
   # ---- Data: test images of the auxiliary sets; their anomalies have masks.
-  datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
-  if config.mosaic_prob is not None:
-    datasets = [
-      dataclasses.replace(d, mosaic_prob=config.mosaic_prob) for d in datasets
-    ]
+  datasets = _open_datasets(config)
   names = sum(
     (evaluator.prompt_names(d, config.prompt_names) for d in datasets), ()
   )
@@ -104,11 +103,13 @@ def _train(config, workdir, stack):
   state = distributed.replicate(state, mesh)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
-  start = time.perf_counter()
+  start, meta = time.perf_counter(), {}
   if saved.latest_step is not None:
     state, meta = saved.restore(**state)
     start -= meta.get("seconds", 0.0)  # Of the interrupted run.
-  step = int(state["training"]["step"])
+  first_step = step = int(state["training"]["step"])
+  if step < total_steps:
+    finished.reset(workdir)
   summary.log(config, datasets, method, backbone, params)
 
   # ---- Update step.
@@ -143,8 +144,9 @@ def _train(config, workdir, stack):
     first_step=step,
     total_steps=total_steps,
     tensorboard=config.tensorboard,
+    drop_extra=not meta.get("selected", True),
   )
-  stop = cli.StopSignal()
+  stack.callback(log.close)
   select = selection.make(config, workdir, method, backbone, mesh, stack)
   pending = {}  # Measurements since the last flush, still on the device.
 
@@ -160,32 +162,61 @@ def _train(config, workdir, stack):
     log.write(max(fetched), {**means, "images_per_second": speed})
     pending.clear()
 
-  def save():
+  def save(selected=True):
     """Write a checkpoint, of finite parameters only."""
     flush()
     seconds = time.perf_counter() - start
     meta = {"step": step, "epoch": step // per_epoch, "seconds": seconds}
-    saved.save(step, meta, **state)
+    saved.save(step, meta | {"selected": selected}, **state)
+
+  def end_epoch(stop):
+    """Select the parameters of an epoch; if stopped, a resumed run does."""
+    flush()
+    try:
+      with stop.interruptible():
+        log.write(step, select(step, **state["model"]))
+    except stopping.Stopped:
+      save(selected=False)
+      saved.wait()
+      raise
 
   # ---- Loop.
   source = batch_source.make(config, method, backbone, mesh, datasets)
   batches = source.batches(start_step=step)
+  stop = stack.enter_context(stopping.Deferred())
+  if not meta.get("selected", True):
+    end_epoch(stop)
   while step < total_steps and not distributed.any_of(stop.requested):
-    batch = next(batches)
-    batch.pop("index", None)
-    batch = predictor.put_batch(batch, mesh)
-    state, pending[step + 1] = update(state, backbone, aux, batch, rng_loop)
+    first = step == first_step  # Nothing to store yet; compiles.
+    with stop.interruptible() if first else contextlib.nullcontext():
+      batch = next(batches)
+      batch.pop("index", None)
+      batch = predictor.put_batch(batch, mesh)
+      state, pending[step + 1] = update(state, backbone, aux, batch, rng_loop)
+      if first:
+        jax.block_until_ready(state["training"]["step"])
     step += 1
     if step % config.log_steps == 0 or step == total_steps:
       flush()
     if step % per_epoch == 0:
-      flush()
-      log.write(step, select(step, **state["model"]))
+      end_epoch(stop)
     if step % config.checkpoint_steps == 0:
       save()
   save()
+  saved.wait()
   report.log_skipped(source.skipped)
-  return step == total_steps
+  stopped = distributed.any_of(stop.requested)
+  return step == total_steps and not stopped
+
+
+def _open_datasets(config):
+  """Open the auxiliary data sets."""
+  datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
+  if config.mosaic_prob is None:
+    return datasets
+  return [
+    dataclasses.replace(d, mosaic_prob=config.mosaic_prob) for d in datasets
+  ]
 
 
 def define_flags() -> None:
@@ -200,24 +231,73 @@ def main(options: flags.FlagValues) -> int:
   """Run the command; return its exit status."""
   config = options.config
   workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
-  start = time.perf_counter()
-  if not train(config, workdir):
-    print(f"Stopped. The same command resumes the run in {workdir}.")
-    return 128 + signal.SIGTERM
-  print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
+  try:
+    with lock.hold(workdir):
+      start = time.perf_counter()
+      if not train(config, workdir):
+        raise stopping.Stopped(stopping.received())
+      print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
+      _finish(config, workdir)
+  except stopping.Stopped as error:
+    error.add_note(f"The same command resumes the run in {workdir}.")
+    raise
+  return 0
+
+
+def _finish(config, workdir):
+  """Calibrate and evaluate a trained run, unless that was done before."""
   run = run_lib.load(workdir)
-  calibration.store(run)
+  stages = finished.Stages(workdir, run.step)
+  if not stages.is_done("calibration"):
+    _calibrate(run, stages)
   how = protocol.Protocol.from_config(
     config, allow_trained=config.allow_trained
   )
+  done = []
   for data in config.test_data:
-    dataset = run_lib.open_dataset(config, data)
-    writer = report.Writer(run, dataset, workdir / "evaluation")
-    writer.write(
-      results.evaluate_run(run, dataset, how, on_category=writer.add_category)
+    if stages.is_done(f"evaluation of {data}"):
+      done.append(data)
+      continue
+    _evaluate(run, data, how, stages)
+  if done:
+    print(
+      f"The run was finished before: {', '.join(done)} is not evaluated "
+      f"again, see {workdir / 'evaluation'}. To repeat it: python -m "
+      f"zsad_jax.evaluate --workdir={workdir}"
     )
   report.log_cache_size(config.decoded_cache)
-  return 0
+
+
+def _calibrate(run, stages):
+  """Store the thresholds of a run; print those that they replace."""
+  names = (threshold_lib.FILE, threshold_lib.FEW_SHOT_FILE)
+  paths = [run.workdir / name for name in names]
+  before = {p: p.read_text(encoding="utf-8") for p in paths if p.is_file()}
+  calibration.store(run)
+  for path, text in before.items():
+    if path.read_text(encoding="utf-8") != text:
+      old = " ".join(text.split())
+      print(f"note: {path} was replaced; it was of other parameters: {old}")
+  stages.mark("calibration", [path for path in paths if path.is_file()])
+
+
+def _evaluate(run, data, how, stages):
+  """Evaluate a run on a data set and write the tables."""
+  folder = run.workdir / "evaluation"
+  before = _times(folder)
+  dataset = run_lib.open_dataset(run.config, data)
+  writer = report.Writer(run, dataset, folder)
+  writer.write(
+    results.evaluate_run(run, dataset, how, on_category=writer.add_category)
+  )
+  written = [p for p, t in _times(folder).items() if before.get(p) != t]
+  stages.mark(f"evaluation of {data}", written)
+
+
+def _times(folder):
+  """Return the times of the results below a folder, by path."""
+  paths = sorted(folder.rglob("results.json"))
+  return {path: path.stat().st_mtime_ns for path in paths}
 
 
 if __name__ == "__main__":

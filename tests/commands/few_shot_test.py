@@ -23,11 +23,6 @@ from zsad_jax.evaluation import calibration, paper_results
 from zsad_jax.reporting import report, tables
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli
-
-
-class Never:
-  requested = False
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,6 @@ def folder(tmp_path_factory):
 def trained(config, workdir):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
-    patch.setattr(cli, "StopSignal", Never)
     train.train(config.lock(), workdir)
     run = run_lib.load(workdir)
   calibration.store(run)

@@ -16,7 +16,6 @@ from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -27,12 +26,8 @@ def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
   small_run.write_images(folder / "parts")
 
-  class Never:
-    requested = False
-
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
-    patch.setattr(cli, "StopSignal", Never)
     config = small_run.get_config(str(folder / "parts"))
     train.train(config.lock(), folder)
     loaded = run_lib.load(folder)
@@ -86,11 +81,19 @@ def test_a_given_threshold_decides(run, tmp_path):
 def test_bad_files_are_named_or_counted(run, tmp_path, capsys):
   (tmp_path / "broken.png").write_bytes(b"no image")
   Image.new("RGB", (9, 7)).save(tmp_path / "fine.png")
+  Image.new("RGB", (9, 7)).save(tmp_path / "above.png")
   with pytest.raises(ValueError, match="broken.png"):
     predict.predict(run, [str(tmp_path)], tmp_path / "out")
-  assert not (tmp_path / "out" / "scores.csv").exists()
-  predict.predict(run, [str(tmp_path)], tmp_path / "out", skip_corrupt=True)
-  assert len(read(tmp_path / "out")) == 1
+  # The image before it, of the same batch, has its score.
+  rows = read(tmp_path / "out")
+  assert [bool(r["score"]) for r in rows] == [True, False, False]
+  assert "broken.png" in rows[1]["status"] and "broken.png" in rows[2]["status"]
+  assert (tmp_path / "out" / "above_map.npy").exists()
+  images = [str(tmp_path / "*.png")]
+  predict.predict(run, images, tmp_path / "out", skip_corrupt=True)
+  rows = read(tmp_path / "out")
+  assert [bool(r["score"]) for r in rows] == [True, False, True]
+  assert rows[1]["status"].startswith("not read:")
   assert "Skipped 1 images" in capsys.readouterr().out
 
 

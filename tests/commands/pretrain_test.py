@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny_clip
+from tests.helpers import small_run
 from zsad_jax import backbones, pretrain
 from zsad_jax.backbones.clip import model, tokenizer
 from zsad_jax.backbones.clip.config import ClipConfig
@@ -332,18 +333,10 @@ def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   found = lines[-1]
   assert found["retrieval_auroc"] > 55  # On held-out images and captions.
 
-  class Stop:
-    """Stop signal after 35 steps, once."""
-
-    steps = 0
-
-    @property
-    def requested(self):
-      Stop.steps += 1
-      return Stop.steps == 36
-
-  monkeypatch.setattr(pretrain.cli, "StopSignal", Stop)
-  assert not pretrain.pretrain(config, parts)
+  with pytest.MonkeyPatch.context() as patch:
+    stop = lambda: small_run.StopAfter(35)
+    patch.setattr(pretrain.stopping, "Deferred", stop)
+    assert not pretrain.pretrain(config, parts)
   saved = checkpoint.Checkpoints(parts / "checkpoints")
   assert saved.latest_step == 35
   saved.close()

@@ -1,5 +1,6 @@
 """Training: resuming, stopping, devices, errors."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+import unittest.mock
 
 import jax
 import numpy as np
@@ -17,7 +20,7 @@ from zsad_jax import evaluate, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.evaluation import protocol
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import stopping
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -33,18 +36,6 @@ def data(tmp_path_factory):
 def config(data, monkeypatch):
   monkeypatch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
   return small_run.get_config(data)
-
-
-class StopAfter:
-  """Requests a stop after some steps, as a signal does."""
-
-  def __init__(self, steps=10**9):
-    self._left = steps
-
-  @property
-  def requested(self):
-    self._left -= 1
-    return self._left < 0
 
 
 def lines(workdir):
@@ -66,7 +57,6 @@ def uninterrupted(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("uninterrupted")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
-    patch.setattr(cli, "StopSignal", StopAfter)
     assert train.train(small_run.get_config(data).lock(), workdir)
   return workdir
 
@@ -96,9 +86,9 @@ def test_a_run_records_every_step_and_lowers_the_loss(uninterrupted):
 def test_stopped_and_resumed_is_the_same_run(
   config, uninterrupted, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  monkeypatch.setattr(stopping, "Deferred", lambda: small_run.StopAfter(3))
   assert not train.train(config.lock(), tmp_path)
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  monkeypatch.setattr(stopping, "Deferred", small_run.StopAfter)
   assert train.train(config, tmp_path)
   equal(load(tmp_path).params, load(uninterrupted).params)
   assert losses(tmp_path) == losses(uninterrupted)
@@ -111,11 +101,11 @@ def test_lines_beyond_the_checkpoint_are_dropped(
   config, uninterrupted, tmp_path, monkeypatch
 ):
   config.checkpoint_steps = 100
-  monkeypatch.setattr(cli, "StopSignal", lambda: StopAfter(3))
+  monkeypatch.setattr(stopping, "Deferred", lambda: small_run.StopAfter(3))
   train.train(config.lock(), tmp_path)
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 4, "loss": 0.0}\n')  # Logged, then killed.
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+  monkeypatch.setattr(stopping, "Deferred", small_run.StopAfter)
   train.train(config, tmp_path)
   assert losses(tmp_path) == losses(uninterrupted)
 
@@ -169,7 +159,10 @@ def test_sigterm_stops_after_a_step_with_a_hint_to_resume(data, tmp_path):
       break
   out, err = process.communicate(timeout=120)
   assert process.returncode == 128 + signal.SIGTERM, err
-  assert "The same command resumes" in out
+  assert "Stopping after this step." in out
+  assert err.splitlines()[-1] == (
+    f"Stopped by SIGTERM. The same command resumes the run in {tmp_path}."
+  )
   assert load(tmp_path).step >= 1
 
 
@@ -211,8 +204,7 @@ def test_four_devices_give_the_losses_of_one(data, tmp_path):
   )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
   config.optax.learning_rate = 1e30
   config.log_steps, config.checkpoint_steps = 4, 100
   with pytest.raises(ValueError, match=r"not finite in steps 1 to 4"):
@@ -222,8 +214,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     load(tmp_path)
 
 
-def test_another_configuration_is_refused(config, uninterrupted, monkeypatch):
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+def test_another_configuration_is_refused(config, uninterrupted):
   config.seed = 5
   with pytest.raises(ValueError, match=r"different: seed"):
     train.train(config.lock(), uninterrupted)
@@ -282,8 +273,7 @@ def test_a_mistake_is_one_line(mistakes, flags, message):
   assert "Traceback" not in err
 
 
-def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, "StopSignal", StopAfter)
+def test_official_selection_keeps_the_best_epoch(config, tmp_path):
   config.selection, config.selection_data = "official", config.train_data
   config.epochs = 3
   train.train(config.lock(), tmp_path)
@@ -292,6 +282,75 @@ def test_official_selection_keeps_the_best_epoch(config, tmp_path, monkeypatch):
   assert list(values) == [4, 8, 12]
   run = run_lib.load(tmp_path)
   assert values[run.step] == max(values.values())
+
+
+def test_a_stopped_selection_is_repeated(config, tmp_path, monkeypatch):
+  calls = []
+
+  def select(step, params, stats):
+    del params, stats
+    calls.append(step)
+    if len(calls) == 1:
+      signal.raise_signal(signal.SIGTERM)
+    return {"selection/value": float(step)}
+
+  monkeypatch.setattr(train.selection, "make", lambda *_: select)
+  config.checkpoint_steps = 100
+  with pytest.raises(stopping.Stopped):
+    train.train(config.lock(), tmp_path)
+  assert train.train(config, tmp_path)
+  assert calls == [4, 4, 8]
+  found = [li["step"] for li in lines(tmp_path) if "selection/value" in li]
+  assert found == [4, 8]
+  steps = [li["step"] for li in lines(tmp_path) if "loss" in li]
+  assert steps == list(range(1, 9))
+
+
+def test_a_finished_run_is_not_evaluated_again(tmp_path, monkeypatch, capsys):
+  run = types.SimpleNamespace(workdir=tmp_path, step=8, config=None)
+  done = []
+
+  def store(run):
+    done.append("calibration")
+    (tmp_path / "threshold.json").write_text('{"image_score": 0.5}')
+
+  def evaluate_one(run, dataset, how, on_category):
+    del run, how, on_category
+    if dataset == stops:
+      raise stopping.Stopped(signal.SIGTERM)
+    done.append(dataset)
+    path = tmp_path / "evaluation" / dataset / "results.json"
+    path.parent.mkdir(parents=True)
+    path.touch()
+
+  monkeypatch.setattr(train.run_lib, "load", lambda workdir: run)
+  monkeypatch.setattr(train.run_lib, "open_dataset", lambda config, name: name)
+  monkeypatch.setattr(
+    train.protocol.Protocol, "from_config", lambda *_, **__: 0
+  )
+  monkeypatch.setattr(train.calibration, "store", store)
+  monkeypatch.setattr(train.results, "evaluate_run", evaluate_one)
+  monkeypatch.setattr(train.report, "Writer", unittest.mock.MagicMock())
+  (tmp_path / "threshold.json").write_text('{"image_score": 0.25}')
+  config = types.SimpleNamespace(
+    test_data=("a", "b"), allow_trained=False, decoded_cache=""
+  )
+  stops = "b"
+  with pytest.raises(stopping.Stopped):
+    train._finish(config, tmp_path)
+  assert done == ["calibration", "a"]
+  assert '"image_score": 0.25' in capsys.readouterr().out  # Replaced.
+  stops = ""
+  train._finish(config, tmp_path)  # The one that was stopped.
+  assert done == ["calibration", "a", "b"]
+  train._finish(config, tmp_path)
+  assert done == ["calibration", "a", "b"]
+  out = capsys.readouterr().out
+  assert "a, b is not evaluated again" in out and "zsad_jax.evaluate" in out
+  (tmp_path / "evaluation/a/results.json").unlink()
+  with contextlib.suppress(FileExistsError):
+    train._finish(config, tmp_path)
+  assert done[3:] == ["a"]
 
 
 def test_evaluation_of_a_run(uninterrupted, data, tmp_path, capsys):

@@ -4,6 +4,7 @@ python -m tests.helpers.small_run \\
     --config=tests/helpers/small_run.py:DATA --workdir=DIR
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -121,6 +122,24 @@ def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
     Image.fromarray(image).save(folder / "anomalous" / f"{i}.png")
     if masks:
       Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+
+
+class StopAfter(contextlib.AbstractContextManager):
+  """Replaces `stopping.Deferred`: requests a stop after some steps."""
+
+  def __init__(self, steps=10**9):
+    self._left = steps
+
+  def __exit__(self, *error):
+    pass
+
+  @property
+  def requested(self):
+    self._left -= 1
+    return self._left < 0
+
+  def interruptible(self):
+    return contextlib.nullcontext()
 
 
 def command():

@@ -18,7 +18,7 @@ from zsad_jax.inference import few_shot as few_shot_lib
 from zsad_jax.inference import predictor as predictor_lib
 from zsad_jax.layers import kernels
 from zsad_jax.metrics import accumulators
-from zsad_jax.runtime import distributed
+from zsad_jax.runtime import distributed, progress
 
 PROMPT_NAMES = ("verbatim", "readable")
 
@@ -190,6 +190,7 @@ class Evaluator:
       smooth_sigma=self.smooth_sigma,
     )
     variant = accumulators.variant(self.variant)
+    reported = progress.Progress("Evaluation", len(dataset.test))
     for class_name in dataset.class_names:
       samples = [s for s in dataset.test if s.class_name == class_name]
       if not samples:
@@ -205,12 +206,12 @@ class Evaluator:
         )
         for choice in references
       ]
-      self._predict(predictor, params, stats, dataset, results)
+      self._predict(predictor, params, stats, dataset, results, reported)
       for result in results:
         result.merge(distributed.all_gather_object)
         yield result
 
-  def _predict(self, predictor, params, stats, dataset, results):
+  def _predict(self, predictor, params, stats, dataset, results, reported):
     """Predict the images of a category and update its results."""
     name, samples = results[0].name, results[0].listed
     class_id = dataset.class_names.index(name)
@@ -221,6 +222,7 @@ class Evaluator:
         for choice in choices
       ]
       batches = self._batches([samples[i] for i in numbers], dataset)
+      left = len(numbers)
       for batch in batches:
         predictions = distributed.local_rows(
           predictor.predict(params, stats, predictor.encode(batch), banks)
@@ -234,6 +236,9 @@ class Evaluator:
             self._smooth(prediction["anomaly_map"][keep]),
             prediction["pred_score"][keep],
           )
+        done = min(left, predictor_lib.round_up(self.batch_size))
+        left -= done
+        reported.add(done)
       for result in results:
         result.skipped += batches.skipped
 

@@ -6,12 +6,14 @@ its number.
 """
 
 import concurrent.futures
+import contextlib
 import io
 import itertools
 import logging
 import multiprocessing
 import os
 import pathlib
+import signal
 from typing import NamedTuple
 
 import numpy as np
@@ -112,9 +114,26 @@ def ensure(
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-      for _ in pool.map(_write, jobs):
-        pass
+      try:
+        with _ctrl_c_blocked():
+          written = pool.map(_write, jobs)
+        for _ in written:
+          pass
+      except KeyboardInterrupt:  # Do not wait for files that are not needed.
+        for process in multiprocessing.active_children():
+          process.terminate()
+        raise
   return _read(folder, count)
+
+
+@contextlib.contextmanager
+def _ctrl_c_blocked():
+  """Block SIGINT in processes started here: the terminal sends it to all."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _path(folder, part):

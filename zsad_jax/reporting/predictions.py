@@ -15,9 +15,11 @@ from zsad_jax.datasets import preprocess
 from zsad_jax.reporting import figures
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import files
+from zsad_jax.runtime import distributed, files, stopping
 
+SCORES, PARTIAL_SCORES = "scores.csv", "scores.partial.csv"
 _COLUMNS = ("image", "score", "label", "threshold", "zero_shot_score")
+_STATUS = "status"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,23 +85,96 @@ def save_map(output: pathlib.Path, result: ImageResult) -> None:
   files.write_bytes(output / f"{result.name}_map.npy", data.getvalue())
 
 
-def save_scores(output: pathlib.Path, results: Sequence[ImageResult]) -> None:
-  """Write scores.csv, with zero-shot scores where there are references."""
-  rows = [_row(r.path, r.detection) for r in results]
-  text = io.StringIO(newline="")
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(_COLUMNS[: len(rows[0]) if rows else None])
-  writer.writerows(rows)
-  files.write_text(output / "scores.csv", text.getvalue())
+class ScoreTable:
+  """The table of scores, a context in which its rows are written.
+
+  Rows are appended to scores.partial.csv. At the end, also at an error or a
+  signal, the images without a row get one with the reason as status, and the
+  file is renamed to scores.csv. Only a process that is killed leaves
+  scores.partial.csv. Of several processes, only the primary one writes.
+
+  Args:
+    output: folder of the table; created if missing.
+    images: all images that are to be scored, in order.
+    has_references: whether there is a zero-shot score as well.
+  """
+
+  def __init__(
+    self, output: pathlib.Path, images: Sequence[str], *, has_references: bool
+  ) -> None:
+    self._partial, self._final = output / PARTIAL_SCORES, output / SCORES
+    self._images = images
+    self._columns = [*_COLUMNS[: None if has_references else -1], _STATUS]
+    self._rows = 0
+    self.scored = 0
+
+  def __enter__(self) -> "ScoreTable":
+    primary = distributed.is_primary()
+    if primary:
+      self._partial.parent.mkdir(parents=True, exist_ok=True)
+    # Names of files that are not UTF-8 keep their bytes.
+    self._file = open(
+      self._partial if primary else os.devnull,
+      "w",
+      encoding="utf-8",
+      errors="surrogateescape",
+      newline="",
+    )
+    self._writer = csv.writer(self._file, lineterminator="\n")
+    self._write(self._columns)
+    self._rows = 0
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: object,
+  ) -> None:
+    missing = len(self._images) - self._rows
+    try:
+      while self._rows < len(self._images):
+        self.skip(f"not scored: {_one_line(error)}")
+      self._file.close()
+      if distributed.is_primary():
+        os.replace(self._partial, self._final)
+    except OSError:  # Such as a full disk, which is the error already.
+      if error is None:
+        raise
+      return
+    if error is not None and missing:
+      error.add_note(
+        f"{self._final} has the scores of {self.scored} of "
+        f"{len(self._images)} images."
+      )
+
+  def add(self, result: ImageResult) -> None:
+    """Write the row of the next image."""
+    found = result.detection
+    row = [result.path, f"{found.score:.6g}", found.label]
+    row.append(f"{found.threshold:.6g}")
+    if _COLUMNS[-1] in self._columns:
+      assert found.zero_shot_score is not None
+      row.append(f"{found.zero_shot_score:.6g}")
+    with stopping.postponed():
+      self._write([*row, "scored"])
+      self.scored += 1
+
+  def skip(self, status: str) -> None:
+    """Write the row of the next image, which has no score."""
+    empty = [""] * (len(self._columns) - 2)
+    with stopping.postponed():
+      self._write([self._images[self._rows], *empty, status])
+
+  def _write(self, row):
+    self._writer.writerow(row)
+    self._file.flush()
+    self._rows += 1
 
 
-def _row(path, detection):
-  """Return a line of scores.csv."""
-  row = [path, f"{detection.score:.6g}", detection.label]
-  row.append(f"{detection.threshold:.6g}")
-  if detection.zero_shot_score is not None:
-    row.append(f"{detection.zero_shot_score:.6g}")
-  return row
+def _one_line(error) -> str:
+  """Return the first line of an error's text."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def save_references(

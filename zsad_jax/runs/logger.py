@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from zsad_jax.runtime import distributed, files
+from zsad_jax.runtime import distributed, files, progress
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ class Writer:
     first_step: step that the run starts or resumes from.
     total_steps: of the whole run.
     tensorboard: write TensorBoard files, too.
+    drop_extra: drop the lines of `first_step` that have no loss as well: the
+      evaluation after that step is repeated.
 
   Raises:
     ValueError: TensorBoard is asked for, but not installed.
@@ -37,22 +39,43 @@ class Writer:
     first_step: int,
     total_steps: int,
     tensorboard: bool = False,
+    drop_extra: bool = False,
   ) -> None:
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     self._total = total_steps
     self._last = (first_step, time.perf_counter())
-    self._drop_after(first_step)
+    self._reports = 0
+    self._drop_after(first_step, drop_extra)
     self._primary = distributed.is_primary()
     board = tensorboard and self._primary
-    self._board = _open_board(workdir) if board else None
+    self._board = _open_board(workdir, first_step) if board else None
 
-  def _drop_after(self, step: int) -> None:
+  def _drop_after(self, step: int, drop_extra: bool) -> None:
     """Remove the lines after a step."""
     if not self._path.exists():
       return
     lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    if lines and not lines[-1].endswith("\n"):
+      lines.pop()  # The process was killed, or the disk full.
+    kept = []
+    for line in lines:
+      record = self._parse(line)
+      repeated = drop_extra and "loss" not in record
+      if record["step"] < step + (not repeated):
+        kept.append(line)
     files.write_text(self._path, "".join(kept))
+
+  def _parse(self, line: str) -> dict[str, Any]:
+    """Return the measurements of a line."""
+    try:
+      record = json.loads(line)
+      int(record["step"])
+      return record
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{self._path} has a line that is no measurement: {line[:80]!r}. "
+        "Remove that line, or the file: training goes on without it."
+      ) from error
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Append one line of named scalars, if there are any."""
@@ -70,14 +93,20 @@ class Writer:
     last_step, last_time = self._last
     now = time.perf_counter()
     per_step = (now - last_time) / max(step - last_step, 1)
-    left = round(per_step * (self._total - step))
+    left = per_step * (self._total - step)
     speed = batch_size / per_step
-    _log.info(
-      f"step {step}/{self._total}  loss {loss:.4f}  "
-      f"{speed:.1f} images/s  {left // 60}:{left % 60:02d} left"
-    )
+    text = f"step {step}/{self._total}  loss {loss:.4f}  {speed:.1f} images/s"
+    if self._reports:  # The time up to the first report has compilation.
+      text += f"  {progress.duration(left)} left"
+    _log.info(text)
     self._last = (step, now)
+    self._reports += 1
     return speed
+
+  def close(self) -> None:
+    """Write what TensorBoard's writer still holds."""
+    if self._board is not None:
+      self._board.close()
 
 
 def check_finite(measured: Mapping[int, Mapping[str, Any]]) -> None:
@@ -101,12 +130,12 @@ def check_finite(measured: Mapping[int, Mapping[str, Any]]) -> None:
     )
 
 
-def _open_board(workdir: str | pathlib.Path) -> Any:
-  """Open a TensorBoard writer."""
+def _open_board(workdir: str | pathlib.Path, step: int) -> Any:
+  """Open a TensorBoard writer that replaces values after `step`."""
   try:
     from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ValueError(
       "config.tensorboard needs tensorboardX: pip install tensorboardX."
     ) from error
-  return SummaryWriter(str(workdir))
+  return SummaryWriter(str(workdir), purge_step=step + 1)

@@ -7,7 +7,6 @@ import os
 import pathlib
 import platform
 import re
-import signal
 import sys
 import threading
 import traceback
@@ -18,10 +17,9 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from zsad_jax.runtime import console, distributed, environment
+from zsad_jax.runtime import console, distributed, environment, stopping
 
 _INTERNAL = 70  # Exit status of an error of the package.
-_log = logging.getLogger(__name__)
 
 
 def run(
@@ -37,7 +35,8 @@ def run(
   exit status is 1. So does a lack of memory. Any other exception is an error of
   the package: it prints "internal error: ..." and the exit status is 70
   (EX_SOFTWARE of BSD's sysexits.h). The traceback is shown where the
-  environment variable ZSAD_DEBUG is 1, or with --verbosity=1.
+  environment variable ZSAD_DEBUG is 1, or with --verbosity=1. A
+  signal that stops the command prints one line; the status is 128 + signal.
 
   Of several processes, only the primary one prints to standard output; every
   process shows its errors.
@@ -68,19 +67,26 @@ def run(
       absl_logging.set_verbosity(absl_logging.WARNING)
     flags.FLAGS.arguments = argv[1:]
     try:
-      environment.check()
-      _disable_concurrency_optimized_scheduler()
-      _set_compilation_cache()
-      distributed.start()
-      environment.check_platform()
-      with _console(), distributed.exit_on_peer_failure():
-        return main(flags.FLAGS)
+      return started()
+    except stopping.Stopped as error:
+      stopping.leave(error)
     except BrokenPipeError:  # The reader, such as `head`, has ended.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
       _fail(error)
     except Exception as error:
       _fail_internally(error)
+
+  def started():
+    with stopping.handled():
+      environment.check()
+      _disable_concurrency_optimized_scheduler()
+      _set_compilation_cache()
+      distributed.start()
+      stopping.install()  # JAX has a handler of its own.
+      environment.check_platform()
+      with _console(), distributed.exit_on_peer_failure():
+        return main(flags.FLAGS)
 
   _quiet_threads()
   define_flags()
@@ -113,7 +119,8 @@ def _fail(error: Exception | str, status: int = 1) -> NoReturn:
   if environment.debug():
     traceback.print_exc()
   absl_logging.debug("Traceback of the error:", exc_info=True)
-  text = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
+  text = " ".join([str(error), *getattr(error, "__notes__", ())])
+  text = re.sub(r"^\[Errno \d+\] ", "", " ".join(text.split()))
   label = "internal error" if status == _INTERNAL else "error"
   print(f"{label}: {text}", file=sys.stderr, flush=True)
   sys.exit(status)
@@ -200,25 +207,3 @@ def _disable_concurrency_optimized_scheduler() -> None:
   given = os.environ.get("XLA_FLAGS", "")
   if flag not in given:
     os.environ["XLA_FLAGS"] = f"{given} {flag}=false".strip()
-
-
-class StopSignal:
-  """Request to stop the process, by SIGTERM or Ctrl-C.
-
-  A second Ctrl-C stops at once.
-
-  Attributes:
-    requested: whether a signal was received.
-  """
-
-  def __init__(self) -> None:
-    self.requested = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._request)
-
-  def _request(self, number, frame):
-    del frame
-    if self.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.requested = True
-    _log.info("Stopping after this step.")

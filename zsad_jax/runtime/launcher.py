@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import zsad_jax
+from zsad_jax.runtime import stopping
 
 _PACKAGE = pathlib.Path(zsad_jax.__file__).parent
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"error: There is no command {name!r}; {hint}", file=sys.stderr)
     return 1
   sys.argv = [f"zsad {name}", *arguments[1:]]
+  stopping.exit_on_signal()
   runpy.run_module(f"zsad_jax.{name}", run_name="__main__", alter_sys=True)
   return 0
 

@@ -17,7 +17,6 @@ import functools
 import hashlib
 import logging
 import pathlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,13 +27,12 @@ import numpy as np
 from zsad_jax import types
 from zsad_jax.datasets import cache, index, pipeline
 from zsad_jax.inference import predictor
-from zsad_jax.runtime import distributed, environment
+from zsad_jax.runtime import distributed, environment, progress, stopping
 from zsad_jax.training import feature_store
 
 STORAGES = ("auto", "device", "host", "disk", "none")
 DTYPES = ("float32", "bfloat16")
 _MEMORY_SHARE = 0.5  # Of the free memory that features may take.
-_PROGRESS_SECONDS = 30.0  # Between two lines about the progress of the pass.
 _LABELS = ("has_mask", "label", "weight")  # Stored unchanged, with the mask.
 
 _log = logging.getLogger(__name__)
@@ -152,7 +150,11 @@ class FeatureCache:
     )
     if self.storage == "disk":
       with feature_store.locked(self._folder):
-        self._fill()
+        try:
+          self._fill()
+        except stopping.Stopped as error:
+          error.add_note(f"The features so far are kept in {self._folder}.")
+          raise
     else:
       self._fill()
     self._computed = True
@@ -282,10 +284,9 @@ class FeatureCache:
       **distributed.shard(),
       cache=cache.open_cache(config.decoded_cache),
     )
-    progress = _Progress(len(missing))
+    reported = progress.Progress("Features", len(missing))
     for batch in batches:
-      done = self._write(batch, missing)
-      progress.update(done)
+      reported.update(self._write(batch, missing))
     self.skipped += batches.skipped
 
   def _write(self, batch, missing: np.ndarray) -> int:
@@ -356,20 +357,3 @@ def _unpack(packed: np.ndarray, size: int) -> np.ndarray:
   """Unpack masks (b, size, size)."""
   flat = np.unpackbits(packed, axis=1, count=size * size)
   return flat.reshape(-1, size, size)
-
-
-class _Progress:
-  """Logs progress periodically."""
-
-  def __init__(self, total: int) -> None:
-    self._total, self._start = total, time.perf_counter()
-    self._logged = self._start
-
-  def update(self, done: int) -> None:
-    """Log the progress, unless the last line is recent."""
-    now = time.perf_counter()
-    if now - self._logged < _PROGRESS_SECONDS:
-      return
-    self._logged = now
-    left = (now - self._start) / done * (self._total - done)
-    _log.info(f"  {done} of {self._total}, {left / 60:.1f} min left")

@@ -6,6 +6,7 @@ every `Store` returns the values that were written.
 
 import contextlib
 import fcntl
+import logging
 import os
 import pathlib
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+_log = logging.getLogger(__name__)
 _DONE, _CHECKS = "done.npy", "crc32.npy"
 
 
@@ -228,5 +230,9 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / "lock", "a") as f:
-    fcntl.flock(f, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      _log.info("Waiting for another process that writes %s.", folder)
+      fcntl.flock(f, fcntl.LOCK_EX)
     yield

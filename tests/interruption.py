@@ -1,0 +1,321 @@
+"""Stopped at random moments, every command completes to the same numbers.
+
+python -m tests.interruption --kills=20 --seed=0 [--commands=train,predict]
+python -m tests.interruption --readers=10
+
+It takes a long time, so its file name keeps it out of the default test run.
+Each command runs once to its end. Then it is started again and again, ended at
+a random moment by SIGKILL, SIGTERM or SIGINT, and repeated: the repetition has
+to give the same numbers, and no file may be incomplete under its final name.
+With --readers, runs are trained while this process reads them every 0.1 s.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import safetensors.numpy
+from absl import app, flags, logging
+from PIL import Image
+
+from configs import tiny_clip
+from tests.helpers import small_run
+from zsad_jax import calibrate, evaluate, predict, pretrain, train
+from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.runs import lock
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SECONDS = 25.0  # A signal has to end a command within them.
+MODULES = {
+  "train": train,
+  "evaluate": evaluate,
+  "predict": predict,
+  "calibrate": calibrate,
+  "pretrain": pretrain,
+}
+
+
+def get_config(name):
+  """Return a small configuration for pretraining, or for training on a folder.
+
+  Args:
+    name: "pretrain", or the folder of the data set.
+  """
+  if name != "pretrain":
+    config = small_run.get_anomalyclip_config(name)
+    config.epochs = 6
+    return config
+  config = tiny_clip.get_config()
+  sizes = dataclasses.asdict(small_run.BACKBONE) | {"image_size": 64}
+  config.model = {k: v for k, v in sizes.items() if "heads" not in k}
+  config.update(
+    pairs=64,
+    held_out=16,
+    batch_size=16,
+    keep=32,
+    whole_steps=10,
+    steps=60,
+    warmup=5,
+    log_steps=10,
+    measure_steps=30,
+    checkpoint_steps=20,
+  )
+  config.objective.update(feature_layers=("block02",), vv_from=2)
+  return config
+
+
+@dataclasses.dataclass
+class Command:
+  """A command on copies of an input folder.
+
+  Attributes:
+    name: key of `MODULES`.
+    arguments: with {0} for the folder of the copy.
+  """
+
+  name: str
+  arguments: tuple[str, ...]
+
+  def start(self, folder: pathlib.Path) -> subprocess.Popen:
+    """Start it on a copy; both streams go to the file `log`."""
+    arguments = [a.format(folder) for a in self.arguments]
+    command = [sys.executable, "-m", "tests.interruption", "run", self.name]
+    with open(folder / "log", "wb") as log:
+      return subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | {"ZSAD_JAX_CACHE": str(folder / "cache")},
+      )
+
+  def finish(self, folder: pathlib.Path) -> float:
+    """Run it to its end; return the seconds it took."""
+    start = time.monotonic()
+    status = self.start(folder).wait()
+    assert status == 0, (folder / "log").read_text()
+    return time.monotonic() - start
+
+
+def run_command(name: str, arguments: list[str]) -> None:
+  """Run a command of the project with the small backbone."""
+  clip_load.RANDOM_CONFIG = small_run.BACKBONE
+  sys.argv = [name, *arguments]
+  module = MODULES[name]
+  cli.run(
+    module.main,
+    module.define_flags,
+    arguments=name in ("predict", "calibrate"),
+  )
+
+
+def numbers(folder: pathlib.Path) -> dict[str, str]:
+  """Return digests of all results of a copy that have to be reproducible."""
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    name = str(path.relative_to(folder))
+    if not path.is_file() or name.startswith(("cache", "data", "start")):
+      continue
+    if path.name == "results.json":
+      data = json.dumps(json.loads(path.read_text())["rows"]).encode()
+    elif path.name == "metrics.jsonl":
+      lines = [json.loads(line) for line in path.read_text().splitlines()]
+      for line in lines:
+        line.pop("images_per_second", None)
+      data = json.dumps(lines).encode()
+    elif path.name.startswith("threshold") or path.name == "scores.csv":
+      data = path.read_bytes().replace(bytes(folder), b"")
+    elif path.suffix in (".npy", ".safetensors"):
+      data = path.read_bytes()
+    else:
+      continue
+    found[name] = hashlib.sha256(data).hexdigest()
+  return found
+
+
+def check_files(folder: pathlib.Path) -> None:
+  """Check that every file with a final name is complete."""
+  for path in folder.rglob("*"):
+    hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
+    if hidden or not path.is_file() or "tmp" in str(path.relative_to(folder)):
+      continue
+    data = path.read_bytes()
+    if path.suffix == ".json":
+      json.loads(data)
+    elif path.suffix == ".jsonl":
+      for line in data.decode().splitlines():
+        json.loads(line)
+    elif path.suffix == ".png":
+      Image.open(io.BytesIO(data)).load()
+    elif path.suffix in (".npy", ".npz") and "features" not in str(path):
+      np.load(io.BytesIO(data))
+    elif path.suffix == ".safetensors":
+      safetensors.numpy.load(data)
+    elif path.name == "scores.csv":
+      rows = list(csv.DictReader(io.StringIO(data.decode())))
+      assert len(rows) == len(list((folder / "data").rglob("test/*/*.png")))
+      assert all((r["status"] == "scored") == bool(r["score"]) for r in rows)
+
+
+def interrupt(
+  command: Command,
+  folder: pathlib.Path,
+  delay: float,
+  number: signal.Signals,
+) -> str:
+  """Start a command and send it a signal; return a line about its end."""
+  process = command.start(folder)
+  try:
+    process.wait(delay)
+  except subprocess.TimeoutExpired:
+    pass
+  early = process.poll() is not None
+  start = time.monotonic()
+  if not early:
+    process.send_signal(number)
+  status = process.wait(SECONDS + 60)
+  seconds = time.monotonic() - start
+  text = (folder / "log").read_text(errors="replace")
+  expected = -number if number == signal.SIGKILL else 128 + number
+  assert status in (expected, 0) and (status == expected or early), text
+  assert seconds < SECONDS, f"{seconds:.1f} s\n{text}"
+  assert "Traceback" not in text and text.count("Stopped by") <= 1, text
+  if status and number != signal.SIGKILL:
+    assert "Stopped by" in text.splitlines()[-1], text
+  last = (text.splitlines() or [""])[-1][:60]
+  return f"{number.name} after {delay:.1f} s: ended in {seconds:.1f} s; {last}"
+
+
+def campaign(
+  command: Command, start: pathlib.Path, kills: int, rng: random.Random
+) -> None:
+  """Interrupt one command at random moments."""
+  folder = start.parent / command.name
+  copy = lambda: shutil.copytree(start, folder)
+  copy()
+  seconds = command.finish(folder)
+  expected = numbers(folder)
+  assert expected
+  print(f"{command.name}: {seconds:.0f} s, {len(expected)} results", flush=True)
+  for i in range(kills):
+    shutil.rmtree(folder)
+    copy()
+    delay, number = rng.uniform(0, seconds), SIGNALS[i % len(SIGNALS)]
+    line = interrupt(command, folder, delay, number)
+    check_files(folder)
+    command.finish(folder)
+    check_files(folder)
+    found = numbers(folder)
+    assert found == expected, (line, found, expected)
+    print(f"  {i + 1}/{kills}  {line}", flush=True)
+  shutil.rmtree(folder)
+
+
+def read_run(workdir: pathlib.Path) -> bool:
+  """Read a run as evaluate, predict and TensorBoard do; return if it exists."""
+  for path in workdir.rglob("*"):
+    try:
+      if path.is_file():
+        path.read_bytes()
+    except FileNotFoundError:
+      pass
+  try:
+    lock.check(workdir)
+  except ValueError:
+    pass
+  try:
+    run_lib.load(workdir)
+    threshold_lib.read(workdir)
+  except FileNotFoundError:
+    return False
+  return True
+
+
+def read_while_training(command: Command, start: pathlib.Path, runs: int):
+  """Train runs that are read all the time."""
+  clip_load.RANDOM_CONFIG = small_run.BACKBONE
+  folder = start.parent / "read"
+  shutil.copytree(start, folder)
+  command.finish(folder)
+  expected = numbers(folder)
+  for i in range(runs):
+    shutil.rmtree(folder)
+    shutil.copytree(start, folder)
+    process, count = command.start(folder), 0
+    while process.poll() is None:
+      read_run(folder / "run")
+      count += 1
+      time.sleep(0.1)
+    log = (folder / "log").read_text()
+    assert process.returncode == 0, log
+    assert read_run(folder / "run")
+    assert numbers(folder) == expected
+    left = [p for p in folder.rglob("*damaged*")]
+    assert not left and "damaged" not in log, (left, log)
+    print(f"  run {i + 1}/{runs}, read {count} times", flush=True)
+
+
+def main(_):
+  """Run what the flags ask for."""
+  options = flags.FLAGS
+  logging.set_verbosity(logging.WARNING)
+  rng = random.Random(options.seed)
+  with tempfile.TemporaryDirectory() as name:
+    start = pathlib.Path(name) / "start"
+    small_run.write_mvtec(start / "data")
+    data = "{0}/data"
+    training = Command(
+      "train",
+      (f"--config=tests/interruption.py:{data}", "--workdir={0}/run"),
+    )
+    if options.readers:
+      read_while_training(training, start, options.readers)
+      return
+    chosen = options.commands
+    if "train" in chosen:
+      campaign(training, start, options.kills, rng)
+    if "pretrain" in chosen:
+      pretraining = Command(
+        "pretrain",
+        ("--config=tests/interruption.py:pretrain", "--workdir={0}/run"),
+      )
+      campaign(pretraining, start, options.kills, rng)
+    if {"train", "pretrain"} >= {*chosen}:
+      return
+    training.finish(start)
+    workdir = "--workdir={0}/run"
+    for command in (
+      Command("evaluate", (workdir, f"--data={data}", "--output={0}/out")),
+      Command("predict", (workdir, "--output={0}/out", f"{data}/*/test/*")),
+      Command("calibrate", (workdir, f"{data}/nut/test/good", "--rate=0.3")),
+    ):
+      if command.name in chosen:
+        campaign(command, start, options.kills, rng)
+
+
+if __name__ == "__main__":
+  if sys.argv[1:2] == ["run"]:
+    run_command(sys.argv[2], sys.argv[3:])
+  else:
+    flags.DEFINE_integer("kills", 20, "Interruptions of each command.", 1)
+    flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+    flags.DEFINE_integer("readers", 0, "Runs to train while they are read.", 0)
+    flags.DEFINE_list("commands", [*MODULES], "Commands to interrupt.")
+    app.run(main)

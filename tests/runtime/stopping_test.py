@@ -1,0 +1,116 @@
+"""Signals: raised, deferred, postponed; the line and the exit status."""
+
+import signal
+import time
+
+import pytest
+
+from zsad_jax.runtime import cli, stopping
+
+
+@pytest.fixture(autouse=True)
+def restored():
+  """Check that every test leaves the handlers as they were."""
+  before = [signal.getsignal(number) for number in stopping.SIGNALS]
+  yield
+  assert before == [signal.getsignal(number) for number in stopping.SIGNALS]
+
+
+@pytest.fixture
+def ended(monkeypatch):
+  """Exit statuses of the process, which goes on instead."""
+  statuses = []
+  monkeypatch.setattr(stopping.os, "_exit", statuses.append)
+  return statuses
+
+
+@pytest.mark.parametrize(
+  "number, name",
+  [
+    (signal.SIGINT, "Ctrl-C"),
+    (signal.SIGTERM, "SIGTERM"),
+    (signal.SIGHUP, "SIGHUP"),
+  ],
+)
+def test_the_first_signal_raises_one_line(number, name):
+  with pytest.raises(stopping.Stopped) as caught, stopping.handled():
+    signal.raise_signal(number)
+  assert caught.value.status == 128 + number
+  caught.value.add_note("Results: here.")
+  assert str(caught.value) == f"Stopped by {name}. Results: here."
+
+
+def test_a_stop_is_no_ordinary_exception():
+  assert not issubclass(stopping.Stopped, Exception)
+
+
+def test_only_the_first_signal_raises_and_a_second_ctrl_c_ends(
+  ended, monkeypatch
+):
+  cleaned = []
+  with stopping.handled(), stopping.at_end(lambda: cleaned.append(1)):
+    with pytest.raises(stopping.Stopped):
+      signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)  # Slurm repeats it.
+    signal.raise_signal(signal.SIGINT)  # Forwarded at the same time.
+    assert not ended and not cleaned
+    monkeypatch.setattr(stopping, "_REPEATED", 0.0)
+    signal.raise_signal(signal.SIGINT)
+    assert ended[0] == 130 and cleaned
+
+
+def test_a_deferred_signal_sets_a_flag(capfd):
+  with stopping.Deferred() as stop:
+    assert not stop.requested
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.requested and stopping.received() == signal.SIGTERM
+    with pytest.raises(stopping.Stopped), stop.interruptible():
+      raise AssertionError  # The long stage does not begin.
+  assert capfd.readouterr().out == "Stopping after this step.\n"
+
+
+def test_a_long_stage_within_the_loop_can_be_interrupted():
+  with stopping.Deferred() as stop:
+    with pytest.raises(stopping.Stopped), stop.interruptible():
+      signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)  # Deferred again.
+
+
+def test_a_short_operation_is_completed_first():
+  done = []
+  with pytest.raises(stopping.Stopped), stopping.handled():
+    with stopping.postponed():
+      signal.raise_signal(signal.SIGTERM)
+      done.append(1)
+    done.append(2)
+  assert done == [1]
+
+
+def test_a_blocked_main_thread_is_ended_by_the_other_one(ended, monkeypatch):
+  monkeypatch.setattr(stopping, "_BLOCKED", 0.0)
+  monkeypatch.setattr(stopping, "_handle", lambda number, frame: None)
+  with stopping.handled():
+    signal.raise_signal(signal.SIGTERM)  # As in a compilation.
+    deadline = time.monotonic() + 10
+    while not ended and time.monotonic() < deadline:
+      time.sleep(0.01)
+  assert ended and set(ended) == {143}
+
+
+def test_a_command_ends_with_one_line_and_the_status(ended, capfd, monkeypatch):
+  def main(options):
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError(options)
+
+  monkeypatch.setattr(cli.distributed, "start", lambda: None)
+  monkeypatch.setattr(cli.app, "run", lambda run, **_: run(["command"]))
+  monkeypatch.setattr(cli.flags, "DEFINE_list", lambda *_: None)
+  monkeypatch.setattr(cli.flags, "FLAGS", _Flags())
+  cli.run(main, lambda: None)
+  assert ended == [143]
+  assert capfd.readouterr().err == "Stopped by SIGTERM.\n"
+
+
+class _Flags(dict):
+  def __missing__(self, name):
+    return type("Flag", (), {"present": True})
