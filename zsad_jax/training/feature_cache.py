@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import types
-from zsad_jax.datasets import cache, index, pipeline
+from zsad_jax.datasets import cache, index, pipeline, verification
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import distributed, environment
 from zsad_jax.training import feature_store
@@ -272,7 +272,7 @@ class FeatureCache:
     )
     if not missing.size:
       return
-    config = self._config
+    config, log_mask = self._config, verification.MaskLog(self._datasets)
     batches = pipeline.eval_batches(
       [self._samples[i] for i in missing],
       class_names=pipeline.class_names(self._datasets),
@@ -281,6 +281,7 @@ class FeatureCache:
       skip_corrupt=config.skip_corrupt,
       **distributed.shard(),
       cache=cache.open_cache(config.decoded_cache),
+      on_finding=lambda i, found: log_mask(int(missing[i]), found),
     )
     progress = _Progress(len(missing))
     for batch in batches:
