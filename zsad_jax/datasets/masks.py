@@ -116,11 +116,11 @@ def read(
   low, high = values.min(), values.max()
   between = bool(((values > low) & (values < high)).any())
   findings = Finding.NONE
-  limit = 0
+  limit = 0.0
   if _has_void(values, codes, lossy):
     findings |= Finding.VOID
   elif between and not codes and _is_graded(values, lossy):
-    limit = _half(high) if robust else 0
+    limit = _half(high) if robust else 0.0
     findings |= Finding.NONE if robust else Finding.GRADED
   anomalous = values > limit if limit else values != 0
   mask = Image.fromarray(np.where(anomalous, 255, 0).astype(np.uint8))
@@ -296,12 +296,12 @@ def _is_graded(values: np.ndarray, lossy: bool) -> bool:
     return False
   if values.dtype.kind == "f":
     return bool((values != np.round(values)).any())
-  return values.max() > (_HALF if values.dtype == np.uint8 else 255)
+  return bool(values.max() > (_HALF if values.dtype == np.uint8 else 255))
 
 
 def _half(high: np.number) -> float:
   """Return one half of the largest value, of 8 bits for bright masks."""
-  return _HALF if _HALF < high <= 255 else float(high) / 2
+  return float(_HALF if _HALF < high <= 255 else high / 2)
 
 
 def marked(mask: Image.Image) -> Bool[np.ndarray, "h w"]:

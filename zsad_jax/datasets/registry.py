@@ -102,8 +102,8 @@ def read_masks_as(
     return dataset
   if any(s.mask_path.startswith(index.BUILT) for s in dataset.test):
     raise ValueError(
-      f"{dataset.root}: records hold masks as they are read with config.masks = "
-      '"compat"; read the files themselves for others.'
+      f"{dataset.root}: records hold masks as they are read with "
+      'config.masks = "compat"; read the files themselves for others.'
     )
   change = lambda sample: dataclasses.replace(
     sample, lossy_mask=robust, resize_mask=option.resize

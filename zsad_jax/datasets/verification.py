@@ -21,25 +21,25 @@ _PROBLEMS = Finding.EMPTY | Finding.INVERTED  # Of masks, for `verify`.
 # Of data sets that are used as published: their masks are read as the papers'
 # code does, and large anomalies or numbers of defects are as published.
 _OF_OWN_DATA = Finding.INVERTED | Finding.VOID | Finding.GRADED
-_REMARKS = {
-  Finding.EMPTY: "{} empty although the image is anomalous{}: all pixels of "
-  "such an image count as normal. Complete these masks, or remove the images.",
-  Finding.INVERTED: "{} anomalous in most of the image and of its border{}: "
-  "is the background white? The background has value 0 (black, index 0 of a "
-  "palette); invert such masks.",
-  Finding.GRADED: "{} of values between black and white{}: compression "
-  "artefacts of JPEG files, or smooth borders. Every value but 0 counts as "
+_REMARKS = {  # With the number of masks, the first one, the size of images.
+  Finding.EMPTY: "{} masks of anomalous images are empty ({}): all pixels of "
+  "such an image count as normal. Complete the masks, or remove the images.",
+  Finding.INVERTED: "{} masks mark most of the image and of its border ({}): "
+  "is the background white? It has value 0 (black, index 0 of a palette); "
+  "invert such masks.",
+  Finding.GRADED: "{} masks have values between black and white ({}): they "
+  "are JPEG files, or have smooth borders. Every value but 0 counts as "
   "anomalous, as in the papers' code; --masks=robust (in training "
   "--config.masks=robust) counts values above one half.",
-  Finding.VOID: "{} of small numbers and 255{}: 255 counts as anomalous, "
-  'although it means "ignore" in some formats (PASCAL VOC). Set such pixels '
-  "to 0 if they are normal.",
-  Finding.TURNED: "{} without the EXIF orientation of the image, or with "
-  "another{}: a mask that was drawn on the stored pixels lies on the wrong "
-  "side. Save the images turned, without orientation.",
-  Finding.RESIZED: "{} resized to the image by the nearest pixel{}.",
-  Finding.VANISHES: "{} empty at {} pixels{}: the anomalies are too small for "
-  "this size; the images stay anomalous.",
+  Finding.VOID: "{} masks have small numbers and 255 ({}): 255 counts as "
+  'anomalous, although it means "ignore" in some formats (PASCAL VOC). Set '
+  "such pixels to 0 if they are normal.",
+  Finding.TURNED: "{} masks have another EXIF orientation than their image "
+  "({}), such as none: a mask that was drawn on the stored pixels lies on the "
+  "wrong side. Save the images turned, without orientation.",
+  Finding.RESIZED: "{} masks were resized to their images ({}).",
+  Finding.VANISHES: "{} masks are empty at {size} pixels ({}): their anomalies "
+  "are too small for this size; the images stay anomalous.",
 }
 
 
@@ -135,12 +135,8 @@ def mask_notes(
     paths = [sample.mask_path for sample, finding in found if finding & kind]
     if not paths or kind & hidden:
       continue
-    subject = f"{len(paths)} mask{'s are' if len(paths) > 1 else ' is'}"
-    first = f" ({'first ' if len(paths) > 1 else ''}{paths[0]})"
-    values = (
-      (subject, size, first) if kind == Finding.VANISHES else (subject, first)
-    )
-    notes.append(text.format(*values))
+    first = paths[0] if len(paths) == 1 else f"first {paths[0]}"
+    notes.append(text.format(len(paths), first, size=size))
   return notes
 
 
