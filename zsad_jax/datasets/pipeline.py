@@ -233,7 +233,6 @@ def eval_batches(
   shard: int = 0,
   cache: DecodedCache | None = None,
   workers: int | None = None,
-  on_finding: Callable[[int, masks.Finding], None] | None = None,
 ) -> Batches:
   """Yield every sample once, in order.
 
@@ -250,7 +249,6 @@ def eval_batches(
     shard: this host, from 0.
     cache: see `train_batches`.
     workers: threads that decode; None lets tf.data choose.
-    on_finding: called with each suspicious mask and the number of its sample.
 
   Raises:
     ValueError: an argument is out of range, a sample's class is not in
@@ -286,7 +284,7 @@ def eval_batches(
     options = tf.data.Options()
     options.threading.private_threadpool_size = workers
     dataset = dataset.with_options(options)
-  return Batches(dataset, skip_corrupt=skip_corrupt, on_finding=on_finding)
+  return Batches(dataset, skip_corrupt=skip_corrupt)
 
 
 def _parallel(

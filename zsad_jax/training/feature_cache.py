@@ -272,7 +272,7 @@ class FeatureCache:
     )
     if not missing.size:
       return
-    config, log_mask = self._config, verification.MaskLog(self._datasets)
+    config = self._config
     batches = pipeline.eval_batches(
       [self._samples[i] for i in missing],
       class_names=pipeline.class_names(self._datasets),
@@ -281,13 +281,15 @@ class FeatureCache:
       skip_corrupt=config.skip_corrupt,
       **distributed.shard(),
       cache=cache.open_cache(config.decoded_cache),
-      on_finding=lambda i, found: log_mask(int(missing[i]), found),
     )
     progress = _Progress(len(missing))
     for batch in batches:
       done = self._write(batch, missing)
       progress.update(done)
     self.skipped += batches.skipped
+    log_mask = verification.MaskLog(self._datasets)
+    for i, finding in batches.findings.items():
+      log_mask(int(missing[i]), finding)
 
   def _write(self, batch, missing: np.ndarray) -> int:
     """Encode and store a batch; return how many missing rows are done.
