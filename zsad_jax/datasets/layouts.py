@@ -88,7 +88,7 @@ def read_plain(
     images = image_files.in_tree(normal), image_files.in_tree(anomalous)
     mask_files.check_images(images[0], normal)
     mask_files.check_images(images[1], anomalous)
-    pairing = mask_files.pair(images[1], anomalous, masks)
+    pairing = mask_files.pair(images[1], anomalous, masks, normal=images[0])
     of_class = [
       *_samples(images[0], {}, shown, "", NORMAL),
       *_samples(images[1], pairing.masks, shown, "", ANOMALOUS),

@@ -39,13 +39,20 @@ class Pairing:
   notes: tuple[str, ...]
 
 
-def pair(images: Sequence[Path], root: Path, folder: Path) -> Pairing:
+def pair(
+  images: Sequence[Path],
+  root: Path,
+  folder: Path,
+  *,
+  normal: Sequence[Path] = (),
+) -> Pairing:
   """Return the masks of images.
 
   Args:
     images: the images, below `root`.
     root: folder of the images.
     folder: folder of the masks, which may be missing.
+    normal: normal images, whose masks are not needed.
 
   Raises:
     ValueError: two masks belong to one image, or one mask to two images.
@@ -61,7 +68,12 @@ def pair(images: Sequence[Path], root: Path, folder: Path) -> Pairing:
         _check_unique(of_key, masks[key], several)
         found[of_key[0]] = tuple(masks[key])
     used.update(mask for masks in found.values() for mask in masks)
-  unused = [file for file in files if file not in used]
+  names = {_bare(image.stem).casefold() for image in normal}
+  unused = [
+    file
+    for file in files
+    if file not in used and _bare(file.stem).casefold() not in names
+  ]
   return Pairing(found, len(files), tuple(_notes(folder, files, unused)))
 
 

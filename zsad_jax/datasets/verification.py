@@ -66,7 +66,8 @@ def verify(
   problems += [found.problem for found in inspections if found.problem]
   pairs = [(s, i.finding) for s, i in zip(samples, inspections)]
   problems += mask_problems(pairs, entry)
-  return problems, mask_notes(pairs, entry, without=_PROBLEMS)
+  notes = mask_notes(pairs, entry, without=_PROBLEMS)
+  return problems, [*missing_masks(dataset), *notes]
 
 
 class Inspection(NamedTuple):
@@ -138,6 +139,18 @@ def mask_notes(
     first = paths[0] if len(paths) == 1 else f"first {paths[0]}"
     notes.append(text.format(len(paths), first, size=size))
   return notes
+
+
+def missing_masks(dataset: index.Dataset) -> list[str]:
+  """Return a note if some anomalous images have a mask and others do not."""
+  anomalous = [s for s in dataset.test if s.label == ANOMALOUS]
+  bare = [sample for sample in anomalous if not sample.has_mask]
+  if not bare or len(bare) == len(anomalous):
+    return []
+  return [
+    f"{len(bare)} of {len(anomalous)} anomalous images have no mask, first "
+    f"{bare[0].image_path}: pixel metrics leave them out."
+  ]
 
 
 class MaskLog:

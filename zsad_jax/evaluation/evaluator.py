@@ -179,6 +179,7 @@ class Evaluator:
     notes = verification.mask_notes(
       findings, registry.ENTRIES.get(dataset.name), size=self.image_size
     )
+    notes = [*verification.missing_masks(dataset), *notes]
     return Evaluation([*rows.values()], images / seconds, [*skipped], notes)
 
   def categories(
