@@ -31,7 +31,7 @@ class Pairing:
   Attributes:
     masks: image -> its masks, at least one; without images that have none.
     num_files: number of files that could be masks.
-    notes: sentences about files that are not used.
+    notes: messages about files that are not used.
   """
 
   masks: Mapping[Path, tuple[Path, ...]]
@@ -135,7 +135,7 @@ def _check_unique(
 ) -> None:
   if len(masks) > 1 and not several:
     raise ValueError(
-      f"{masks[0]} and {masks[1]} are masks of the same image; keep one."
+      f"{masks[1]} and {masks[0]} are masks of the same image; keep one."
     )
   if len(images) > 1:
     raise ValueError(
@@ -148,7 +148,7 @@ def _check_unique(
 def _notes(
   folder: Path, files: Sequence[Path], unused: Sequence[Path]
 ) -> Iterator[str]:
-  """Yield sentences about files that are not used."""
+  """Yield a message for each kind of files that are not used."""
   others = collections.Counter(_others(folder))
   if others and len(unused) == len(files):
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()))

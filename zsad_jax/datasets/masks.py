@@ -94,7 +94,7 @@ def read(
   box: tuple[int, int, int, int] | None = None,
   robust: bool = False,
 ) -> Mask:
-  """Return the mask in an image, turned as its EXIF orientation says.
+  """Return the mask in an image, turned by its EXIF orientation.
 
   A pixel is anomalous where its value, before any conversion, is not 0: in a
   coloured image where any channel is not 0, in a palette where the index is

@@ -257,7 +257,7 @@ def _open_file(
 
 
 def _part(file: Image.Image, box: index.Box | None) -> Image.Image:
-  """Return an image, turned as its EXIF orientation says, or a part of it."""
+  """Return an image, turned by its EXIF orientation, or a part of it."""
   image = ImageOps.exif_transpose(file)
   # Black beyond the right border, as in DRA's tiles.
   return image if box is None else image.crop(box)

@@ -59,7 +59,7 @@ class Evaluation:
     rows: for each choice of references, a row of metrics by category.
     images_per_second: speed of the evaluation.
     skipped: messages about images that could not be read.
-    mask_notes: sentences about suspicious masks.
+    mask_notes: messages about suspicious masks.
   """
 
   rows: list[dict[str, dict[str, float | int]]]
