@@ -242,6 +242,52 @@ def test_robust_counts_degrees_not_numbers(tmp_path):
     np.testing.assert_array_equal(masks.marked(found.image), drawn)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), quality=st.integers(30, 95))
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_compressed_masks_are_read_as_published(
+  tmp_path_factory, mode, seed, quality
+):
+  """The papers' code converts masks to grey and compares with 0."""
+  rng = np.random.default_rng(seed)
+  path = tmp_path_factory.mktemp("lossy") / "m.jpg"
+  values = np.kron(rng.integers(0, 2, (4, 4)), np.ones((7, 9))) * 255
+  image = Image.fromarray(values.astype(np.uint8)).convert(mode)
+  if seed % 2 and mode == "RGB":
+    image = Image.merge(
+      "RGB", [image.getchannel(0)] * 2 + [Image.new("L", image.size)]
+    )
+  image.save(path, quality=quality)
+  with Image.open(path) as file:
+    expected = np.asarray(file.convert("L")) > 0
+  np.testing.assert_array_equal(preprocess.read_mask(path), expected)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_compression_of_webp_is_told(tmp_path, lossless):
+  image = Image.fromarray(box((64, 96))).convert("RGB")
+  image.save(tmp_path / "m.webp", lossless=lossless, exact=True)
+  with Image.open(tmp_path / "m.webp") as file:
+    found = masks.read(file)
+  assert found.findings == (Finding.NONE if lossless else Finding.GRADED)
+  with Image.open(tmp_path / "m.webp") as file:
+    found = masks.read(file, robust=True)
+  np.testing.assert_array_equal(masks.marked(found.image), box((64, 96)) > 0)
+
+
+def test_palettes_whose_first_colour_may_be_the_defect(tmp_path):
+  image = Image.frombytes("P", (24, 16), (box() // 255).tobytes())
+  for name, palette, finding in (
+    ("red on white", [255, 255, 255, 255, 0, 0], Finding.NONE),
+    ("black on white", [255, 255, 255, 0, 0, 0], Finding.PALETTE),
+    ("white on black", [0, 0, 0, 255, 255, 255], Finding.NONE),
+  ):
+    image.putpalette(palette)
+    pair = preprocess.inspect_pair(own_data(tmp_path / name, image).test[1])
+    assert pair.findings == finding
+    np.testing.assert_array_equal(np.asarray(pair.mask), box())
+
+
 def test_ways_to_read_masks_can_be_combined(tmp_path):
   assert masks.parse("robust, resize") == (True, True)
   for wrong in ("compat,robust", "half", ""):

@@ -45,6 +45,7 @@ class Finding(enum.IntFlag):
   VOID = 8  # The value 255 together with small numbers.
   TURNED = 16  # EXIF turned the image, but not the mask, or the reverse.
   RESIZED = 32  # Resized to its image.
+  PALETTE = 128  # Index 0 is shown in a colour, another index in black.
   VANISHES = 64  # Not empty, but empty at the size that is used.
 
 
@@ -60,7 +61,7 @@ class Mask(NamedTuple):
 
   Attributes:
     image: mode "L", 0 or 255.
-    findings: GRADED and VOID only.
+    findings: GRADED, VOID and PALETTE only.
   """
 
   image: Image.Image
@@ -111,16 +112,16 @@ def read(
       that contradicts the colours.
   """
   _check_file(file)
-  lossy = file.format in _LOSSY
+  lossy = file.format in _LOSSY or _is_lossy_webp(file)
   values, codes = _values(ImageOps.exif_transpose(file), lossy)
-  low, high = values.min(), values.max()
-  between = bool(((values > low) & (values < high)).any())
-  findings = Finding.NONE
-  limit = 0.0
-  if _has_void(values, codes, lossy):
+  found = _distinct(values)
+  findings, limit = Finding.NONE, 0.0
+  if file.mode == "P" and _background_is_black(file, found):
+    findings |= Finding.PALETTE
+  if not lossy and _has_void(found):
     findings |= Finding.VOID
-  elif between and not codes and _is_graded(values, lossy):
-    limit = _half(high) if robust else 0.0
+  elif len(found) > 2 and not codes and _is_graded(found, lossy):
+    limit = _half(found[-1]) if robust else 0.0
     findings |= Finding.NONE if robust else Finding.GRADED
   anomalous = values > limit if limit else values != 0
   mask = Image.fromarray(np.where(anomalous, 255, 0).astype(np.uint8))
@@ -211,6 +212,20 @@ def _check_file(file: Image.Image) -> None:
       )
 
 
+def _is_lossy_webp(file: Image.Image) -> bool:
+  """Return whether a WebP file, not decoded yet, is compressed with loss."""
+  if file.format != "WEBP":
+    return False
+  stream = getattr(file, "fp", None)
+  if stream is None:
+    return True
+  position = stream.tell()
+  stream.seek(0)
+  content = stream.read()
+  stream.seek(position)
+  return b"VP8L" not in content  # The kind of its only chunk of pixels.
+
+
 def _values(
   image: Image.Image, lossy: bool
 ) -> tuple[Shaped[np.ndarray, "h w"], bool]:
@@ -269,34 +284,53 @@ def _of_channels(
 ) -> tuple[Shaped[np.ndarray, "h w"], bool]:
   """Return one value per pixel, 0 for black; and whether colours are codes."""
   channels = [pixels[..., i] for i in range(pixels.shape[2])]
+  if all(np.array_equal(channels[0], other) for other in channels[1:]):
+    return np.ascontiguousarray(channels[0]), False
   high = functools.reduce(np.maximum, channels)
-  low = functools.reduce(np.minimum, channels)
   if not lossy:
-    return high, bool((high != low).any())
+    return high, True
   luminance = np.asarray(Image.fromarray(pixels).convert("L"))
-  strong = high.astype(int) - low > _COLOURED
+  low = functools.reduce(np.minimum, channels)
+  strong = high - low > _COLOURED
   return np.where(strong, np.maximum(luminance, high), luminance), False
 
 
-def _has_void(values: np.ndarray, codes: bool, lossy: bool) -> bool:
+def _distinct(
+  values: Shaped[np.ndarray, "h w"],
+) -> Shaped[np.ndarray, " n"]:
+  """Return the values that occur, sorted."""
+  if values.dtype != np.uint8:
+    return np.unique(values)
+  counts = Image.fromarray(values).histogram()  # Faster than NumPy's.
+  return np.flatnonzero(counts).astype(np.uint8)
+
+
+def _has_void(found: Shaped[np.ndarray, " n"]) -> bool:
   """Return whether 255 is found with small numbers only, as in VOC."""
-  if values.dtype != np.uint8 or lossy:
+  if found.dtype != np.uint8 or found[-1] != _VOID:
     return False
-  found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
   others = found[(found > 0) & (found < _VOID)]
-  few = others.size and others.max() <= _LARGEST_CODE
-  return bool(few and found[-1] == _VOID)
+  return bool(others.size and others[-1] <= _LARGEST_CODE)
 
 
-def _is_graded(values: np.ndarray, lossy: bool) -> bool:
+def _background_is_black(
+  image: Image.Image, found: Shaped[np.ndarray, " n"]
+) -> bool:
+  """Return whether an index other than 0, but not 0, is shown in black."""
+  palette = image.getpalette() or []
+  shown = {int(i): sum(palette[3 * i : 3 * i + 3]) for i in map(int, found)}
+  return shown.get(0, 0) > 0 and 0 in shown.values()
+
+
+def _is_graded(found: Shaped[np.ndarray, " n"], lossy: bool) -> bool:
   """Return whether values between the extremes are degrees, not numbers."""
   if lossy:
     return True
-  if values.min() < 0:
+  if found[0] < 0:
     return False
-  if values.dtype.kind == "f":
-    return bool((values != np.round(values)).any())
-  return bool(values.max() > (_HALF if values.dtype == np.uint8 else 255))
+  if found.dtype.kind == "f":
+    return bool((found != np.round(found)).any())
+  return bool(found[-1] > (_HALF if found.dtype == np.uint8 else 255))
 
 
 def _half(high: np.number) -> float:

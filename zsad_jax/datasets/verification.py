@@ -20,7 +20,9 @@ Found = tuple[index.Sample, Finding]
 _PROBLEMS = Finding.EMPTY | Finding.INVERTED  # Of masks, for `verify`.
 # Of data sets that are used as published: their masks are read as the papers'
 # code does, and large anomalies or numbers of defects are as published.
-_OF_OWN_DATA = Finding.INVERTED | Finding.VOID | Finding.GRADED
+_OF_OWN_DATA = (
+  Finding.INVERTED | Finding.VOID | Finding.GRADED | Finding.PALETTE
+)
 _REMARKS = {  # With the number of masks, the first one, the size of images.
   Finding.EMPTY: "{} masks of anomalous images are empty ({}): all pixels of "
   "such an image count as normal. Complete the masks, or remove the images.",
@@ -34,6 +36,9 @@ _REMARKS = {  # With the number of masks, the first one, the size of images.
   Finding.VOID: "{} masks have small numbers and 255 ({}): 255 counts as "
   'anomalous, although it means "ignore" in some formats (PASCAL VOC). Set '
   "such pixels to 0 if they are normal.",
+  Finding.PALETTE: "{} masks show index 0 in a colour and another index in "
+  "black ({}): index 0 is the background, whatever its colour. Save the masks "
+  "without palette, white on black, if it is not.",
   Finding.TURNED: "{} masks have another EXIF orientation than their image "
   "({}), such as none: a mask that was drawn on the stored pixels lies on the "
   "wrong side. Save the images turned, without orientation.",
