@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from zsad_jax.datasets import index, masks, preprocess, registry, verification
+from zsad_jax.datasets import (
+  cache,
+  index,
+  masks,
+  pipeline,
+  preprocess,
+  registry,
+  verification,
+)
 from zsad_jax.datasets.masks import Finding
 
 
@@ -322,3 +330,19 @@ def test_images_that_exif_turns_are_told(tmp_path, hw, orientation):
     assert verification.verify(dataset, None) == ([], [])
   else:
     assert not problems and "EXIF orientation" in notes[0]
+
+
+def test_findings_reach_the_reader_of_batches(tmp_path):
+  """With a cache of decoded images, too, when they are read again."""
+  dataset = own_data(tmp_path / "set", box(value=0))
+  decoded = cache.DecodedCache(tmp_path / "cache")
+  for _ in range(2):
+    batches = pipeline.eval_batches(
+      dataset.test,
+      class_names=dataset.class_names,
+      image_size=16,
+      batch_size=2,
+      cache=decoded,
+    )
+    assert "finding" not in next(batches)
+    assert batches.findings == {1: Finding.EMPTY}
