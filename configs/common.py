@@ -49,8 +49,8 @@ def get_config(method: str) -> Config:
     batch_size: images per step, over all devices.
     selection: "last", or "official" on the selection_data, which are targets.
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
-    masks: "compat", or "robust" for JPEG files of masks, see
-      zsad_jax/datasets/registry.py.
+    masks: "compat", "robust" for JPEG files of masks, "resize" for masks of
+      another size than their image, or "robust,resize"; see docs/data.md.
     decoded_cache: folder for decoded, resized images, which are then read
       instead of the files; "" for none.
     features: frozen features for training: storage ("auto", "device", "host",

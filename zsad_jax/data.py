@@ -8,7 +8,8 @@ python -m zsad_jax.data synthesize --images=good/ --output=synthetic/
 
   list        prints every registered data set and its folder; with --markdown
               the table of data/README.md
-  verify      opens every file and compares the counts with the published ones
+  verify      opens every file and compares the counts with the published ones;
+              --masks=compat|robust|resize as in config.masks
   index       writes DIR/meta.json, the index that the papers' codes share, from
               any layout; --output=FILE names another file
   synthesize  makes an auxiliary data set for training from normal images:
@@ -30,6 +31,7 @@ from zsad_jax.datasets import (
   image_files,
   index,
   listing,
+  masks,
   meta_json,
   registry,
   verification,
@@ -51,14 +53,19 @@ def _open(options: flags.FlagValues) -> tuple[index.Dataset, Entry | None]:
     raise ValueError(
       f"There is no data set {name!r}; there are {', '.join(registry.ENTRIES)}."
     )
+  option = masks.parse(options.masks)
   if not root:
-    dataset = registry.open_dataset(name, data_root=options.data_root)
+    dataset = registry.open_dataset(
+      name, data_root=options.data_root, masks=options.masks
+    )
     return dataset, registry.ENTRIES[name]
   if not os.path.isdir(root):
     raise FileNotFoundError(f"--root: {root} is no folder.")
-  if name:
-    return registry.read_entry(name, root), registry.ENTRIES[name]
-  return registry.read_folder(root), None
+  entry = registry.ENTRIES[name] if name else None
+  dataset = (
+    registry.read_entry(name, root) if name else registry.read_folder(root)
+  )
+  return registry.read_masks_as(dataset, option, entry), entry
 
 
 def _list(options: flags.FlagValues) -> int:
@@ -83,7 +90,8 @@ def _verify(options: flags.FlagValues) -> int:
     print(f"  {problem}")
   if len(problems) > _SHOWN:
     print(f"  ... and {len(problems) - _SHOWN} more")
-  print("Complete." if not problems else f"{len(problems)} problems.")
+  complete = "Complete, with notes." if notes else "Complete."
+  print(f"{len(problems)} problems." if problems else complete)
   return 1 if problems else 0
 
 
@@ -146,6 +154,7 @@ def define_flags() -> None:
   flags.DEFINE_string("data_root", root, "Folder of the data sets.")
   flags.DEFINE_string("dataset", None, "Name of a registered data set.")
   flags.DEFINE_string("root", None, "Folder of the data set.")
+  flags.DEFINE_string("masks", "compat", masks.HELP)
   flags.DEFINE_bool("markdown", False, "Print the list as a Markdown table.")
   flags.DEFINE_string("output", None, "File, or folder, to write.")
   flags.DEFINE_list("images", [], "Normal images.")

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from zsad_jax import metrics
-from zsad_jax.datasets import index, references
+from zsad_jax.datasets import index, masks, references
 from zsad_jax.datasets.references import References
 from zsad_jax.evaluation import paper_results, protocol, results
 from zsad_jax.metrics import accumulators
@@ -108,6 +108,7 @@ def define_flags() -> None:
     "Folder of tables and figures. Default: WORKDIR/evaluation; of several "
     "runs: evaluation/ in the parent folder of the first one.",
   )
+  flags.DEFINE_string("masks", None, f"{masks.HELP} Default: as in training.")
   flags.DEFINE_float(
     "check",
     None,
@@ -159,6 +160,8 @@ def _define_variant_flag():
 
 def main(options: flags.FlagValues) -> int:
   """Run the command; return the exit status."""
+  if options.masks is not None:
+    masks.parse(options.masks)  # Before anything is loaded.
   cells = _cells(options)
   if options.list_tables:
     print(paper_results.list_tables(cells))
@@ -199,6 +202,9 @@ def _evaluate(run, options):
   if options.data_root is not None:
     with config.unlocked():
       config.data_root = options.data_root
+  if options.masks is not None:
+    with config.unlocked():
+      config.masks = options.masks
   data_sets = tuple(options.data or config.test_data)
   how = protocol.Protocol.from_config(
     config,

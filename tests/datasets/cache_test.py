@@ -19,7 +19,8 @@ def dataset(tmp_path):
 
 
 def same(one, other):
-  for a, b in zip(one, other):
+  """Compare image and mask; the cache returns findings as well."""
+  for a, b in zip(one[:2], other[:2]):
     np.testing.assert_array_equal(a, b)
 
 
@@ -28,10 +29,10 @@ def test_what_is_cached_is_what_was_decoded(dataset, tmp_path, monkeypatch):
   expected = [preprocess.load_pair(s, 20) for s in dataset.test]
   for sample, pair in zip(dataset.test, expected):
     same(decoded.load(sample, 20), pair)
-  monkeypatch.setattr(preprocess, "load_pair", None)  # Not decoded again.
+  monkeypatch.setattr(preprocess, "load_inspected", None)  # Not decoded again.
   for sample, pair in zip(dataset.test, expected):
     same(decoded.load(sample, 20), pair)
-  each = 3 * 400 + 50 + 4
+  each = 3 * 400 + 50 + 1 + 4
   assert decoded.size() == each * len(dataset.test)
 
 
@@ -47,10 +48,10 @@ def test_parts_of_a_file_are_told_apart(tmp_path):
 def test_a_changed_image_is_decoded_anew(dataset, tmp_path):
   decoded = cache.DecodedCache(tmp_path / "cache")
   sample = dataset.test[0]
-  before, _ = decoded.load(sample, 20)
+  before, *_ = decoded.load(sample, 20)
   image(tmp_path / "new.png")
   os.replace(tmp_path / "new.png", sample.image_path)
-  after, _ = decoded.load(sample, 20)
+  after, *_ = decoded.load(sample, 20)
   same([after], [preprocess.load_image(sample.image_path, 20)])
   assert (before != after).any()
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from zsad_jax.datasets import index, preprocess
+from zsad_jax.datasets import index, masks, preprocess
 from zsad_jax.runtime import files
 
-VERSION = 2  # Raise it when decoding or resizing changes.
+VERSION = 3  # Raise it when decoding or resizing changes.
 _CHECK = 4  # Bytes of the checksum at the end.
 _log = logging.getLogger(__name__)
 
@@ -33,10 +33,8 @@ class DecodedCache:
     self.folder = Path(folder)
     self._closed = False  # After a failed write.
 
-  def load(
-    self, sample: index.Sample, size: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Return image uint8 (size, size, 3) and mask uint8 (size, size).
+  def load(self, sample: index.Sample, size: int) -> preprocess.Pair:
+    """Return image, mask and findings, as `preprocess.load_inspected`.
 
     Raises:
       ValueError: a file is missing or corrupt, or sizes differ.
@@ -44,16 +42,16 @@ class DecodedCache:
     path = self._path(sample, size)
     found = _read(path, size)
     if found is None:
-      found = preprocess.load_pair(sample, size)
+      found = preprocess.load_inspected(sample, size)
       self._store(path, found)
     return found
 
-  def _store(self, path: Path, found: tuple[np.ndarray, np.ndarray]) -> None:
+  def _store(self, path: Path, found: preprocess.Pair) -> None:
     """Write a sample; after a failure log a note and write no more."""
     if self._closed:
       return
     try:
-      files.write_local_bytes(path, _packed(*found))
+      files.write_local_bytes(path, _packed(found))
     except OSError as error:
       self._closed = True
       _log.warning(
@@ -74,7 +72,8 @@ def facts(sample: index.Sample, size: int) -> str:
   lines = [str(VERSION), str(size)]
   for path in (sample.image_path, sample.mask_path, *sample.more_masks):
     name, box = index.file_and_box(path)
-    lines.append(f"{path} {box} {_state(name)} {sample.lossy_mask}")
+    lines.append(f"{path} {box} {_state(name)}")
+  lines.append(f"{sample.label} {sample.lossy_mask} {sample.resize_mask}")
   return "\n".join(lines)
 
 
@@ -89,25 +88,30 @@ def _state(name: str) -> str:
   return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _packed(image: np.ndarray, mask: np.ndarray) -> bytes:
-  content = image.tobytes() + np.packbits(mask).tobytes()
+def _packed(pair: preprocess.Pair) -> bytes:
+  content = pair.image.tobytes() + np.packbits(pair.mask).tobytes()
+  content += bytes([pair.findings])
   return content + zlib.crc32(content).to_bytes(_CHECK, "little")
 
 
-def _read(path: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-  """Return image and mask of a file; None if it is missing or corrupt."""
+def _read(path: Path, size: int) -> preprocess.Pair | None:
+  """Return the content of a file; None if it is missing or corrupt."""
   try:
     data = path.read_bytes()
   except FileNotFoundError:
     return None
   pixels, content = size * size, data[:-_CHECK]
-  whole = len(content) == 3 * pixels + -(-pixels // 8)
+  whole = len(content) == 3 * pixels + -(-pixels // 8) + 1
   check = int.from_bytes(data[-_CHECK:], "little")
   if not whole or zlib.crc32(content) != check:
     return None
   raw = np.frombuffer(content, np.uint8)
-  mask = np.unpackbits(raw[3 * pixels :], count=pixels)
-  return raw[: 3 * pixels].reshape(size, size, 3), mask.reshape(size, size)
+  mask = np.unpackbits(raw[3 * pixels : -1], count=pixels)
+  return preprocess.Pair(
+    raw[: 3 * pixels].reshape(size, size, 3),
+    mask.reshape(size, size),
+    masks.Finding(int(raw[-1])),
+  )
 
 
 def open_cache(folder: str) -> DecodedCache | None:

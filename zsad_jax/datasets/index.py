@@ -45,8 +45,9 @@ class Sample:
       object.
     group: the physical object; "" where every image shows another one.
     more_masks: further masks; the union with the first is used.
-    lossy_mask: threshold its mask at one half if it has more than two values,
-      see `preprocess.load_mask`.
+    lossy_mask: threshold its mask at one half if it has graded values, see
+      `masks.read`.
+    resize_mask: resize a mask of another size to the image, see `masks.fit`.
   """
 
   image_path: str
@@ -58,6 +59,7 @@ class Sample:
   group: str = ""
   more_masks: tuple[str, ...] = ()
   lossy_mask: bool = False
+  resize_mask: bool = False
 
   @property
   def compared_with(self) -> str:

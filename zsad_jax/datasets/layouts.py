@@ -1,7 +1,8 @@
 """Readers of layouts in which the names of folders are the annotation.
 
   MVTec:   <class>/train/good, <class>/test/<defect>,
-           <class>/ground_truth/<defect>/<stem>_mask.png
+           <class>/ground_truth/<defect>/<stem>_mask.png, or several masks
+           <class>/ground_truth/<defect>/<stem>/<name>.png
   plain:   <class>/normal, optionally <class>/anomalous and <class>/masks
   pairs:   images/ and masks/, every image anomalous
 
@@ -11,17 +12,13 @@ and masks are paired by name: pairing by position, as the papers' generators do,
 shifts every pair after a missing file.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from zsad_jax.datasets import image_files, index
+from zsad_jax.datasets import image_files, index, mask_files
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
-
-# Endings of masks in MVTec AD, KolektorSDD, ISIC and others.
-_MASK_ENDING = re.compile(r"_(mask|label|segmentation|gt)$", re.IGNORECASE)
 
 _DEPTH = 4  # Maximal depth of a class below the folder of a data set.
 
@@ -45,15 +42,17 @@ def read_mvtec(
       others of its class have one, or two masks belong to one image.
   """
   root = Path(root).absolute()
-  train, test = [], []
+  train, test, notes = [], [], []
   for folder, class_name in _classes(root, _is_mvtec_class):
     for good in folders_in(folder / "train"):
       if good.name in NORMAL_FOLDERS:
         train += _samples(
           image_files.in_folder(good), {}, class_name, good.name, NORMAL
         )
-    test += _mvtec_test(folder, class_name)
-  return index.make_dataset(name or root.name, root, train=train, test=test)
+    test += _mvtec_test(folder, class_name, notes)
+  return index.make_dataset(
+    name or root.name, root, train=train, test=test, notes=notes
+  )
 
 
 def is_plain(root: image_files.PathLike) -> bool:
@@ -82,18 +81,22 @@ def read_plain(
       although there are masks.
   """
   root = Path(root).absolute()
-  test = []
+  test, notes = [], []
   for folder, found in _classes(root, _is_plain_class):
-    shown, masks = class_name or found, _masks(folder / "masks")
+    shown, masks = class_name or found, mask_files.find_folder(folder, "masks")
+    normal, anomalous = folder / "normal", folder / "anomalous"
+    images = image_files.in_tree(normal), image_files.in_tree(anomalous)
+    mask_files.check_images(images[0], normal)
+    mask_files.check_images(images[1], anomalous)
+    pairing = mask_files.pair(images[1], anomalous, masks, normal=images[0])
     of_class = [
-      *_samples(image_files.in_tree(folder / "normal"), {}, shown, "", NORMAL),
-      *_samples(
-        image_files.in_tree(folder / "anomalous"), masks, shown, "", ANOMALOUS
-      ),
+      *_samples(images[0], {}, shown, "", NORMAL),
+      *_samples(images[1], pairing.masks, shown, "", ANOMALOUS),
     ]
-    _check_all_masked(of_class, required=bool(masks))
+    _check_all_masked(of_class, pairing.notes, required=pairing.num_files > 0)
+    notes += pairing.notes
     test += of_class
-  return index.make_dataset(name or root.name, root, test=test)
+  return index.make_dataset(name or root.name, root, test=test, notes=notes)
 
 
 def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
@@ -102,10 +105,10 @@ def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
   Raises:
     ValueError: an image has no mask.
   """
-  samples = _samples(
-    image_files.in_folder(images), _masks(masks), class_name, "", ANOMALOUS
-  )
-  _check_all_masked(samples, required=True)
+  found = image_files.in_folder(images)
+  pairing = mask_files.pair(found, images, masks)
+  samples = _samples(found, pairing.masks, class_name, "", ANOMALOUS)
+  _check_all_masked(samples, pairing.notes, required=True)
   return samples
 
 
@@ -129,44 +132,58 @@ def _is_plain_class(folder: Path) -> bool:
   return (folder / "normal").is_dir()
 
 
-def _mvtec_test(folder: Path, class_name: str) -> list[index.Sample]:
-  samples = []
-  for defect in folders_in(folder / "test"):
+def _mvtec_test(
+  folder: Path, class_name: str, notes: list[str]
+) -> list[index.Sample]:
+  """Return the test images of a class; add notes on unused masks."""
+  samples, unused = [], []
+  masks = mask_files.find_folder(folder, "ground_truth")
+  defects = folders_in(folder / "test")
+  for defect in defects:
     normal = defect.name in NORMAL_FOLDERS
-    # BTAD has masks of normal images, which are not needed.
-    masks = {} if normal else _masks(folder / "ground_truth" / defect.name)
-    samples += _samples(
-      image_files.in_folder(defect),
-      masks,
-      class_name,
-      defect.name,
-      NORMAL if normal else ANOMALOUS,
-    )
-  _check_all_masked(samples)
+    images = image_files.in_folder(defect)
+    mask_files.check_images(images, folder / "test")
+    found = {}
+    if not normal:  # BTAD has masks of normal images, which are not needed.
+      of_defect = mask_files.find_folder(masks, defect.name)
+      pairing = mask_files.pair(images, defect, of_defect)
+      found, unused = pairing.masks, [*unused, *pairing.notes]
+    label = NORMAL if normal else ANOMALOUS
+    samples += _samples(images, found, class_name, defect.name, label)
+  unused += mask_files.stray(masks, [d.name for d in defects])
+  _check_all_masked(samples, unused)
+  notes += unused
   return samples
 
 
 def _samples(
   images: Sequence[Path],
-  masks: dict[str, Path],
+  masks: Mapping[Path, Sequence[Path]],
   class_name: str,
   specie_name: str,
   label: int,
 ) -> list[index.Sample]:
-  return [
-    index.Sample(
-      str(image),
-      str(masks.get(_stem(image), "")),
-      class_name,
-      specie_name,
-      label,
+  samples = []
+  for image in images:
+    first, *more = (*map(str, masks.get(image, ())),) or ("",)
+    samples.append(
+      index.Sample(
+        str(image),
+        first,
+        class_name,
+        specie_name,
+        label,
+        more_masks=tuple(more),
+      )
     )
-    for image in images
-  ]
+  return samples
 
 
 def _check_all_masked(
-  samples: Sequence[index.Sample], *, required: bool = False
+  samples: Sequence[index.Sample],
+  notes: Sequence[str],
+  *,
+  required: bool = False,
 ) -> None:
   """Refuse partial masks: an anomaly without mask would count as normal."""
   bare = [sample for sample in samples if not sample.has_mask]
@@ -175,24 +192,8 @@ def _check_all_masked(
       f"{bare[0].image_path}: anomalous, but no mask has its name, unlike "
       f"other images of {bare[0].class_name!r} ({len(bare)} such). Expected "
       "the image's name, optionally with _mask, _label, _Segmentation or "
-      "_GT appended."
+      f"_GT appended. {' '.join(notes)}".rstrip()
     )
-
-
-def _masks(folder: Path) -> dict[str, Path]:
-  """Return the masks in `folder` by the stem of their image."""
-  masks: dict[str, Path] = {}
-  for mask in image_files.in_tree(folder):
-    other = masks.setdefault(_stem(mask), mask)
-    if other != mask:
-      raise ValueError(
-        f"{mask} and {other} are masks of the same image; keep one."
-      )
-  return masks
-
-
-def _stem(path: Path) -> str:
-  return _MASK_ENDING.sub("", path.stem)
 
 
 def folders_in(folder: Path) -> list[Path]:

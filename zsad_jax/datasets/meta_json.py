@@ -237,13 +237,19 @@ def dumps(dataset: Dataset, folder: str) -> str:
     folder: folder of the file; paths are relative to it.
 
   Raises:
-    ValueError: a sample is a part of a file, which the index cannot express.
+    ValueError: a sample is a part of a file or has several masks, which the
+      index cannot express.
   """
   parts = {"train": dataset.train, "test": dataset.test}
   content: dict[str, dict[str, list]] = {part: {} for part in parts}
   for part, samples in parts.items():
     for sample in samples:
-      if index.file_and_box(sample.image_path)[1] or sample.more_masks:
+      if sample.more_masks:
+        raise ValueError(
+          f"{sample.image_path}: meta.json names one mask per image, but this "
+          f"one has {1 + len(sample.more_masks)}; unite them in one file."
+        )
+      if index.file_and_box(sample.image_path)[1]:
         raise ValueError(
           f"{sample.image_path}: meta.json cannot name parts of files, as "
           f"which {dataset.name} is used."

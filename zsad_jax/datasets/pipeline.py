@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from zsad_jax.datasets import index
+from zsad_jax.datasets import index, masks, verification
 from zsad_jax.datasets import rows as rows_lib
 from zsad_jax.datasets.cache import DecodedCache
 
@@ -48,6 +48,7 @@ _DTYPES = dict(
   class_id=tf.int32,
   index=tf.int32,
   weight=tf.float32,
+  finding=tf.int32,
   error=tf.string,
 )
 _ENDLESS = np.iinfo(np.int64).max
@@ -59,10 +60,20 @@ class Batches:
   Attributes:
     skipped: one message for each image that could not be read so far; empty
       unless `skip_corrupt` is set.
+    findings: what is suspicious about masks so far, by the number of the
+      sample.
   """
 
-  def __init__(self, dataset: tf.data.Dataset, *, skip_corrupt: bool):
+  def __init__(
+    self,
+    dataset: tf.data.Dataset,
+    *,
+    skip_corrupt: bool,
+    on_finding: Callable[[int, masks.Finding], None] | None = None,
+  ):
     self.skipped: list[str] = []
+    self.findings: dict[int, masks.Finding] = {}
+    self._on_finding = on_finding
     iterator = cast(Iterator[dict[str, Any]], dataset.as_numpy_iterator())
     self._open = [iterator]
     # Its threads call Python and, left running, block the interpreter's exit.
@@ -80,6 +91,12 @@ class Batches:
         raise ValueError(message)
       if message not in self.skipped:
         self.skipped.append(message)
+    found = batch.pop("finding")
+    for i in np.flatnonzero(found):
+      number, finding = int(batch["index"][i]), masks.Finding(int(found[i]))
+      if self._on_finding and number not in self.findings:
+        self._on_finding(number, finding)
+      self.findings[number] = finding
     return batch
 
 
@@ -167,6 +184,7 @@ def train_batches(
   return Batches(
     _parallel(numbers, load, image_size, len(rows), num_references),
     skip_corrupt=skip_corrupt,
+    on_finding=verification.MaskLog(datasets),
   )
 
 

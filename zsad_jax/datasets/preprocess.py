@@ -9,20 +9,22 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageChops, ImageOps
 
 from zsad_jax.datasets import index
+from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.runtime import environment
+from zsad_jax.types import ANOMALOUS
 
 # Pillow's own limit raises the error of a corrupt file; see MAX_PIXELS.
 Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = environment.max_pixels()
 _MAX_16_BIT = 65535
-_HALF = 127  # Of 8 bits; above the ringing of JPEG files.
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
 
@@ -42,6 +44,20 @@ def load_image(
   return resize_image(open_image(path), size)
 
 
+class Pair(NamedTuple):
+  """Image and mask of a sample.
+
+  Attributes:
+    image: PIL image of mode RGB or, resized, uint8 (size, size, 3).
+    mask: PIL image of mode L, 0 or 255; or uint8 (size, size), 0 or 1.
+    findings: what is suspicious about the mask.
+  """
+
+  image: Any
+  mask: Any
+  findings: masks_lib.Finding = masks_lib.Finding.NONE
+
+
 def load_mask(
   path: str | os.PathLike[str],
   image_path: str | os.PathLike[str],
@@ -52,9 +68,9 @@ def load_mask(
   """Return a mask as 0 (normal) and 1 (anomalous).
 
   Every value but 0 is anomalous, as masks may hold defect numbers; with
-  `lossy`, in a mask of more than two values, those above one half, since JPEG
-  files ring at edges. An anomaly that covers less than half of the support of a
-  resized pixel vanishes.
+  `lossy`, in a mask of graded values, those above one half, since JPEG files
+  ring at edges; see `masks.read`. An anomaly that covers less than half of the
+  support of a resized pixel vanishes.
 
   Args:
     path: the mask.
@@ -78,28 +94,66 @@ def open_pair(sample: index.Sample) -> tuple[Image.Image, Image.Image]:
   Raises:
     ValueError: a file is missing or corrupt, or the two sizes differ.
   """
-  image = open_image(sample.image_path)
-  mask = Image.new("L", image.size)
-  for path in filter(None, (sample.mask_path, *sample.more_masks)):
-    more = open_mask(
-      path, sample.image_path, image.size, lossy=sample.lossy_mask
+  pair = inspect_pair(sample)
+  return pair.image, pair.mask
+
+
+def inspect_pair(sample: index.Sample) -> Pair:
+  """Return the RGB image and the mask as `open_pair` does, with findings.
+
+  Raises:
+    ValueError: a file is missing, corrupt or ambiguous, or the two sizes
+      differ.
+  """
+  image, turned = _oriented_image(sample.image_path)
+  mask, found = Image.new("L", image.size), masks_lib.Finding.NONE
+  paths = [*filter(None, (sample.mask_path, *sample.more_masks))]
+  for path in paths:
+    more = _fitted_mask(
+      path,
+      sample.image_path,
+      image.size,
+      orientation=turned,
+      robust=sample.lossy_mask,
+      resize=sample.resize_mask,
     )
-    mask = ImageChops.lighter(mask, more)
-  return image, mask
+    mask = ImageChops.lighter(mask, more.image)
+    found |= more.findings
+  if paths and sample.label == ANOMALOUS:
+    judged = masks_lib.judge(mask)
+    if index.file_and_box(sample.image_path)[1]:  # A part may be all defect.
+      judged &= ~masks_lib.Finding.INVERTED
+    found |= judged
+  return Pair(image, mask, found)
 
 
 def load_pair(
   sample: index.Sample, size: int
 ) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
   """Return image and mask of a sample; see `load_image` and `load_mask`."""
-  image, mask = open_pair(sample)
-  return resize_image(image, size), resize_mask(mask, size)
+  pair = load_inspected(sample, size)
+  return pair.image, pair.mask
+
+
+def load_inspected(sample: index.Sample, size: int) -> Pair:
+  """Return image and mask as `load_pair` does, with findings."""
+  pair = inspect_pair(sample)
+  mask, found = resize_mask(pair.mask, size), pair.findings
+  if pair.mask.getbbox() and not mask.any():
+    found |= masks_lib.Finding.VANISHES
+  return Pair(resize_image(pair.image, size), mask, found)
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
   """Return an image as RGB in its own size. See `load_image`."""
-  with _decoding(path), _open(path) as image:
-    return _to_rgb(image)
+  return _oriented_image(path)[0]
+
+
+def _oriented_image(path: str | os.PathLike[str]) -> tuple[Image.Image, int]:
+  """Return an image as RGB, and the EXIF orientation that was applied."""
+  with _decoding(path), _open_file(path) as (file, box):
+    turned = masks_lib.orientation(file)
+    return _to_rgb(_part(file, box)), turned
 
 
 def convert_image(image: Image.Image, name: str) -> Image.Image:
@@ -132,19 +186,49 @@ def open_mask(
     image_size: width and height of the image.
     lossy: see `load_mask`.
   """
-  with _decoding(path), _open(path) as file:
-    # Pillow clips 16 bits at 255 here; 0 stays 0.
-    mask = _convert(file, "L")
-    values = np.asarray(mask)
-    rings = lossy and np.count_nonzero(np.bincount(values.ravel())) > 2
-    anomalous = values > (_HALF if rings else 0)
-  if mask.size != tuple(image_size):
-    width, height = image_size
-    raise ValueError(
-      f"{path}: the mask is {mask.width} x {mask.height} pixels, but its "
-      f"image {image_path} is {width} x {height}; expected equal sizes."
+  return _fitted_mask(path, image_path, image_size, robust=lossy).image
+
+
+def read_mask(path: str | os.PathLike[str]) -> Bool[np.ndarray, "h w"]:
+  """Return a mask in the size of its file, True where it is anomalous.
+
+  Raises:
+    ValueError: the file is missing, corrupt or ambiguous.
+  """
+  with _decoding(path), _open_file(path) as (file, box):
+    return masks_lib.marked(masks_lib.read(file, box=box).image)
+
+
+def _fitted_mask(
+  path: str | os.PathLike[str],
+  image_path: str | os.PathLike[str],
+  image_size: tuple[int, int],
+  *,
+  orientation: int | None = None,
+  robust: bool = False,
+  resize: bool = False,
+) -> masks_lib.Mask:
+  """Return a mask of its image's size, with findings.
+
+  Args:
+    path: the mask.
+    image_path: its image, for the message.
+    image_size: width and height of the image.
+    orientation: EXIF orientation of the image; None: that of the mask.
+    robust: see `masks.read`.
+    resize: see `masks.fit`.
+  """
+  with _decoding(path), _open_file(path) as (file, box):
+    own = masks_lib.orientation(file)
+    mask = masks_lib.read(file, box=box, robust=robust)
+    image, found = masks_lib.fit(
+      mask.image,
+      (image_size[0], image_size[1]),
+      orientations=(orientation or own, own),
+      image_name=str(image_path),
+      resize=resize,
     )
-  return Image.fromarray(np.where(anomalous, 255, 0).astype(np.uint8))
+  return masks_lib.Mask(image, mask.findings | found)
 
 
 def resize_image(
@@ -154,20 +238,6 @@ def resize_image(
   return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def fraction_between(path: str | os.PathLike[str]) -> float:
-  """Return the fraction of pixels that are neither darkest nor lightest.
-
-  More than two values in a mask of one kind of anomaly are compression
-  artefacts of JPEG files.
-
-  Raises:
-    ValueError: the file is missing or corrupt.
-  """
-  with _decoding(path), _open(path) as file:
-    values = np.asarray(_convert(file, "L"))
-  return float(((values > values.min()) & (values < values.max())).mean())
-
-
 def resize_mask(mask: Image.Image, size: int) -> UInt8[np.ndarray, "size size"]:
   """Resize a mask of 0 and 255 and threshold it at one half."""
   mask = mask.resize((size, size), Image.Resampling.BILINEAR)
@@ -175,18 +245,23 @@ def resize_mask(mask: Image.Image, size: int) -> UInt8[np.ndarray, "size size"]:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-  """Open an image, or the part of it that the path names."""
+def _open_file(
+  path: str | os.PathLike[str],
+) -> Iterator[tuple[Image.Image, index.Box | None]]:
+  """Open a file, not decoded yet, and return the part that the path names."""
   name, box = index.file_and_box(path)
   with Image.open(_file(name)) as file:  # Reads the header only.
     _check_size(file)
-    image = ImageOps.exif_transpose(file)
-    if box is None:
-      yield image
-      return
-    if box[0] >= image.width or box[3] > image.height:
-      raise ValueError(f"it has {image.width} x {image.height} pixels")
-    yield image.crop(box)  # Black beyond the right border, as in DRA's tiles.
+    if box and (box[0] >= file.width or box[3] > file.height):
+      raise ValueError(f"it has {file.width} x {file.height} pixels")
+    yield file, box
+
+
+def _part(file: Image.Image, box: index.Box | None) -> Image.Image:
+  """Return an image, turned by its EXIF orientation, or a part of it."""
+  image = ImageOps.exif_transpose(file)
+  # Black beyond the right border, as in DRA's tiles.
+  return image if box is None else image.crop(box)
 
 
 def _check_size(image):
@@ -215,6 +290,8 @@ def _decoding(path: str | os.PathLike[str]) -> Iterator[None]:
     yield
   except FileNotFoundError as error:
     raise ValueError(f"{path}: the file does not exist.") from error
+  except masks_lib.Ambiguous as error:
+    raise ValueError(f"{path}: {error}") from error
   # Pillow's decoders raise more than OSError on corrupt files: SyntaxError for
   # PNG, EOFError, struct.error, or an index or size out of range.
   except Exception as error:

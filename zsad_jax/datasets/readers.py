@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from zsad_jax.datasets import image_files, layouts
+from zsad_jax.datasets import image_files, layouts, preprocess
 from zsad_jax.datasets.index import Sample, part
 from zsad_jax.datasets.layouts import folders_in
 from zsad_jax.types import ANOMALOUS, NORMAL
@@ -81,7 +80,7 @@ def kolektor(root: Path) -> Parts:
     mask = image.with_name(f"{image.stem}_label.bmp")
     if not mask.is_file():
       raise ValueError(f"{image}: its label {mask.name} does not exist.")
-    labels = np.asarray(Image.open(mask).convert("L")) > 0
+    labels = preprocess.read_mask(mask)
     height, width = labels.shape
     cuts = [i * height // 3 for i in range(4)]
     for top, bottom in zip(cuts, cuts[1:]):
@@ -169,7 +168,7 @@ def aitex(root: Path) -> Parts:
     found = masks.get(image.stem, ())
     if not found:
       continue
-    labels = np.max([_grey(mask) for mask in found], axis=0)
+    labels = np.any([preprocess.read_mask(mask) for mask in found], axis=0)
     kind = AITEX_DEFECTS.get(image.stem.split("_")[1], image.stem.split("_")[1])
     anomalous += [
       Sample(
@@ -322,10 +321,6 @@ def masked(class_name: str, images: str, masks: str) -> Reader:
     return [], layouts.pair(folders[0], folders[1], class_name)
 
   return read
-
-
-def _grey(path: str) -> np.ndarray:
-  return np.asarray(Image.open(path).convert("L"))
 
 
 def _numbers(path: Path) -> list:

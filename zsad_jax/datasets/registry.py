@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from zsad_jax.datasets import entries, index, layouts, meta_json
+from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.datasets.entries import Entry
 from zsad_jax.runtime import environment
 
 TFDS = "tfds:"  # Prefix of the name of a data set that was built as records.
 # Size and seed of the embedded sets; their published numbers depend on both.
 _EMBEDDED_SIZE, _EMBEDDED_SEED = 112, 0
-MASKS = ("compat", "robust")  # Ways to read masks.
 
 PathLike = str | os.PathLike[str]
 
@@ -67,9 +67,10 @@ def open_dataset(
     data_root: the folder of the registered data sets.
     cache_dir: folder of the embedded sets; None for
       `environment.default_cache_dir()`.
-    masks: "compat" reads them as the papers' code does, where every value but 0
-      is anomalous; "robust" thresholds masks of several values that mark one
-      kind of anomaly (JPEG files) at one half.
+    masks: see `masks.parse`: "compat" reads them as the papers' code does,
+      where every value but 0 is anomalous; "robust" thresholds masks of graded
+      values at one half, unless the data set is registered without such masks;
+      "resize" accepts masks of another size than their image.
 
   Returns:
     The data set; its `notes` list differences from the published one.
@@ -78,24 +79,39 @@ def open_dataset(
     FileNotFoundError: the data set does not exist.
     ValueError: its files are not as expected, or an argument is unknown.
   """
-  if masks not in MASKS:
-    raise ValueError(
-      f"config.masks is one of {', '.join(MASKS)}, got {masks!r}."
-    )
+  option = masks_lib.parse(masks)
   dataset = _open(spec, data_root, cache_dir)
-  entry = ENTRIES.get(dataset.name)
-  if masks == "compat" or (entry and not entry.lossy_masks):
+  return read_masks_as(dataset, option, ENTRIES.get(dataset.name))
+
+
+def read_masks_as(
+  dataset: index.Dataset, option: masks_lib.Option, entry: Entry | None
+) -> index.Dataset:
+  """Return a data set whose masks are read in another way.
+
+  Args:
+    dataset: the data set.
+    option: how its masks are read; see `open_dataset`.
+    entry: its metadata, if it is registered.
+
+  Raises:
+    ValueError: records with another option than "compat".
+  """
+  robust = option.robust and (entry is None or entry.lossy_masks)
+  if not (robust or option.resize):
     return dataset
-  if spec.startswith(TFDS):
+  if any(s.mask_path.startswith(index.BUILT) for s in dataset.test):
     raise ValueError(
-      f"{spec}: records hold masks as they are read with config.masks = "
-      '"compat"; read the files themselves for others.'
+      f"{dataset.root}: records hold masks as they are read with "
+      'config.masks = "compat"; read the files themselves for others.'
     )
-  lossy = lambda sample: dataclasses.replace(sample, lossy_mask=True)
+  change = lambda sample: dataclasses.replace(
+    sample, lossy_mask=robust, resize_mask=option.resize
+  )
   return dataclasses.replace(
     dataset,
-    train=tuple(map(lossy, dataset.train)),
-    test=tuple(map(lossy, dataset.test)),
+    train=tuple(map(change, dataset.train)),
+    test=tuple(map(change, dataset.test)),
   )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from zsad_jax.datasets import index, mosaic, preprocess
+from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.datasets.cache import DecodedCache
 
 Row = dict[str, np.ndarray | int | float | bool | bytes]
@@ -174,7 +175,7 @@ def load(
   row = padding(image_size)
   row |= {"label": label, "class_id": class_id, "index": number}
   try:
-    image, mask = _pair(shown, image_size, cache)
+    image, mask, finding = _pair(shown, image_size, cache)
   except ValueError as error:
     # Raised by `Batches`: TensorFlow would wrap it into pages of its own.
     return row | {"error": str(error).encode()}
@@ -182,22 +183,24 @@ def load(
     "image": image,
     "mask": mask,
     "weight": 1.0,
+    "finding": int(finding),
     "has_mask": all(sample.has_mask for sample in shown),
   }
 
 
 def _pair(
   shown: Sequence[index.Sample], image_size: int, cache: DecodedCache | None
-) -> tuple[np.ndarray, np.ndarray]:
-  """Return image and mask; mosaics, which are used once, are not cached."""
+) -> tuple[np.ndarray, np.ndarray, masks_lib.Finding]:
+  """Return image, mask, findings; mosaics are used once and not cached."""
   if len(shown) > 1:
     images, masks = zip(*map(preprocess.open_pair, shown))
     return (
       preprocess.resize_image(mosaic.paste(images), image_size),
       preprocess.resize_mask(mosaic.paste(masks), image_size),
+      masks_lib.Finding.NONE,
     )
-  load_pair = cache.load if cache else preprocess.load_pair
-  return load_pair(shown[0], image_size)
+  load = cache.load if cache else preprocess.load_inspected
+  return load(shown[0], image_size)
 
 
 def padding(image_size: int, *, num_references: int = 0) -> Row:
@@ -212,6 +215,7 @@ def padding(image_size: int, *, num_references: int = 0) -> Row:
     "class_id": 0,
     "index": -1,
     "weight": 0.0,
+    "finding": 0,
     "error": b"",
   }
 

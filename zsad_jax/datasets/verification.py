@@ -2,14 +2,50 @@
 
 import collections
 import concurrent.futures
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from zsad_jax.datasets import index, preprocess, registry
 from zsad_jax.datasets.entries import Entry
+from zsad_jax.datasets.masks import Finding
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 PAPERS_SIZE = 518  # Pixels.
+
+_log = logging.getLogger(__name__)
+
+Found = tuple[index.Sample, Finding]
+
+_PROBLEMS = Finding.EMPTY | Finding.INVERTED  # Of masks, for `verify`.
+# Of data sets that are used as published: their masks are read as the papers'
+# code does, and large anomalies or numbers of defects are as published.
+_OF_OWN_DATA = (
+  Finding.INVERTED | Finding.VOID | Finding.GRADED | Finding.PALETTE
+)
+_REMARKS = {  # With the number of masks, the first one, the size of images.
+  Finding.EMPTY: "{} masks of anomalous images are empty ({}): all pixels of "
+  "such an image count as normal. Complete the masks, or remove the images.",
+  Finding.INVERTED: "{} masks mark most of the image and of its border ({}): "
+  "is the background white? It has value 0 (black, index 0 of a palette); "
+  "invert such masks.",
+  Finding.GRADED: "{} masks have values between black and white ({}): they "
+  "are JPEG files, or have smooth borders. Every value but 0 counts as "
+  "anomalous, as in the papers' code; --masks=robust (in training "
+  "--config.masks=robust) counts values above one half.",
+  Finding.VOID: "{} masks have small numbers and 255 ({}): 255 counts as "
+  'anomalous, although it means "ignore" in some formats (PASCAL VOC). Set '
+  "such pixels to 0 if they are normal.",
+  Finding.PALETTE: "{} masks show index 0 in a colour and another index in "
+  "black ({}): index 0 is the background, whatever its colour. Save the masks "
+  "without palette, white on black, if it is not.",
+  Finding.TURNED: "{} masks have another EXIF orientation than their image "
+  "({}), such as none: a mask that was drawn on the stored pixels lies on the "
+  "wrong side. Save the images turned, without orientation.",
+  Finding.RESIZED: "{} masks were resized to their images ({}).",
+  Finding.VANISHES: "{} masks are empty at {size} pixels ({}): their anomalies "
+  "are too small for this size; the images stay anomalous.",
+}
 
 
 def verify(
@@ -33,8 +69,10 @@ def verify(
   with concurrent.futures.ThreadPoolExecutor() as pool:
     inspections = list(pool.map(_inspect, samples))
   problems += [found.problem for found in inspections if found.problem]
-  lossy = bool(entry and entry.lossy_masks)
-  return problems, list(_mask_notes(inspections, lossy))
+  pairs = [(s, i.finding) for s, i in zip(samples, inspections)]
+  problems += mask_problems(pairs, entry)
+  notes = mask_notes(pairs, entry, without=_PROBLEMS)
+  return problems, [*missing_masks(dataset), *notes]
 
 
 class Inspection(NamedTuple):
@@ -42,27 +80,103 @@ class Inspection(NamedTuple):
 
   Attributes:
     problem: message about a file that cannot be used, or "".
-    between: fraction of the mask's pixels that are neither black nor white.
-    vanishes: whether the mask is empty at the papers' image size.
+    finding: what is suspicious about the mask.
   """
 
   problem: str = ""
-  between: float = 0.0
-  vanishes: bool = False
+  finding: Finding = Finding.NONE
 
 
 def _inspect(sample: index.Sample) -> Inspection:
   try:
-    _, mask = preprocess.open_pair(sample)
-    if not sample.mask_path:
-      return Inspection()
-    between = preprocess.fraction_between(sample.mask_path)
+    _, mask, finding = preprocess.inspect_pair(sample)
   except ValueError as error:
     return Inspection(str(error))
-  if not mask.getbbox():
-    return Inspection(f"{sample.mask_path}: empty, but its image is anomalous.")
-  vanishes = not preprocess.resize_mask(mask, PAPERS_SIZE).any()
-  return Inspection("", between, vanishes)
+  if mask.getbbox() and not preprocess.resize_mask(mask, PAPERS_SIZE).any():
+    finding |= Finding.VANISHES
+  return Inspection("", finding)
+
+
+def mask_problems(found: Sequence[Found], entry: Entry | None) -> list[str]:
+  """Return a sentence for each mask that cannot be right.
+
+  Args:
+    found: samples, and what is suspicious about their masks.
+    entry: metadata of the data set, if it is registered.
+  """
+  problems = []
+  for sample, finding in found:
+    if finding & Finding.EMPTY:
+      problems.append(f"{sample.mask_path}: empty, but its image is anomalous.")
+    elif finding & Finding.INVERTED and not entry:
+      problems.append(
+        f"{sample.mask_path}: anomalous in most of the image and of its "
+        "border; expected a background of value 0 (black, index 0 of a "
+        "palette). Invert the mask if its background is white."
+      )
+  return problems
+
+
+def mask_notes(
+  found: Sequence[Found],
+  entry: Entry | None,
+  *,
+  size: int = PAPERS_SIZE,
+  without: Finding = Finding.NONE,
+) -> list[str]:
+  """Return a sentence for each kind of suspicious masks.
+
+  Args:
+    found: samples, and what is suspicious about their masks.
+    entry: metadata of the data set, if it is registered: its masks are not
+      suspected of what is usual in published data.
+    size: side of the images in pixels.
+    without: kinds to leave out.
+  """
+  hidden = without | (_OF_OWN_DATA if entry else Finding.NONE)
+  if entry and entry.lossy_masks:
+    hidden &= ~Finding.GRADED
+  notes = []
+  for kind, text in _REMARKS.items():
+    paths = [sample.mask_path for sample, finding in found if finding & kind]
+    if not paths or kind & hidden:
+      continue
+    first = paths[0] if len(paths) == 1 else f"first {paths[0]}"
+    notes.append(text.format(len(paths), first, size=size))
+  return notes
+
+
+def missing_masks(dataset: index.Dataset) -> list[str]:
+  """Return a note if some anomalous images have a mask and others do not."""
+  anomalous = [s for s in dataset.test if s.label == ANOMALOUS]
+  bare = [sample for sample in anomalous if not sample.has_mask]
+  if not bare or len(bare) == len(anomalous):
+    return []
+  return [
+    f"{len(bare)} of {len(anomalous)} anomalous images have no mask, first "
+    f"{bare[0].image_path}: pixel metrics leave them out."
+  ]
+
+
+class MaskLog:
+  """Logs a note on the first mask of each kind while training data are read.
+
+  Args:
+    datasets: the data sets; samples are numbered over their test parts.
+  """
+
+  def __init__(self, datasets: Sequence[index.Dataset]):
+    self._samples = [(s, data) for data in datasets for s in data.test]
+    self._logged: dict[str, Finding] = {}
+
+  def __call__(self, number: int, finding: Finding) -> None:
+    """Log what is new about the mask of a sample."""
+    sample, dataset = self._samples[number]
+    logged = self._logged.setdefault(dataset.root, Finding.NONE)
+    self._logged[dataset.root] |= finding
+    entry = registry.ENTRIES.get(dataset.name)
+    for note in mask_notes([(sample, finding)], entry, without=logged):
+      _log.warning("note: %s: %s", dataset.name, note)
 
 
 def _duplicates(dataset: index.Dataset) -> Iterator[str]:
@@ -74,26 +188,6 @@ def _duplicates(dataset: index.Dataset) -> Iterator[str]:
   for sample in dataset.test:
     if sample.image_path in train:
       yield f"{sample.image_path}: both a training and a test image."
-
-
-def _mask_notes(
-  inspections: Sequence[Inspection], lossy: bool
-) -> Iterator[str]:
-  """Yield notes about masks that can be read."""
-  between = [found.between for found in inspections if found.between]
-  if lossy and between:
-    yield (
-      f"{len(between)} masks have values between black and white "
-      f"({100 * sum(between) / len(between):.2g} % of their pixels on "
-      "average): they are JPEG files. Every value but 0 counts as "
-      "anomalous, as in the papers' code; --config.masks=robust counts "
-      "values above one half."
-    )
-  if vanishing := sum(found.vanishes for found in inspections):
-    yield (
-      f"{vanishing} masks are empty at {PAPERS_SIZE} pixels: their anomalies "
-      "are too small for this size; the images stay anomalous."
-    )
 
 
 def _category_problems(dataset: index.Dataset, entry: Entry) -> Iterator[str]:

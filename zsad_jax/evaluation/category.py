@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zsad_jax.datasets import index
+from zsad_jax.datasets import index, verification
 from zsad_jax.datasets.references import References
 from zsad_jax.evaluation.examples import Example, ExampleSelector
 from zsad_jax.metrics import accumulators, variants
@@ -33,6 +33,7 @@ class CategoryResult:
     pixel_metrics: accumulator of all maps with known masks.
     examples: selected maps.
     skipped: messages about images that could not be read.
+    findings: samples, and what is suspicious about their masks.
   """
 
   def __init__(
@@ -58,6 +59,7 @@ class CategoryResult:
     )
     self.examples = self._empty_examples()
     self.skipped: list[str] = []
+    self.findings: list[verification.Found] = []
 
   def update(
     self,
@@ -111,6 +113,7 @@ class CategoryResult:
     examples = self.examples.to_dict()
     parts = gather((self._numbers, self._scores, examples, self.skipped))
     numbers, scores, selectors, skipped = zip(*parts)
+    self.findings = sum(gather(self.findings), [])
     # Batch by batch, in the order in which a single process sees the images.
     self._numbers, self._scores = _interleave(numbers), _interleave(scores)
     self.examples = self._empty_examples()

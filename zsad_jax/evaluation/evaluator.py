@@ -11,7 +11,13 @@ from scipy import ndimage
 
 from zsad_jax import types
 from zsad_jax.datasets import cache as cache_lib
-from zsad_jax.datasets import index, pipeline, preprocess, registry
+from zsad_jax.datasets import (
+  index,
+  pipeline,
+  preprocess,
+  registry,
+  verification,
+)
 from zsad_jax.datasets import references as references_lib
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.inference import few_shot as few_shot_lib
@@ -53,11 +59,13 @@ class Evaluation:
     rows: for each choice of references, a row of metrics by category.
     images_per_second: speed of the evaluation.
     skipped: messages about images that could not be read.
+    mask_notes: messages about suspicious masks.
   """
 
   rows: list[dict[str, dict[str, float | int]]]
   images_per_second: float
   skipped: list[str]
+  mask_notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +167,20 @@ class Evaluator:
       on_category: called with each category, for example to draw figures.
     """
     rows = {choice.label: {} for choice in references}
-    skipped, start, images = {}, time.perf_counter(), 0
+    skipped, start, images, findings = {}, time.perf_counter(), 0, []
     for category in self.categories(params, stats, dataset, references):
       rows[category.references.label][category.name] = category.compute()
       skipped |= dict.fromkeys(category.skipped)
       if category.references.label == references[0].label:
         images += len(category.samples)
+        findings += category.findings
       on_category(category)
     seconds = time.perf_counter() - start
-    return Evaluation([*rows.values()], images / seconds, [*skipped])
+    notes = verification.mask_notes(
+      findings, registry.ENTRIES.get(dataset.name), size=self.image_size
+    )
+    notes = [*verification.missing_masks(dataset), *notes]
+    return Evaluation([*rows.values()], images / seconds, [*skipped], notes)
 
   def categories(
     self,
@@ -241,6 +254,9 @@ class Evaluator:
         reported.add(done)
       for result in results:
         result.skipped += batches.skipped
+        result.findings += [
+          (samples[numbers[i]], found) for i, found in batches.findings.items()
+        ]
 
   def _memory_bank(self, predictor, paths, class_id):
     """Return the memory bank of reference images; None without any."""

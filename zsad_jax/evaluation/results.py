@@ -102,7 +102,8 @@ def evaluate_run(
   found = evaluator.evaluate(
     run.params, run.stats, dataset, choices, on_category=on_category
   )
-  notes += sum((choice.notes for choice in choices), tuple(dataset.notes))
+  dataset_notes = (*dataset.notes, *found.mask_notes)
+  notes += sum((choice.notes for choice in choices), dataset_notes)
   costs = {
     "trained_parameters": run.num_trained,
     "training_seconds": run.seconds,
@@ -118,7 +119,7 @@ def evaluate_run(
       costs=costs,
       protocol=protocol,
       notes=tuple(dict.fromkeys(notes)),
-      dataset_notes=tuple(dataset.notes),
+      dataset_notes=dataset_notes,
       skipped=tuple(found.skipped),
     )
     for choice, rows in zip(choices, found.rows)

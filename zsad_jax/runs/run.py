@@ -33,7 +33,11 @@ def open_dataset(config: types.Config, name: str) -> index.Dataset:
   """Open a data set with the settings of a configuration; see `registry`."""
   # The first runs have no field for the masks.
   masks = str(config.get("masks", "compat"))
-  return registry.open_dataset(name, data_root=config.data_root, masks=masks)
+  dataset = registry.open_dataset(name, data_root=config.data_root, masks=masks)
+  if masks == "compat":
+    return dataset
+  note = f"{dataset.name}: masks are read with masks={masks}."
+  return dataclasses.replace(dataset, notes=(*dataset.notes, note))
 
 
 def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:

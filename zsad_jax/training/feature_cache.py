@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import types
-from zsad_jax.datasets import cache, index, pipeline
+from zsad_jax.datasets import cache, index, pipeline, verification
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import distributed, environment, progress, stopping
 from zsad_jax.training import feature_store
@@ -288,6 +288,9 @@ class FeatureCache:
     for batch in batches:
       reported.update(self._write(batch, missing))
     self.skipped += batches.skipped
+    log_mask = verification.MaskLog(self._datasets)
+    for i, finding in batches.findings.items():
+      log_mask(int(missing[i]), finding)
 
   def _write(self, batch, missing: np.ndarray) -> int:
     """Encode and store a batch; return how many missing rows are done.
