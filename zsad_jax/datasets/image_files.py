@@ -32,8 +32,10 @@ class Found:
 
   @property
   def note(self) -> str:
-    """Text like "3 files left out: 2 .heic, 1 .dcm", or ""."""
-    return walker.describe(self.left_out)
+    """Text like "1 image; 3 files left out: 2 .heic, 1 .dcm.", or ""."""
+    left_out = walker.describe(self.left_out)
+    count = len(self.images)
+    return f"{count} image{'s' * (count != 1)}; {left_out}." if left_out else ""
 
 
 def find(paths: Sequence[PathLike]) -> list[str]:
@@ -87,8 +89,7 @@ def search(paths: Sequence[PathLike]) -> Found:
   }
   result = Found(list(found.values()), left_out)
   if result.note:
-    count = len(result.images)
-    _log.info("%d image%s; %s.", count, "s" * (count != 1), result.note)
+    _log.info(result.note)
   return result
 
 

@@ -6,7 +6,6 @@ KolektorSDD's strips, are read as boxes of the original images.
 """
 
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zsad_jax.datasets import image_files, layouts
+from zsad_jax.datasets import image_files, layouts, walker
 from zsad_jax.datasets.index import Sample, part
 from zsad_jax.datasets.walker import folders_in
 from zsad_jax.runtime import text_files
@@ -151,8 +150,10 @@ def aitex(root: Path) -> Parts:
   A tile of a defective fabric is used if its mask is not empty; two masks of
   one fabric are united. Defective fabrics without a mask are not used.
   """
+  images = [p for p in walker.tree(root).images if p.suffix == ".png"]
+  below = lambda name: [p for p in images if name in p.relative_to(root).parts]
   masks = {}
-  for mask in sorted(root.rglob("Mask_images/**/*.png")):
+  for mask in below("Mask_images"):
     stem = re.sub(r"_mask\d*$", "", mask.stem)
     masks.setdefault(stem, []).append(str(mask))
   tiles = lambda count: [
@@ -160,16 +161,11 @@ def aitex(root: Path) -> Parts:
   ]
   normal = [
     Sample(part(image, box), "", "AITEX", "good", NORMAL)
-    for image in sorted(root.rglob("NODefect_images/**/*.png"))
+    for image in below("NODefect_images")
     for box in tiles(_TILES)
   ]
   anomalous = []
-  defective = [
-    p
-    for p in root.rglob("Defect_images/**/*.png")
-    if "NODefect_images" not in p.parts
-  ]
-  for image in sorted(defective):
+  for image in below("Defect_images"):
     found = masks.get(image.stem, ())
     if not found:
       continue
@@ -285,7 +281,11 @@ def states(
 def head_ct(root: Path) -> Parts:
   """Read HeadCT: `labels.csv` with id and hemorrhage, `head_ct/**/NNN.png`."""
   path = root / "labels.csv"
-  images = {int(p.stem): p for p in root.rglob("*.png") if p.stem.isdigit()}
+  images = {
+    int(p.stem): p
+    for p in walker.tree(root).images
+    if p.suffix == ".png" and p.stem.isdecimal()
+  }
   test = []
   for line, row in text_files.csv_rows(path, skipinitialspace=True):
     if line == 1:

@@ -58,11 +58,11 @@ def unique_names(
     limit: see `safe_name`.
   """
   safe = [safe_name(name, limit=limit) for name in names]
-  folded = [_folded(name) for name in safe]
-  counts = collections.Counter(folded)
+  forms = [folded(name) for name in safe]
+  counts = collections.Counter(forms)
   return [
     _digested(_clean(name), key, limit) if counts[fold] > 1 else name
-    for name, key, fold in zip(safe, keys, folded)
+    for name, key, fold in zip(safe, keys, forms)
   ]
 
 
@@ -82,6 +82,11 @@ def shown(text: str | os.PathLike[str]) -> str:
     text: a path, or a message with one.
   """
   return _ESCAPED.sub(_escape, str(text))
+
+
+def folded(name: str) -> str:
+  """Return the form in which macOS and Windows compare names."""
+  return unicodedata.normalize("NFC", name.casefold())
 
 
 def _escape(found: re.Match[str]) -> str:
@@ -104,8 +109,3 @@ def _digested(clean: str, text: str, limit: int) -> str:
   digest = hashlib.sha256(data).hexdigest()[:_DIGEST]
   start = clean.encode()[: limit - _DIGEST - 1].decode(errors="ignore")
   return f"{start}-{digest}"
-
-
-def _folded(name: str) -> str:
-  """Return the form in which macOS and Windows compare names."""
-  return unicodedata.normalize("NFC", name.casefold())
