@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, features
 
 _AVIF, _HEIC, _DICOM = (".avif",), (".heic", ".heif"), (".dcm", ".dicom")
+_SEVERAL = ("TIFF", "GIF", "PNG", "WEBP", "AVIF")
 _STACKS = (".gif", ".apng", ".mp4", ".avi", ".mov")
 
 
@@ -57,6 +58,26 @@ def open_file(file: Any) -> Image.Image:
   if name.endswith(_DICOM):
     return _open_dicom(file)
   return Image.open(file)
+
+
+def check_single(file: Image.Image) -> None:
+  """Check that an opened file holds one image, not a stack or an animation.
+
+  Pages of other sizes, such as reduced copies in a TIFF file, and the previews
+  of cameras are no further images.
+
+  Raises:
+    ValueError: it holds several.
+  """
+  count = getattr(file, "n_frames", 1)
+  if count == 1 or file.format not in _SEVERAL:
+    return
+  size = file.size
+  file.seek(1)
+  second = file.size
+  file.seek(0)
+  if second == size:
+    raise ValueError(f"it holds {count} images; save each as a file")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, ImageOps
 
-from zsad_jax.datasets import index
+from zsad_jax.datasets import extra_formats, index
 
 # Pillow's own limit raises the error of a corrupt file; see MAX_PIXELS.
 Image.MAX_IMAGE_PIXELS = None
@@ -97,7 +97,7 @@ def load_pair(
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
   """Return an image as RGB in its own size. See `load_image`."""
-  with _decoding(path), _open(path) as image:
+  with _decoding(path), _open(path, single=True) as image:
     return _to_rgb(image)
 
 
@@ -174,11 +174,15 @@ def resize_mask(mask: Image.Image, size: int) -> UInt8[np.ndarray, "size size"]:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _open(
+  path: str | os.PathLike[str], *, single: bool = False
+) -> Iterator[Image.Image]:
   """Open an image, or the part of it that the path names."""
   name, box = index.file_and_box(path)
-  with Image.open(_file(name)) as file:  # Reads the header only.
+  with extra_formats.open_file(_file(name)) as file:  # Only the header, mostly.
     _check_size(file)
+    if single:
+      extra_formats.check_single(file)
     image = ImageOps.exif_transpose(file)
     if box is None:
       yield image
