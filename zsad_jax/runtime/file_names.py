@@ -38,7 +38,6 @@ def safe_name(name: str, *, limit: int = LIMIT) -> str:
   is_safe = (
     clean == name
     and len(name.encode()) <= limit
-    and not _RESERVED.fullmatch(name)
     and not _DIGESTED.fullmatch(name)
   )
   return name if is_safe else _digested(clean, name, limit)
@@ -101,7 +100,9 @@ def _clean(name: str) -> str:
   clean = _UNSAFE.sub("_", name)
   end = clean.rstrip(". ")
   clean = end + "_" * (len(clean) - len(end))
-  return "_" + clean[1:] if clean.startswith(".") else clean or "_"
+  if clean.startswith("."):  # Hidden.
+    clean = "_" + clean[1:]
+  return f"_{clean}" if _RESERVED.fullmatch(clean) or not clean else clean
 
 
 def _digested(clean: str, text: str, limit: int) -> str:
