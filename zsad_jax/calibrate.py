@@ -124,6 +124,7 @@ def main(options: flags.FlagValues) -> None:
   """Run the command."""
   if not options.arguments:
     raise ValueError("No normal image given: name images or folders.")
+  image_files.check_normal([*options.arguments, *options.references])
   calibrate(
     run_lib.load(pathlib.Path(options.workdir)),
     options.arguments,

@@ -159,6 +159,7 @@ def main(options: flags.FlagValues) -> None:
   """Run the command."""
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
+  image_files.check_normal(options.references)
   run = run_lib.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):

@@ -1,8 +1,13 @@
 """Result files of `predict`: names, overlays and the score table."""
 
 import csv
+import os
+import random
 
 import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from zsad_jax.datasets import image_files
@@ -71,3 +76,50 @@ def test_the_table_and_the_map_have_the_values(tmp_path):
   assert header == "image,score,label,threshold"
   predictions.save_map(tmp_path, one)
   np.testing.assert_array_equal(np.load(tmp_path / "x_map.npy"), raw)
+
+
+parts = st.sampled_from(
+  ("a", "b", "a_b", "x" * 120, "ß" * 100, "100%", "it's", "x\ny", "A", "con")
+) | st.text("ab_-.é\udcdf", min_size=1, max_size=5).filter(
+  lambda n: set(n) != {"."}
+)
+images = st.lists(
+  st.tuples(
+    st.lists(parts, max_size=3), parts, st.sampled_from(("png", "JPG"))
+  ),
+  min_size=1,
+  max_size=8,
+)
+
+
+@settings(max_examples=50)
+@given(images, st.randoms())
+@example([(["a"], "b", "png"), ([], "a_b", "png")], random.Random(0))
+def test_every_image_has_result_files_of_its_own(found, order):
+  paths = list(
+    dict.fromkeys("/".join(["/d", *f, f"{n}.{e}"]) for f, n, e in found)
+  )
+  names = predictions.output_names(paths)
+  assert len({name.casefold() for name in names}) == len(paths)
+  for name in names:
+    assert os.path.basename(name) == name and name.strip(".")
+    assert len(f".{name}_overlay.png.1234567.tmp".encode()) <= 255
+  shuffled = order.sample(paths, len(paths))
+  again = dict(zip(shuffled, predictions.output_names(shuffled)))
+  assert [again[path] for path in paths] == names
+
+
+def test_no_result_replaces_an_image(tmp_path):
+  images = [str(tmp_path / n) for n in ("1.png", "1_overlay.png")]
+  for path in images:
+    Image.new("RGB", (8, 8)).save(path)
+  with pytest.raises(ValueError, match=r"1_overlay\.png is an image that is"):
+    predictions.check_replaces_no_image(tmp_path, images)
+  predictions.check_replaces_no_image(tmp_path / "other", images)
+
+
+def test_names_of_any_bytes_are_written(tmp_path):
+  path = os.fsdecode(b"Stra\xdfe.png")
+  raw = np.zeros((4, 4), np.float32)
+  predictions.save_scores(tmp_path, [result(path, raw, (4, 4))])
+  assert "Stra\\udcdfe.png,0.123457" in (tmp_path / "scores.csv").read_text()

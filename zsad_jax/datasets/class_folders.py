@@ -110,18 +110,29 @@ def unclaimed(root: Path, classes: Sequence[Path]) -> str:
   """
   if root in classes:
     return ""
-  inside = tuple(f"{os.path.realpath(path)}{os.sep}" for path in classes)
-  outside = [
-    path
-    for path in walker.tree(root).images
-    if not os.path.realpath(path).startswith(inside)
-  ]
+  outside = walker.tree(root, without=classes).images
   if not outside:
     return ""
   return (
     f"{root}: {len(outside)} images lie in no class and are left out, such as "
     f"{outside[0].relative_to(root)}; a class has the folder test or normal."
   )
+
+
+def anomalous_folder(root: Path) -> Path | None:
+  """Return a folder of anomalous images of a data set, or None.
+
+  Args:
+    root: the folder of a data set, or any other folder.
+  """
+  for folder, _ in find(root, is_mvtec_class):
+    for path in walker.folders_in(child(folder, "test")):
+      if not is_normal(path.name):
+        return path
+  for folder, _ in find(root, is_plain_class):
+    if found := children(folder, ANOMALOUS_FOLDERS):
+      return found[0]
+  return None
 
 
 def check_has_normal(test: Path) -> None:

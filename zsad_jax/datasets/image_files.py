@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsad_jax.datasets import index, walker
+from zsad_jax.datasets import class_folders, index, walker
 from zsad_jax.runtime import file_names, text_files
 
 PathLike = str | os.PathLike[str]
@@ -101,6 +101,23 @@ def identity(image: PathLike) -> tuple:
   """
   file, box = index.file_and_box(image)
   return os.path.realpath(file), box
+
+
+def check_normal(paths: Sequence[PathLike]) -> None:
+  """Check that no folder of normal images is a data set with anomalous ones.
+
+  Args:
+    paths: see `search`.
+
+  Raises:
+    ValueError: a folder contains folders of normal and anomalous images.
+  """
+  for path in filter(os.path.isdir, paths):
+    if found := class_folders.anomalous_folder(Path(path)):
+      raise ValueError(
+        f"{path}: expected normal images, but this is a data set that holds "
+        f"anomalous ones ({found}); name its folder of normal images."
+      )
 
 
 def below(path: PathLike) -> tuple[str, ...]:

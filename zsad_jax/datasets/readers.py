@@ -221,19 +221,22 @@ def real_iad(root: Path) -> Parts:
     content = text_files.load_json(path)
     meta = _field(content, "meta", dict, f"{path}")
     normal = _field(meta, "normal_class", str, f"{path}: meta")
-    base = folder / _field(meta, "prefix", str, f"{path}: meta")
+    prefix = _field(meta, "prefix", str, f"{path}: meta")
+    base = folder / prefix.replace("\\", "/")
     for phase, found in (("train", train), ("test", test)):
       for number, row in enumerate(_field(content, phase, list, f"{path}")):
         where = f"{path}: {phase}[{number}]"
         image = _listed(base, _field(row, "image_path", str, where), where)
         kind = _field(row, "anomaly_class", str, where)
         label = NORMAL if kind == normal else ANOMALOUS
-        mask = row.get("mask_path") if label == ANOMALOUS else ""
+        mask = label == ANOMALOUS and row.get("mask_path")
+        if mask:
+          mask = _listed(base, _field(row, "mask_path", str, where), where)
         view = re.search(r"_(C\d+)_", image.name)
         found.append(
           Sample(
             str(image),
-            str(_listed(base, mask, where)) if mask else "",
+            str(mask or ""),
             path.stem,
             kind,
             label,

@@ -8,7 +8,7 @@ this package are no input. Files of other kinds are counted.
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from zsad_jax.datasets import extra_formats
@@ -101,7 +101,9 @@ def folder(path: Path, *, distinct: bool = True) -> Tree:
   return Tree(images, found.left_out)
 
 
-def tree(root: Path, *, distinct: bool = True) -> Tree:
+def tree(
+  root: Path, *, distinct: bool = True, without: Collection[Path] = ()
+) -> Tree:
   """Return the images of a folder and its subfolders, sorted by path.
 
   A linked folder is searched under the name of the link unless it lies below
@@ -111,11 +113,15 @@ def tree(root: Path, *, distinct: bool = True) -> Tree:
   Args:
     root: the folder; none are found if it does not exist.
     distinct: name a file that several links lead to only once.
+    without: folders that are not searched.
   """
   if not root.is_dir():
     return Tree()
-  found = Tree()
+  found, excluded = Tree(), {_identity(path) for path in without}
   for path, listing in _walk(root):
+    if _identity(path) in excluded:
+      listing.folders.clear()
+      continue
     if path != root and _is_run(path):
       found.left_out |= dict.fromkeys(listing.images, RESULTS)
       listing.folders.clear()
@@ -252,8 +258,18 @@ def _mask_folders(folders: list[Path]) -> list[Path]:
 
 def _distinct(images: list[Path]) -> list[Path]:
   """Return each file once, under its own name where that is among them."""
+  linked = {path for path in images if path.is_symlink()}
+  folders = {
+    path: os.path.realpath(path) for path in {p.parent for p in images}
+  }
   first: dict[str, Path] = {}
-  for path in sorted(images, key=lambda p: (p.is_symlink(), p)):
-    first.setdefault(os.path.realpath(path), path)
+  for path in sorted(images, key=lambda p: (p in linked, p)):
+    # Most files are no links: this avoids a search of all parents for each.
+    real = (
+      os.path.realpath(path)
+      if path in linked
+      else os.path.join(folders[path.parent], path.name)
+    )
+    first.setdefault(real, path)
   kept = set(first.values())
   return [path for path in images if path in kept]
