@@ -109,3 +109,35 @@ def test_hidden_and_system_folders_are_no_kinds_of_anomalies(tmp_path):
   mvtec(tmp_path, "test/good", "test/bad", *(f"test/{n}" for n in names))
   found = registry.read_folder(tmp_path)
   assert found.counts == (1, 1, 1) and not found.notes
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path):
+  names = ("train/OK", "train/NG", "val/OK", "val/NG")
+  touch(*(tmp_path / name / "0.png" for name in names))
+  with pytest.raises(ValueError, match="train is no class, but a part of"):
+    registry.read_folder(tmp_path)
+  found = registry.read_folder(tmp_path / "val")  # It is named.
+  assert found.counts == (0, 1, 1)
+
+
+def test_further_folders_of_a_class_are_noted(tmp_path):
+  mvtec(tmp_path, "test/good", "test/bad", "validation/good", "NG/monday")
+  (note,) = registry.read_folder(tmp_path).notes
+  assert "1 images in NG are left out" in note
+
+
+def test_a_data_set_has_a_name_whatever_path_names_it(tmp_path, monkeypatch):
+  mvtec(tmp_path / "cap", "test/good", "test/bad")
+  touch(tmp_path / "lid/normal/0.png")
+  monkeypatch.chdir(tmp_path / "cap/test")
+  for path in ("..", "../../cap/", tmp_path / "cap"):
+    found = registry.read_folder(path)
+    assert found.name == "cap" and found.class_names == ("cap",)
+  monkeypatch.chdir(tmp_path / "lid/normal")
+  assert registry.read_folder("..").class_names == ("lid",)
+
+
+def test_a_class_of_other_bytes_has_a_prompt(tmp_path):
+  mvtec(tmp_path / os.fsdecode(b"Stra\xdfe"), "test/good", "test/bad")
+  found = registry.read_folder(tmp_path)
+  assert registry.prompt_names(found) == ("Stra e",)

@@ -21,6 +21,7 @@ ANOMALOUS_FOLDERS = (
 )
 MASK_FOLDERS = ("masks", "mask", "ground_truth", "gt")
 
+_PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _DEPTH = 4  # Maximal depth of a class below the folder of a data set.
 _SHOWN = 5  # Folders named in a message.
 
@@ -172,6 +173,43 @@ def check_plain(folder: Path) -> None:
       f"normal images ({', '.join(NORMAL_FOLDERS)}) nor in one of anomalous "
       f"images ({', '.join(ANOMALOUS_FOLDERS)}); move or rename them."
     )
+
+
+def check_is_class(folder: Path, root: Path) -> None:
+  """Check that a class in the plain layout is no part of a data set.
+
+  Args:
+    folder: folder of the class.
+    root: the folder of the data set.
+
+  Raises:
+    ValueError: it is called train, val or alike.
+  """
+  if folder != root and folded(folder.name) in _PARTS:
+    raise ValueError(
+      f"{folder}: {folder.name} is no class, but a part of a data set. "
+      f"Expected <class>/train/good, <class>/test/good and <class>/test/"
+      "<defect> (MVTec AD's layout), where the folder may itself be the class; "
+      f"or name the part: {folder}."
+    )
+
+
+def other_folders(folder: Path) -> str:
+  """Return a note about images in further folders of MVTec AD's layout.
+
+  Args:
+    folder: folder of a class. Its folder `validation` (MVTec LOCO) is not used.
+  """
+  known = {"train", "test", "ground_truth", "groundtruth", "validation"}
+  others = [p for p in walker.folders_in(folder) if folded(p.name) not in known]
+  counts = {path.name: len(walker.tree(path).images) for path in others}
+  names = [name for name, count in counts.items() if count]
+  if not names:
+    return ""
+  return (
+    f"{folder}: {sum(counts.values())} images in {_some(names)} are left out; "
+    "those of train and test are read."
+  )
 
 
 def check_flat(folder: Path) -> None:

@@ -53,12 +53,12 @@ def labelme(root: Path) -> str:
   for folder in _folders(root, _DEPTH):
     content = walker.folder(folder)
     stems = {path.stem for path in content.images}
-    beside = [
+    found = [
       path
       for path, kind in content.left_out.items()
       if kind == ".json" and path.stem in stems
     ]
-    for path in beside[:_TRIED]:
+    for path in found[:_TRIED]:
       if _has_keys(path, "shapes"):
         return (
           f"{path}: an annotation of labelme, whose shapes are not read as "

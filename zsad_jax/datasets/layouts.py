@@ -12,6 +12,7 @@ and masks are paired by name: pairing by position, as the papers' generators do,
 shifts every pair after a missing file.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,12 +44,13 @@ def read_mvtec(
       images, an anomalous image has no mask although others of its class have
       one, or two masks belong to one image.
   """
-  root = Path(root).absolute()
+  root = Path(os.path.abspath(root))  # ".." has no name.
   train, test, notes = [], [], []
   found = list(class_folders.find(root, class_folders.is_mvtec_class))
   for folder, class_name in found:
     train += _mvtec_train(folder, class_name, notes)
     test += _mvtec_test(folder, class_name, notes)
+    notes.append(class_folders.other_folders(folder))
   notes.append(class_folders.unclaimed(root, [folder for folder, _ in found]))
   return index.make_dataset(
     name or root.name,
@@ -85,11 +87,12 @@ def read_plain(
       unknown name, or some anomalous images have no mask although there are
       masks.
   """
-  root = Path(root).absolute()
+  root = Path(os.path.abspath(root))  # ".." has no name.
   test, notes = [], []
   found = list(class_folders.find(root, class_folders.is_plain_class))
   for folder, own_name in found:
     class_folders.check_plain(folder)
+    class_folders.check_is_class(folder, root)
     shown = class_name or own_name
     masks = _masks(class_folders.child(folder, *class_folders.MASK_FOLDERS))
     normal = class_folders.child(folder, *class_folders.NORMAL_FOLDERS)

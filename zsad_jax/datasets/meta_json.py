@@ -11,6 +11,7 @@ optional. Files in circulation differ from this convention: `read` documents
 what is accepted.
 """
 
+import collections
 import contextlib
 import gc
 import json
@@ -71,11 +72,19 @@ def read(root: str | os.PathLike[str], *, name: str | None = None) -> Dataset:
       "the data set or remove the records:\n  "
       + "\n  ".join(reader.missing[:_SHOWN])
     )
-  notes = (
-    [f"{meta}: {reader.num_rerooted} absolute paths were re-rooted to {root}."]
-    if reader.num_rerooted
-    else []
-  )
+  notes = []
+  if reader.num_rerooted:
+    notes.append(
+      f"{meta}: {reader.num_rerooted} absolute paths were re-rooted to {root}."
+    )
+  for phase, samples in (("train", train), ("test", test)):
+    paths = collections.Counter(sample.image_path for sample in samples)
+    if (count := paths.total() - len(paths)) > 0:
+      twice, _ = paths.most_common(1)[0]
+      notes.append(
+        f'{meta}: "{phase}" has {count} records too many, as images are listed '
+        f"several times, such as {twice}; each record counts."
+      )
   return index.make_dataset(
     name or os.path.basename(root), root, train=train, test=test, notes=notes
   )

@@ -195,7 +195,8 @@ def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
   if entry and names and entry.aliases:  # They all name one category.
     names = dict.fromkeys(entry.aliases, next(iter(names.values()))) | names
   return tuple(
-    names.get(class_name, re.sub("[_/]", " ", class_name))
+    # Bytes that are not UTF-8 are no characters of a prompt.
+    names.get(class_name, re.sub("[_/\ud800-\udfff]", " ", class_name))
     for class_name in dataset.class_names
   )
 

@@ -204,7 +204,7 @@ def _scan(path: Path) -> _Listing:
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in suffixes:
       listing.left_out[path / name] = suffix or "without suffix"
-    elif evaluated or _is_overlay(name, found, predicted):
+    elif evaluated or _is_drawn(name, found, predicted):
       listing.left_out[path / name] = RESULTS
     else:
       listing.images.append(path / name)
@@ -218,8 +218,10 @@ def _is(entry: os.DirEntry, kind: str) -> bool:
     return False
 
 
-def _is_overlay(name, names, predicted):
-  """Return whether a file is an overlay that `predict` wrote."""
+def _is_drawn(name, names, predicted):
+  """Return whether a file was drawn by `predict` or `data synthesize`."""
+  if name == "preview.png" and "meta.json" in names:
+    return True
   stem = name.removesuffix(_OVERLAY)
   return stem != name and (predicted or f"{stem}{_MAP}" in names)
 
