@@ -1,6 +1,7 @@
 """Folders of classes: names in any case, links, and folders left out."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -141,3 +142,43 @@ def test_a_class_of_other_bytes_has_a_prompt(tmp_path):
   mvtec(tmp_path / os.fsdecode(b"Stra\xdfe"), "test/good", "test/bad")
   found = registry.read_folder(tmp_path)
   assert registry.prompt_names(found) == ("Stra e",)
+
+
+PLACES = st.sampled_from(("", "cap", "lid", "metal/nut", ".hidden", "@eaDir"))
+PARTS = st.sampled_from(("", "train", "test", "Normal", "NG", "OK", "val", "x"))
+KINDS = st.sampled_from(("", "good", "OK", "NG", "scratch", "monday/a"))
+NAMES = st.sampled_from(
+  ("0.png", "1.JPG", "2.tif", "3.png", "n.txt", "._0.png")
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(PLACES, PARTS, KINDS, NAMES), max_size=12))
+def test_no_image_is_lost_in_silence(tmp_path_factory, files):
+  """Every image is read once, or counted in a note, or the set is refused."""
+  root = tmp_path_factory.mktemp("set")
+  touch(*(root.joinpath(*parts) for parts in files))
+  expected = {
+    os.path.join(folder, name)
+    for folder, _, names in os.walk(root)
+    for name in names
+    if not name.startswith("._") and not name.endswith(".txt")
+    if "/." not in folder and "@eaDir" not in folder
+  }
+  try:
+    found = registry.read_folder(root)
+  except ValueError as error:
+    assert str(root) in str(error) and len(str(error).splitlines()) == 1
+    return
+  read = [sample.image_path for sample in (*found.train, *found.test)]
+  assert len(set(read)) == len(read) and set(read) <= expected
+  noted = sum(
+    int(count)
+    for note in found.notes
+    for count in re.findall(r": (\d+) images", note)
+  )
+  assert len(read) + noted == len(expected), found.notes
+  for sample in (*found.train, *found.test):
+    folders = os.path.relpath(sample.image_path, root).split("/")
+    normal = {f.lower() for f in folders} & {"good", "ok", "normal"}
+    assert bool(normal) == (sample.label == 0) or "NG" in folders

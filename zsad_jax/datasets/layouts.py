@@ -50,7 +50,7 @@ def read_mvtec(
   for folder, class_name in found:
     train += _mvtec_train(folder, class_name, notes)
     test += _mvtec_test(folder, class_name, notes)
-    notes.append(class_folders.other_folders(folder))
+    notes += [_loose(folder), class_folders.other_folders(folder)]
   notes.append(class_folders.unclaimed(root, [folder for folder, _ in found]))
   return index.make_dataset(
     name or root.name,
@@ -93,6 +93,7 @@ def read_plain(
   for folder, own_name in found:
     class_folders.check_plain(folder)
     class_folders.check_is_class(folder, root)
+    notes.append(_loose(folder))
     shown = class_name or own_name
     masks = _masks(class_folders.child(folder, *class_folders.MASK_FOLDERS))
     normal = class_folders.child(folder, *class_folders.NORMAL_FOLDERS)

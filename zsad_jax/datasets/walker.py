@@ -198,8 +198,9 @@ def _scan(path: Path) -> _Listing:
         listing.folders.append(path / name)
       continue
     if not _is(entry, "file"):  # A broken link, or a device.
-      if entry.is_symlink():
-        listing.left_out[path / name] = _BROKEN
+      listing.left_out[path / name] = (
+        _BROKEN if entry.is_symlink() else "devices"
+      )
       continue
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in suffixes:
