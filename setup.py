@@ -67,6 +67,8 @@ setup(
     "cuda12": [JAX.format("[cuda12]")],
     "tpu": [JAX.format("[tpu]")],
     "elpv": ["elpv-dataset"],
+    "heic": ["pillow-heif>=0.18"],
+    "dicom": ["pydicom>=3"],
     "tensorboard": ["tensorboardX"],
     "test": [
       "pytest>=8",

@@ -129,6 +129,7 @@ def main(options: flags.FlagValues) -> None:
     lock.check(options.workdir)
   except ValueError as error:
     print(f"note: {error} At its end, training replaces the threshold.")
+  image_files.check_normal([*options.arguments, *options.references])
   calibrate(
     run_lib.load(pathlib.Path(options.workdir)),
     options.arguments,

@@ -111,6 +111,7 @@ def _synthesize(options: flags.FlagValues) -> int:
     raise ValueError("--images: name images, folders or patterns.")
   if not options.output:
     raise ValueError("--output: name a new folder.")
+  image_files.check_normal(options.images)
   images = image_files.find(options.images)
   ranges = synthesis.Ranges(
     kinds=tuple(options.kinds) or tuple(synthesis.KINDS),

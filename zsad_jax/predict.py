@@ -31,7 +31,7 @@ from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli, progress
+from zsad_jax.runtime import cli, file_names, progress
 
 
 def predict(
@@ -62,13 +62,15 @@ def predict(
     ValueError, FileNotFoundError: a path or file is missing or invalid; the
       scores before it are kept.
   """
-  images = image_files.find(paths)
+  searched = image_files.search(paths)
+  images = searched.images
   normal = image_files.find(reference_paths) if reference_paths else ()
   detector = detector_lib.Detector(
     run, class_name=class_name, threshold=limit, batch_size=batch_size
   )
   if normal:
     detector = detector.with_references(normal)
+  predictions.check_replaces_no_image(output, images)
   found = score(detector, images, skip_corrupt=True)
   threshold = threshold_lib.read_or_replace(
     run.workdir, few_shot=bool(normal), image_score=limit
@@ -96,6 +98,8 @@ def predict(
   if skipped:
     print(f"Skipped {len(skipped)} images that could not be read:")
     print("\n".join(f"  {message}" for message in skipped))
+  if searched.note:  # Printed before the first image as well.
+    print(searched.note)
 
 
 def score(
@@ -124,7 +128,7 @@ def score(
 def line(result: predictions.ImageResult) -> str:
   """Return the line to print for an image."""
   found = result.detection
-  text = f"{found.score:.4g}  {found.label:9}  {result.path}"
+  text = f"{found.score:.4g}  {found.label:9}  {file_names.shown(result.path)}"
   if found.zero_shot_score is None:
     return text
   return f"{text}  (zero-shot {found.zero_shot_score:.4g})"
@@ -165,6 +169,7 @@ def main(options: flags.FlagValues) -> None:
   """Run the command."""
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
+  image_files.check_normal(options.references)
   run = run_lib.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):

@@ -445,3 +445,63 @@ def test_sentences_know_all_spellings(name, spelling, wanted):
   samples = [index.Sample("x", "", spelling, "", 0)]
   found = index.make_dataset(name, "/x", test=samples)
   assert registry.prompt_names(found) == (wanted,)
+
+
+def change(path, old, new, encoding="utf-8"):
+  text = path.read_text().replace(old, new)
+  path.write_bytes(text.encode(encoding))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+  ("layout", "table"),
+  [
+    ("visa", "split_csv/1cls.csv"),
+    ("real_iad", "realiad_jsons/usb.json"),
+    ("headct", "labels.csv"),
+    ("elpv", "labels.csv"),
+  ],
+)
+def test_tables_of_windows(layout, table, encoding, tmp_path):
+  name, write, *_ = LAYOUTS[layout]
+  write(tmp_path)
+  expected = read(name, tmp_path)
+  change(tmp_path / table, "\n", "\r\n", encoding)
+  if layout in ("visa", "real_iad"):
+    text = (tmp_path / table).read_text(encoding)
+    slash = "\\" if layout == "visa" else "\\\\"
+    text = text.replace("/", slash)
+    (tmp_path / table).write_text(text, encoding=encoding)
+  found = read(name, tmp_path)
+  assert (found.train, found.test) == (expected.train, expected.test)
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    ('"meta"', '"mete"', 'expected the key "meta" with an object, found noth'),
+    ('"prefix"', '"fix"', 'meta: expected the key "prefix" with text'),
+    ('"normal_class"', '"ok"', 'meta: expected the key "normal_class"'),
+    ('"test"', '"val"', 'expected the key "test" with a list, found nothing'),
+    ('"image_path"', '"image"', r'train\[0\]: expected the key "image_path"'),
+    ('"anomaly_class": "AK"', '"x": 1', r'test\[1\]: .*"anomaly_class"'),
+    ('"usb/"', "7", 'meta: expected the key "prefix" with text, found int'),
+    ("{", "", "not valid JSON"),
+  ],
+)
+def test_an_incomplete_json_file_is_named(old, new, message, tmp_path):
+  real_iad(tmp_path)
+  change(tmp_path / "realiad_jsons/usb.json", old, new)
+  with pytest.raises(ValueError, match=rf"usb\.json: {message}"):
+    read("real_iad", tmp_path)
+
+
+def test_incomplete_tables_are_named(tmp_path):
+  visa(tmp_path / "visa")
+  change(tmp_path / "visa/split_csv/1cls.csv", "object", "class")
+  with pytest.raises(ValueError, match=r"1cls\.csv: expected one column 'obje"):
+    read("visa", tmp_path / "visa")
+  head_ct(tmp_path / "ct")
+  change(tmp_path / "ct/labels.csv", "0, 1", "0, 2")
+  with pytest.raises(ValueError, match=r"labels\.csv, line 2: .*0 or 1"):
+    read("headct", tmp_path / "ct")

@@ -1,5 +1,7 @@
 """Search for images: files, folders, patterns and lists."""
 
+import os
+
 import pytest
 
 from tests.helpers.index_files import touch
@@ -68,3 +70,63 @@ def test_errors_name_the_path(tmp_path):
     image_files.find([tmp_path / "empty"])
   with pytest.raises(ValueError, match="expected at least one"):
     image_files.find([])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_of_windows(encoding, images, tmp_path):
+  listing = tmp_path / "some.TXT"
+  listing.write_bytes("good\\3.png\r\n\r\ngood/0.png".encode(encoding))
+  assert image_files.find([listing]) == [images[3], images[0]]
+  listing.write_bytes(b"D:\\good\\3.png")
+  with pytest.raises(FileNotFoundError, match=r"TXT: D:.good.3.png does not"):
+    image_files.find([listing])
+
+
+def test_names_of_any_bytes(tmp_path):
+  name = os.fsdecode(b"Stra\xdfe.png")
+  touch(tmp_path / name)
+  (tmp_path / "some.txt").write_bytes(b"Stra\xdfe.png\n")
+  found = image_files.find([tmp_path, tmp_path / "some.txt"])
+  assert found == [str(tmp_path / name)]
+
+
+def test_an_existing_name_with_a_comma_is_taken_whole(tmp_path):
+  touch(tmp_path / "good, line 3/0.png", tmp_path / "1.png")
+  folder = str(tmp_path / "good, line 3")
+  for flags in (folder.split(","), [p.strip() for p in folder.split(",")]):
+    found = image_files.find([*flags, str(tmp_path / "1.png")])
+    assert found == [f"{folder}/0.png", str(tmp_path / "1.png")]
+
+
+def test_patterns_match_folders_and_leave_out_other_files(images, tmp_path):
+  touch(tmp_path / "good/notes.txt", tmp_path / "good/.h.png")
+  touch(tmp_path / "good/@eaDir/0.png/t.png", tmp_path / "good/x.gif")
+  found = image_files.search([f"{tmp_path}/good/*"])
+  assert sorted(found.images) == sorted(
+    [*images, str(tmp_path / "good/deep/5.png")]
+  )
+  assert "2 files left out: 1 .gif, 1 .txt" in found.note
+  every = image_files.search([f"{tmp_path}/**"])
+  assert sorted(every.images) == sorted(found.images)
+  assert every.note == found.note
+  # A pattern with a suffix names files of any kind.
+  assert image_files.find([f"{tmp_path}/good/*.gif"])
+
+
+def test_parts_of_one_file_are_different_images(images):
+  parts = [f"{images[0]}#xywh=0,0,4,4", f"{images[0]}#xywh=4,0,4,4"]
+  listing = os.path.join(os.path.dirname(images[0]), "l.txt")
+  with open(listing, "w") as file:
+    file.write("\n".join([*parts, parts[0]]))
+  assert image_files.find([listing]) == parts
+
+
+def test_a_data_set_is_no_folder_of_normal_images(tmp_path):
+  touch(
+    *(tmp_path / f"set/cap/test/{name}/0.png" for name in ("good", "NG")),
+    *(tmp_path / f"own/{name}/0.png" for name in ("Normal", "anomalous")),
+  )
+  for name, bad in (("set", "NG"), ("set/cap", "NG"), ("own", "anomalous")):
+    with pytest.raises(ValueError, match=rf"anomalous ones \(.*{bad}\)"):
+      image_files.check_normal([tmp_path / name])
+  image_files.check_normal([tmp_path / "own/Normal", tmp_path / "*.png"])

@@ -236,4 +236,6 @@ def test_what_is_no_file_is_left_out(tmp_path):
   os.mkfifo(tmp_path / "normal" / "b.png")
   os.symlink("/dev/zero", tmp_path / "normal" / "c.png")
   os.symlink(tmp_path / "normal" / "a.png", tmp_path / "normal" / "d.png")
-  assert names(registry.read_folder(tmp_path).test) == ["a.png", "d.png"]
+  found = registry.read_folder(tmp_path)
+  assert names(found.test) == ["a.png"]  # "d.png" is the same image.
+  assert "2 files left out: 1 broken links, 1 devices" in found.notes[0]

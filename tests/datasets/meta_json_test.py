@@ -109,6 +109,10 @@ def test_absolute_paths_are_rerooted_by_the_longest_ending(tmp_path, prefix):
       r"mask_path.*leaves the data root",
     ),
     ({"test": {}}, "no test image"),
+    ({"test": {" ": [record("a.png")]}}, "a class has no name"),
+    ({"test": {}, "Test": {}}, "two keys differ in case only"),
+    ({"test": {"nut": [record("a.png", specie_name=3)]}}, '"specie_name" must'),
+    ({"test": {"nut": [record("a\0.png")]}}, "1 listed files do not exist"),
   ],
 )
 def test_meta_errors(tmp_path, content, message):
@@ -267,3 +271,21 @@ def test_a_large_index_is_shuffled_and_sharded(tmp_path):
   numbers = pipeline.train_numbers([found], batch_size=8, seed=0, num_shards=2)
   first = next(numbers)["index"]
   assert len({*first}) == 4 and max(first) > 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_meta_of_windows(encoding, tmp_path):
+  touch(tmp_path / "nut/a.png", tmp_path / "nut/gt/a.png")
+  record_of_windows = record("nut\\a.png", 1, mask_path="nut\\gt\\a.png")
+  text = json.dumps({"test": {"nut": [record_of_windows]}})
+  mark = "\ufeff" if encoding == "utf-16-be" else ""
+  (tmp_path / "meta.json").write_bytes((mark + text).encode(encoding))
+  (sample,) = meta_json.read(tmp_path).test
+  assert sample.image_path == str(tmp_path / "nut/a.png")
+  assert sample.mask_path == str(tmp_path / "nut/gt/a.png")
+
+
+def test_a_class_that_is_listed_twice_is_refused(tmp_path):
+  (tmp_path / "meta.json").write_text('{"test": {"nut": [], "nut": []}}')
+  with pytest.raises(ValueError, match='the key "nut" is listed twice'):
+    meta_json.read(tmp_path)

@@ -1,10 +1,14 @@
 """Result files of `predict`: names, overlays and the score table."""
 
 import csv
+import os
+import random
 import signal
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from zsad_jax.datasets import image_files
@@ -137,8 +141,48 @@ def test_a_signal_while_a_row_is_written_loses_no_row(tmp_path, monkeypatch):
   assert [bool(r["score"]) for r in read(tmp_path)] == [True, True, False]
 
 
-def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
-  name = b"\xff.png".decode("utf-8", "surrogateescape")
+def test_bytes_of_names_that_are_not_utf8_are_escaped(tmp_path):
+  name = os.fsdecode(b"Stra\xdfe.png")
   with table(tmp_path, [name]) as scores:
     scores.add(result(name, RAW, (4, 4)))
-  assert b"\xff.png,0.123457" in (tmp_path / "scores.csv").read_bytes()
+  assert "Stra\\udcdfe.png,0.123457" in (tmp_path / "scores.csv").read_text()
+
+
+parts = st.sampled_from(
+  ("a", "b", "a_b", "x" * 120, "ß" * 100, "100%", "it's", "x\ny", "A", "con")
+) | st.text("ab_-.é\udcdf", min_size=1, max_size=5).filter(
+  lambda n: set(n) != {"."}
+)
+images = st.lists(
+  st.tuples(
+    st.lists(parts, max_size=3), parts, st.sampled_from(("png", "JPG"))
+  ),
+  min_size=1,
+  max_size=8,
+)
+
+
+@settings(max_examples=50)
+@given(images, st.randoms())
+@example([(["a"], "b", "png"), ([], "a_b", "png")], random.Random(0))
+def test_every_image_has_result_files_of_its_own(found, order):
+  paths = list(
+    dict.fromkeys("/".join(["/d", *f, f"{n}.{e}"]) for f, n, e in found)
+  )
+  names = predictions.output_names(paths)
+  assert len({name.casefold() for name in names}) == len(paths)
+  for name in names:
+    assert os.path.basename(name) == name and name.strip(".")
+    assert len(f".{name}_overlay.png.1234567.tmp".encode()) <= 255
+  shuffled = order.sample(paths, len(paths))
+  again = dict(zip(shuffled, predictions.output_names(shuffled)))
+  assert [again[path] for path in paths] == names
+
+
+def test_no_result_replaces_an_image(tmp_path):
+  images = [str(tmp_path / n) for n in ("1.png", "1_overlay.png")]
+  for path in images:
+    Image.new("RGB", (8, 8)).save(path)
+  with pytest.raises(ValueError, match=r"1_overlay\.png is an image that is"):
+    predictions.check_replaces_no_image(tmp_path, images)
+  predictions.check_replaces_no_image(tmp_path / "other", images)

@@ -63,7 +63,9 @@ class DecodedCache:
     return sum(p.stat().st_size for p in self.folder.glob("*/*.raw"))
 
   def _path(self, sample: index.Sample, size: int) -> Path:
-    digest = hashlib.sha256(facts(sample, size).encode()).hexdigest()
+    digest = hashlib.sha256(
+      facts(sample, size).encode(errors="surrogatepass")
+    ).hexdigest()
     return self.folder / digest[:2] / f"{digest[2:34]}.raw"
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zsad_jax.datasets import index, readers
+from zsad_jax.runtime import text_files
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 LABELS = "labels.csv"
@@ -51,9 +52,7 @@ def read(root: Path) -> readers.Parts:
 
 def _rows(labels: Path) -> Iterator[tuple[int, tuple[str, float, str]]]:
   """Yield each line's number and values; columns are padded with spaces."""
-  for number, line in enumerate(
-    labels.read_text(encoding="utf-8").splitlines(), start=1
-  ):
+  for number, line in enumerate(text_files.read(labels).splitlines(), start=1):
     try:
       path, probability, kind = line.split()
       yield number, (path, float(probability), kind)

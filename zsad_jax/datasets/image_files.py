@@ -1,26 +1,58 @@
 """Search for image files: files, folders, glob patterns and lists."""
 
+import dataclasses
 import glob
+import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from zsad_jax.datasets import index
+from zsad_jax.datasets import class_folders, index, walker
+from zsad_jax.runtime import file_names, text_files
 
 PathLike = str | os.PathLike[str]
 
-SUFFIXES = frozenset(
-  (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-)
+_log = logging.getLogger(__name__)
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """Result of a search.
+
+  Attributes:
+    images: paths, each image once.
+    left_out: files in the searched folders that are no images, see
+      `walker.Tree`.
+  """
+
+  images: list[str]
+  left_out: dict[Path, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def note(self) -> str:
+    """Text like "1 image; 3 files left out: 2 .heic, 1 .dcm.", or ""."""
+    left_out = walker.describe(self.left_out)
+    count = len(self.images)
+    return f"{count} image{'s' * (count != 1)}; {left_out}." if left_out else ""
 
 
 def find(paths: Sequence[PathLike]) -> list[str]:
-  """Return the images that paths refer to, each once.
+  """Return the images that paths refer to, each once; see `search`."""
+  return search(paths).images
+
+
+def search(paths: Sequence[PathLike]) -> Found:
+  """Search for images and log how many files were left out.
+
+  An image is used once, by whichever path it is named: absolute or relative,
+  by a pattern or by a link.
 
   Args:
-    paths: image files; folders, which are searched with their subfolders; glob
-      patterns ("**" matches subfolders); and .txt lists of one image per line,
-      relative to the folder of the list.
+    paths: image files; folders, which are searched with their subfolders, see
+      `walker`; glob patterns ("**" matches subfolders); and .txt lists of one
+      image per line, relative to the folder of the list.
 
   Returns:
     Paths in the order of `paths`: a file or pattern as it was given, absolute
@@ -31,28 +63,61 @@ def find(paths: Sequence[PathLike]) -> list[str]:
     FileNotFoundError: a path, or a line of a list, matches no file.
     ValueError: a folder or a list contains no image, or `paths` is empty.
   """
-  found: dict[str, str] = {}
-  for path in map(str, paths):
-    if path.endswith(".txt") and os.path.isfile(path):
+  found: dict[tuple, str] = {}
+  left_out: dict[Path, str] = {}
+  for path in _joined([str(path) for path in paths]):
+    if path.lower().endswith(".txt") and os.path.isfile(path):
       images = _listed(path)
     elif os.path.isfile(path):
       images = [path]
     elif os.path.isdir(path):
-      images = below(path)
+      images = _of_folder(path, left_out)
     else:
-      images = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-      if not images:
-        raise FileNotFoundError(
-          f"{path} is no image, folder or pattern that matches a file."
-        )
+      images = _matching(path, left_out)
     for image in images:
-      found.setdefault(os.path.abspath(image), image)
+      found.setdefault(identity(image), image)
   if not found:
     raise ValueError(
       "No image was given; expected at least one image, folder, pattern or "
       ".txt list."
     )
-  return list(found.values())
+  known = {file for file, _ in found}  # By name, such as a single file.
+  left_out = {
+    path: kind
+    for path, kind in left_out.items()
+    if os.path.realpath(path) not in known
+  }
+  result = Found(list(found.values()), left_out)
+  if result.note:
+    _log.info(result.note)
+  return result
+
+
+def identity(image: PathLike) -> tuple:
+  """Return what two paths of one image, or of one part of it, have in common.
+
+  Args:
+    image: path of an image, or of a part of it (`index.part`).
+  """
+  file, box = index.file_and_box(image)
+  return os.path.realpath(file), box
+
+
+def check_normal(paths: Sequence[PathLike]) -> None:
+  """Check that no folder of normal images is a data set with anomalous ones.
+
+  Args:
+    paths: see `search`.
+
+  Raises:
+    ValueError: a folder contains folders of normal and anomalous images.
+  """
+  for path in filter(os.path.isdir, paths):
+    if found := class_folders.anomalous_folder(Path(path)):
+      raise ValueError(
+        f"{path}: expected normal images, but this is a data set that holds "
+        f"anomalous ones ({found}); name its folder of normal images."
+      )
 
 
 def below(path: PathLike) -> tuple[str, ...]:
@@ -75,55 +140,117 @@ def below(path: PathLike) -> tuple[str, ...]:
     )
   if path.is_file():
     return (str(path),)
-  found = tuple(map(str, in_tree(path)))
-  if not found:
-    raise ValueError(
-      f"{path}: no image found; supported are {', '.join(sorted(SUFFIXES))}."
-    )
-  return found
+  return tuple(find([path]))
 
 
 def in_folder(folder: Path) -> list[Path]:
   """Return the images of a folder by name; none if it does not exist."""
-  if not folder.is_dir():
-    return []
-  return sorted(file for file in folder.iterdir() if _is_image(file))
+  return walker.folder(folder).images
 
 
-def in_tree(folder: Path) -> list[Path]:
-  """Return the images of a folder and its subfolders, sorted by path."""
-  return sorted(file for file in folder.rglob("*") if _is_image(file))
+def in_tree(folder: Path, *, distinct: bool = False) -> list[Path]:
+  """Return the images of a folder and its subfolders, sorted by path.
+
+  Args:
+    folder: the folder.
+    distinct: name a file that several links lead to only once. Masks of several
+      images may be links to one file.
+  """
+  return walker.tree(folder, distinct=distinct).images
 
 
 def resolve(listing: PathLike, entry: str) -> str:
-  """Return the path of an image that a file lists.
+  r"""Return the path of an image that a file lists.
 
   Args:
     listing: the file; relative paths start at its folder.
-    entry: path of an image, or of a part of it (`index.part`).
+    entry: path of an image, or of a part of it (`index.part`). Paths of Windows
+      (good\000.png) are understood.
 
   Raises:
     FileNotFoundError: the image does not exist.
   """
   folder = os.path.dirname(os.path.abspath(listing))
-  path = os.path.join(folder, entry.strip())
-  if not os.path.isfile(index.file_and_box(path)[0]):
-    raise FileNotFoundError(f"{listing}: {path} does not exist.")
-  return path
+  entry = entry.strip()
+  for spelled in (entry, entry.replace("\\", "/")):
+    path = os.path.join(folder, spelled)
+    if "\0" not in path and os.path.isfile(index.file_and_box(path)[0]):
+      return path
+  shown = entry if re.match(r"[A-Za-z]:|\\\\", entry) else path
+  raise FileNotFoundError(
+    f"{listing}: {file_names.shown(shown)} does not exist."
+  )
+
+
+def _of_folder(path: str, left_out: dict[Path, str]) -> list[str]:
+  tree = walker.tree(Path(os.path.abspath(path)))
+  if not tree.images:
+    note = walker.describe(tree.left_out)
+    raise ValueError(
+      f"{path}: no image found; supported are "
+      f"{', '.join(sorted(walker.supported()))}{note and '; '}{note}."
+    )
+  left_out.update(tree.left_out)
+  return [*map(str, tree.images)]
+
+
+def _matching(pattern: str, left_out: dict[Path, str]) -> list[str]:
+  """Return the images that match a pattern.
+
+  A pattern with a suffix, such as "*.gif", names files of any kind. Folders
+  that match are searched, as they are where the shell expands the pattern.
+  """
+  images, folders = [], {}
+  named = not _MAGIC.search(os.path.splitext(pattern)[1] or "*")
+  fixed = len(Path(_MAGIC.split(pattern)[0] + "x").parts) - 1
+  for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+    if not all(map(walker.is_visible, path.parts[fixed:])):
+      continue
+    if path.is_dir():
+      if os.path.basename(pattern) != "**":  # It matches the files as well.
+        tree = walker.tree(path)
+        images += tree.images
+        left_out |= {file.absolute(): k for file, k in tree.left_out.items()}
+      continue
+    if path.parent not in folders:
+      folders[path.parent] = walker.folder(path.parent, distinct=False)
+    kind = folders[path.parent].left_out.get(path, "")
+    if kind == walker.RESULTS or (kind and not named):
+      left_out[path.absolute()] = kind
+    else:
+      images.append(path)
+  if not images:
+    note = walker.describe(left_out)
+    raise FileNotFoundError(
+      f"{pattern} is no image, folder or pattern that matches a file"
+      f"{note and '; '}{note}."
+    )
+  return [*map(str, images)]
+
+
+def _joined(paths: list[str]) -> list[str]:
+  """Join parts of names with commas, at which a list of flags was split."""
+  joined = []
+  while paths:
+    end = 1
+    if not os.path.exists(paths[0]):
+      whole = [
+        (n, name)
+        for n in range(len(paths), 1, -1)
+        for name in (",".join(paths[:n]), ", ".join(paths[:n]))
+        if os.path.exists(name)
+      ]
+      if whole:
+        end, paths[0] = whole[0]
+    joined.append(paths[0])
+    paths = paths[end:]
+  return joined
 
 
 def _listed(listing: str) -> list[str]:
-  lines = Path(listing).read_text(encoding="utf-8").splitlines()
+  # Names of files need not be UTF-8.
+  lines = text_files.read(listing, errors="surrogateescape").split("\n")
   images = [resolve(listing, line) for line in lines if line.strip()]
   if not images:
     raise ValueError(f"{listing}: the list is empty; expected one path a line.")
   return images
-
-
-def _is_image(path: Path) -> bool:
-  # macOS adds "._000.png" to "000.png" in archives.
-  return (
-    path.suffix.lower() in SUFFIXES
-    and not path.name.startswith(".")
-    and path.is_file()
-  )

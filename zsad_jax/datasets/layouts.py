@@ -7,25 +7,30 @@
   pairs:   images/ and masks/, every image anomalous
 
 A class may be several folders deep ("metal/nut"), or be the folder itself.
+Names of these folders are understood in any case, see `class_folders`.
 Everything is sorted by name, so that the order is the same on every machine,
 and masks are paired by name: pairing by position, as the papers' generators do,
 shifts every pair after a missing file.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zsad_jax.datasets import image_files, index, mask_files
+from zsad_jax.datasets import (
+  class_folders,
+  image_files,
+  index,
+  mask_files,
+  walker,
+)
+from zsad_jax.datasets.walker import folders_in
 from zsad_jax.types import ANOMALOUS, NORMAL
-
-NORMAL_FOLDERS = ("good", "ok")  # "ok" in BTAD.
-
-_DEPTH = 4  # Maximal depth of a class below the folder of a data set.
 
 
 def is_mvtec(root: image_files.PathLike) -> bool:
   """Return whether `root` is, or contains, a class in MVTec AD's layout."""
-  return any(True for _ in _classes(Path(root), _is_mvtec_class))
+  return any(class_folders.find(Path(root), class_folders.is_mvtec_class))
 
 
 def read_mvtec(
@@ -38,26 +43,30 @@ def read_mvtec(
     name: of the data set; by default that of the folder.
 
   Raises:
-    ValueError: there is no test image, an anomalous one has no mask although
-      others of its class have one, or two masks belong to one image.
+    ValueError: there is no test image, a class has no folder of normal test
+      images, an anomalous image has no mask although others of its class have
+      one, or two masks belong to one image.
   """
-  root = Path(root).absolute()
+  root = Path(os.path.abspath(root))  # ".." has no name.
   train, test, notes = [], [], []
-  for folder, class_name in _classes(root, _is_mvtec_class):
-    for good in folders_in(folder / "train"):
-      if good.name in NORMAL_FOLDERS:
-        train += _samples(
-          image_files.in_folder(good), {}, class_name, good.name, NORMAL
-        )
+  found = list(class_folders.find(root, class_folders.is_mvtec_class))
+  for folder, class_name in found:
+    train += _mvtec_train(folder, class_name, notes)
     test += _mvtec_test(folder, class_name, notes)
+    notes += [_loose(folder), class_folders.other_folders(folder)]
+  notes.append(class_folders.unclaimed(root, [folder for folder, _ in found]))
   return index.make_dataset(
-    name or root.name, root, train=train, test=test, notes=notes
+    name or root.name,
+    root,
+    train=train,
+    test=test,
+    notes=[note for note in notes if note],
   )
 
 
 def is_plain(root: image_files.PathLike) -> bool:
-  """Return whether `root`, or a folder in it, has a folder `normal`."""
-  return any(True for _ in _classes(Path(root), _is_plain_class))
+  """Return whether `root` is, or contains, a class in the plain layout."""
+  return any(class_folders.find(Path(root), class_folders.is_plain_class))
 
 
 def read_plain(
@@ -77,26 +86,40 @@ def read_plain(
     class_name: of all images; by default the names of the folders.
 
   Raises:
-    ValueError: there is no image, or some anomalous images have no mask
-      although there are masks.
+    ValueError: there is no image, images of a class are in a folder of an
+      unknown name, or some anomalous images have no mask although there are
+      masks.
   """
-  root = Path(root).absolute()
+  root = Path(os.path.abspath(root))  # ".." has no name.
   test, notes = [], []
-  for folder, found in _classes(root, _is_plain_class):
-    shown, masks = class_name or found, mask_files.find_folder(folder, "masks")
-    normal, anomalous = folder / "normal", folder / "anomalous"
-    images = image_files.in_tree(normal), image_files.in_tree(anomalous)
-    mask_files.check_images(images[0], normal)
-    mask_files.check_images(images[1], anomalous)
-    pairing = mask_files.pair(images[1], anomalous, masks, normal=images[0])
+  found = list(class_folders.find(root, class_folders.is_plain_class))
+  for folder, own_name in found:
+    class_folders.check_plain(folder)
+    class_folders.check_is_class(folder, root)
+    notes.append(_loose(folder))
+    shown = class_name or own_name
+    masks = class_folders.child(folder, *class_folders.MASK_FOLDERS)
+    normal = class_folders.child(folder, *class_folders.NORMAL_FOLDERS)
+    bad = class_folders.child(folder, *class_folders.ANOMALOUS_FOLDERS)
+    normal_images = _noted(normal, walker.tree(normal), notes)
+    images = _noted(bad, walker.tree(bad), notes)
+    mask_files.check_images(normal_images, normal)
+    mask_files.check_images(images, bad)
+    pairing = mask_files.pair(images, bad, masks, normal=normal_images)
     of_class = [
-      *_samples(images[0], {}, shown, "", NORMAL),
-      *_samples(images[1], pairing.masks, shown, "", ANOMALOUS),
+      *_samples(normal_images, {}, shown, "", NORMAL),
+      *_samples(images, pairing.masks, shown, "", ANOMALOUS),
     ]
     _check_all_masked(of_class, pairing.notes, required=pairing.num_files > 0)
     notes += pairing.notes
     test += of_class
-  return index.make_dataset(name or root.name, root, test=test, notes=notes)
+  notes.append(class_folders.unclaimed(root, [folder for folder, _ in found]))
+  return index.make_dataset(
+    name or root.name,
+    root,
+    test=test,
+    notes=[note for note in notes if note],
+  )
 
 
 def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
@@ -112,41 +135,51 @@ def pair(images: Path, masks: Path, class_name: str) -> list[index.Sample]:
   return samples
 
 
-def _classes(
-  root: Path, is_class: Callable[[Path], bool], depth: int = _DEPTH
-) -> Iterator[tuple[Path, str]]:
-  """Yield folders and names of classes; they are not nested."""
-  if is_class(root):
-    yield root, root.name
-    return
-  for folder in folders_in(root) if depth else ():
-    for found, _ in _classes(folder, is_class, depth - 1):
-      yield found, found.relative_to(root).as_posix()
-
-
-def _is_mvtec_class(folder: Path) -> bool:
-  return (folder / "test").is_dir() and any(folders_in(folder / "test"))
-
-
-def _is_plain_class(folder: Path) -> bool:
-  return (folder / "normal").is_dir()
+def _mvtec_train(
+  folder: Path, class_name: str, notes: list[str]
+) -> list[index.Sample]:
+  samples = []
+  train = class_folders.child(folder, "train")
+  notes.append(_loose(train))
+  for good in folders_in(train):
+    if class_folders.is_normal(good.name):
+      samples += _samples(
+        _noted(good, walker.folder(good), notes),
+        {},
+        class_name,
+        good.name,
+        NORMAL,
+      )
+      class_folders.check_flat(good)
+    elif others := walker.tree(good).images:
+      notes.append(
+        f"{good}: {len(others)} images are left out; training images are "
+        "normal, in train/good."
+      )
+  return samples
 
 
 def _mvtec_test(
   folder: Path, class_name: str, notes: list[str]
 ) -> list[index.Sample]:
-  """Return the test images of a class; add notes on unused masks."""
+  """Return the test images of a class; add notes on unused files."""
   samples, unused = [], []
-  masks = mask_files.find_folder(folder, "ground_truth")
-  defects = folders_in(folder / "test")
+  test = class_folders.child(folder, "test")
+  masks = class_folders.child(folder, "ground_truth", "groundtruth")
+  class_folders.check_has_normal(test)
+  notes.append(_loose(test))
+  defects = folders_in(test)
   for defect in defects:
-    normal = defect.name in NORMAL_FOLDERS
-    images = image_files.in_folder(defect)
-    mask_files.check_images(images, folder / "test")
+    normal = class_folders.is_normal(defect.name)
+    class_folders.check_flat(defect)
+    images = _noted(defect, walker.folder(defect), notes)
+    mask_files.check_images(images, test)
     found = {}
     if not normal:  # BTAD has masks of normal images, which are not needed.
-      of_defect = mask_files.find_folder(masks, defect.name)
-      pairing = mask_files.pair(images, defect, of_defect)
+      name = class_folders.folded(defect.name)
+      pairing = mask_files.pair(
+        images, defect, class_folders.child(masks, name)
+      )
       found, unused = pairing.masks, [*unused, *pairing.notes]
     label = NORMAL if normal else ANOMALOUS
     samples += _samples(images, found, class_name, defect.name, label)
@@ -154,6 +187,26 @@ def _mvtec_test(
   _check_all_masked(samples, unused)
   notes += unused
   return samples
+
+
+def _noted(
+  folder: Path, found: walker.Tree, notes: list[str]
+) -> Sequence[Path]:
+  """Return the images of a folder and note the files that were left out."""
+  if left_out := walker.describe(found.left_out, data=True):
+    notes.append(f"{folder}: {left_out}.")
+  return found.images
+
+
+def _loose(folder: Path) -> str:
+  """Return a note about images that lie between folders of images, or ""."""
+  images = walker.folder(folder).images
+  if not images:
+    return ""
+  return (
+    f"{folder}: {len(images)} images are left out, such as {images[0].name}; "
+    "images lie in subfolders here."
+  )
 
 
 def _samples(
@@ -194,14 +247,3 @@ def _check_all_masked(
       "the image's name, optionally with _mask, _label, _Segmentation or "
       f"_GT appended. {' '.join(notes)}".rstrip()
     )
-
-
-def folders_in(folder: Path) -> list[Path]:
-  """Return the visible folders of a folder, sorted; none if it is missing."""
-  if not folder.is_dir():
-    return []
-  return sorted(
-    path
-    for path in folder.iterdir()
-    if path.is_dir() and not path.name.startswith(".")
-  )

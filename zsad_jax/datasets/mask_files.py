@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from zsad_jax.datasets import image_files
+from zsad_jax.datasets import image_files, walker
 
 # Endings of masks in MVTec AD, KolektorSDD, ISIC and others.
 _ENDING = re.compile(r"_(mask|label|segmentation|gt)$", re.IGNORECASE)
@@ -154,7 +154,7 @@ def _notes(
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()))
     yield (
       f"{folder} holds {sum(others.values())} files that are not read as masks "
-      f"({kinds}); supported are {', '.join(sorted(image_files.SUFFIXES))}."
+      f"({kinds}); supported are {', '.join(sorted(walker.supported()))}."
     )
   if not unused:
     return
@@ -180,7 +180,7 @@ def _others(folder: Path) -> Iterator[str]:
     parts = file.relative_to(folder).parts
     hidden = any(part.startswith(".") for part in parts)
     kind = file.suffix.lower() or "without ending"
-    if file.is_file() and not hidden and kind not in image_files.SUFFIXES:
+    if file.is_file() and not hidden and kind not in walker.supported():
       yield kind
 
 
@@ -209,19 +209,6 @@ def check_images(images: Sequence[Path], root: Path) -> None:
           f"{image}: a folder {part} among the images; expected images only. "
           "Move masks to ground_truth/<defect>/ (MVTec) or masks/."
         )
-
-
-def find_folder(parent: Path, name: str) -> Path:
-  """Return a subfolder, whatever its case; the path even if it is missing."""
-  exact = parent / name
-  if exact.is_dir() or not parent.is_dir():
-    return exact
-  same = [
-    path
-    for path in parent.iterdir()
-    if path.name.casefold() == name.casefold() and path.is_dir()
-  ]
-  return same[0] if len(same) == 1 else exact
 
 
 def stray(folder: Path, defects: Sequence[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ optional. Files in circulation differ from this convention: `read` documents
 what is accepted.
 """
 
+import collections
 import contextlib
 import gc
 import json
@@ -21,6 +22,7 @@ from typing import Any
 
 from zsad_jax.datasets import index
 from zsad_jax.datasets.index import Dataset, Sample
+from zsad_jax.runtime import text_files
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 META = "meta.json"
@@ -50,7 +52,13 @@ def read(root: str | os.PathLike[str], *, name: str | None = None) -> Dataset:
   meta = os.path.join(root, META)
   reader = _Reader(root)
   with _no_collection():
-    phases = {key.lower(): value for key, value in _load(meta).items()}
+    content = _load(meta)
+    phases = {key.lower(): value for key, value in content.items()}
+    if len(phases) < len(content):
+      raise ValueError(
+        f"{meta}: two keys differ in case only, of {sorted(content)}; merge "
+        "their entries."
+      )
     if "test" not in phases:
       raise ValueError(
         f'{meta}: expected an object with the keys "train" and '
@@ -64,11 +72,19 @@ def read(root: str | os.PathLike[str], *, name: str | None = None) -> Dataset:
       "the data set or remove the records:\n  "
       + "\n  ".join(reader.missing[:_SHOWN])
     )
-  notes = (
-    [f"{meta}: {reader.num_rerooted} absolute paths were re-rooted to {root}."]
-    if reader.num_rerooted
-    else []
-  )
+  notes = []
+  if reader.num_rerooted:
+    notes.append(
+      f"{meta}: {reader.num_rerooted} absolute paths were re-rooted to {root}."
+    )
+  for phase, samples in (("train", train), ("test", test)):
+    paths = collections.Counter(sample.image_path for sample in samples)
+    if (count := paths.total() - len(paths)) > 0:
+      twice, _ = paths.most_common(1)[0]
+      notes.append(
+        f'{meta}: "{phase}" has {count} records too many, as images are listed '
+        f"several times, such as {twice}; each record counts."
+      )
   return index.make_dataset(
     name or os.path.basename(root), root, train=train, test=test, notes=notes
   )
@@ -88,11 +104,7 @@ def _no_collection() -> Iterator[None]:
 
 def _load(meta: str) -> dict[str, Any]:
   """Return the object in the file."""
-  try:
-    with open(meta, encoding="utf-8-sig") as file:  # Some start with a BOM.
-      content = json.load(file)
-  except ValueError as error:  # Also raised by invalid UTF-8.
-    raise ValueError(f"{meta}: not valid JSON ({error}).") from error
+  content = text_files.load_json(meta)
   if not isinstance(content, dict):
     raise ValueError(
       f'{meta}: expected an object with the keys "train" and '
@@ -120,6 +132,10 @@ class _Reader:
     samples = []
     for class_name, records in classes.items():
       where = f'{phase}["{class_name}"]'
+      if not class_name.strip():
+        raise ValueError(
+          f"{self.root}/{META}: {where}: a class has no name; name it."
+        )
       if not isinstance(records, list):
         raise ValueError(
           f"{self.root}/{META}: {where} must be a list of "
@@ -149,6 +165,9 @@ class _Reader:
     mask = record.get("mask_path") or ""
     if not isinstance(mask, str):
       raise need("mask_path", 'a path, or "" for none')
+    for field in ("specie_name", "view_id", "sample_id"):
+      if not isinstance(record.get(field) or "", str):
+        raise need(field, "text")
     label = int(record["anomaly"])
     return Sample(
       image_path=self._file(f"{where}.img_path", record["img_path"]),
@@ -184,7 +203,7 @@ class _Reader:
       try:
         with os.scandir(folder) as entries:
           found = frozenset(e.name for e in entries if e.is_file())
-      except OSError:
+      except (OSError, ValueError):  # ValueError: a NUL character.
         found = frozenset()
       self._listings[folder] = found
     return name in self._listings[folder]

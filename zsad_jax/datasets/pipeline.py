@@ -86,7 +86,7 @@ class Batches:
   def __next__(self) -> dict[str, np.ndarray]:
     batch = next(self._open[0])
     for error in filter(None, batch.pop("error")):
-      message = error.decode()
+      message = error.decode(errors="surrogateescape")
       if not self._skip_corrupt:
         raise ValueError(message)
       if message not in self.skipped:

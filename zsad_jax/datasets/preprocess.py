@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageChops, ImageOps
 
-from zsad_jax.datasets import index
+from zsad_jax.datasets import extra_formats, index
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.runtime import environment
 from zsad_jax.types import ANOMALOUS
@@ -152,6 +152,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def _oriented_image(path: str | os.PathLike[str]) -> tuple[Image.Image, int]:
   """Return an image as RGB, and the EXIF orientation that was applied."""
   with _decoding(path), _open_file(path) as (file, box):
+    extra_formats.check_single(file)
     turned = masks_lib.orientation(file)
     return _to_rgb(_part(file, box)), turned
 
@@ -250,7 +251,7 @@ def _open_file(
 ) -> Iterator[tuple[Image.Image, index.Box | None]]:
   """Open a file, not decoded yet, and return the part that the path names."""
   name, box = index.file_and_box(path)
-  with Image.open(_file(name)) as file:  # Reads the header only.
+  with extra_formats.open_file(_file(name)) as file:  # Only the header, mostly.
     _check_size(file)
     if box and (box[0] >= file.width or box[3] > file.height):
       raise ValueError(f"it has {file.width} x {file.height} pixels")

@@ -5,19 +5,18 @@ and test parts. Data that the community cuts into files first, such as
 KolektorSDD's strips, are read as boxes of the original images.
 """
 
-import csv
-import json
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from zsad_jax.datasets import image_files, layouts, preprocess
+from zsad_jax.datasets import image_files, layouts, preprocess, walker
 from zsad_jax.datasets.index import Sample, part
-from zsad_jax.datasets.layouts import folders_in
+from zsad_jax.datasets.walker import folders_in
+from zsad_jax.runtime import text_files
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 Parts = tuple[list[Sample], list[Sample]]  # Train, test.
@@ -47,24 +46,28 @@ def visa(root: Path) -> Parts:
   """
   path = root / "split_csv" / "1cls.csv"
   parts = {"train": [], "test": []}
-  with path.open(newline="", encoding="utf-8") as file:
-    for line, row in enumerate(csv.DictReader(file), start=2):
-      try:
-        label = {"normal": NORMAL, "anomaly": ANOMALOUS}[row["label"]]
-        phase, image = parts[row["split"]], row["image"]
-        mask = row["mask"] if label == ANOMALOUS else ""
-      except (KeyError, TypeError) as error:
-        raise ValueError(
-          f"{path}, line {line}: expected the columns object, split (train "
-          "or test), label (normal or anomaly), image and mask; found "
-          f"{row}."
-        ) from error
-      image_path = str(root / image)
-      mask_path = str(root / mask) if mask else ""
-      for listed in filter(None, (image_path, mask_path)):
-        if not os.path.isfile(listed):
-          raise ValueError(f"{path}, line {line}: {listed} does not exist.")
-      phase.append(Sample(image_path, mask_path, row["object"], "", label))
+  columns = ("object", "split", "label", "image", "mask")
+  for line, row in text_files.csv_records(path, columns):
+    try:
+      label = {"normal": NORMAL, "anomaly": ANOMALOUS}[row["label"]]
+      phase = parts[row["split"]]
+    except KeyError as error:
+      raise ValueError(
+        f"{path}, line {line}: expected the columns object, split (train "
+        "or test), label (normal or anomaly), image and mask; found "
+        f"{row}."
+      ) from error
+    where = f"{path}, line {line}"
+    mask = row["mask"] if label == ANOMALOUS else ""
+    phase.append(
+      Sample(
+        str(_listed(root, row["image"], where)),
+        str(_listed(root, mask, where)) if mask else "",
+        row["object"],
+        "",
+        label,
+      )
+    )
   return parts["train"], parts["test"]
 
 
@@ -146,8 +149,10 @@ def aitex(root: Path) -> Parts:
   A tile of a defective fabric is used if its mask is not empty; two masks of
   one fabric are united. Defective fabrics without a mask are not used.
   """
+  images = [p for p in walker.tree(root).images if p.suffix == ".png"]
+  below = lambda name: [p for p in images if name in p.relative_to(root).parts]
   masks = {}
-  for mask in sorted(root.rglob("Mask_images/**/*.png")):
+  for mask in below("Mask_images"):
     stem = re.sub(r"_mask\d*$", "", mask.stem)
     masks.setdefault(stem, []).append(str(mask))
   tiles = lambda count: [
@@ -155,16 +160,11 @@ def aitex(root: Path) -> Parts:
   ]
   normal = [
     Sample(part(image, box), "", "AITEX", "good", NORMAL)
-    for image in sorted(root.rglob("NODefect_images/**/*.png"))
+    for image in below("NODefect_images")
     for box in tiles(_TILES)
   ]
   anomalous = []
-  defective = [
-    p
-    for p in root.rglob("Defect_images/**/*.png")
-    if "NODefect_images" not in p.parts
-  ]
-  for image in sorted(defective):
+  for image in below("Defect_images"):
     found = masks.get(image.stem, ())
     if not found:
       continue
@@ -217,28 +217,27 @@ def real_iad(root: Path) -> Parts:
   train, test = [], []
   folder = next(iter(sorted(root.glob("realiad_[0-9r]*"))), root)
   for path in sorted((root / "realiad_jsons").glob("*.json")):
-    content = json.loads(path.read_text(encoding="utf-8"))
-    meta = content["meta"]
-    base = folder / meta["prefix"]
+    content = text_files.load_json(path)
+    meta = _field(content, "meta", dict, f"{path}")
+    normal = _field(meta, "normal_class", str, f"{path}: meta")
+    prefix = _field(meta, "prefix", str, f"{path}: meta")
+    base = folder / prefix.replace("\\", "/")
     for phase, found in (("train", train), ("test", test)):
-      for number, row in enumerate(content[phase]):
-        image = base / row["image_path"]
-        if not image.is_file():
-          where = f"{path}: {phase}[{number}]"
-          raise ValueError(f"{where}: {image} does not exist.")
-        label = (
-          NORMAL
-          if row["anomaly_class"] == meta["normal_class"]
-          else (ANOMALOUS)
-        )
-        mask = row.get("mask_path") if label == ANOMALOUS else ""
+      for number, row in enumerate(_field(content, phase, list, f"{path}")):
+        where = f"{path}: {phase}[{number}]"
+        image = _listed(base, _field(row, "image_path", str, where), where)
+        kind = _field(row, "anomaly_class", str, where)
+        label = NORMAL if kind == normal else ANOMALOUS
+        mask = label == ANOMALOUS and row.get("mask_path")
+        if mask:
+          mask = _listed(base, _field(row, "mask_path", str, where), where)
         view = re.search(r"_(C\d+)_", image.name)
         found.append(
           Sample(
             str(image),
-            str(base / mask) if mask else "",
+            str(mask or ""),
             path.stem,
-            row["anomaly_class"],
+            kind,
             label,
             view=view[1] if view else "",
             group=f"{path.stem}/{image.parts[-3]}{image.parts[-2]}",
@@ -284,21 +283,26 @@ def states(
 def head_ct(root: Path) -> Parts:
   """Read HeadCT: `labels.csv` with id and hemorrhage, `head_ct/**/NNN.png`."""
   path = root / "labels.csv"
-  images = {int(p.stem): p for p in root.rglob("*.png") if p.stem.isdigit()}
+  images = {
+    int(p.stem): p
+    for p in walker.tree(root).images
+    if p.suffix == ".png" and p.stem.isdecimal()
+  }
   test = []
-  with path.open(newline="", encoding="utf-8") as file:
-    for line, row in enumerate(csv.reader(file, skipinitialspace=True), 1):
-      if line == 1 or not row:
-        continue
-      try:
-        image, label = images[int(row[0])], int(row[1])
-      except (IndexError, KeyError, ValueError) as error:
-        raise ValueError(
-          f"{path}, line {line}: expected the number of an image and 0 or "
-          f"1, found {row}."
-        ) from error
-      kind = "defect" if label else "good"
-      test.append(Sample(str(image), "", "headct", kind, label))
+  for line, row in text_files.csv_rows(path, skipinitialspace=True):
+    if line == 1:
+      continue
+    try:
+      image, label = images[int(row[0])], int(row[1])
+      if label not in (NORMAL, ANOMALOUS):
+        raise ValueError(f"{label} is no label.")
+    except (IndexError, KeyError, ValueError) as error:
+      raise ValueError(
+        f"{path}, line {line}: expected the number of an image and 0 or "
+        f"1, found {row}."
+      ) from error
+    kind = "defect" if label else "good"
+    test.append(Sample(str(image), "", "headct", kind, label))
   return [], test
 
 
@@ -321,6 +325,34 @@ def masked(class_name: str, images: str, masks: str) -> Reader:
     return [], layouts.pair(folders[0], folders[1], class_name)
 
   return read
+
+
+def _field(content: Any, name: str, kind: type, where: str) -> Any:
+  """Return a field of an object in a JSON file.
+
+  Raises:
+    ValueError: it is missing, or of another kind.
+  """
+  words = {dict: "an object", list: "a list", str: "text"}
+  found = content.get(name) if isinstance(content, dict) else None
+  if not isinstance(found, kind):
+    shown = "nothing" if found is None else type(found).__name__
+    raise ValueError(
+      f'{where}: expected the key "{name}" with {words[kind]}, found {shown}.'
+    )
+  return found
+
+
+def _listed(folder: Path, name: str, where: str) -> Path:
+  r"""Return the path of a file that a table lists; also as good\000.png.
+
+  Raises:
+    ValueError: it does not exist.
+  """
+  for spelled in (name, name.replace("\\", "/")):
+    if "\0" not in name and (folder / spelled).is_file():
+      return folder / spelled
+  raise ValueError(f"{where}: {folder / name} does not exist.")
 
 
 def _numbers(path: Path) -> list:

@@ -5,14 +5,14 @@ folder, or listed in a file.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from zsad_jax.datasets import image_files, index
+from zsad_jax.datasets import image_files, index, walker
+from zsad_jax.runtime import text_files
 
 SEEDS = (10, 20, 30)  # Of AdaptCLIP's few-shot results (authors' code).
 
@@ -160,7 +160,7 @@ def _compared(dataset: index.Dataset) -> dict[str, str]:
 def _of_folder(
   folder: Path, class_names: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-  folders = sorted(p for p in folder.iterdir() if p.is_dir())
+  folders = walker.folders_in(folder)
   if not folders and len(class_names) == 1:
     return {class_names[0]: image_files.below(folder)}
   known = {name.split("/")[0] for name in class_names}
@@ -171,7 +171,7 @@ def _of_folder(
 
 def _of_file(path: Path) -> dict[str, tuple[str, ...]]:
   try:
-    listed = json.loads(path.read_text(encoding="utf-8"))
+    listed = text_files.load_json(path)
     return {
       name: tuple(image_files.resolve(path, image) for image in images)
       for name, images in listed.items()

@@ -12,7 +12,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from zsad_jax.datasets import entries, index, layouts, meta_json
+from zsad_jax.datasets import (
+  class_folders,
+  entries,
+  exports,
+  index,
+  layouts,
+  meta_json,
+)
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.datasets.entries import Entry
 from zsad_jax.runtime import environment
@@ -160,21 +167,41 @@ def read_folder(root: PathLike, *, name: str | None = None) -> index.Dataset:
     "meta.json; <class>/test/<defect>/ with <class>/train/good/ and "
     "<class>/ground_truth/<defect>/ (MVTec); <class>/normal/ with, "
     "optionally, <class>/anomalous/ and <class>/masks/. The folder itself "
-    "may be the class."
+    "may be the class. Folders of normal images may be called "
+    f"{', '.join(class_folders.NORMAL_FOLDERS)}, in any case."
   )
 
 
 def _read_common(
   root: Path, name: str | None, class_name: str | None = None
 ) -> index.Dataset | None:
-  """Read a layout that is not special to a data set; None: it has another."""
+  """Read a layout that is not special to a data set; None: it has another.
+
+  Raises:
+    ValueError: the files are not as expected, or it is an export of an
+      annotation tool.
+  """
   if (root / meta_json.META).is_file():
     return meta_json.read(root, name=name)
-  if layouts.is_mvtec(root):
-    return layouts.read_mvtec(root, name=name)
-  if layouts.is_plain(root):
-    return layouts.read_plain(root, name=name, class_name=class_name)
-  return None
+  dataset = None
+  try:
+    if layouts.is_mvtec(root):
+      dataset = layouts.read_mvtec(root, name=name)
+    elif layouts.is_plain(root):
+      dataset = layouts.read_plain(root, name=name, class_name=class_name)
+  except ValueError:
+    # Its folders may look like one of these layouts.
+    if message := exports.refusal(root):
+      raise ValueError(message) from None
+    raise
+  if dataset is None:
+    if message := exports.refusal(root) or exports.labelme(root):
+      raise ValueError(message)
+    return None
+  if not dataset.has_masks and (message := exports.labelme(root)):
+    notes = (*dataset.notes, message)
+    dataset = dataclasses.replace(dataset, notes=notes)
+  return dataset
 
 
 def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
@@ -184,7 +211,8 @@ def prompt_names(dataset: index.Dataset) -> tuple[str, ...]:
   if entry and names and entry.aliases:  # They all name one category.
     names = dict.fromkeys(entry.aliases, next(iter(names.values()))) | names
   return tuple(
-    names.get(class_name, re.sub("[_/]", " ", class_name))
+    # Bytes that are not UTF-8 are no characters of a prompt.
+    names.get(class_name, re.sub("[_/\ud800-\udfff]", " ", class_name))
     for class_name in dataset.class_names
   )
 
@@ -242,7 +270,7 @@ def read_entry(name: str, root: PathLike) -> index.Dataset:
         train, test = raw.read(root)
         return index.make_dataset(name, root, train=train, test=test)
   # The folder of a single class may have any name.
-  single = name if (root / "normal").is_dir() else None
+  single = name if class_folders.is_plain_class(root) else None
   dataset = _read_common(root, name, class_name=single)
   if dataset is not None:
     return dataset

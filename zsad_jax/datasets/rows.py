@@ -147,7 +147,7 @@ class TrainSource:
       return {"references": np.stack(images)}
     except ValueError as error:
       empty = padding(image_size, num_references=len(chosen))
-      return empty | {"error": str(error).encode()}
+      return empty | {"error": str(error).encode(errors="surrogateescape")}
 
 
 def load(
@@ -178,7 +178,7 @@ def load(
     image, mask, finding = _pair(shown, image_size, cache)
   except ValueError as error:
     # Raised by `Batches`: TensorFlow would wrap it into pages of its own.
-    return row | {"error": str(error).encode()}
+    return row | {"error": str(error).encode(errors="surrogateescape")}
   return row | {
     "image": image,
     "mask": mask,

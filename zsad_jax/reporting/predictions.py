@@ -1,5 +1,6 @@
 """Result files of `predict`: score table, overlays and raw anomaly maps."""
 
+import collections
 import csv
 import dataclasses
 import io
@@ -15,7 +16,7 @@ from zsad_jax.datasets import preprocess
 from zsad_jax.reporting import figures
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import distributed, files, stopping
+from zsad_jax.runtime import distributed, file_names, files, stopping
 
 SCORES, PARTIAL_SCORES = "scores.csv", "scores.partial.csv"
 _COLUMNS = ("image", "score", "label", "threshold", "zero_shot_score")
@@ -38,18 +39,47 @@ class ImageResult:
 
 
 def output_names(images: Sequence[str]) -> list[str]:
-  """Return unique names: paths below the common folder, with "/" as "_"."""
+  """Return distinct names of result files, without ending.
+
+  A name is the path below the common folder, with "/" as "_". Long names, names
+  that some systems do not allow and names that would be equal have a digest,
+  see `file_names`.
+
+  Args:
+    images: distinct paths.
+  """
   if len(images) == 1:
-    return [pathlib.Path(images[0]).stem]
-  common = os.path.commonpath(
-    [os.path.dirname(os.path.abspath(i)) for i in images]
-  )
-  relative = [os.path.relpath(os.path.abspath(i), common) for i in images]
-  stems = [os.path.splitext(r)[0].replace(os.sep, "_") for r in relative]
+    return file_names.unique_names([pathlib.Path(images[0]).stem], images)
+  absolute = [os.path.abspath(i) for i in images]
+  common = os.path.commonpath([os.path.dirname(path) for path in absolute])
+  relative = [os.path.relpath(path, common) for path in absolute]
+  flat = [path.replace(os.sep, "_") for path in relative]
+  stems = [os.path.splitext(path)[0] for path in flat]
   # a.png and a.jpg in the same folder keep their endings.
-  twice = {s for s in stems if stems.count(s) > 1}
-  full = [r.replace(os.sep, "_") for r in relative]
-  return [f if s in twice else s for s, f in zip(stems, full)]
+  counts = collections.Counter(map(file_names.folded, stems))
+  names = [
+    full if counts[file_names.folded(stem)] > 1 else stem
+    for full, stem in zip(flat, stems)
+  ]
+  return file_names.unique_names(names, relative)
+
+
+def check_replaces_no_image(
+  output: pathlib.Path, images: Sequence[str]
+) -> None:
+  """Check that no result would overwrite an image that is scored.
+
+  Raises:
+    ValueError: an image in `output` has the name of a result.
+  """
+  scored = {os.path.realpath(image) for image in images}
+  for name in output_names(images):
+    path = output / f"{name}_overlay.png"
+    if os.path.realpath(path) in scored:
+      raise ValueError(
+        f"{path} is an image that is scored, and would be overwritten by a "
+        "result; give another folder by --output."
+      )
 
 
 def overlay(
@@ -112,12 +142,12 @@ class ScoreTable:
     primary = distributed.is_primary()
     if primary:
       self._partial.parent.mkdir(parents=True, exist_ok=True)
-    # Names of files that are not UTF-8 keep their bytes.
+    # Bytes that are not UTF-8, as \\udcdf: the table itself is UTF-8.
     self._file = open(
       self._partial if primary else os.devnull,
       "w",
       encoding="utf-8",
-      errors="surrogateescape",
+      errors="backslashreplace",
       newline="",
     )
     self._writer = csv.writer(self._file, lineterminator="\n")

@@ -20,7 +20,7 @@ from zsad_jax.reporting import figures
 from zsad_jax.reporting import html as html_lib
 from zsad_jax.reporting import tables as tables_lib
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import environment, files
+from zsad_jax.runtime import environment, file_names, files
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Writer:
     self._run, self._folder = run, output / dataset.name
     self._limits = results_lib.stored_threshold(run)
     self._details: dict[str, dict[str, details_lib.Detail]] = {}
+    self._file_names = file_names.safe_names(dataset.class_names)
 
   def add_category(self, category: CategoryResult) -> None:
     """Draw the figure of a category and keep its details for the page."""
@@ -63,7 +64,9 @@ class Writer:
     size = config.image_size
     choice = category.references
     figure = details_lib.category_figure(category, image_size=size)
-    path = self._choice_folder(choice) / f"{category.name}.png"
+    path = (
+      self._choice_folder(choice) / f"{self._file_names[category.name]}.png"
+    )
     figures.save_png(path, figure)
     detail = details_lib.category_detail(
       category, image_size=size, limits=self._limits

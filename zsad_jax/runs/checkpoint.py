@@ -338,7 +338,8 @@ def _stored_arrays(path: pathlib.Path) -> dict[str, tuple[Any, Any]]:
   """Return shape and data type of every array of a stored tree."""
   if not path.is_dir():
     raise FileNotFoundError(f"{path.name} is missing")
-  found: Any = ocp.StandardCheckpointHandler().metadata(path)
+  handler: Any = ocp.StandardCheckpointHandler()
+  found = handler.metadata(path)
   return _arrays(found.tree)
 
 

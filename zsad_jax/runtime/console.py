@@ -4,6 +4,7 @@ Library code logs to `logging.getLogger(__name__)`. A command calls
 `configure`, which prints the package's messages without prefixes.
 """
 
+import io
 import logging
 import sys
 
@@ -26,6 +27,10 @@ def configure(*, primary: bool = True) -> None:
     primary: whether this is the process that writes the results. The others
       would print the same: they show errors only.
   """
+  for stream in (sys.stdout, sys.stderr):
+    # A console that cannot show a character shows its number.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   logger = logging.getLogger(LOGGER)
   logger.setLevel(logging.INFO if primary else logging.ERROR)
   logger.propagate = False

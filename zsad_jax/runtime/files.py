@@ -24,8 +24,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Write a result as UTF-8, line ends unchanged; see `write_bytes`."""
-  write_bytes(path, text.encode("utf-8"))
+  r"""Write a result as UTF-8, line ends unchanged; see `write_bytes`.
+
+  Bytes of file names that are not UTF-8 are escaped: "\\udcdf" is 0xdf.
+  """
+  write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_local_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -261,7 +261,11 @@ class FeatureCache:
     for leaf in jax.tree.leaves(self._backbone):
       digest.update(np.asarray(leaf).tobytes())
     for sample in self._samples:
-      digest.update(cache.facts(sample, self._config.image_size).encode())
+      digest.update(
+        cache.facts(sample, self._config.image_size).encode(
+          errors="surrogatepass"
+        )
+      )
     parent = self._config.features.folder or (
       pathlib.Path(environment.default_cache_dir()) / "features"
     )

@@ -228,8 +228,11 @@ def _read_weights(directory):
 def _read_shards(index):
   """Read the files in an index; each must hold the arrays listed for it."""
   shard_of = _read_json(index).get("weight_map")
-  names = shard_of.values() if isinstance(shard_of, dict) else ()
-  if not names or not all(isinstance(name, str) for name in names):
+  if not (
+    isinstance(shard_of, dict)
+    and shard_of
+    and all(isinstance(name, str) for name in shard_of.values())
+  ):
     raise ValueError(f"{index} has no weight_map: file by array name.")
   files = [index.with_name(name) for name in sorted(set(shard_of.values()))]
   missing = [file.name for file in files if not file.is_file()]

@@ -17,7 +17,7 @@ from scipy import ndimage
 from zsad_jax.datasets import meta_json, preprocess
 from zsad_jax.datasets.synthetic import defects
 from zsad_jax.datasets.synthetic.shapes import Number
-from zsad_jax.runtime import files
+from zsad_jax.runtime import file_names, files
 
 Photo = np.ndarray  # Float32 (h, w, 3) in [0, 1].
 Kind = Callable[[Photo, np.ndarray, np.random.Generator, Photo], Photo]
@@ -267,6 +267,11 @@ def synthesize(
   """
   if output.exists() and any(output.iterdir()):
     raise FileExistsError(f"{output} is not empty; name a new folder.")
+  if any(file_names.safe_name(n) != n for n in class_name.split("/")):
+    raise ValueError(
+      f"--class_name={class_name!r} is no name of a folder on every system; "
+      "give another one."
+    )
   photos = [_load(path) for path in images]
   records = {"train": {class_name: []}, "test": {class_name: []}}
   written, counts = [], dict.fromkeys(ranges.kinds, 0)
