@@ -25,9 +25,9 @@ from absl import flags
 
 from zsad_jax import backbones, types
 from zsad_jax.datasets import pipeline
-from zsad_jax.evaluation import calibration, evaluator, protocol, results
+from zsad_jax.evaluation import calibration, evaluator, protocol
 from zsad_jax.inference import predictor
-from zsad_jax.reporting import report
+from zsad_jax.reporting import report, writer
 from zsad_jax.runs import checkpoint, logger
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli, config_files, distributed
@@ -181,7 +181,7 @@ def _train(config, workdir, stack):
     if step % config.checkpoint_steps == 0:
       save()
   save()
-  report.log_skipped(source.skipped)
+  writer.log_skipped(source.skipped)
   return step == total_steps
 
 
@@ -207,12 +207,9 @@ def main(options: flags.FlagValues) -> int:
   how = protocol.Protocol.from_config(
     config, allow_trained=config.allow_trained
   )
-  for data in config.test_data:
-    dataset = run_lib.open_dataset(config, data)
-    writer = report.Writer(run, dataset, workdir / "evaluation")
-    writer.write(
-      results.evaluate_run(run, dataset, how, on_category=writer.add_category)
-    )
+  names = writer.names(config, workdir / "evaluation")
+  for data in dict.fromkeys(config.test_data):
+    writer.evaluate(run, data, workdir / "evaluation", how, names=names)
   report.log_cache_size(config.decoded_cache)
   return 0
 

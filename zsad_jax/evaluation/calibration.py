@@ -74,6 +74,18 @@ def map_range(state: streaming.PixelState) -> tuple[float, float]:
   return low, high
 
 
+def check_rate(rate: float) -> None:
+  """Check a false-positive rate.
+
+  Raises:
+    ValueError: it is not in (0, 1).
+  """
+  if not 0 < rate < 1:
+    raise ValueError(
+      f"The rate of false alarms must be in (0, 1), got {rate:g}."
+    )
+
+
 def normal_threshold(
   score: Shaped[np.ndarray, " n"], rate: float
 ) -> tuple[float, str]:
@@ -96,12 +108,9 @@ def normal_threshold(
   Raises:
     ValueError: a score is NaN or the rate is out of range.
   """
-  if not 0 < rate < 1:
-    raise ValueError(
-      f"The rate of false alarms must be in (0, 1), got {rate:g}."
-    )
-  if not score.size or np.isnan(score).any():
-    raise ValueError("A threshold needs scores, none of them NaN.")
+  check_rate(rate)
+  if not score.size or not np.isfinite(score).all():
+    raise ValueError("A threshold needs scores, none of them NaN or infinite.")
   # A rate such as 0.05 is not a binary fraction: 0.05 * 60 is less than 3.
   rank = math.floor(rate * (score.size + 1) * (1 + 1e-12))
   warning = ""

@@ -58,6 +58,7 @@ class CategoryResult:
     )
     self.examples = self._empty_examples()
     self.skipped: list[str] = []
+    self._row: dict[str, float | int] | None = None
 
   def update(
     self,
@@ -79,15 +80,16 @@ class CategoryResult:
       pred_score: float32 (n,).
 
     Raises:
-      ValueError: a prediction contains NaN.
+      ValueError: a score or a map is not finite.
     """
+    self._row = None
     masks = gt_mask.astype(bool)
     for i, number in enumerate(numbers):
       sample = self.listed[number]
-      if np.isnan(pred_score[i]) or np.isnan(anomaly_map[i]).any():
+      if not (np.isfinite(pred_score[i]) and np.isfinite(anomaly_map[i]).all()):
         raise ValueError(
-          f"{sample.image_path}: the prediction contains NaN. Parameters or "
-          "weights that are not finite are the usual reason."
+          f"{sample.image_path}: the prediction contains NaN or infinity. "
+          "Parameters or weights that are not finite are the usual reason."
         )
       mask = masks[i] if has_mask[i] else None
       # A copy: a view would keep the whole batch in memory.
@@ -106,6 +108,7 @@ class CategoryResult:
       gather: returns the values of all processes, in their order, such as
         `distributed.all_gather_object`.
     """
+    self._row = None
     self.pixel_metrics.merge(gather)
     parts = gather((self._numbers, self._scores, self.examples, self.skipped))
     numbers, scores, selectors, skipped = zip(*parts)
@@ -118,15 +121,17 @@ class CategoryResult:
 
   def compute(self) -> dict[str, float | int]:
     """Return image and pixel metrics; nan where undefined."""
-    label, score = self.label, self.pred_score
-    anomalous = int((label == ANOMALOUS).sum())
-    return {
-      "num_normal": len(label) - anomalous,
-      "num_anomalous": anomalous,
-      **self._variant.image_metrics(label, score),
-      **self.pixel_metrics.compute(),
-      **self._sample_metrics(),
-    }
+    if self._row is None:
+      label, score = self.label, self.pred_score
+      anomalous = int((label == ANOMALOUS).sum())
+      self._row = {
+        "num_normal": len(label) - anomalous,
+        "num_anomalous": anomalous,
+        **self._variant.image_metrics(label, score),
+        **self.pixel_metrics.compute(),
+        **self._sample_metrics(),
+      }
+    return self._row
 
   @property
   def samples(self) -> list[index.Sample]:

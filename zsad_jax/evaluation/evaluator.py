@@ -1,6 +1,8 @@
 """Evaluation of a method on a data set: one row of metrics per category."""
 
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -51,13 +53,62 @@ class Evaluation:
 
   Attributes:
     rows: for each choice of references, a row of metrics by category.
-    images_per_second: speed of the evaluation.
+    images_per_second: predictions, one of each image for each choice of
+      references, in the time of reading, predicting and counting them; figures
+      and batches with a compilation are left out. nan if nothing remains.
     skipped: messages about images that could not be read.
   """
 
   rows: list[dict[str, dict[str, float | int]]]
   images_per_second: float
   skipped: list[str]
+
+
+class Speed:
+  """Number of predictions in the time that they took.
+
+  Batches during which a program was compiled are left out, images and time.
+  """
+
+  def __init__(self) -> None:
+    self._images, self._seconds = 0, 0.0
+    self.start()
+
+  def start(self) -> None:
+    """Begin the time of the next batch."""
+    self._begin, self._compiled = time.perf_counter(), _compilations()
+
+  def add(self, images: int) -> None:
+    """Count the images of a batch, and begin the time of the next one."""
+    if self._compiled == _compilations():
+      self._images += images
+      self._seconds += time.perf_counter() - self._begin
+    self.start()
+
+  def compute(self) -> float:
+    """Return images per second of all processes; nan if there is none."""
+    parts = distributed.all_gather_object((self._images, self._seconds))
+    images = sum(part[0] for part in parts)
+    seconds = max(part[1] for part in parts)
+    return images / seconds if images and seconds else math.nan
+
+
+@functools.cache
+def _compilation_times() -> list[float]:
+  """Return a list that receives the time of each compilation from now on."""
+  times: list[float] = []
+
+  def listen(event: str, seconds: float, **_: Any) -> None:
+    if event.endswith("backend_compile_duration"):
+      times.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return times
+
+
+def _compilations() -> int:
+  """Return the number of programs that were compiled, or read from a cache."""
+  return len(_compilation_times())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +210,12 @@ class Evaluator:
       on_category: called with each category, for example to draw figures.
     """
     rows = {choice.label: {} for choice in references}
-    skipped, start, images = {}, time.perf_counter(), 0
-    for category in self.categories(params, stats, dataset, references):
+    skipped, speed = {}, Speed()
+    for category in self.categories(params, stats, dataset, references, speed):
       rows[category.references.label][category.name] = category.compute()
       skipped |= dict.fromkeys(category.skipped)
-      if category.references.label == references[0].label:
-        images += len(category.samples)
       on_category(category)
-    seconds = time.perf_counter() - start
-    return Evaluation([*rows.values()], images / seconds, [*skipped])
+    return Evaluation([*rows.values()], speed.compute(), [*skipped])
 
   def categories(
     self,
@@ -175,6 +223,7 @@ class Evaluator:
     stats: types.Params,
     dataset: index.Dataset,
     references: Sequence[references_lib.References] = (references_lib.NONE,),
+    speed: Speed | None = None,
   ) -> Iterator[CategoryResult]:
     """Yield each category, once for each choice of references.
 
@@ -205,35 +254,42 @@ class Evaluator:
         )
         for choice in references
       ]
-      self._predict(predictor, params, stats, dataset, results)
+      self._predict(
+        predictor, params, stats, dataset, results, speed or Speed()
+      )
       for result in results:
         result.merge(distributed.all_gather_object)
         yield result
 
-  def _predict(self, predictor, params, stats, dataset, results):
+  def _predict(self, predictor, params, stats, dataset, results, speed):
     """Predict the images of a category and update its results."""
     name, samples = results[0].name, results[0].listed
     class_id = dataset.class_names.index(name)
     choices = [result.references for result in results]
+    scored = [_scored(samples, choice) for choice in choices]
     for key, numbers in _by_references(samples, choices).items():
       banks = [
         self._memory_bank(predictor, choice.of(key, name), class_id)
         for choice in choices
       ]
       batches = self._batches([samples[i] for i in numbers], dataset)
+      speed.start()
       for batch in batches:
         predictions = distributed.local_rows(
           predictor.predict(params, stats, predictor.encode(batch), banks)
         )
         keep = batch["weight"] > 0  # Not the padding of the last batch.
-        for result, prediction in zip(results, predictions):
+        for result, prediction, may in zip(results, predictions, scored):
+          kept = keep.copy()
+          kept[keep] = may[numbers[batch["index"][keep]]]
           result.update(
-            numbers[batch["index"][keep]],
-            batch["mask"][keep],
-            batch["has_mask"][keep],
-            self._smooth(prediction["anomaly_map"][keep]),
-            prediction["pred_score"][keep],
+            numbers[batch["index"][kept]],
+            batch["mask"][kept],
+            batch["has_mask"][kept],
+            self._smooth(prediction["anomaly_map"][kept]),
+            prediction["pred_score"][kept],
           )
+        speed.add(int(keep.sum()) * len(results))
       for result in results:
         result.skipped += batches.skipped
 
@@ -267,6 +323,12 @@ class Evaluator:
       return maps
     sigmas = (0, self.smooth_sigma, self.smooth_sigma)
     return ndimage.gaussian_filter(maps, sigmas)
+
+
+def _scored(samples, choice):
+  """Return whether each image is scored with a choice of references."""
+  left_out = frozenset(choice.left_out)
+  return np.array([s.image_path not in left_out for s in samples], bool)
 
 
 def _by_references(samples, references):
