@@ -98,9 +98,10 @@ def _compilation_times() -> list[float]:
   """Return a list that receives the time of each compilation from now on."""
   times: list[float] = []
 
-  def listen(event: str, seconds: float, **_: Any) -> None:
+  def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+    del kwargs
     if event.endswith("backend_compile_duration"):
-      times.append(seconds)
+      times.append(duration_secs)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   return times

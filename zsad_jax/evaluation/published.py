@@ -88,7 +88,7 @@ def _of_paper(spec: str) -> tuple[str, Mapping[str, Any]] | None:
   except (FileNotFoundError, ValueError):
     return None  # A method without a configuration, or without the variant.
   found = settings(config)
-  return config.name, {
+  return str(config.name), {
     k: v for k, v in found.items() if k not in _FREE_IN_PAPERS
   }
 

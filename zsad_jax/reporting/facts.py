@@ -22,23 +22,23 @@ def without_paths(result: Result, paths: Paths) -> Result:
     name: tuple(relative(path, result.root, paths) for path in listed)
     for name, listed in result.references.images.items()
   }
-  protocol = {
-    field: paths.value(value)
-    for field, value in dataclasses.asdict(result.protocol).items()
-  }
-  protocol = {
-    k: tuple(v) if isinstance(v, list) else v for k, v in protocol.items()
-  }
+  show = lambda names: tuple(map(paths.text, names))
+  protocol = dataclasses.replace(
+    result.protocol,
+    train_data=show(result.protocol.train_data),
+    test_data=show(result.protocol.test_data),
+    selection_data=show(result.protocol.selection_data),
+  )
   return dataclasses.replace(
     result,
     references=dataclasses.replace(result.references, images=images),
-    protocol=type(result.protocol)(**protocol),
+    protocol=protocol,
     setting=dataclasses.replace(
       result.setting, fields=paths.value(result.setting.fields)
     ),
-    notes=tuple(map(paths.text, result.notes)),
-    dataset_notes=tuple(map(paths.text, result.dataset_notes)),
-    skipped=tuple(map(paths.text, result.skipped)),
+    notes=show(result.notes),
+    dataset_notes=show(result.dataset_notes),
+    skipped=show(result.skipped),
   )
 
 

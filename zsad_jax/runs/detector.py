@@ -325,7 +325,7 @@ class Detector:
 
 def _digest(pixels: np.ndarray) -> bytes:
   """Return a digest of decoded pixels, equal for copies of an image."""
-  return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+  return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def load(
