@@ -69,6 +69,7 @@ def calibrate(
   if images.references:
     detector = detector.with_references(images.references)
   scores, state = _score_normal(detector, images, skip_corrupt)
+  others = np.zeros(0, np.float32)
   if images.anomalous:
     others, _ = _score(detector, images.anomalous, skip_corrupt)
     if not len(others):
@@ -81,12 +82,27 @@ def calibrate(
     source = f"{100 * rate:g} % false alarms, from {len(scores)} normal"
     if warning:
       print(f"warning: {warning}")
+  _print_flagged(scores, others, value)
   few_shot = detector.has_references
   file = threshold_lib.FEW_SHOT_FILE if few_shot else threshold_lib.FILE
-  stored = _with_score(run, state, value, f"{source} images", few_shot)
+  source += " images"
+  if few_shot:
+    source += f", with {len(images.references)} references"
+  if class_name != "object":
+    source += f", class {class_name}"
+  stored = _with_score(run, state, value, source, few_shot)
   stored.write(run.workdir, file)
   print(f"Threshold {value:.6g} ({stored.source}): {run.workdir / file}")
   return stored
+
+
+def _print_flagged(normal, anomalous, threshold):
+  """Print how many of the given images are labelled anomalous."""
+  parts = [f"{(normal >= threshold).sum()} of {len(normal)} normal"]
+  if len(anomalous):
+    found = (anomalous >= threshold).sum()
+    parts.append(f"{found} of {len(anomalous)} anomalous")
+  print(f"Labelled anomalous: {' and '.join(parts)} images.")
 
 
 class Images(NamedTuple):

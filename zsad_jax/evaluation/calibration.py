@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from zsad_jax.datasets import references
+from zsad_jax.datasets import naming, references
 from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.metrics.accumulators import StreamingPixelMetrics
@@ -61,8 +61,10 @@ def store(run: run_lib.Run) -> None:
       found[category.references.shots or 0].append(
         (category.label, category.pred_score, limits)
       )
+  places = [naming.place(name, config.data_root) for name in config.train_data]
+  names = naming.names(places)
   source = "best F1 on the auxiliary images "
-  source += f"({', '.join(config.train_data)})"
+  source += f"({', '.join(names[place] for place in places)})"
   for shots, categories in found.items():
     suffix = " with one reference per class" if shots else ""
     _threshold(categories, source + suffix).write(run.workdir, _FILES[shots])
