@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from zsad_jax import metrics
-from zsad_jax.datasets import duplicates, naming, references, registry
+from zsad_jax.datasets import naming, references, registry
 from zsad_jax.datasets.references import FromTest
 from zsad_jax.evaluation import paper_results, protocol, results
 from zsad_jax.metrics import accumulators
@@ -261,12 +261,9 @@ def _plan(workdir, config, choose, options):
   papers = []
   for place, spec in place_of.items():
     dataset = run_lib.open_dataset(config, spec)
-    how.check(dataset, config.data_root)
-    duplicates.check_dataset(dataset, published=bool(place.key))
-    choices = results.with_needed(method, dataset, choose(dataset, place))
-    for choice in choices:
-      published = bool(place.key) and choice.seed is not None
-      references.check(choice, dataset, published=published)
+    _, choices = results.check(
+      method, config, dataset, place, how, choose(dataset, place)
+    )
     paper = results.paper_key(config, dataset, place)
     papers += [
       (*paper, choice.shots)

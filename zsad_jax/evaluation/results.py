@@ -122,16 +122,7 @@ def evaluate_run(
   """
   config: Any = run.config
   place = place or naming.place(dataset.root)
-  published_data = bool(place.key)
-  notes = protocol.check(dataset, config.data_root)
-  notes += duplicates.check_dataset(dataset, published=published_data)
-  choices = with_needed(run.method, dataset, choices)
-  choices = [
-    references_lib.check(
-      each, dataset, published=published_data and each.seed is not None
-    )
-    for each in choices
-  ]
+  notes, choices = check(run.method, config, dataset, place, protocol, choices)
   threshold = stored_threshold(run)
   evaluator = Evaluator.from_config(
     config,
@@ -173,6 +164,47 @@ def evaluate_run(
   ]
 
 
+def check(
+  method: types.Method,
+  config: Any,
+  dataset: index.Dataset,
+  place: naming.Place,
+  protocol: Protocol,
+  choices: Sequence[References],
+) -> tuple[list[str], list[References]]:
+  """Check an evaluation without loading weights or images.
+
+  Args:
+    method: method of the run.
+    config: configuration of the run.
+    dataset: data set to evaluate on.
+    place: the same as it was named.
+    protocol: protocol of the run.
+    choices: choices of references.
+
+  Returns:
+    Notes on the results, and the choices that the method allows.
+
+  Raises:
+    ValueError: the protocol does not allow the data set, an image of it has two
+      roles, or a reference is scored.
+  """
+  published_data = bool(place.key)
+  notes = protocol.check(dataset, config.data_root)
+  notes += duplicates.check_dataset(dataset, published=published_data)
+  if method.needs_references:
+    choices = [c for c in choices if c.images] or [
+      references_lib.sample(dataset, shots=1, seed=references_lib.SEEDS[0])
+    ]
+  checked = [
+    references_lib.check(
+      each, dataset, published=published_data and each.seed is not None
+    )
+    for each in choices
+  ]
+  return notes, checked
+
+
 def setting(run: run_lib.Run) -> Setting:
   """Return the facts about a run that its reports begin with."""
   config: Any = run.config
@@ -212,25 +244,6 @@ def is_papers(choice: References) -> bool:
   if not choice.images:
     return True
   return choice.official and choice.seed in references_lib.SEEDS
-
-
-def with_needed(
-  method: types.Method,
-  dataset: index.Dataset,
-  choices: Sequence[References],
-) -> list[References]:
-  """Return the choices, or one reference per class where a method needs some.
-
-  Args:
-    method: the method.
-    dataset: the data set.
-    choices: choices of references.
-  """
-  if not method.needs_references:
-    return list(choices)
-  return [c for c in choices if c.images] or [
-    references_lib.sample(dataset, shots=1, seed=references_lib.SEEDS[0])
-  ]
 
 
 def stored_threshold(run: run_lib.Run) -> threshold_lib.Threshold | None:
