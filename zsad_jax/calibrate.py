@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from zsad_jax.datasets import duplicates, image_files
-from zsad_jax.evaluation import calibration
+from zsad_jax.evaluation import calibration, protocol
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
@@ -62,6 +62,13 @@ def calibrate(
   """
   calibration.check_rate(rate)
   images = _find_all(normal, anomalous, reference_paths)
+  if seen := duplicates.equal_to(
+    [*images.normal, *images.anomalous], protocol.trained_images(run.config)
+  ):
+    print(
+      f"warning: {len(seen)} of the images were trained on, such as "
+      f"{next(iter(seen))}: scores of other images may be higher."
+    )
   # The threshold is about to be set: labels of this detector are not used.
   detector = detector_lib.Detector(
     run, class_name=class_name, threshold=math.inf

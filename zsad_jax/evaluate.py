@@ -248,6 +248,10 @@ def _plan(workdir, config, choose, options):
   place_of = {}
   for spec in options.data or config.test_data:
     place_of.setdefault(naming.place(spec, config.data_root), spec)
+  if not place_of:
+    raise ValueError(
+      f"{workdir}: config.test_data is empty; name data sets by --data."
+    )
   shots, seeds = _integers(options, "shots"), _integers(options, "seeds")
   how = protocol.Protocol.from_config(
     config,

@@ -46,7 +46,8 @@ def images(tmp_path, monkeypatch):
 
 def run(images, normal="normal", **more):
   more = {k: [str(images / v)] for k, v in more.items()}
-  of = mock.Mock(spec=run_lib.Run, workdir=images)
+  config = small_run.get_config(str(images / "aux"))
+  of = mock.Mock(spec=run_lib.Run, workdir=images, config=config)
   return calibrate.calibrate(of, [str(images / normal)], rate=0.3, **more)
 
 
@@ -90,6 +91,12 @@ def test_copies_count_once(images, capsys):
   stored = run(images)
   assert "from 4 normal images" in stored.source
   assert "9.png is a copy of" in capsys.readouterr().out
+
+
+def test_images_that_were_trained_on_are_counted(images, capsys):
+  small_run.write_images(images / "aux")  # The same images.
+  run(images)
+  assert "warning: 4 of the images were trained on" in capsys.readouterr().out
 
 
 def test_the_rate_is_checked_first(images):

@@ -121,9 +121,14 @@ def test_any_other_setting_is_not_the_papers(field, value):
 
 def test_settings_without_effect_do_not_matter():
   config = config_files.load("adaclip:paper").unlock()
-  config.update(
-    seed=5, name="x", data_root="/e", test_data=("btad",), log_steps=7
-  )
-  config.features.storage = "disk"
-  config.backbone.path = "/elsewhere/clip.safetensors"
+  changes = {
+    "seed": 5,
+    "name": "x",
+    "data_root": "/e",
+    "test_data": ("btad",),
+    "log_steps": 7,
+    "features.storage": "disk",
+    "backbone.path": "/elsewhere/clip.safetensors",
+  }
+  config.update_from_flattened_dict(changes)
   assert published.paper_config(config) == "adaclip_paper"

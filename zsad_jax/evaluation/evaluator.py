@@ -127,7 +127,8 @@ class Evaluator:
     skip_corrupt: count images that cannot be read instead of stopping.
     variant: definition of the metrics, a key of `accumulators.VARIANTS`.
     num_examples: qualitative examples of each kind per category.
-    threshold: threshold of image scores for borderline examples; None: none.
+    thresholds: thresholds of image scores for borderline examples, without
+      and with references; None: no such examples.
     cache: cache of decoded images, or None.
   """
 
@@ -141,7 +142,7 @@ class Evaluator:
   skip_corrupt: bool
   variant: str = "streamed"
   num_examples: int = 0
-  threshold: float | None = None
+  thresholds: tuple[float | None, float | None] = (None, None)
   cache: cache_lib.DecodedCache | None = None
 
   @classmethod
@@ -156,7 +157,7 @@ class Evaluator:
     few_shot: bool = False,
     variant: str = "streamed",
     num_examples: int = 0,
-    threshold: float | None = None,
+    thresholds: tuple[float | None, float | None] = (None, None),
   ) -> "Evaluator":
     """Return the evaluator of a configuration.
 
@@ -169,7 +170,7 @@ class Evaluator:
       few_shot: give methods without reference images a memory bank.
       variant: see the attribute.
       num_examples: see the attribute.
-      threshold: see the attribute.
+      thresholds: see the attribute.
     """
     model: types.DetectionModel = method
     if few_shot:
@@ -187,7 +188,7 @@ class Evaluator:
       else skip_corrupt,
       variant=variant,
       num_examples=num_examples,
-      threshold=threshold,
+      thresholds=thresholds,
       # Runs of older versions have no such field.
       cache=cache_lib.open_cache(config.get("decoded_cache", "")),
     )
@@ -251,7 +252,7 @@ class Evaluator:
           samples,
           variant=variant,
           num_examples=self.num_examples,
-          threshold=self.threshold,
+          threshold=self.thresholds[bool(choice.images)],
         )
         for choice in references
       ]

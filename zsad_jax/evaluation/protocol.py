@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zsad_jax.datasets import duplicates, index, naming, registry
+from zsad_jax.datasets.references import References
 from zsad_jax.metrics import accumulators
 
 
@@ -28,6 +29,7 @@ class Protocol:
     seeds: seeds of reference sampling.
     variant: definition of the metrics, a key of `accumulators.VARIANTS`.
     allow_trained: whether testing on training data is allowed.
+    given_references: whether the user gave references.
   """
 
   train_data: tuple[str, ...]
@@ -38,6 +40,7 @@ class Protocol:
   seeds: tuple[int, ...] = ()
   variant: str = "streamed"
   allow_trained: bool = False
+  given_references: bool = False
 
   def __post_init__(self):
     accumulators.variant(self.variant)  # Raises ValueError if unknown.
@@ -86,14 +89,27 @@ class Protocol:
       notes.append(f'checkpoint "official": chosen by the results on {images}.')
     return notes
 
+  def with_references(self, choices: Sequence[References]) -> "Protocol":
+    """Return the protocol with the shots and seeds of these choices."""
+    sampled = [c for c in choices if c.seed is not None]
+    zero_shot = [c for c in choices if not c.images]
+    shots = {c.shots for c in (*zero_shot, *sampled) if c.shots is not None}
+    return dataclasses.replace(
+      self,
+      shots=tuple(sorted(shots)),
+      seeds=tuple(dict.fromkeys(c.seed for c in sampled if c.seed is not None)),
+      given_references=any(c.images and c.seed is None for c in choices),
+    )
+
   def describe(self) -> str:
     """Return the protocol in one line of text."""
-    shots = ", ".join(map(str, self.shots))
+    shots = ", ".join(map(str, self.shots)) or "none"
     seeds = f", seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
+    given = ", given references" if self.given_references else ""
     return (
       f"trained on {', '.join(self.train_data)}; tested on "
       f"{', '.join(self.test_data)}; checkpoint {self.selection}; shots "
-      f"{shots}{seeds}; metrics {self.variant}"
+      f"{shots}{seeds}{given}; metrics {self.variant}"
     )
 
 
@@ -128,6 +144,12 @@ def check_names(config: Any) -> None:
     for dataset in _opened([name], config.data_root):
       published = bool(place(name).key)
       duplicates.check_dataset(dataset, published=published)
+
+
+def trained_images(config: Any) -> list[str]:
+  """Return the images that a run was trained on, where they still exist."""
+  found = _opened(config.train_data, config.data_root)
+  return [sample.image_path for data in found for sample in data.test]
 
 
 def _opened(names: Sequence[str], data_root: str | None) -> list[index.Dataset]:

@@ -23,7 +23,7 @@ _NUM_EXAMPLES = 1  # Of each kind, in the report.
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What was evaluated: the facts at the top of every report.
+  """Backbone, sizes and seed of a run, at the top of every report.
 
   Attributes:
     backbone: name of the frozen backbone.
@@ -123,7 +123,8 @@ def evaluate_run(
   config: Any = run.config
   place = place or naming.place(dataset.root)
   notes, choices = check(run.method, config, dataset, place, protocol, choices)
-  threshold = stored_threshold(run)
+  thresholds = [stored_threshold(run, few_shot=few) for few in (False, True)]
+  zero_shot, few_shot = (each and each.image_score for each in thresholds)
   evaluator = Evaluator.from_config(
     config,
     run.method,
@@ -133,7 +134,7 @@ def evaluate_run(
     few_shot=any(choice.images for choice in choices),
     variant=protocol.variant,
     num_examples=_NUM_EXAMPLES,
-    threshold=threshold and threshold.image_score,
+    thresholds=(zero_shot, few_shot),
   )
   found = evaluator.evaluate(
     run.params, run.stats, dataset, choices, on_category=on_category
@@ -153,7 +154,7 @@ def evaluate_run(
       references=choice,
       rows=rows,
       costs=costs,
-      protocol=protocol,
+      protocol=protocol.with_references(choices),
       setting=setting(run),
       paper=paper if is_papers(choice) else None,
       notes=tuple(dict.fromkeys(notes)),
@@ -246,9 +247,11 @@ def is_papers(choice: References) -> bool:
   return choice.official and choice.seed in references_lib.SEEDS
 
 
-def stored_threshold(run: run_lib.Run) -> threshold_lib.Threshold | None:
-  """Return the zero-shot threshold of a run, or None."""
+def stored_threshold(
+  run: run_lib.Run, *, few_shot: bool = False
+) -> threshold_lib.Threshold | None:
+  """Return the threshold of a run without or with references, or None."""
   try:
-    return threshold_lib.read(run.workdir)
+    return threshold_lib.read(run.workdir, few_shot=few_shot)
   except FileNotFoundError:  # It needs references, or was converted.
     return None

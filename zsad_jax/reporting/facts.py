@@ -1,4 +1,4 @@
-"""Facts at the top of every report: what was measured, and how."""
+"""Facts at the top of every report: backbone, sizes, protocol, references."""
 
 import dataclasses
 import json

@@ -142,7 +142,9 @@ class Writer:
     self._folder = output / self._name
     self._partial = self._folder / PARTIAL
     self._paths = _paths(run, dataset, names[place], names)
-    self._limits = results_lib.stored_threshold(run)
+    self._limits = [
+      results_lib.stored_threshold(run, few_shot=few) for few in (False, True)
+    ]
     self._details: dict[str, dict[str, details_lib.Detail]] = {}
     self._rows: dict[str, dict[str, tables_lib.Row]] = {}
     self._setting = results_lib.setting(run)
@@ -161,7 +163,10 @@ class Writer:
     folder = self._partial / _subfolder(choice)
     figures.save_png(folder / f"{file_name(category.name)}.png", figure)
     detail = details_lib.category_detail(
-      category, image_size=size, limits=self._limits, show=show
+      category,
+      image_size=size,
+      limits=self._limits[bool(choice.images)],
+      show=show,
     )
     self._details.setdefault(choice.label, {})[category.name] = detail
     rows = self._rows.setdefault(choice.label, {})
@@ -226,7 +231,7 @@ class Writer:
       references=choice,
       rows=rows,
       costs=dict.fromkeys(results_lib.COSTS, float("nan")),
-      protocol=self._protocol,
+      protocol=self._protocol.with_references([choice]),
       setting=self._setting,
       notes=tuple(self._dataset.notes),
     )
