@@ -2,6 +2,7 @@
 
 import shutil
 import types
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -45,10 +46,10 @@ def images(tmp_path, monkeypatch):
 
 
 def run(images, normal="normal", **more):
-  more = {k: [str(images / v)] for k, v in more.items()}
+  paths: Any = {k: [str(images / v)] for k, v in more.items()}
   config = small_run.get_config(str(images / "aux"))
   of = mock.Mock(spec=run_lib.Run, workdir=images, config=config)
-  return calibrate.calibrate(of, [str(images / normal)], rate=0.3, **more)
+  return calibrate.calibrate(of, [str(images / normal)], rate=0.3, **paths)
 
 
 @pytest.mark.parametrize("copied", [False, True])
