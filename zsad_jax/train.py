@@ -181,7 +181,7 @@ def _train(config, workdir, stack):
     if step % config.checkpoint_steps == 0:
       save()
   save()
-  writer.log_skipped(source.skipped)
+  report.log_skipped(source.skipped)
   return step == total_steps
 
 

@@ -80,13 +80,14 @@ class CategoryResult:
       pred_score: float32 (n,).
 
     Raises:
-      ValueError: a score or a map is not finite.
+      ValueError: a prediction contains NaN or infinity.
     """
     self._row = None
     masks = gt_mask.astype(bool)
     for i, number in enumerate(numbers):
       sample = self.listed[number]
-      if not (np.isfinite(pred_score[i]) and np.isfinite(anomaly_map[i]).all()):
+      finite = np.isfinite(pred_score[i]) and np.isfinite(anomaly_map[i]).all()
+      if not finite:
         raise ValueError(
           f"{sample.image_path}: the prediction contains NaN or infinity. "
           "Parameters or weights that are not finite are the usual reason."

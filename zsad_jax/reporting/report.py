@@ -19,6 +19,14 @@ from zsad_jax.runtime import environment, files
 _log = logging.getLogger(__name__)
 
 
+def log_skipped(messages: Sequence[str]) -> None:
+  """Log the images that were left out."""
+  if messages:
+    _log.info("Skipped %d images that could not be read:", len(messages))
+    for message in messages:
+      _log.info("  %s", message)
+
+
 def log_cache_size(folder: str) -> None:
   """Log the size of the cache of decoded images; "": there is none."""
   if folder:

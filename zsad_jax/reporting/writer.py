@@ -22,7 +22,7 @@ from zsad_jax.evaluation import results as results_lib
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.protocol import Protocol
 from zsad_jax.reporting import details as details_lib
-from zsad_jax.reporting import facts, figures
+from zsad_jax.reporting import facts, figures, report
 from zsad_jax.reporting import tables as tables_lib
 from zsad_jax.reporting.paths import Paths, printable, relative
 from zsad_jax.runs import run as run_lib
@@ -201,7 +201,7 @@ class Writer:
     self._finish()
     for note in clean[0].notes:
       _log.info("note: %s", note)
-    log_skipped(results[0].skipped)
+    report.log_skipped(results[0].skipped)
     _log.info("Tables and figures: %s", self._folder)
     return [
       details_lib.Report(result, self._details.get(result.references.label, {}))
@@ -285,14 +285,6 @@ class Writer:
       writer.writerow([*row, "test", shots, seed])
     with path.open("a", encoding="utf-8", newline="") as file:
       file.write(printable(text.getvalue()))
-
-
-def log_skipped(messages: Sequence[str]) -> None:
-  """Log the images that were left out."""
-  if messages:
-    _log.info("Skipped %d images that could not be read:", len(messages))
-    for message in messages:
-      _log.info("  %s", message)
 
 
 def file_name(category: str) -> str:
