@@ -220,13 +220,13 @@ def define_flags() -> None:
 
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
-  if not options.arguments:
-    raise ValueError("No normal image given: name images or folders.")
   if options.anomalous and options["rate"].present:
     raise ValueError(
       "--rate is of normal images alone; with --anomalous the threshold has "
       "the best F1. Give one of them."
     )
+  if not options.arguments:
+    raise ValueError("No normal image given: name images or folders.")
   calibrate(
     run_lib.load(pathlib.Path(options.workdir)),
     options.arguments,

@@ -47,6 +47,7 @@ class CategoryResult:
   ):
     self.name, self.references = name, references
     self.listed, self._variant = list(samples), variant
+    self._row: dict[str, float | int] | None = None
     self._numbers: list[np.ndarray] = []  # By batch, as the scores.
     self._scores: list[np.ndarray] = []
     self.pixel_metrics = variant.pixel_metrics()
@@ -58,7 +59,6 @@ class CategoryResult:
     )
     self.examples = self._empty_examples()
     self.skipped: list[str] = []
-    self._row: dict[str, float | int] | None = None
 
   def update(
     self,
