@@ -18,13 +18,14 @@ threshold with the best F1. It is stored in the run, where `predict` and
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 
-from zsad_jax.datasets import image_files
-from zsad_jax.evaluation import calibration
+from zsad_jax.datasets import duplicates, image_files
+from zsad_jax.evaluation import calibration, protocol
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import lock
@@ -50,22 +51,37 @@ def calibrate(
     normal: images, folders and glob patterns of normal images.
     rate: false-positive rate; not used with anomalous images.
     anomalous: images, folders and glob patterns of anomalous images.
-    reference_paths: normal images to compare with, none of them in `normal`.
+    reference_paths: normal images to compare with; one that is in `normal` is
+      scored with the others.
     class_name: object class in the images.
     skip_corrupt: skip files that cannot be read instead of stopping.
 
   Raises:
-    ValueError, FileNotFoundError: a path or the rate is invalid.
+    ValueError, FileNotFoundError: a path or the rate is invalid, or an image is
+      normal and anomalous, a reference and anomalous, or the only reference
+      of itself.
   """
+  calibration.check_rate(rate)
+  images = _find_all(normal, anomalous, reference_paths)
+  if seen := duplicates.equal_to(
+    [*images.normal, *images.anomalous], protocol.trained_images(run.config)
+  ):
+    print(
+      f"warning: {len(seen)} of the images were trained on, such as "
+      f"{next(iter(seen))}: scores of other images may be higher."
+    )
   # The threshold is about to be set: labels of this detector are not used.
   detector = detector_lib.Detector(
     run, class_name=class_name, threshold=math.inf
   )
-  if reference_paths:
-    detector = detector.with_references(image_files.find(reference_paths))
-  scores, state = _score(detector, normal, skip_corrupt)
-  if anomalous:
-    others, _ = _score(detector, anomalous, skip_corrupt)
+  if images.references:
+    detector = detector.with_references(images.references)
+  scores, state = _score_normal(detector, images, skip_corrupt)
+  others = np.zeros(0, np.float32)
+  if images.anomalous:
+    others, _ = _score(detector, images.anomalous, skip_corrupt)
+    if not len(others):
+      raise ValueError("None of the anomalous images could be read.")
     label = np.repeat([0, 1], [len(scores), len(others)])
     _, value = exact.f1_max(label, np.concatenate([scores, others]))
     source = f"best F1 on {len(scores)} normal and {len(others)} anomalous"
@@ -74,18 +90,102 @@ def calibrate(
     source = f"{100 * rate:g} % false alarms, from {len(scores)} normal"
     if warning:
       print(f"warning: {warning}")
+  _print_flagged(scores, others, value)
   few_shot = detector.has_references
   file = threshold_lib.FEW_SHOT_FILE if few_shot else threshold_lib.FILE
-  stored = _with_score(run, state, value, f"{source} images", few_shot)
+  source += " images"
+  if few_shot:
+    source += f", with {len(images.references)} references"
+  if class_name != "object":
+    source += f", class {class_name}"
+  stored = _with_score(run, state, value, source, few_shot)
   stored.write(run.workdir, file)
   print(f"Threshold {value:.6g} ({stored.source}): {run.workdir / file}")
   return stored
 
 
-def _score(detector, paths, skip_corrupt):
-  """Return scores (n,) of images, and the histogram of their maps."""
-  scores, state = [], streaming.PixelState.init()
-  images = image_files.find(paths)
+def _print_flagged(normal, anomalous, threshold):
+  """Print how many of the given images are labelled anomalous."""
+  parts = [f"{(normal >= threshold).sum()} of {len(normal)} normal"]
+  if len(anomalous):
+    found = (anomalous >= threshold).sum()
+    parts.append(f"{found} of {len(anomalous)} anomalous")
+  print(f"Labelled anomalous: {' and '.join(parts)} images.")
+
+
+class Images(NamedTuple):
+  """Images of a calibration, each once.
+
+  Attributes:
+    normal: normal images.
+    anomalous: anomalous images, none of them normal.
+    references: normal images to compare with.
+    own: by normal image, the references that are the same image.
+  """
+
+  normal: list[str]
+  anomalous: list[str]
+  references: list[str]
+  own: Mapping[str, Sequence[str]]
+
+
+def _find_all(normal, anomalous, reference_paths) -> Images:
+  """Return the images that paths refer to, after checking their roles."""
+  found = []
+  for name, paths in (
+    ("normal", normal),
+    ("--anomalous", anomalous),
+    ("--references", reference_paths),
+  ):
+    images, copies = duplicates.distinct(
+      image_files.find(paths) if paths else []
+    )
+    for path, kept in copies.items():
+      print(f"note: {name}: {path} is a copy of {kept} and left out.")
+    found.append(images)
+  normal, anomalous, references = found
+  problem = "is given as normal and as anomalous; it cannot be both."
+  duplicates.refuse(normal, anomalous, problem)
+  problem = "is a reference and anomalous; references are normal images."
+  duplicates.refuse(references, anomalous, problem)
+  own = duplicates.equal_to(normal, references)
+  if own and len(references) == 1:
+    raise ValueError(
+      f"{next(iter(own))} is the only reference, and a normal image to "
+      "calibrate with: it would be compared with itself. Give other or further "
+      "--references."
+    )
+  return Images(normal, anomalous, references, own)
+
+
+def _score_normal(detector, images: Images, skip_corrupt):
+  """Return scores (n,) of normal images, and the histogram of their maps.
+
+  An image that is a reference is compared with the other references alone.
+  """
+  state = streaming.PixelState.init()
+  others = [path for path in images.normal if path not in images.own]
+  scores = []
+  if others:
+    scores.append(_score(detector, others, skip_corrupt, state)[0])
+  for path, own in images.own.items():
+    rest = [each for each in images.references if each not in own]
+    without = detector.with_references(rest)
+    scores.append(_score(without, [path], skip_corrupt, state)[0])
+  if images.own:
+    print(
+      f"note: {len(images.own)} of the {len(images.normal)} normal images are "
+      "references; each is compared with the other references alone."
+    )
+  scores = np.concatenate(scores)
+  if not len(scores):
+    raise ValueError("None of the normal images could be read.")
+  return scores, state
+
+
+def _score(detector, images, skip_corrupt, state=None):
+  """Return scores (n,) of images; count their maps in the histogram."""
+  scores, state = [], state or streaming.PixelState.init()
   for _, found in detector.stream(images, skip_corrupt=skip_corrupt):
     if isinstance(found, str):
       print(f"Skipped: {found}")
@@ -93,8 +193,6 @@ def _score(detector, paths, skip_corrupt):
     scores.append(found.score)
     maps = found.raw_map[None]
     state.update(np.zeros(maps.shape, bool), maps)
-  if not scores:
-    raise ValueError("None of the images could be read.")
   return np.array(scores, np.float32), state
 
 
@@ -123,6 +221,11 @@ def define_flags() -> None:
 
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
+  if options.anomalous and options["rate"].present:
+    raise ValueError(
+      "--rate is of normal images alone; with --anomalous the threshold has "
+      "the best F1. Give one of them."
+    )
   if not options.arguments:
     raise ValueError("No normal image given: name images or folders.")
   try:

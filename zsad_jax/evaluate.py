@@ -6,31 +6,38 @@ python -m zsad_jax.evaluate --workdir=runs/adaptclip,runs/anomalyclip \
 python -m zsad_jax.evaluate --list_tables
 
 Methods without reference images get a memory bank of their patches for
-few-shot evaluation. Runs with the same config.name, such as other seeds, are
-averaged. docs/evaluation.md describes protocols, metrics and reports.
+few-shot evaluation. Runs that differ in their seeds alone are averaged.
+docs/evaluation.md describes protocols, metrics and reports.
 """
 
+import dataclasses
+import math
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from zsad_jax import metrics
-from zsad_jax.datasets import index, masks, references
-from zsad_jax.datasets.references import References
+from zsad_jax.datasets import masks, naming, references, registry
+from zsad_jax.datasets.references import FromTest
 from zsad_jax.evaluation import paper_results, protocol, results
 from zsad_jax.metrics import accumulators
-from zsad_jax.reporting import details, report
+from zsad_jax.reporting import details, report, writer
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli
 
-Chooser = Callable[[index.Dataset], Sequence[References]]
+evaluate_and_write = writer.evaluate
 
 
 def chooser(
-  shots: Sequence[int], seeds: Sequence[int], path: str | None
-) -> Chooser:
+  shots: Sequence[int],
+  seeds: Sequence[int],
+  path: str | None,
+  *,
+  official: bool = False,
+) -> writer.Choose:
   """Return the function from a data set to choices of references.
 
   Zero-shot always comes first.
@@ -39,6 +46,8 @@ def chooser(
     shots: numbers of references per class.
     seeds: seeds of their sampling.
     path: folder or JSON file of given references; not together with `shots`.
+    official: where the published protocol draws references from the test
+      images, draw anomalous ones, too, and score them, as AdaptCLIP's authors.
 
   Raises:
     ValueError: both are given.
@@ -46,46 +55,43 @@ def chooser(
   if path and shots:
     raise ValueError("Give --shots or --references, not both.")
 
-  def choose(dataset):
+  def choose(dataset, place):
     chosen = [references.NONE]
     if path:
       chosen.append(references.read(path, dataset))
+    entry = registry.ENTRIES.get(place.registered)
+    from_test: FromTest = "never"
+    if entry and entry.references_from_test:
+      from_test = "all" if official else "normal"
     for number in sorted(set(shots) - {0}):
       chosen += [
-        references.sample(dataset, shots=number, seed=seed) for seed in seeds
+        references.sample(dataset, shots=number, seed=seed, from_test=from_test)
+        for seed in dict.fromkeys(seeds)
       ]
     return chosen
 
   return choose
 
 
-def evaluate_and_write(
-  run: run_lib.Run,
-  data: str,
-  output: pathlib.Path,
-  evaluation_protocol: protocol.Protocol,
-  **options: Any,
-) -> list[details.Report]:
-  """Evaluate a run on one data set and write its tables and figures.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Evaluation of one run, checked before its weights are loaded.
 
-  Args:
-    run: trained run.
-    data: registered name or folder of the data set.
-    output: see `report.Writer`.
-    evaluation_protocol: protocol of the run.
-    **options: further arguments of `results.evaluate_run`.
+  Attributes:
+    workdir: folder of the run.
+    data: the data sets as they were given, each once.
+    places: the same, whatever their paths.
+    output: folder of the results.
+    protocol: protocol of the run.
+    papers: configuration, data set and shots that papers may have numbers for.
   """
-  dataset = run_lib.open_dataset(run.config, data)
-  writer = report.Writer(run, dataset, output)
-  return writer.write(
-    results.evaluate_run(
-      run,
-      dataset,
-      evaluation_protocol,
-      on_category=writer.add_category,
-      **options,
-    )
-  )
+
+  workdir: pathlib.Path
+  data: tuple[str, ...]
+  places: tuple[naming.Place, ...]
+  output: pathlib.Path
+  protocol: protocol.Protocol
+  papers: tuple[tuple[str, str, int], ...]
 
 
 def define_flags() -> None:
@@ -145,6 +151,13 @@ def _define_few_shot_flags():
     "per class, or a JSON file {class: [path, ...]}.",
   )
 
+  flags.DEFINE_bool(
+    "official_references",
+    False,
+    "Draw references of medical sets, which have no training images, from all "
+    "test images, anomalous ones included, as AdaptCLIP's authors do.",
+  )
+
 
 def _define_variant_flag():
   """Define the flag of the definition of the metrics; lists all metrics."""
@@ -168,17 +181,134 @@ def main(options: flags.FlagValues) -> int:
     return 0
   if not options.workdir:
     raise ValueError("Give --workdir=RUN[,RUN...] or --list_tables.")
+  check_flags(options)
   tables, reports = paper_results.Tables(cells), []
-  for workdir in options.workdir:
-    reports += _evaluate(run_lib.load(workdir), options)
-  folder = pathlib.Path(options.workdir[0])
-  folder = folder if len(options.workdir) == 1 else folder.parent
-  output = pathlib.Path(options.output or folder / "evaluation")
-  report.summarize(reports, output, tables)
+  choose = chooser(
+    _integers(options, "shots"),
+    _integers(options, "seeds"),
+    options.references,
+    official=options.official_references,
+  )
+  configs = [_read_config(workdir, options) for workdir in options.workdir]
+  plans = [
+    _plan(pathlib.Path(workdir), config, choose, options)
+    for workdir, config in zip(options.workdir, configs)
+  ]
+  if options.check is not None:
+    _check_comparable(plans, tables)
+  names = _names(plans, configs)
+  for plan in plans:
+    reports += _evaluate(plan, names, choose, options)
+  report.summarize(reports, _output(options), tables)
   if options.check is None:
     return 0
   means = report.means([r.result for r in reports])
   return _check(means, tables, options.check / 100)
+
+
+def check_flags(options: flags.FlagValues) -> None:
+  """Check flags that need no file of a run.
+
+  Raises:
+    ValueError: a value is out of range, or flags exclude one another.
+  """
+  real = [os.path.realpath(workdir) for workdir in options.workdir]
+  for workdir, path in zip(options.workdir, real):
+    if real.count(path) > 1:
+      raise ValueError(f"--workdir: {workdir} is given more than once.")
+  if options["seeds"].present and not any(_integers(options, "shots")):
+    raise ValueError("--seeds are those of references: give --shots, too.")
+  if options.official_references and not any(_integers(options, "shots")):
+    raise ValueError("--official_references: give --shots, too.")
+  if _integers(options, "shots") and not _integers(options, "seeds"):
+    raise ValueError("--seeds is empty; give at least one seed.")
+  check = options.check
+  if check is not None and not (math.isfinite(check) and check >= 0):
+    raise ValueError(f"--check is a number of at least 0, got {check:g}.")
+  accumulators.variant(options.variant)
+  output = _output(options)
+  if output.exists() and not output.is_dir():
+    raise ValueError(f"--output: {output} is a file; expected a folder.")
+
+
+def _output(options):
+  """Return the folder of the summary."""
+  folder = pathlib.Path(options.workdir[0])
+  folder = folder if len(options.workdir) == 1 else folder.parent
+  return pathlib.Path(options.output or folder / "evaluation")
+
+
+def _read_config(workdir, options):
+  """Return the configuration of a run, with the settings of the flags."""
+  config = run_lib.read_config(workdir)
+  if options.data_root is not None:
+    config.data_root = options.data_root
+  if options.masks is not None:
+    config.masks = options.masks
+  return config
+
+
+def _plan(workdir, config, choose, options):
+  """Check the evaluation of a run; its weights are not needed for this."""
+  place_of = {}
+  for spec in options.data or config.test_data:
+    place_of.setdefault(naming.place(spec, config.data_root), spec)
+  if not place_of:
+    raise ValueError(
+      f"{workdir}: config.test_data is empty; name data sets by --data."
+    )
+  shots, seeds = _integers(options, "shots"), _integers(options, "seeds")
+  how = protocol.Protocol.from_config(
+    config,
+    test_data=tuple(place_of.values()),
+    shots=tuple(sorted({0, *shots})),
+    seeds=tuple(dict.fromkeys(seeds)) if any(shots) else (),
+    variant=options.variant,
+    allow_trained=options.allow_trained or config.get("allow_trained", False),
+  )
+  method = run_lib.make_method(config.method_name, config.method.to_dict())
+  papers = []
+  for place, spec in place_of.items():
+    dataset = run_lib.open_dataset(config, spec)
+    _, choices = results.check(
+      method, config, dataset, place, how, choose(dataset, place)
+    )
+    paper = results.paper_key(config, dataset, place)
+    papers += [
+      (*paper, choice.shots)
+      for choice in choices
+      if paper and results.is_papers(choice) and choice.shots is not None
+    ]
+  alone = options.output and len(options.workdir) == 1
+  output = pathlib.Path(options.output) if alone else workdir / "evaluation"
+  places = tuple(place_of)
+  return Plan(workdir, how.test_data, places, output, how, tuple(papers))
+
+
+def _check_comparable(plans, tables):
+  """Refuse --check where no paper has a number to compare with."""
+  for plan in plans:
+    for name, dataset, shots in plan.papers:
+      for metric in metrics.METRICS:
+        cell = tables.find(name, dataset=dataset, shots=shots, metric=metric)
+        if cell and not cell.doubtful:
+          return
+  raise ValueError(
+    "--check: no paper has a number for these configurations, data sets and "
+    "shots; see --list_tables. The configuration must be the paper's, the data "
+    "set registered and complete, and references sampled with the seeds "
+    f"{', '.join(map(str, references.SEEDS))}."
+  )
+
+
+def _names(plans, configs):
+  """Return the names of all data sets of all runs."""
+  places = [place for plan in plans for place in plan.places]
+  trained = [place for each in configs for place in writer.trained_on(each)]
+  free = lambda name, place: all(
+    writer.is_free(plan.output, name, place) for plan in plans
+  )
+  return naming.names([*places, *trained], free)
 
 
 def _cells(options):
@@ -194,37 +324,26 @@ def _cells(options):
   return ()
 
 
-def _evaluate(run, options):
+def _evaluate(
+  plan: Plan, names: Any, choose: writer.Choose, options: flags.FlagValues
+) -> list[details.Report]:
   """Return the reports of one run on all data sets."""
-  shots, seeds = _integers(options, "shots"), _integers(options, "seeds")
-  choose = chooser(shots, seeds, options.references)
-  config = run.config
+  run, reports = run_lib.load(plan.workdir), []
+  config: Any = run.config
   if options.data_root is not None:
     with config.unlocked():
       config.data_root = options.data_root
   if options.masks is not None:
     with config.unlocked():
       config.masks = options.masks
-  data_sets = tuple(options.data or config.test_data)
-  how = protocol.Protocol.from_config(
-    config,
-    test_data=data_sets,
-    shots=(0, *shots),
-    seeds=tuple(seeds) if shots else (),
-    variant=options.variant,
-    allow_trained=options.allow_trained or config.get("allow_trained", False),
-  )
-  output = run.workdir / "evaluation"
-  if options.output and len(options.workdir) == 1:
-    output = pathlib.Path(options.output)
-  reports = []
-  for data in data_sets:
+  for data in plan.data:
     reports += evaluate_and_write(
       run,
       data,
-      output,
-      how,
+      plan.output,
+      plan.protocol,
       choose=choose,
+      names=names,
       skip_corrupt=options.skip_corrupt,
     )
   report.log_cache_size(config.get("decoded_cache", ""))
@@ -234,11 +353,6 @@ def _evaluate(run, options):
 def _check(means, tables, tolerance):
   """Print the comparison with published means; return the exit status."""
   compared = paper_results.compare(tables, means)
-  if not compared:
-    raise ValueError(
-      "--check: no paper has a number for these methods, data sets and "
-      "shots; see --list_tables."
-    )
   failed = [c for c in compared if abs(c.difference) > tolerance]
   print(
     f"{len(compared)} means compared with the papers', {len(failed)} differ "

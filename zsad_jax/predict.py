@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from zsad_jax import backbones
-from zsad_jax.datasets import image_files
+from zsad_jax.datasets import duplicates, image_files
 from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
@@ -65,6 +65,8 @@ def predict(
   searched = image_files.search(paths)
   images = searched.images
   normal = image_files.find(reference_paths) if reference_paths else ()
+  problem = "is scored and a reference: leave it out of one of them."
+  duplicates.refuse(images, normal, problem)
   detector = detector_lib.Detector(
     run, class_name=class_name, threshold=limit, batch_size=batch_size
   )

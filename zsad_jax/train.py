@@ -24,9 +24,9 @@ from absl import flags
 
 from zsad_jax import backbones, types
 from zsad_jax.datasets import pipeline
-from zsad_jax.evaluation import calibration, evaluator, protocol, results
+from zsad_jax.evaluation import calibration, evaluator, protocol
 from zsad_jax.inference import predictor
-from zsad_jax.reporting import report
+from zsad_jax.reporting import report, writer
 from zsad_jax.runs import checkpoint, finished, lock, logger, settings
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -253,12 +253,12 @@ def _finish(config, workdir):
   how = protocol.Protocol.from_config(
     config, allow_trained=config.allow_trained
   )
-  done = []
-  for data in config.test_data:
+  done, names = [], writer.names(config, workdir / "evaluation")
+  for data in dict.fromkeys(config.test_data):
     if stages.is_done(f"evaluation of {data}"):
       done.append(data)
       continue
-    _evaluate(run, data, how, stages)
+    _evaluate(run, data, how, stages, names)
   if done:
     print(
       f"The run was finished before: {', '.join(done)} is not evaluated "
@@ -281,15 +281,11 @@ def _calibrate(run, stages):
   stages.mark("calibration", [path for path in paths if path.is_file()])
 
 
-def _evaluate(run, data, how, stages):
+def _evaluate(run, data, how, stages, names):
   """Evaluate a run on a data set and write the tables."""
   folder = run.workdir / "evaluation"
   before = _times(folder)
-  dataset = run_lib.open_dataset(run.config, data)
-  writer = report.Writer(run, dataset, folder)
-  writer.write(
-    results.evaluate_run(run, dataset, how, on_category=writer.add_category)
-  )
+  writer.evaluate(run, data, folder, how, names=names)
   written = [p for p, t in _times(folder).items() if before.get(p) != t]
   stages.mark(f"evaluation of {data}", written)
 

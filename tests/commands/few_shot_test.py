@@ -4,8 +4,6 @@ import csv
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,13 +11,12 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from tests.commands.predict_test import ROOT
 from tests.commands.train_test import how
 from tests.helpers import small_run
 from zsad_jax import calibrate, evaluate, predict, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.datasets import references
-from zsad_jax.evaluation import calibration, paper_results
+from zsad_jax.evaluation import calibration, paper_results, results
 from zsad_jax.reporting import report, tables
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -80,7 +77,19 @@ def test_zero_and_few_shot_in_one_evaluation(run, folder, tmp_path, capsys):
   assert kept["references"]["seed"] == 20
   chosen = kept["references"]["images"]["nut"]
   where = sorted((folder / "nut/train/good").iterdir())
-  assert chosen == [str(where[i]) for i in references.indices(5, 2, 20)]
+  assert chosen == [
+    f"nut/train/good/{where[i].name}" for i in references.indices(5, 2, 20)
+  ]
+  with_references = rows(tmp_path / "parts/2-shot_seed20/results.csv")
+  assert with_references[1]["category"] == "nut"
+  assert with_references[1]["references"] == "; ".join(chosen)
+  scores = rows(tmp_path / "parts/scores.csv")
+  assert len(scores) == 5 * 16 and {r["split"] for r in scores} == {"test"}
+  assert {(r["shots"], r["seed"]) for r in scores} == {
+    ("0", ""),
+    *((k, s) for k in "12" for s in ("10", "20")),
+  }
+  assert all((folder / r["path"]).is_file() for r in scores)
   alone = evaluate.evaluate_and_write(
     run, str(folder), tmp_path / "alone", how(run)
   )
@@ -151,27 +160,6 @@ def test_training_images_are_needed_to_learn_a_comparison(tmp_path):
       train.train(config.lock(), tmp_path / "run")
 
 
-def test_a_mistake_is_one_line(plus, folder, tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-c",
-      _COMMAND,
-      f"--workdir={plus.workdir}",
-      f"--data={folder}",
-      f"--output={tmp_path}",
-      "--shots=9",
-    ],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-  )
-  assert done.returncode == 1
-  last = done.stderr.strip().splitlines()[-1]
-  assert last.startswith("error:") and "9 references of 'bolt'" in last
-  assert not list(tmp_path.iterdir())
-
-
 def test_mistakes_are_named(plus, folder, tmp_path):
   with pytest.raises(ValueError, match="not both"):
     evaluate.chooser([1], [10], "x")
@@ -181,16 +169,6 @@ def test_mistakes_are_named(plus, folder, tmp_path):
       plus, str(folder), tmp_path, how(plus), choose=choose
     )
   assert not list(tmp_path.iterdir())
-
-
-_COMMAND = """
-from tests.helpers import small_run
-from zsad_jax import evaluate
-from zsad_jax.backbones.clip import load as clip_load
-from zsad_jax.runtime import cli
-clip_load.RANDOM_CONFIG = small_run.BACKBONE
-cli.run(evaluate.main, evaluate.define_flags)
-"""
 
 
 def test_reference_images_can_be_of_any_size(plus, folder, tmp_path):
@@ -204,9 +182,9 @@ def test_reference_images_can_be_of_any_size(plus, folder, tmp_path):
 # ---- Reports and thresholds of such runs.
 
 
-def command(options, plus, folder, monkeypatch, output):
+def command(options, plus, folder, monkeypatch, output, load=None):
   """`python -m zsad_jax.evaluate`, in this process."""
-  monkeypatch.setattr(run_lib, "load", lambda workdir: plus)
+  monkeypatch.setattr(run_lib, "load", load or (lambda workdir: plus))
   known = flags.FlagValues()
   monkeypatch.setattr(evaluate, "flags", Definer(known))
   evaluate.define_flags()
@@ -215,12 +193,41 @@ def command(options, plus, folder, monkeypatch, output):
       "evaluate",
       f"--workdir={plus.workdir}",
       f"--data={folder}",
-      "--allow_trained",
       f"--output={output}",
       *options,
     ]
   )
   return evaluate.main(known)
+
+
+REFUSED = {
+  "--shots=9": "9 references of 'bolt'",
+  "--shots=1 --references=x": "not both",
+  "--seeds=1": "give --shots",
+  "--official_references": "give --shots",
+  "--shots=1 --seeds=": "--seeds is empty",
+  "--check=-1": "--check is a number of at least 0",
+  "--check=nan": "--check is a number of at least 0",
+  "--check=1": "no paper has a number",
+  "--variant=best": "no variant",
+  "--paper_results=nowhere": "has no tables",
+  "--references=nowhere": "nowhere is neither",
+  "--data=nowhere": "nowhere",
+}
+
+
+@pytest.mark.parametrize("options, message", REFUSED.items())
+def test_mistakes_are_refused_before_weights_are_loaded(
+  plus, folder, tmp_path, monkeypatch, options, message
+):
+  def load(workdir):
+    pytest.fail("Weights were loaded.")
+
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    command(
+      options.split(), plus, folder, monkeypatch, tmp_path / "out", load=load
+    )
+  assert not (tmp_path / "out").exists()
 
 
 class Definer:
@@ -246,6 +253,8 @@ def planted(folder, value):
 
 def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
   paper = planted(tmp_path / "wrong", 12.5)
+  key = ("anomalyclip", "parts")
+  monkeypatch.setattr(results, "paper_key", lambda *_: key)
   check = lambda *options: command(
     options, plus, folder, monkeypatch, tmp_path / "out"
   )
@@ -264,12 +273,14 @@ def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
   assert check(paper, "--check=0.1") == 0
   with pytest.raises(ValueError, match="no paper has a number"):
     check("--check=2")
-  with plus.config.unlocked():
-    plus.config.allow_trained = False
+  trained_on = plus.workdir / "config.json"
+  text = trained_on.read_text()
+  trained_on.write_text(
+    text.replace('"allow_trained": true', '"allow_trained": false')
+  )
   with pytest.raises(ValueError, match="was trained on"):
-    check("--noallow_trained")
-  with plus.config.unlocked():
-    plus.config.allow_trained = True
+    check()
+  trained_on.write_text(text)
 
 
 def test_the_page_is_self_contained(plus, folder, tmp_path, monkeypatch):
@@ -285,8 +296,17 @@ def test_the_page_is_self_contained(plus, folder, tmp_path, monkeypatch):
     "<svg",
     "data:image/jpeg;base64,",
     "was trained on",
+    "nut/train/good/",  # References.
+    "random weights",
   ):
     assert part in text
+  # No report has a path of this machine.
+  for path in tmp_path.rglob("*.*"):
+    if path.suffix in (".csv", ".md", ".json", ".html"):
+      content = path.read_text()
+      for absolute in (folder, folder.parent, plus.workdir, tmp_path):
+        assert str(absolute) not in content, (path, absolute)
+  assert not list(tmp_path.rglob("partial"))
   exact = command(["--variant=exact"], plus, folder, monkeypatch, tmp_path)
   assert exact == 0
 

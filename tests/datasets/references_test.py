@@ -1,6 +1,7 @@
 """How reference images are sampled, read and refused."""
 
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -51,13 +52,38 @@ def test_a_sample_is_of_the_class_and_from_its_training_images(data):
   assert references.sample(data, shots=0, seed=10) == references.NONE
 
 
-def test_without_training_images_it_is_said(tmp_path):
+def test_test_images_are_references_by_a_published_protocol_alone(tmp_path):
   small_run.write_images(tmp_path / "cells")
   cells = layouts.read_plain(tmp_path / "cells")
-  chosen = references.sample(cells, shots=2, seed=10)
+  with pytest.raises(ValueError, match="'cells' has no normal training images"):
+    references.sample(cells, shots=2, seed=10)
+  normal = [s.image_path for s in cells.test if s.label == 0]
+  for seed in range(5):
+    chosen = references.sample(cells, shots=2, seed=seed, from_test="normal")
+    assert set(chosen.left_out) == set(chosen.images["cells"]) <= set(normal)
+    assert "normal ones, and are not scored" in chosen.notes[0]
+    assert not chosen.official
+    assert references.check(chosen, cells, published=False) == chosen
+  official = references.sample(cells, shots=2, seed=10, from_test="all")
   pool = [s.image_path for s in cells.test]
-  assert set(chosen.images["cells"]) <= set(pool)
-  assert "anomalous ones included" in chosen.notes[0]
+  wanted = [pool[i] for i in references.indices(len(pool), 2, 10)]
+  assert list(official.images["cells"]) == wanted and official.official
+  assert "anomalous ones included" in official.notes[0]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("label, word", [(0, "scored"), (1, "anomalous")])
+def test_a_test_image_is_no_reference(data, tmp_path, label, word, copied):
+  images = {name: tuple(paths(data, name)[:1]) for name in data.class_names}
+  bad = next(s.image_path for s in data.test if s.label == label)
+  if copied:
+    bad = shutil.copy(bad, tmp_path / "other.png")
+  given = references.References({**images, "nut": (str(bad),)}, 1)
+  with pytest.raises(ValueError, match=f"is a reference of .* and {word}"):
+    references.check(given, data, published=False)
+  assert references.check(given, data, published=True).notes
+  good = references.References(images, 1)
+  assert references.check(good, data, published=False) == good
 
 
 def test_more_than_there_are(data):
@@ -74,7 +100,9 @@ def test_a_folder_and_a_file_are_read_alike(data, tmp_path):
   (tmp_path / "list.json").write_text(json.dumps(listed))
   found = references.read(tmp_path / "list.json", data)
   assert found.images == {n: tuple(p) for n, p in listed.items()}
-  assert found.shots == 2 and found.seed is None and found.label == "2-shot"
+  assert (
+    found.shots == 2 and found.seed is None and found.label == "2-shot-given"
+  )
   for name in data.class_names:
     (tmp_path / "folder" / name).mkdir(parents=True)
     for i in range(1 + len(name) % 2):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zsad_jax.datasets import index, references
+from zsad_jax.evaluation import evaluator
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.examples import Example, ExampleSelector
 from zsad_jax.metrics import accumulators
@@ -55,10 +56,18 @@ def test_two_processes_give_the_results_of_one(variant):
 def test_nan_in_a_prediction_names_the_image():
   result = result_of("streamed", (0,))
   maps = np.full((1, 6, 6), np.nan, np.float32)
-  with pytest.raises(ValueError, match="3.png: the prediction contains NaN"):
-    result.update(
-      np.array([3]), maps > 0, np.ones(1, bool), maps, np.zeros(1, np.float32)
-    )
+  score = np.zeros(1, np.float32)
+  fine = np.zeros_like(maps)
+  for some_map, some_score in (
+    (maps, score),
+    (fine + np.float32(np.inf), score),
+    (fine, score + np.float32(np.nan)),
+    (fine, score - np.float32(np.inf)),
+  ):
+    with pytest.raises(ValueError, match="3.png: the prediction contains NaN"):
+      result.update(
+        np.array([3]), maps > 0, np.ones(1, bool), some_map, some_score
+      )
 
 
 def test_the_selector_keeps_the_extreme_images():
@@ -81,3 +90,24 @@ def test_the_selector_keeps_the_extreme_images():
   for i, (label, score) in enumerate(zip(labels, scores)):
     one.update(label, Example(i, score, empty, None))
   assert [e.number for e in one.compute()["borderline"]] == [2]
+
+
+def test_speed_counts_batches_without_compilation(monkeypatch):
+  clock, compiled = [0.0], [0]
+  monkeypatch.setattr(evaluator.time, "perf_counter", lambda: clock[0])
+  monkeypatch.setattr(evaluator, "_compilations", lambda: compiled[0])
+  speed = evaluator.Speed()
+  for seconds, programs, images in ((50, 2, 8), (2, 0, 8), (1, 0, 4)):
+    clock[0] += seconds
+    compiled[0] += programs
+    speed.add(images)
+    clock[0] += 7  # A figure is drawn.
+    speed.start()
+  assert speed.compute() == 4.0
+  assert np.isnan(evaluator.Speed().compute())
+
+
+def test_references_of_the_test_part_are_not_scored():
+  chosen = references.References({}, 1, 10, left_out=("0.png", "5.png"))
+  kept = evaluator._scored(SAMPLES, chosen)
+  assert np.flatnonzero(~kept).tolist() == [0, 5]

@@ -2,12 +2,15 @@
 
 import csv
 import dataclasses
+import shutil
 
 import pytest
 
-from zsad_jax.datasets import index
+from tests.helpers import small_run
+from zsad_jax.datasets import index, registry
+from zsad_jax.datasets.references import NONE, References
 from zsad_jax.evaluation import paper_results
-from zsad_jax.evaluation.protocol import Protocol
+from zsad_jax.evaluation.protocol import Protocol, check_names
 
 COLUMNS = (
   "table",
@@ -164,3 +167,36 @@ def test_what_was_trained_on_may_be_elsewhere(seen):
 
 def missing(name, data_root):
   raise FileNotFoundError(name)
+
+
+def test_files_of_a_training_set_are_not_tested_on(tmp_path):
+  small_run.write_mvtec(tmp_path / "parts")
+  shutil.copytree(tmp_path / "parts", tmp_path / "copy")
+  (tmp_path / "link").symlink_to(tmp_path / "parts")
+  how = dataclasses.replace(PROTOCOL, train_data=(str(tmp_path / "parts"),))
+  for name, message in (
+    ("link", "link.* was trained on"),
+    ("parts/bolt", "has 8 test images of 8 that were trained on"),
+  ):
+    dataset = registry.open_dataset(str(tmp_path / name))
+    with pytest.raises(ValueError, match=message):
+      how.check(dataset, None)
+    config = small_run.get_config(str(tmp_path / "parts"))
+    config.test_data = (str(tmp_path / name),)
+    config.allow_trained = False
+    with pytest.raises(ValueError, match="config.test_data"):
+      check_names(config)
+  # A copy is another data set, with a note.
+  (note,) = how.check(registry.open_dataset(str(tmp_path / "copy")), None)
+  assert "16 of 16 test images are copies" in note
+
+
+def test_the_protocol_states_the_references_that_were_used():
+  some = {"nut": ("a.png",)}
+  sampled = [References(some, k, seed) for k in (1, 2) for seed in (10, 20)]
+  text = PROTOCOL.with_references([NONE, *sampled]).describe()
+  assert "shots 0, 1, 2, seeds 10, 20;" in text
+  text = PROTOCOL.with_references(sampled[:1]).describe()
+  assert "shots 1, seeds 10;" in text
+  given = PROTOCOL.with_references([NONE, References(some, 1)]).describe()
+  assert "shots 0, given references;" in given

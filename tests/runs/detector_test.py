@@ -108,6 +108,13 @@ def test_paths_images_and_arrays_give_the_same(detector, folder, pixels):
     assert_same(one, found[0])
 
 
+def test_a_reference_is_not_compared_with_itself(few_shot, folder):
+  copy = np.asarray(Image.open(folder / "good/1.png"))
+  for image in (folder / "good/0.png", copy):
+    with pytest.raises(ValueError, match="is one of the references"):
+      few_shot([image])
+
+
 def test_a_list_gives_the_same_as_single_calls(few_shot, folder, pixels):
   given = [pixels, folder / "good/0.png", pixels[:20], pixels[5:6, :1]]
   together = few_shot(given)

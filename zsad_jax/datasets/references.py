@@ -8,13 +8,16 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from zsad_jax.datasets import image_files, index, walker
+from zsad_jax.datasets import duplicates, image_files, index, walker
 from zsad_jax.runtime import text_files
+from zsad_jax.types import ANOMALOUS
 
 SEEDS = (10, 20, 30)  # Of AdaptCLIP's few-shot results (authors' code).
+FromTest = Literal["never", "normal", "all"]  # See `sample`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +31,24 @@ class References:
     shots: number per class; None where it differs between classes.
     seed: of the sampling; None where the images were given.
     notes: messages for the user, one sentence each.
+    left_out: test images that are references, and therefore not scored.
+    official: whether they are drawn as the papers' references are.
   """
 
   images: Mapping[str, tuple[str, ...]]
   shots: int | None
   seed: int | None = None
   notes: tuple[str, ...] = ()
+  left_out: tuple[str, ...] = ()
+  official: bool = False
 
   @property
   def group(self) -> str:
     """Name of the setting that seeds are averaged over, such as "4-shot"."""
-    return "given" if self.shots is None else f"{self.shots}-shot"
+    if self.shots is None:
+      return "given"
+    given = "-given" if self.images and self.seed is None else ""
+    return f"{self.shots}-shot{given}"
 
   @property
   def label(self) -> str:
@@ -71,29 +81,35 @@ def indices(count: int, shots: int, seed: int) -> list[int]:
   return [int(i) for i in raw % np.uint32(count)]
 
 
-def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
+def sample(
+  dataset: index.Dataset,
+  *,
+  shots: int,
+  seed: int,
+  from_test: FromTest = "never",
+) -> References:
   """Sample references of every class, or view, from normal training images.
-
-  For a class without training images they are drawn from its test images,
-  anomalous ones included, as the authors do (medical sets), with a note.
 
   Args:
     dataset: the data set.
     shots: references per class or view.
     seed: of the sampling.
+    from_test: where the references of a class without training images come
+      from: "never" refuses it; "normal" draws from its normal test images,
+      which are then not scored; "all" draws from all of its test images,
+      anomalous ones included, as AdaptCLIP's authors do for medical sets.
 
   Raises:
     ValueError: a class has fewer than `shots` images.
   """
   if shots == 0:
     return NONE
-  images, from_test = {}, []
+  images, drawn = {}, {}
   for name in _compared(dataset):
-    of_class = lambda part, n=name: [s for s in part if s.compared_with == n]
-    pool = of_class(dataset.train)
+    pool = [s for s in dataset.train if s.compared_with == name]
     if not pool:
-      pool = of_class(dataset.test)
-      from_test.append(name)
+      pool = _test_pool(dataset, name, from_test)
+      drawn[name] = pool
     if shots > len(pool):
       raise ValueError(
         f"{dataset.name}: {shots} references of {name!r} were requested, but "
@@ -101,15 +117,84 @@ def sample(dataset: index.Dataset, *, shots: int, seed: int) -> References:
       )
     chosen = indices(len(pool), shots, seed)
     images[name] = tuple(pool[i].image_path for i in chosen)
-  notes = (
-    (
-      f"References of {', '.join(from_test)} were drawn from the test images, "
-      "anomalous ones included: there are no training images.",
+  left_out = {path for name in drawn for path in images[name]}
+  notes = ()
+  if drawn:
+    how = (
+      "anomalous ones included, and are scored as well"
+      if from_test == "all"
+      else "normal ones, and are not scored"
     )
-    if from_test
-    else ()
+    notes = (
+      f"References of {', '.join(drawn)} were drawn from the test images, "
+      f"{how}: there are no training images.",
+    )
+  return References(
+    images,
+    shots,
+    seed,
+    notes,
+    left_out=tuple(sorted(left_out)) if from_test == "normal" else (),
+    official=not drawn or from_test == "all",
   )
-  return References(images, shots, seed, notes)
+
+
+def _test_pool(
+  dataset: index.Dataset, name: str, from_test: FromTest
+) -> list[index.Sample]:
+  """Return the test images that references of a class are drawn from."""
+  if from_test == "never":
+    raise ValueError(
+      f"{dataset.name}: {name!r} has no normal training images to draw "
+      "references from, and test images are no references of themselves. "
+      "Give others by --references=FOLDER, or put them into "
+      "<class>/train/good of MVTec AD's layout."
+    )
+  return [
+    s
+    for s in dataset.test
+    if s.compared_with == name and (from_test == "all" or s.label != ANOMALOUS)
+  ]
+
+
+def check(
+  chosen: References, dataset: index.Dataset, *, published: bool
+) -> References:
+  """Check that no reference is anomalous or scored, and return them.
+
+  Args:
+    chosen: references of the data set.
+    dataset: the data set.
+    published: whether it is a registered data set with sampled references,
+      whose copies of training images in the test part are noted, not refused.
+
+  Raises:
+    ValueError: a reference is a test image, or a copy of one.
+  """
+  if not chosen.images:
+    return chosen
+  given = [path for paths in chosen.images.values() for path in paths]
+  by_path = {s.image_path: s for s in dataset.test}
+  scored = [path for path in by_path if path not in {*chosen.left_out}]
+  drawn = {*given} & {*by_path}
+  if chosen.official and drawn:  # As the authors draw them; there is a note.
+    given = [path for path in given if path not in drawn]
+  found = duplicates.equal_to(given, scored)
+  if found and published:
+    note = (
+      f"{len(found)} references of {dataset.name} have the content of test "
+      "images, as published."
+    )
+    return dataclasses.replace(chosen, notes=(*chosen.notes, note))
+  for reference, same in found.items():
+    tested = by_path[same[0]]
+    state = "anomalous" if tested.label == ANOMALOUS else "scored"
+    raise ValueError(
+      f"{reference} is a reference of {dataset.name} and {state}: it is the "
+      f"same image as {same[0]} of the test part. Choose references that are "
+      "normal and not scored."
+    )
+  return chosen
 
 
 def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:

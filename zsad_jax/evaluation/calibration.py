@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from zsad_jax.datasets import references
+from zsad_jax.datasets import naming, references
 from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.metrics.accumulators import StreamingPixelMetrics
@@ -61,8 +61,10 @@ def store(run: run_lib.Run) -> None:
       found[category.references.shots or 0].append(
         (category.label, category.pred_score, limits)
       )
+  places = [naming.place(name, config.data_root) for name in config.train_data]
+  names = naming.names(places)
   source = "best F1 on the auxiliary images "
-  source += f"({', '.join(config.train_data)})"
+  source += f"({', '.join(names[place] for place in places)})"
   for shots, categories in found.items():
     suffix = " with one reference per class" if shots else ""
     _threshold(categories, source + suffix).write(run.workdir, _FILES[shots])
@@ -72,6 +74,18 @@ def map_range(state: streaming.PixelState) -> tuple[float, float]:
   """Return robust limits of the colour scale of maps, given as histograms."""
   low, high = (state.quantile(fraction) for fraction in _MAP_RANGE)
   return low, high
+
+
+def check_rate(rate: float) -> None:
+  """Check a false-positive rate.
+
+  Raises:
+    ValueError: it is not in (0, 1).
+  """
+  if not 0 < rate < 1:
+    raise ValueError(
+      f"The rate of false alarms must be in (0, 1), got {rate:g}."
+    )
 
 
 def normal_threshold(
@@ -96,12 +110,9 @@ def normal_threshold(
   Raises:
     ValueError: a score is NaN or the rate is out of range.
   """
-  if not 0 < rate < 1:
-    raise ValueError(
-      f"The rate of false alarms must be in (0, 1), got {rate:g}."
-    )
-  if not score.size or np.isnan(score).any():
-    raise ValueError("A threshold needs scores, none of them NaN.")
+  check_rate(rate)
+  if not score.size or not np.isfinite(score).all():
+    raise ValueError("A threshold needs scores, none of them NaN or infinite.")
   # A rate such as 0.05 is not a binary fraction: 0.05 * 60 is less than 3.
   rank = math.floor(rate * (score.size + 1) * (1 + 1e-12))
   warning = ""

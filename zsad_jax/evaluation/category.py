@@ -48,6 +48,7 @@ class CategoryResult:
   ):
     self.name, self.references = name, references
     self.listed, self._variant = list(samples), variant
+    self._row: dict[str, float | int] | None = None
     self._numbers: list[np.ndarray] = []  # By batch, as the scores.
     self._scores: list[np.ndarray] = []
     self.pixel_metrics = variant.pixel_metrics()
@@ -83,6 +84,7 @@ class CategoryResult:
     Raises:
       ValueError: a prediction contains NaN or infinity.
     """
+    self._row = None
     masks = gt_mask.astype(bool)
     for i, number in enumerate(numbers):
       sample = self.listed[number]
@@ -109,6 +111,7 @@ class CategoryResult:
       gather: returns the values of all processes, in their order, such as
         `distributed.all_gather_object`.
     """
+    self._row = None
     self.pixel_metrics.merge(gather)
     examples = self.examples.to_dict()
     parts = gather((self._numbers, self._scores, examples, self.skipped))
@@ -123,15 +126,17 @@ class CategoryResult:
 
   def compute(self) -> dict[str, float | int]:
     """Return image and pixel metrics; nan where undefined."""
-    label, score = self.label, self.pred_score
-    anomalous = int((label == ANOMALOUS).sum())
-    return {
-      "num_normal": len(label) - anomalous,
-      "num_anomalous": anomalous,
-      **self._variant.image_metrics(label, score),
-      **self.pixel_metrics.compute(),
-      **self._sample_metrics(),
-    }
+    if self._row is None:
+      label, score = self.label, self.pred_score
+      anomalous = int((label == ANOMALOUS).sum())
+      self._row = {
+        "num_normal": len(label) - anomalous,
+        "num_anomalous": anomalous,
+        **self._variant.image_metrics(label, score),
+        **self.pixel_metrics.compute(),
+        **self._sample_metrics(),
+      }
+    return self._row
 
   @property
   def samples(self) -> list[index.Sample]:

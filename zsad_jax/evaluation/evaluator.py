@@ -1,6 +1,8 @@
 """Evaluation of a method on a data set: one row of metrics per category."""
 
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -57,7 +59,9 @@ class Evaluation:
 
   Attributes:
     rows: for each choice of references, a row of metrics by category.
-    images_per_second: speed of the evaluation.
+    images_per_second: predictions, one of each image for each choice of
+      references, in the time of reading, predicting and counting them; figures
+      and batches with a compilation are left out. nan if nothing remains.
     skipped: messages about images that could not be read.
     mask_notes: messages about suspicious masks.
   """
@@ -66,6 +70,54 @@ class Evaluation:
   images_per_second: float
   skipped: list[str]
   mask_notes: list[str]
+
+
+class Speed:
+  """Number of predictions in the time that they took.
+
+  Batches during which a program was compiled are left out, images and time.
+  """
+
+  def __init__(self) -> None:
+    self._images, self._seconds = 0, 0.0
+    self.start()
+
+  def start(self) -> None:
+    """Begin the time of the next batch."""
+    self._begin, self._compiled = time.perf_counter(), _compilations()
+
+  def add(self, images: int) -> None:
+    """Count the images of a batch, and begin the time of the next one."""
+    if self._compiled == _compilations():
+      self._images += images
+      self._seconds += time.perf_counter() - self._begin
+    self.start()
+
+  def compute(self) -> float:
+    """Return images per second of all processes; nan if there is none."""
+    parts = distributed.all_gather_object((self._images, self._seconds))
+    images = sum(part[0] for part in parts)
+    seconds = max(part[1] for part in parts)
+    return images / seconds if images and seconds else math.nan
+
+
+@functools.cache
+def _compilation_times() -> list[float]:
+  """Return a list that receives the time of each compilation from now on."""
+  times: list[float] = []
+
+  def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+    del kwargs
+    if event.endswith("backend_compile_duration"):
+      times.append(duration_secs)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return times
+
+
+def _compilations() -> int:
+  """Return the number of programs that were compiled, or read from a cache."""
+  return len(_compilation_times())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +135,8 @@ class Evaluator:
     skip_corrupt: count images that cannot be read instead of stopping.
     variant: definition of the metrics, a key of `accumulators.VARIANTS`.
     num_examples: qualitative examples of each kind per category.
-    threshold: threshold of image scores for borderline examples; None: none.
+    thresholds: thresholds of image scores for borderline examples, without
+      and with references; None: no such examples.
     cache: cache of decoded images, or None.
   """
 
@@ -97,7 +150,7 @@ class Evaluator:
   skip_corrupt: bool
   variant: str = "streamed"
   num_examples: int = 0
-  threshold: float | None = None
+  thresholds: tuple[float | None, float | None] = (None, None)
   cache: cache_lib.DecodedCache | None = None
 
   @classmethod
@@ -112,7 +165,7 @@ class Evaluator:
     few_shot: bool = False,
     variant: str = "streamed",
     num_examples: int = 0,
-    threshold: float | None = None,
+    thresholds: tuple[float | None, float | None] = (None, None),
   ) -> "Evaluator":
     """Return the evaluator of a configuration.
 
@@ -125,7 +178,7 @@ class Evaluator:
       few_shot: give methods without reference images a memory bank.
       variant: see the attribute.
       num_examples: see the attribute.
-      threshold: see the attribute.
+      thresholds: see the attribute.
     """
     model: types.DetectionModel = method
     if few_shot:
@@ -143,7 +196,7 @@ class Evaluator:
       else skip_corrupt,
       variant=variant,
       num_examples=num_examples,
-      threshold=threshold,
+      thresholds=thresholds,
       # Runs of older versions have no such field.
       cache=cache_lib.open_cache(config.get("decoded_cache", "")),
     )
@@ -167,20 +220,18 @@ class Evaluator:
       on_category: called with each category, for example to draw figures.
     """
     rows = {choice.label: {} for choice in references}
-    skipped, start, images, findings = {}, time.perf_counter(), 0, []
-    for category in self.categories(params, stats, dataset, references):
+    skipped, speed, findings = {}, Speed(), []
+    for category in self.categories(params, stats, dataset, references, speed):
       rows[category.references.label][category.name] = category.compute()
       skipped |= dict.fromkeys(category.skipped)
       if category.references.label == references[0].label:
-        images += len(category.samples)
         findings += category.findings
       on_category(category)
-    seconds = time.perf_counter() - start
     notes = verification.mask_notes(
       findings, registry.ENTRIES.get(dataset.name), size=self.image_size
     )
     notes = [*verification.missing_masks(dataset), *notes]
-    return Evaluation([*rows.values()], images / seconds, [*skipped], notes)
+    return Evaluation([*rows.values()], speed.compute(), [*skipped], notes)
 
   def categories(
     self,
@@ -188,6 +239,7 @@ class Evaluator:
     stats: types.Params,
     dataset: index.Dataset,
     references: Sequence[references_lib.References] = (references_lib.NONE,),
+    speed: Speed | None = None,
   ) -> Iterator[CategoryResult]:
     """Yield each category, once for each choice of references.
 
@@ -215,20 +267,31 @@ class Evaluator:
           samples,
           variant=variant,
           num_examples=self.num_examples,
-          threshold=self.threshold,
+          threshold=self.thresholds[bool(choice.images)],
         )
         for choice in references
       ]
-      self._predict(predictor, params, stats, dataset, results, reported)
+      self._predict(
+        predictor,
+        params,
+        stats,
+        dataset,
+        results,
+        reported,
+        speed or Speed(),
+      )
       for result in results:
         result.merge(distributed.all_gather_object)
         yield result
 
-  def _predict(self, predictor, params, stats, dataset, results, reported):
+  def _predict(
+    self, predictor, params, stats, dataset, results, reported, speed
+  ):
     """Predict the images of a category and update its results."""
     name, samples = results[0].name, results[0].listed
     class_id = dataset.class_names.index(name)
     choices = [result.references for result in results]
+    scored = [_scored(samples, choice) for choice in choices]
     for key, numbers in _by_references(samples, choices).items():
       banks = [
         self._memory_bank(predictor, choice.of(key, name), class_id)
@@ -236,22 +299,26 @@ class Evaluator:
       ]
       batches = self._batches([samples[i] for i in numbers], dataset)
       left = len(numbers)
+      speed.start()
       for batch in batches:
         predictions = distributed.local_rows(
           predictor.predict(params, stats, predictor.encode(batch), banks)
         )
         keep = batch["weight"] > 0  # Not the padding of the last batch.
-        for result, prediction in zip(results, predictions):
+        for result, prediction, may in zip(results, predictions, scored):
+          kept = keep.copy()
+          kept[keep] = may[numbers[batch["index"][keep]]]
           result.update(
-            numbers[batch["index"][keep]],
-            batch["mask"][keep],
-            batch["has_mask"][keep],
-            self._smooth(prediction["anomaly_map"][keep]),
-            prediction["pred_score"][keep],
+            numbers[batch["index"][kept]],
+            batch["mask"][kept],
+            batch["has_mask"][kept],
+            self._smooth(prediction["anomaly_map"][kept]),
+            prediction["pred_score"][kept],
           )
         done = min(left, predictor_lib.round_up(self.batch_size))
         left -= done
         reported.add(done)
+        speed.add(int(keep.sum()) * len(results))
       for result in results:
         result.skipped += batches.skipped
         result.findings += [
@@ -288,6 +355,12 @@ class Evaluator:
       return maps
     sigmas = (0, self.smooth_sigma, self.smooth_sigma)
     return ndimage.gaussian_filter(maps, sigmas)
+
+
+def _scored(samples, choice):
+  """Return whether each image is scored with a choice of references."""
+  left_out = frozenset(choice.left_out)
+  return np.array([s.image_path not in left_out for s in samples], bool)
 
 
 def _by_references(samples, references):

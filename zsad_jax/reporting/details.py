@@ -1,6 +1,7 @@
 """Figures, curves and example images of a category for reports."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -42,7 +43,11 @@ class Report:
 
 
 def category_detail(
-  category: CategoryResult, *, image_size: int, limits: Threshold | None
+  category: CategoryResult,
+  *,
+  image_size: int,
+  limits: Threshold | None,
+  show: Callable[[index.Sample], str],
 ) -> Detail:
   """Return the detail of a category.
 
@@ -52,6 +57,7 @@ def category_detail(
     category: merged result.
     image_size: side of images and maps in pixels.
     limits: stored range of the colour scale; None: the range of the examples.
+    show: returns the name of an image.
   """
   label, score = category.label, category.pred_score
   edges = np.histogram_bin_edges(score, bins=_BINS)
@@ -68,7 +74,7 @@ def category_detail(
     image_curves = {}
   examples = []
   if category.references.seed in (None, references.SEEDS[0]):
-    examples = _examples(category, image_size, limits)
+    examples = _examples(category, image_size, limits, show)
   return Detail(
     image_curves,
     category.pixel_metrics.curves(),
@@ -79,21 +85,30 @@ def category_detail(
 
 
 def category_figure(
-  category: CategoryResult, *, image_size: int
+  category: CategoryResult,
+  *,
+  image_size: int,
+  show: Callable[[index.Sample], str],
 ) -> Image.Image:
-  """Draw a grid of some normal and some anomalous images of a category."""
+  """Draw a grid of some normal and some anomalous images of a category.
+
+  Args:
+    category: merged result.
+    image_size: side of images and maps in pixels.
+    show: returns the name of an image.
+  """
   kept = category.examples.kept
   chosen = [(kept[i], category.sample(i)) for i in sorted(kept)]
   return figures.comparison_grid(
     [preprocess.load_image(s.image_path, image_size) for _, s in chosen],
     [example.gt_mask for example, _ in chosen],
     [example.anomaly_map for example, _ in chosen],
-    [f"{_caption(s)}  score {example.score:.3g}" for example, s in chosen],
+    [f"{_caption(s)}  score {e.score:.3g}  {show(s)}" for e, s in chosen],
     title=category.name,
   )
 
 
-def _examples(category, image_size, limits):
+def _examples(category, image_size, limits, show):
   """Return captions and files of the examples, with one colour scale."""
   kinds = category.examples.compute()
   maps = [e.anomaly_map for kind in kinds.values() for e in kind]
@@ -111,7 +126,7 @@ def _examples(category, image_size, limits):
         image, example.gt_mask, example.anomaly_map, low=low, high=high
       )
       caption = f"{kind}: {_caption(sample)}, score {example.score:.3g}"
-      found.append((caption, strip))
+      found.append((f"{caption}, {show(sample)}", strip))
   return found
 
 

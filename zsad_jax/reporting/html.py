@@ -4,9 +4,10 @@ import base64
 import html
 from collections.abc import Iterator, Mapping, Sequence
 
-from zsad_jax.evaluation import paper_results
+from zsad_jax.evaluation import grouping, paper_results
+from zsad_jax.evaluation.results import Result
 from zsad_jax.metrics import METRICS, exact
-from zsad_jax.reporting import charts, figures
+from zsad_jax.reporting import charts, facts, figures
 from zsad_jax.reporting import tables as tables_lib
 from zsad_jax.reporting.details import Detail, Report
 
@@ -81,9 +82,10 @@ def _dataset(
   reports: Sequence[Report], tables: paper_results.Tables
 ) -> Iterator[str]:
   """Yield a summary, then a section for each method and number of shots."""
-  groups: dict[str, list[Report]] = {}
-  for report in reports:
-    groups.setdefault(report.result.group, []).append(report)
+  groups = {
+    name: [r for r in reports if any(r.result is each for each in members)]
+    for name, members in grouping.groups([r.result for r in reports]).items()
+  }
   header = ["method", "repetitions", *tables_lib.METRICS, *tables_lib.COSTS]
   lines = []
   for name, found in groups.items():
@@ -94,8 +96,13 @@ def _dataset(
       tables_lib.cost(tables_lib.spread(means, c)[0]) for c in tables_lib.COSTS
     ]
     lines.append([_text(name), str(len(found)), *cells, *costs])
+  for text in dict.fromkeys(
+    line for r in reports for line in facts.setup(r.result)
+  ):
+    yield f"<p>{_text(text)}</p>"
   yield _table(header, lines)
   notes = dict.fromkeys(note for r in reports for note in r.result.notes)
+  notes |= dict.fromkeys(grouping.notes([r.result for r in reports]))
   yield "<ul>" + "".join(f"<li>{_text(n)}</li>" for n in notes) + "</ul>"
   for i, (name, found) in enumerate(groups.items()):
     yield '<details open="">' if i == 0 else "<details>"
@@ -109,7 +116,8 @@ def _group(
 ) -> Iterator[str]:
   """Yield the table of the categories, then charts and examples of each."""
   results, first = [r.result for r in reports], reports[0].result
-  yield f"<p>{_text(first.protocol.describe())}</p>"
+  for text in facts.setup(first):
+    yield f"<p>{_text(text)}</p>"
   lines = []
   for category in first.rows:
     rows = [r.rows[category] for r in results]
@@ -122,11 +130,52 @@ def _group(
   ]
   lines.append([f"<b>{v}</b>" for v in ("mean", *values)] + ["", ""])
   yield _table(["category", *tables_lib.METRICS, *tables_lib.COUNTS], lines)
+  yield from _references(results)
   for category, detail in reports[0].details.items():
     yield f"<h3>{_text(category)}</h3>"
     yield f'<div class="charts">{"".join(_charts(detail))}</div>'
     examples = "".join(_figure(*example) for example in detail.examples)
     yield f'<div class="examples">{examples}</div>'
+
+
+def _references(results: Sequence[Result]) -> Iterator[str]:
+  """Yield the reference images that were drawn, for each seed."""
+  lines = [
+    [_text(result.references.seed or ""), _text(name), _text(images)]
+    for result in results
+    for name, images in facts.references(result).items()
+  ]
+  lines = [list(line) for line in dict.fromkeys(map(tuple, lines))]
+  if lines:
+    yield "<details><summary>Reference images</summary>"
+    yield _table(["seed", "class", "references"], lines)
+    yield "</details>"
+
+
+def printed_cell(
+  result: Result,
+  tables: paper_results.Tables,
+  metric: str,
+  category: str = paper_results.MEAN,
+) -> paper_results.Cell | None:
+  """Return the published number of a result; None where it has none.
+
+  Args:
+    result: a result.
+    tables: published numbers.
+    metric: a key of `METRICS`.
+    category: category of the data set, or the mean over all.
+  """
+  if result.paper is None or result.shots is None:
+    return None
+  config_name, dataset = result.paper
+  return tables.find(
+    config_name,
+    dataset=dataset,
+    shots=result.shots,
+    metric=metric,
+    category=category,
+  )
 
 
 def _charts(detail: Detail) -> Iterator[str]:
@@ -166,13 +215,7 @@ def _cells(rows, result, category, tables):
   """Yield a cell per metric: our value, the published one below it."""
   for metric in tables_lib.METRICS:
     ours = tables_lib.with_deviation(rows, metric)
-    cell = result.shots is not None and tables.find(
-      result.method,
-      dataset=result.dataset,
-      shots=result.shots,
-      metric=metric,
-      category=category,
-    )
+    cell = printed_cell(result, tables, metric, category)
     if not cell or cell.value is None:
       yield ours
       continue

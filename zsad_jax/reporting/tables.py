@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from zsad_jax import metrics
@@ -30,6 +30,7 @@ Row = Mapping[str, float | int]
 Rows = Mapping[str, Row]
 Groups = Mapping[str, Sequence[Row]]
 Printed = Mapping[str, Mapping[str, tuple[float, bool]]]
+Columns = Mapping[str, str | int | float]
 
 
 def mean_row(rows: Rows) -> tuple[dict[str, float], dict[str, int]]:
@@ -101,11 +102,20 @@ def to_markdown(rows: Rows, title: str) -> str:
   return "\n".join([f"### {title}", "", header, rule, *body, *note]) + "\n"
 
 
-def to_csv(rows: Rows) -> str:
+def to_csv(
+  rows: Rows,
+  columns: Columns = MappingProxyType({}),
+  references: Callable[[str], str] | None = None,
+) -> str:
   """Return comma-separated fractions with every digit, the mean last.
 
   An undefined value is an empty cell, which other programs read as missing.
   The line of the mean begins as in the other tables, as "mean (of 12)".
+
+  Args:
+    rows: a row per category.
+    columns: facts about all rows, in further columns.
+    references: returns the reference images of a category; None: no column.
 
   Raises:
     ValueError: there is no category.
@@ -113,10 +123,14 @@ def to_csv(rows: Rows) -> str:
   mean, _ = mean_row(rows)
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(_HEADER)
+  last = ["references"] if references else []
+  writer.writerow([*_HEADER, *columns, *last])
   for name, row in (*rows.items(), (_mean_label(rows), mean)):
     values = [row.get(column, math.nan) for column in _HEADER[1:]]
-    writer.writerow([name, *("" if math.isnan(v) else v for v in values)])
+    cells = ["" if math.isnan(v) else v for v in values]
+    if references:
+      last = [references(name) if name in rows else ""]
+    writer.writerow([name, *cells, *columns.values(), *last])
   return text.getvalue()
 
 
@@ -152,11 +166,18 @@ def summary_to_markdown(
 
 
 def summary_to_csv(
-  groups: Groups, printed: Printed = MappingProxyType({})
+  groups: Groups,
+  printed: Printed = MappingProxyType({}),
+  columns: Mapping[str, Columns] = MappingProxyType({}),
 ) -> str:
   """Return a line per group: mean, deviation, published value as fractions.
 
   Published values that are not reliable are left out.
+
+  Args:
+    groups: see `summary_to_text`.
+    printed: see `summary_to_text`.
+    columns: facts about each group, in further columns.
   """
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
@@ -167,6 +188,7 @@ def summary_to_csv(
       *(f"{metric}{part}" for metric in METRICS for part in ("", "_std")),
       *COSTS,
       *(f"{metric}_published" for metric in METRICS),
+      *dict.fromkeys(name for facts in columns.values() for name in facts),
     ]
   )
   for name, rows in groups.items():
@@ -175,14 +197,17 @@ def summary_to_csv(
     found = printed.get(name, {})
     cells = [found.get(metric, (math.nan, False)) for metric in METRICS]
     numbers += [value if sure else math.nan for value, sure in cells]
-    writer.writerow(
-      [name, len(rows), *("" if math.isnan(x) else x for x in numbers)]
-    )
+    cells = ["" if math.isnan(x) else x for x in numbers]
+    further = columns.get(name, {}).values()
+    writer.writerow([name, len(rows), *cells, *further])
   return text.getvalue()
 
 
 def summary_to_json(
-  groups: Groups, printed: Printed, environment: Mapping[str, object]
+  groups: Groups,
+  printed: Printed,
+  environment: Mapping[str, object],
+  columns: Mapping[str, Columns] = MappingProxyType({}),
 ) -> str:
   """Return the table of `summary_to_csv` as JSON; null for undefined.
 
@@ -190,10 +215,12 @@ def summary_to_json(
     groups: see `summary_to_text`.
     printed: see `summary_to_text`.
     environment: further keys of the document.
+    columns: facts about each group.
   """
   defined = lambda x: None if math.isnan(x) else x
   document = {
     name: {
+      **columns.get(name, {}),
       "repetitions": len(rows),
       **{m: [*map(defined, spread(rows, m))] for m in METRICS},
       **{c: defined(spread(rows, c)[0]) for c in COSTS},

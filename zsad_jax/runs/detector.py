@@ -9,6 +9,7 @@ detections = few_shot(["photo.png", array])
 import copy
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, overload
@@ -104,6 +105,7 @@ class Detector:
     self._batch_size = batch_size
     self._few_shot: predictor.Predictor | None = None
     self._memory_bank: Any = None
+    self._reference_digests: frozenset[bytes] = frozenset()
 
   def __repr__(self) -> str:
     """Return the name of the run, and whether there are references."""
@@ -213,6 +215,7 @@ class Detector:
         np.stack(pixels), 0, batch_size=self._batch_size
       )
     new._few_shot = model
+    new._reference_digests = frozenset(map(_digest, pixels))
     return new
 
   @functools.cached_property
@@ -268,6 +271,13 @@ class Detector:
       for i, image in enumerate(batch, first):
         if isinstance(image, str):
           yield i, image
+        elif self.has_references and _digest(image.pixels) in (
+          self._reference_digests
+        ):
+          raise ValueError(
+            f"{names[i]} is one of the references: it would be compared with "
+            "itself. Score other images, or leave it out of the references."
+          )
         else:
           yield i, self._detection(names[i], image.size, threshold, *next(rows))
       first += len(batch)
@@ -311,6 +321,11 @@ class Detector:
       smooth_sigma=float(self._config.smooth_sigma),
       zero_shot_score=None if len(scores) == 1 else float(scores[1]),
     )
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+  """Return a digest of decoded pixels, equal for copies of an image."""
+  return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def load(

@@ -69,6 +69,8 @@ class Entry:
       prompts name them as they name the category.
     prompt_names: name of a category in text prompts, where it differs from the
       name of the category with spaces for underscores.
+    references_from_test: whether the published few-shot protocol draws the
+      references from the test images, as there are no training images.
     used_by: papers that use it, and for which purpose.
     find_package: return its folder in an installed package, or None.
   """
@@ -90,5 +92,6 @@ class Entry:
   mosaic_prob: float = 0.0
   aliases: tuple[str, ...] = ()
   prompt_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  references_from_test: bool = False
   used_by: str = ""
   find_package: Callable[[], Path | None] | None = None

@@ -59,6 +59,7 @@ ENTRIES: Mapping[str, Entry] = {
     has_masks=False,
     aliases=("br35h", "br35", "Br35H", *_BRAIN),
     prompt_names={"br35h": "brain"},
+    references_from_test=True,
     used_by=_ALL,
   ),
   "covid": Entry(
@@ -84,6 +85,7 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     has_masks=False,  # Later releases have masks of lungs.
     aliases=("chest",),
+    references_from_test=True,
     used_by="test: AdaptCLIP",
   ),
   "lag": Entry(
@@ -162,6 +164,7 @@ ENTRIES: Mapping[str, Entry] = {
     lossy_masks=True,
     aliases=("Kvasir", "colon"),
     prompt_names={"Kvasir": "colon"},
+    references_from_test=True,
     used_by="test: AdaptCLIP, FAPrompt",
   ),
   "endo": Entry(
@@ -175,6 +178,7 @@ ENTRIES: Mapping[str, Entry] = {
     lossy_masks=True,
     aliases=("endo", "colon"),
     prompt_names={"endo": "colon"},
+    references_from_test=True,
     used_by="test: AdaptCLIP, FAPrompt",
   ),
   "tn3k": Entry(
