@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, not finite or of other kinds."""
+"""Files of weights that are corrupt, not finite or of other kinds."""
 
 import json
 import re

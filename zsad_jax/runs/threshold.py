@@ -55,7 +55,7 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
 
   Raises:
     FileNotFoundError: the run has none.
-    ValueError: the file is damaged; the message has the path and the field.
+    ValueError: the file is corrupt; the message has the path and the field.
   """
   path = workdir / (FEW_SHOT_FILE if few_shot else FILE)
   if path.is_file():
