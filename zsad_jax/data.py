@@ -37,7 +37,7 @@ from zsad_jax.datasets import (
 from zsad_jax.datasets.entries import Entry
 from zsad_jax.datasets.synthetic import preview, synthesis
 from zsad_jax.reporting import figures
-from zsad_jax.runtime import cli, files
+from zsad_jax.runtime import cli, environment, files
 
 _SHOWN = 10  # Problems that are printed.
 

@@ -130,7 +130,7 @@ def test_sizes_in_a_file_are_checked(whole, tmp_path, change, message):
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 def test_damaged_bytes_are_named_or_give_finite_weights(whole, data):
-  path = whole.with_name("damaged.safetensors")
+  path = whole.with_name("corrupt.safetensors")
   content = bytearray(whole.read_bytes())
   if data.draw(st.booleans()):
     content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -141,7 +141,7 @@ def test_damaged_bytes_are_named_or_give_finite_weights(whole, data):
   try:
     params, _ = weights.load(path)
   except ValueError as error:
-    assert re.search(r"damaged.safetensors", str(error))
+    assert re.search(r"corrupt.safetensors", str(error))
     return
   for x in clip_convert.flatten(params).values():
     assert np.isfinite(x).all()

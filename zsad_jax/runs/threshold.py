@@ -86,7 +86,7 @@ def _from_file(path):
     if name not in values:
       if field.default is not dataclasses.MISSING:
         continue
-      raise ValueError(f"{path} is damaged: {name} is missing. {hint}")
+      raise ValueError(f"{path} is corrupt: {name} is missing. {hint}")
     value = values[name]
     if field.type in (str, "str") and not isinstance(value, str):
       raise ValueError(f"{path}: {name} is {value!r}, expected text. {hint}")
