@@ -93,13 +93,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def other_kind(path: str | os.PathLike[str]) -> str:
-  """Return a sentence about a file that is no file of weights.
+  """Return a remark about a file that is no file of weights.
 
   Args:
     path: a file that could not be read.
 
   Returns:
-    The sentence, "" where the first bytes are of no known kind.
+    The remark, "" where the first bytes are of no known kind.
   """
   with open(path, "rb") as file:
     start = file.read(256).lstrip().lower()
