@@ -250,7 +250,7 @@ def to_state_dict(run: run_lib.Run) -> dict[str, np.ndarray]:
         extra = dict(stored)
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
       raise ValueError(
-        f"{path} is damaged ({error}): convert the authors' checkpoint again."
+        f"{path} is corrupt ({error}): convert the authors' checkpoint again."
       ) from error
   flat = {
     "params": clip_convert.flatten(run.params),

@@ -1,7 +1,7 @@
 """Checkpoints: atomic, asynchronous, by Orbax.
 
 A checkpoint has a checksum of each of its trees. One that cannot be read, or
-whose checksum differs, is damaged: the one before it is used instead.
+whose checksum differs, is corrupt: the one before it is used instead.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 from zsad_jax.runtime import distributed
 from zsad_jax.types import Params
 
-KEEP = 2  # The last one and, in case it is damaged, the one before.
-DAMAGED = ".damaged"  # Suffix of the folder for damaged checkpoints.
+KEEP = 2  # The last one and, in case it is corrupt, the one before.
+DAMAGED = ".damaged"  # Suffix of the folder for corrupt checkpoints.
 _CHECKSUMS = "checksums"  # Entry of the metadata, by name of the tree.
 _MAX_REASON = 160  # Characters of an error of Orbax.
 _log = logging.getLogger(__name__)
@@ -125,8 +125,8 @@ class Checkpoints:
   def restore(self, **like: Params) -> tuple[dict[str, Params], dict[str, Any]]:
     """Read the named trees of the newest checkpoint, and its metadata.
 
-    A damaged checkpoint is reported, and the one before it is read. Unless
-    `read_only`, the damaged one is moved to the folder
+    A corrupt checkpoint is reported, and the one before it is read. Unless
+    `read_only`, the corrupt one is moved to the folder
     `<name of the folder>.damaged`, so that its step can be written again.
 
     Args:
@@ -135,7 +135,7 @@ class Checkpoints:
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: all are damaged, or hold other trees, of another method or
+      ValueError: all are corrupt, or hold other trees, of another method or
         other settings.
     """
     errors: dict[int, ValueError] = {}
@@ -158,7 +158,7 @@ class Checkpoints:
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: it is damaged.
+      ValueError: it is corrupt.
     """
     step = self.latest_step
     if step is None:
@@ -231,14 +231,14 @@ class Checkpoints:
       raise
     except (jax.errors.JaxRuntimeError, MemoryError):
       raise  # The device has too little memory.
-    except Exception as error:  # Damaged bytes can make Orbax raise anything.
+    except Exception as error:  # Corrupt bytes can make Orbax raise anything.
       if "PERMISSION_DENIED" in str(error):
         raise PermissionError(errno.EACCES, _short(error), str(path)) from error
       reason = _short(error).replace(str(self._path), str(self._folder))
       raise _DamagedError(reason) from error
 
   def _report(self, damaged, used, error):
-    """Report a damaged checkpoint; unless read-only, move it aside."""
+    """Report a corrupt checkpoint; unless read-only, move it aside."""
     path = self._folder / str(damaged)
     text = f"{path} is damaged ({error}); the one before it, {used}, is used."
     if self._manager is None:

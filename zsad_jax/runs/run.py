@@ -158,7 +158,7 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
 
   Raises:
     FileNotFoundError: the folder holds no run.
-    ValueError: the file is damaged, or a field is missing, unknown, of another
+    ValueError: the file is corrupt, or a field is missing, unknown, of another
       type or out of range; the message has the path and the field.
   """
   path = pathlib.Path(workdir) / "config.json"

@@ -55,7 +55,7 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
 
   Raises:
     FileNotFoundError: the run has none.
-    ValueError: the file is damaged; the message has the path and the field.
+    ValueError: the file is corrupt; the message has the path and the field.
   """
   path = workdir / (FEW_SHOT_FILE if few_shot else FILE)
   if path.is_file():
@@ -86,7 +86,7 @@ def _from_file(path):
     if name not in values:
       if field.default is not dataclasses.MISSING:
         continue
-      raise ValueError(f"{path} is damaged: {name} is missing. {hint}")
+      raise ValueError(f"{path} is corrupt: {name} is missing. {hint}")
     value = values[name]
     if field.type in (str, "str") and not isinstance(value, str):
       raise ValueError(f"{path}: {name} is {value!r}, expected text. {hint}")

@@ -72,14 +72,14 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
   """
   data = pathlib.Path(path).read_bytes()
   if not data.strip(b"\0 \t\r\n"):
-    raise ValueError(f"{path} is damaged: it is empty.")
+    raise ValueError(f"{path} is corrupt: it is empty.")
   try:
     found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from error
+    raise ValueError(f"{path} is corrupt: it is no JSON ({error}).") from error
   if not isinstance(found, dict):
     raise ValueError(
-      f"{path} is damaged: it holds a {type(found).__name__}, expected a JSON "
+      f"{path} is corrupt: it holds a {type(found).__name__}, expected a JSON "
       "object."
     )
   return found
@@ -96,13 +96,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def other_kind(path: str | os.PathLike[str]) -> str:
-  """Return a sentence about a file that is no file of weights.
+  """Return a remark about a file that is no file of weights.
 
   Args:
     path: a file that could not be read.
 
   Returns:
-    The sentence, "" where the first bytes are of no known kind.
+    The remark, "" where the first bytes are of no known kind.
   """
   with open(path, "rb") as file:
     start = file.read(256).lstrip().lower()

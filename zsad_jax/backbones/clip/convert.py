@@ -221,7 +221,7 @@ def check_values(params: types.Params, source: str) -> None:
     if not np.isfinite(x).all():
       raise ValueError(
         f"{source}: {name} holds {(~np.isfinite(x)).sum():,} numbers that are "
-        "NaN or infinite. The file is damaged; fetch or make it again."
+        "NaN or infinite. The file is corrupt; fetch or make it again."
       )
 
 

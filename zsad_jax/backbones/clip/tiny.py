@@ -66,7 +66,7 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
     ) from error
   except (IndexError, OverflowError, TypeError, ValueError) as error:
     raise ValueError(
-      f"{path} holds no embedded CLIP or is damaged: {error}. {hint}"
+      f"{path} holds no embedded CLIP or is corrupt: {error}. {hint}"
     ) from error
   tensors[TABLE] = table
   clip_convert.check(tensors, config, str(path))

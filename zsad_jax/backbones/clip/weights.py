@@ -144,7 +144,7 @@ def _read_config(metadata, path):
     version, sizes = about["format"], about["config"]
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(
-      f"{path} is damaged: its metadata has no format and config "
+      f"{path} is corrupt: its metadata has no format and config "
       f"({type(error).__name__}: {error})."
     ) from error
   if version != FORMAT:
@@ -152,4 +152,4 @@ def _read_config(metadata, path):
   try:
     return clip_config.from_dict(sizes)
   except (TypeError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+    raise ValueError(f"{path} is corrupt: {error}") from error

@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, not finite or of other kinds."""
+"""Files of weights that are corrupt, not finite or of other kinds."""
 
 import json
 import re
@@ -18,8 +18,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny):
-  path = tmp_path_factory.mktemp("weights") / "whole.safetensors"
+def intact(tmp_path_factory, tiny):
+  path = tmp_path_factory.mktemp("weights") / "intact.safetensors"
   weights.save(path, *clip_convert.from_openai(tiny), {"name": "tiny"})
   return path
 
@@ -40,8 +40,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, tiny, value):
     sources.read(str(path), "quick")
 
 
-def test_loaded_weights_that_are_not_finite_are_refused(whole, tmp_path):
-  tensors, metadata = weights.read_safetensors(whole)
+def test_loaded_weights_that_are_not_finite_are_refused(intact, tmp_path):
+  tensors, metadata = weights.read_safetensors(intact)
   name = "text/ln_final/scale"
   tensors = {**tensors, name: tensors[name] * np.nan}
   path = tmp_path / "nan.safetensors"
@@ -116,8 +116,8 @@ def test_a_config_of_another_kind_is_named(tmp_path, text, message):
     ({"colour": 1}, "size 'colour' of the model is unknown"),
   ],
 )
-def test_sizes_in_a_file_are_checked(whole, tmp_path, change, message):
-  tensors, metadata = weights.read_safetensors(whole)
+def test_sizes_in_a_file_are_checked(intact, tmp_path, change, message):
+  tensors, metadata = weights.read_safetensors(intact)
   about = json.loads(metadata[weights.METADATA_KEY])
   about["config"] |= change
   path = tmp_path / "sizes.safetensors"
@@ -129,9 +129,9 @@ def test_sizes_in_a_file_are_checked(whole, tmp_path, change, message):
 
 @given(st.data())
 @settings(max_examples=30, deadline=None)
-def test_damaged_bytes_are_named_or_give_finite_weights(whole, data):
-  path = whole.with_name("damaged.safetensors")
-  content = bytearray(whole.read_bytes())
+def test_damaged_bytes_are_named_or_give_finite_weights(intact, data):
+  path = intact.with_name("corrupt.safetensors")
+  content = bytearray(intact.read_bytes())
   if data.draw(st.booleans()):
     content = content[: data.draw(st.integers(0, len(content) - 1))]
   else:
@@ -141,7 +141,7 @@ def test_damaged_bytes_are_named_or_give_finite_weights(whole, data):
   try:
     params, _ = weights.load(path)
   except ValueError as error:
-    assert re.search(r"damaged.safetensors", str(error))
+    assert re.search(r"corrupt.safetensors", str(error))
     return
   for x in clip_convert.flatten(params).values():
     assert np.isfinite(x).all()
