@@ -24,6 +24,7 @@ from zsad_jax.layers import prompt_learner
 from zsad_jax.runs import authors_checkpoint, checkpoint
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import config_files
 from zsad_jax.torch_io import file as torch_file
 from zsad_jax.torch_io import rules
 
@@ -141,17 +142,12 @@ def loaded_clip(monkeypatch, small_clip):
 
 
 def small_config(name, **settings):
-  return ml_collections.ConfigDict(
-    dict(
-      name=f"{name}_small",
-      method_name=name,
-      method=module_of(name).TINY | settings,
-      backbone=dict(name="embedded_random", path=""),
-      image_size=32,
-      smooth_sigma=1.0,
-      matmul_precision="highest",
-    )
-  )
+  config = config_files.load(name).unlock()
+  config.name = f"{name}_small"
+  config.method = module_of(name).TINY | settings
+  config.backbone = dict(name="embedded_random", path="", dtype="float32")
+  config.image_size, config.smooth_sigma = 32, 1.0
+  return config
 
 
 def make_file(path, name, small_clip, **kwargs):

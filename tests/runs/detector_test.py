@@ -27,13 +27,14 @@ OLD_RUNS = ROOT / "tests" / "goldens" / "old_runs"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A run, photo.png and two references."""
+  """A run, two images and two references."""
   folder = tmp_path_factory.mktemp("api")
   shutil.copytree(OLD_RUNS / "anomalyclip", folder / "runs" / "adaclip")
   rng = np.random.default_rng(0)
   (folder / "good").mkdir()
   for name, shape in {
     "photo": (50, 70, 3),
+    "other": (40, 40, 3),
     "good/0": (40, 40, 3),
     "good/1": (45, 30, 3),
   }.items():
@@ -116,7 +117,7 @@ def test_a_reference_is_not_compared_with_itself(few_shot, folder):
 
 
 def test_a_list_gives_the_same_as_single_calls(few_shot, folder, pixels):
-  given = [pixels, folder / "good/0.png", pixels[:20], pixels[5:6, :1]]
+  given = [pixels, folder / "other.png", pixels[:20], pixels[5:6, :1]]
   together = few_shot(given)
   assert [d.image_size for d in together] == [
     (50, 70),

@@ -27,6 +27,8 @@ from zsad_jax.types import Params
 KEEP = 2  # The last one and, in case it is corrupt, the one before.
 DAMAGED = ".damaged"  # Suffix of the folder for corrupt checkpoints.
 _CHECKSUMS = "checksums"  # Entry of the metadata, by name of the tree.
+# Metadata of version 0.1.0, which had no checksums.
+_WITHOUT_CHECKSUMS = frozenset(("step", "epoch", "seconds"))
 _MAX_REASON = 160  # Characters of an error of Orbax.
 _log = logging.getLogger(__name__)
 
@@ -380,6 +382,8 @@ def _checked(step, meta, trees, stored) -> dict[str, Any]:
   """
   if not isinstance(meta, dict) or meta.get("step", step) != step:
     raise _DamagedError(f"meta is no metadata of step {step}")
+  if _CHECKSUMS not in meta and meta.keys() - _WITHOUT_CHECKSUMS:
+    raise _DamagedError("the checksums are missing")
   expected = meta.pop(_CHECKSUMS, {})
   found = _checksums(meta, trees)
   for name, tree in trees.items():

@@ -1,9 +1,10 @@
 """Files that appear complete or not at all."""
 
-import json
 import os
 import pathlib
 from typing import Any
+
+from zsad_jax.runtime import text_files
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -70,28 +71,14 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError: it is empty, cut off, no JSON, or another value than an object;
       the message has the path.
   """
-  data = pathlib.Path(path).read_bytes()
-  if not data.strip(b"\0 \t\r\n"):
+  if not pathlib.Path(path).read_bytes().strip(b"\0 \t\r\n"):
     raise ValueError(f"{path} is corrupt: it is empty.")
-  try:
-    found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is corrupt: it is no JSON ({error}).") from error
+  found = text_files.load_json(path)
   if not isinstance(found, dict):
     raise ValueError(
       f"{path} is corrupt: it holds a {type(found).__name__}, expected a JSON "
       "object."
     )
-  return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Return an object of JSON, each key of which occurs once."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"{twice!r} occurs twice")
   return found
 
 
