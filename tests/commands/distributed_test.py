@@ -74,7 +74,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("data") / "mvtec"
+  folder = tmp_path_factory.mktemp("data") / "parts"
   small_run.write_mvtec(folder)
   return folder
 
@@ -120,7 +120,7 @@ def test_two_processes_measure_what_one_does(data, one, tmp_path):
   status, out, errors = finish(launch(data, workdir, processes=2, devices=4))
   assert status == [0, 0], errors
   assert "image_auroc" in out[0] and "image_auroc" not in out[1]
-  name = "evaluation/mvtec/results.json"
+  name = "evaluation/parts/results.json"
   rows = [json.loads((w / name).read_text())["rows"] for w in (one, workdir)]
   assert rows[0] == rows[1] and set(rows[0]) == {"bolt", "nut"}
   thresholds = [(w / "threshold.json").read_text() for w in (one, workdir)]

@@ -45,7 +45,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pairs(cache):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(synthetic_pairs, "PAIRS_PER_FILE", 16)
+    patch.setattr(synthetic_pairs, "PAIRS_PER_FILE", PAIRS)
     return synthetic_pairs.ensure(cache, PAIRS, size=64, seed=0)
 
 
@@ -109,7 +109,7 @@ def test_both_images_of_a_pair_are_equal_outside_the_mask(pairs):
 def test_pairs_are_generated_once_and_stored_in_files(
   cache, pairs, monkeypatch
 ):
-  monkeypatch.setattr(synthetic_pairs, "PAIRS_PER_FILE", 16)
+  monkeypatch.setattr(synthetic_pairs, "PAIRS_PER_FILE", PAIRS)
   monkeypatch.setattr(synthetic_pairs, "draw", None)
   again = synthetic_pairs.ensure(cache, 20, size=64, seed=0)
   np.testing.assert_array_equal(again.images, pairs.images[:20])
@@ -287,7 +287,7 @@ def test_the_loss_equals_a_direct_computation(pairs):
 @pytest.fixture
 def config(cache, pairs, monkeypatch):
   """Configuration of a run of half a minute."""
-  monkeypatch.setattr(synthetic_pairs, "PAIRS_PER_FILE", 16)
+  monkeypatch.setattr(synthetic_pairs, "PAIRS_PER_FILE", PAIRS)
   monkeypatch.setattr(synthetic_pairs, "ensure", ensure_small(cache, pairs))
   config = tiny_clip.get_config()
   config.model = {
