@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import adaclip, tiny_clip
+from tests.helpers import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,3 +150,11 @@ def test_a_command_is_found_with_its_flags():
     ("train", " --config=clip      --workdir=x "),
     ("data", " list --markdown"),
   ]
+
+
+def test_the_table_of_refusals_is_that_of_the_code():
+  page = (ROOT / "docs" / "refusals.md").read_text(encoding="utf-8")
+  assert page == refusals.markdown(), (
+    "Run python -m tests.helpers.refusals > docs/refusals.md."
+  )
+  assert page.count("\n- ") > 300
