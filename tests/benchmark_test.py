@@ -332,6 +332,7 @@ def test_scaling_varies_one_quantity_at_a_time(tmp_path, monkeypatch, capsys):
   assert "batch   2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_epochs_from_cached_features_have_the_losses_of_encoding(
   tmp_path, monkeypatch, capsys
 ):

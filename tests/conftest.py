@@ -37,6 +37,22 @@ jaxtyping.install_import_hook("zsad_jax", "beartype.beartype")
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 
 
+def pytest_addoption(parser):
+  parser.addoption("--slow", action="store_true", help="Run slow tests, too.")
+
+
+def pytest_configure(config):
+  config.addinivalue_line("markers", "slow: run with --slow only")
+
+
+def pytest_collection_modifyitems(config, items):
+  """Skip slow tests, whose code others run as well, unless asked for."""
+  if not config.getoption("--slow"):
+    for item in items:
+      if item.get_closest_marker("slow"):
+        item.add_marker(pytest.mark.skip(reason="slow; needs --slow"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def console():
   """Print messages to standard output, as in commands."""

@@ -128,6 +128,7 @@ def start(data, workdir, *flags, **env):
   )
 
 
+@pytest.mark.slow  # tests/interruption.py kills more often.
 def test_sigkill_while_a_checkpoint_is_written(data, uninterrupted, tmp_path):
   process = start(data, tmp_path)
   folder = tmp_path / "checkpoints"

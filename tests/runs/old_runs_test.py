@@ -16,7 +16,6 @@ from zsad_jax.evaluation import protocol as protocol_lib
 from zsad_jax.runs import run as run_lib
 
 OLD_RUNS = pathlib.Path(__file__).parents[1] / "goldens" / "old_runs"
-TRAINED = ("adaclip", "adaptclip", "anomalyclip", "faprompt")
 RTOL = 1e-4  # Other processors and XLA flags round differently.
 
 
@@ -69,7 +68,16 @@ def test_evaluates_to_the_same_numbers(old_run):
   check_rows(rows(workdir), expected["interrupted"])
 
 
-@pytest.mark.parametrize("old_run", TRAINED, indirect=True)
+@pytest.mark.parametrize(
+  "old_run",
+  [
+    "adaptclip",
+    "anomalyclip",
+    pytest.param("adaclip", marks=pytest.mark.slow),
+    pytest.param("faprompt", marks=pytest.mark.slow),
+  ],
+  indirect=True,
+)
 def test_resumes_to_the_same_numbers(old_run):
   workdir, expected = old_run
   name = run_lib.read_config(workdir).method_name

@@ -196,7 +196,10 @@ def test_a_damaged_file_is_named_or_still_valid(tmp_path_factory, file, data):
   "text, message",
   [
     ('{"image_score": 0.5}', "map_low is missing"),
-    ('{"image_score": 0.5, "image_score": 0.6}', '"image_score" is listed twice'),
+    (
+      '{"image_score": 0.5, "image_score": 0.6}',
+      '"image_score" is listed twice',
+    ),
     ('{"image_score": "a"}', "image_score is 'a', expected a finite number"),
     ('{"image_score": NaN}', "image_score is 'nan', expected a finite number"),
   ],

@@ -61,10 +61,11 @@ def uncached(data, tmp_path_factory):
   "name, storage",
   [
     ("adaptclip", "device"),
-    ("adaptclip", "host"),
-    ("adaptclip", "disk"),
-    ("anomalyclip", "device"),
+    ("anomalyclip", "host"),
     ("adaclip", "disk"),  # Bytes of images instead of floats.
+    pytest.param("adaptclip", "host", marks=pytest.mark.slow),
+    pytest.param("adaptclip", "disk", marks=pytest.mark.slow),
+    pytest.param("anomalyclip", "device", marks=pytest.mark.slow),
   ],
 )
 def test_losses_are_those_of_encoding_each_step(
