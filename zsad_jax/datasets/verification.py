@@ -17,11 +17,16 @@ _log = logging.getLogger(__name__)
 
 Found = tuple[index.Sample, Finding]
 
-_PROBLEMS = Finding.EMPTY | Finding.INVERTED  # Of masks, for `verify`.
+# Of masks, for `verify`.
+_PROBLEMS = Finding.EMPTY | Finding.INVERTED | Finding.OF_NORMAL
 # Of data sets that are used as published: their masks are read as the papers'
 # code does, and large anomalies or numbers of defects are as published.
 _OF_OWN_DATA = (
-  Finding.INVERTED | Finding.VOID | Finding.GRADED | Finding.PALETTE
+  Finding.INVERTED
+  | Finding.VOID
+  | Finding.GRADED
+  | Finding.PALETTE
+  | Finding.OF_NORMAL
 )
 _REMARKS = {  # With the number of masks, the first one, the size of images.
   Finding.EMPTY: "{} masks of anomalous images are empty ({}): all pixels of "
@@ -29,6 +34,8 @@ _REMARKS = {  # With the number of masks, the first one, the size of images.
   Finding.INVERTED: "{} masks mark most of the image and of its border ({}): "
   "is the background white? It has value 0 (black, index 0 of a palette); "
   "invert such masks.",
+  Finding.OF_NORMAL: "{} masks of normal images mark anomalous pixels ({}): "
+  "they are not used. Correct the label of the image, or remove the mask.",
   Finding.GRADED: "{} masks have values between black and white ({}): they "
   "are JPEG files, or have smooth borders. Every value but 0 counts as "
   "anomalous, as in the papers' code; --masks=robust (in training "
@@ -114,6 +121,11 @@ def mask_problems(found: Sequence[Found], entry: Entry | None) -> list[str]:
         "border; expected a background of value 0 (black, index 0 of a "
         "palette). Invert the mask if its background is white."
       )
+    elif finding & Finding.OF_NORMAL and not entry:
+      problems.append(
+        f"{sample.unused_mask}: marks anomalous pixels, but its image is "
+        f"normal: {sample.image_path}. Correct the label, or remove the mask."
+      )
   return problems
 
 
@@ -138,7 +150,7 @@ def mask_notes(
     hidden &= ~Finding.GRADED
   notes = []
   for kind, text in _REMARKS.items():
-    paths = [sample.mask_path for sample, finding in found if finding & kind]
+    paths = [s.mask_path or s.unused_mask for s, f in found if f & kind]
     if not paths or kind & hidden:
       continue
     first = paths[0] if len(paths) == 1 else f"first {paths[0]}"
