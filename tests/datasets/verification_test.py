@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from tests.datasets.entries_test import image, mask, mvtec_layout
 from zsad_jax.datasets import index, preprocess, registry, verification
@@ -86,3 +87,26 @@ def test_masks_of_normal_images_are_empty(layout, marked, tmp_path):
   assert sum("masks of normal images" in n for n in notes) == marked
   normal = next(s for s in found.test if s.label == index.NORMAL)
   assert not preprocess.load_inspected(normal, 8).mask.any()
+
+
+@pytest.mark.parametrize(
+  ("first", "second", "problem"),
+  [
+    ("train/good", "test/good", "is a normal test image, not a training image"),
+    ("train/good", "test/broken", "is anomalous, not a training image"),
+    ("test/good", "test/broken", "is a normal test image, not anomalous"),
+  ],
+)
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_images_of_equal_pixels_have_one_role(
+  first, second, problem, suffix, tmp_path
+):
+  mvtec_layout(tmp_path, ["nut"], masks=False)
+  copy = tmp_path / f"nut/{second}/copy{suffix}"
+  Image.open(tmp_path / f"nut/{first}/000.png").save(copy)
+  found = registry.open_dataset(str(tmp_path))
+  problems, notes = verification.verify(found, None)
+  assert len(problems) == 1 and not notes
+  assert problem in problems[0] and str(copy) in problems[0]
+  problems, notes = verification.verify(found, registry.ENTRIES["mvtec"])
+  assert any(problem in note for note in notes)

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -78,8 +79,13 @@ def verify(
   problems += [found.problem for found in inspections if found.problem]
   pairs = [(s, i.finding) for s, i in zip(samples, inspections)]
   problems += mask_problems(pairs, entry)
-  notes = mask_notes(pairs, entry, without=_PROBLEMS)
-  return problems, [*missing_masks(dataset), *notes]
+  notes = [
+    *missing_masks(dataset),
+    *mask_notes(pairs, entry, without=_PROBLEMS),
+  ]
+  copies = list(_copies(dataset, [found.digest for found in inspections]))
+  (problems if entry is None else notes).extend(copies)
+  return problems, notes
 
 
 class Inspection(NamedTuple):
@@ -88,20 +94,24 @@ class Inspection(NamedTuple):
   Attributes:
     problem: message about a file that cannot be used, or "".
     finding: what is suspicious about the mask.
+    digest: of the pixels of the image, b"" if it cannot be read.
   """
 
   problem: str = ""
   finding: Finding = Finding.NONE
+  digest: bytes = b""
 
 
 def _inspect(sample: index.Sample) -> Inspection:
   try:
-    _, mask, finding = preprocess.inspect_pair(sample)
+    image, mask, finding = preprocess.inspect_pair(sample)
   except ValueError as error:
     return Inspection(str(error))
   if mask.getbbox() and not preprocess.resize_mask(mask, PAPERS_SIZE).any():
     finding |= Finding.VANISHES
-  return Inspection("", finding)
+  digest = hashlib.blake2b(image.tobytes(), digest_size=16)
+  digest.update(str(image.size).encode())
+  return Inspection("", finding, digest.digest())
 
 
 def mask_problems(found: Sequence[Found], entry: Entry | None) -> list[str]:
@@ -200,6 +210,33 @@ def _duplicates(dataset: index.Dataset) -> Iterator[str]:
   for sample in dataset.test:
     if sample.image_path in train:
       yield f"{sample.image_path}: both a training and a test image."
+
+
+def _copies(dataset: index.Dataset, digests: Sequence[bytes]) -> Iterator[str]:
+  """Yield a message for each role that images of equal pixels contradict.
+
+  Args:
+    dataset: the data set.
+    digests: of the pixels of the images of both parts.
+  """
+  roles = ["a training image"] * len(dataset.train)
+  roles += [
+    "anomalous" if sample.label == ANOMALOUS else "a normal test image"
+    for sample in dataset.test
+  ]
+  samples = [*dataset.train, *dataset.test]
+  first: dict[bytes, tuple[str, str]] = {}
+  found: dict[tuple[str, str], list[str]] = {}
+  for sample, role, digest in zip(samples, roles, digests):
+    path, other = first.setdefault(digest, (sample.image_path, role))
+    if digest and other != role and path != sample.image_path:
+      pair = f"{sample.image_path} has the pixels of {path}"
+      found.setdefault((other, role), []).append(pair)
+  for (other, role), pairs in found.items():
+    yield (
+      f"{pairs[0]}, but is {role}, not {other}; {len(pairs)} such images: "
+      "remove one of each two."
+    )
 
 
 def _category_problems(dataset: index.Dataset, entry: Entry) -> Iterator[str]:
