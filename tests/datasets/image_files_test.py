@@ -47,6 +47,14 @@ def test_relative_and_absolute_paths_are_one_image(
   assert image_files.find([images[0], "0.png"]) == images[:1]
 
 
+def test_a_hard_link_is_the_same_image(images, tmp_path):
+  os.link(images[1], tmp_path / "good" / "linked.png")
+  deep = str(tmp_path / "good/deep/5.png")
+  assert image_files.find([tmp_path / "good"]) == [*images, deep]
+  linked = str(tmp_path / "good" / "linked.png")
+  assert image_files.find([linked, images[1]]) == [linked]
+
+
 def test_a_list_keeps_its_order_and_is_relative_to_its_folder(images, tmp_path):
   listing = tmp_path / "some.txt"
   listing.write_text(f"good/3.png\n\n {images[0]}\n")

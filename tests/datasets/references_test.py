@@ -132,8 +132,16 @@ def test_mistakes_in_a_list_are_named(data, tmp_path, change, error, message):
     references.read(file, data)
 
 
+def test_an_image_that_is_listed_twice_is_one_reference(data, tmp_path):
+  listed = {name: paths(data, name)[:1] * 2 for name in data.class_names}
+  (tmp_path / "list.json").write_text(json.dumps(listed))
+  found = references.read(tmp_path / "list.json", data)
+  assert all(len(images) == 1 for images in found.images.values())
+
+
 def test_what_is_no_list_is_named(data, tmp_path):
-  for text in ("[", "[1]", '{"nut": 3}'):
+  one = '"' + paths(data, "nut")[0] + '"'
+  for text in ("[", "[1]", '{"nut": 3}', f'{{"nut": {one}}}', '{"nut": [3]}'):
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(ValueError, match="list.json: expected JSON"):
       references.read(tmp_path / "list.json", data)

@@ -12,9 +12,14 @@ from zsad_jax.runtime import cli, environment
 @pytest.mark.parametrize(
   "name, value, message",
   [
-    ("ZSAD_JAX_MAX_PIXELS", "1e9", "must be a whole number, found '1e9'"),
-    ("ZSAD_JAX_MAX_PIXELS", "", "must be a whole number, found ''"),
-    ("ZSAD_JAX_MAX_PIXELS", "-1", "must be a whole number, found '-1'"),
+    (
+      "ZSAD_JAX_MAX_PIXELS",
+      "1e9",
+      "must be a whole number above 0, found '1e9'",
+    ),
+    ("ZSAD_JAX_MAX_PIXELS", "", "must be a whole number above 0, found ''"),
+    ("ZSAD_JAX_MAX_PIXELS", "0", "must be a whole number above 0, found '0'"),
+    ("ZSAD_JAX_MAX_PIXELS", "-1", "must be a whole number above 0, found '-1'"),
     ("ZSAD_DEBUG", "yes", "must be 0 or 1, found 'yes'"),
     ("ZSAD_JAX_CACHE", __file__, "must be a folder, but .* is a file"),
     ("ZSAD_JAX_DATA", __file__, "must be a folder, but .* is a file"),

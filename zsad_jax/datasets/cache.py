@@ -72,7 +72,7 @@ class DecodedCache:
 def facts(sample: index.Sample, size: int) -> str:
   """Return a description of a sample's files, which changes when they do."""
   lines = [str(VERSION), str(size)]
-  for path in (sample.image_path, sample.mask_path, *sample.more_masks):
+  for path in (sample.image_path, *sample.mask_files):
     name, box = index.file_and_box(path)
     lines.append(f"{path} {box} {_state(name)}")
   lines.append(f"{sample.label} {sample.lossy_mask} {sample.resize_mask}")

@@ -1,5 +1,6 @@
 """Search for image files: files, folders, glob patterns and lists."""
 
+import contextlib
 import dataclasses
 import glob
 import logging
@@ -85,7 +86,7 @@ def search(paths: Sequence[PathLike]) -> Found:
   left_out = {
     path: kind
     for path, kind in left_out.items()
-    if os.path.realpath(path) not in known
+    if identity(path)[0] not in known
   }
   result = Found(list(found.values()), left_out)
   if result.note:
@@ -100,7 +101,12 @@ def identity(image: PathLike) -> tuple:
     image: path of an image, or of a part of it (`index.part`).
   """
   file, box = index.file_and_box(image)
-  return os.path.realpath(file), box
+  real = os.path.realpath(file)
+  with contextlib.suppress(OSError):  # A broken link is reported when read.
+    status = os.stat(real)
+    if status.st_nlink > 1:  # Hard links have different real paths.
+      return (status.st_dev, status.st_ino), box
+  return real, box
 
 
 def check_normal(paths: Sequence[PathLike]) -> None:

@@ -45,6 +45,7 @@ class Sample:
       object.
     group: the physical object; "" where every image shows another one.
     more_masks: further masks; the union with the first is used.
+    unused_mask: mask of a normal image, which is only checked to be empty.
     lossy_mask: threshold its mask at one half if it has graded values, see
       `masks.read`.
     resize_mask: resize a mask of another size to the image, see `masks.fit`.
@@ -60,11 +61,18 @@ class Sample:
   more_masks: tuple[str, ...] = ()
   lossy_mask: bool = False
   resize_mask: bool = False
+  unused_mask: str = ""
 
   @property
   def compared_with(self) -> str:
     """Key of its reference images: the class, or the view of the class."""
     return f"{self.class_name}/{self.view}" if self.view else self.class_name
+
+  @property
+  def mask_files(self) -> tuple[str, ...]:
+    """Paths of all masks, used or not."""
+    paths = (self.mask_path, *self.more_masks, self.unused_mask)
+    return tuple(path for path in paths if path)
 
   @property
   def has_mask(self) -> bool:

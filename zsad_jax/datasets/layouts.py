@@ -107,7 +107,7 @@ def read_plain(
     mask_files.check_images(images, bad)
     pairing = mask_files.pair(images, bad, masks, normal=normal_images)
     of_class = [
-      *_samples(normal_images, {}, shown, "", NORMAL),
+      *_samples(normal_images, pairing.of_normal, shown, "", NORMAL),
       *_samples(images, pairing.masks, shown, "", ANOMALOUS),
     ]
     _check_all_masked(of_class, pairing.notes, required=pairing.num_files > 0)
@@ -174,12 +174,11 @@ def _mvtec_test(
     class_folders.check_flat(defect)
     images = _noted(defect, walker.folder(defect), notes)
     mask_files.check_images(images, test)
-    found = {}
-    if not normal:  # BTAD has masks of normal images, which are not needed.
-      name = class_folders.folded(defect.name)
-      pairing = mask_files.pair(
-        images, defect, class_folders.child(masks, name)
-      )
+    of_defect = class_folders.child(masks, class_folders.folded(defect.name))
+    if normal:  # BTAD has masks of normal images, which are not needed.
+      found = mask_files.pair([], defect, of_defect, normal=images).of_normal
+    else:
+      pairing = mask_files.pair(images, defect, of_defect)
       found, unused = pairing.masks, [*unused, *pairing.notes]
     label = NORMAL if normal else ANOMALOUS
     samples += _samples(images, found, class_name, defect.name, label)
@@ -219,14 +218,16 @@ def _samples(
   samples = []
   for image in images:
     first, *more = (*map(str, masks.get(image, ())),) or ("",)
+    normal = label == NORMAL
     samples.append(
       index.Sample(
         str(image),
-        first,
+        "" if normal else first,
         class_name,
         specie_name,
         label,
-        more_masks=tuple(more),
+        more_masks=() if normal else tuple(more),
+        unused_mask=first if normal else "",
       )
     )
   return samples

@@ -30,11 +30,13 @@ class Pairing:
 
   Attributes:
     masks: image -> its masks, at least one; without images that have none.
+    of_normal: normal image -> a mask of its name that belongs to no other one.
     num_files: number of files that could be masks.
     notes: messages about files that are not used.
   """
 
   masks: Mapping[Path, tuple[Path, ...]]
+  of_normal: Mapping[Path, tuple[Path, ...]]
   num_files: int
   notes: tuple[str, ...]
 
@@ -68,13 +70,15 @@ def pair(
         _check_unique(of_key, masks[key], several)
         found[of_key[0]] = tuple(masks[key])
     used.update(mask for masks in found.values() for mask in masks)
-  names = {_bare(image.stem).casefold() for image in normal}
-  unused = [
-    file
-    for file in files
-    if file not in used and _bare(file.stem).casefold() not in names
-  ]
-  return Pairing(found, len(files), tuple(_notes(folder, files, unused)))
+  names = {_bare(image.stem).casefold(): image for image in normal}
+  unused, of_normal = [], {}
+  for file in (file for file in files if file not in used):
+    if image := names.get(_bare(file.stem).casefold()):
+      of_normal[image] = (file,)
+    else:
+      unused.append(file)
+  notes = tuple(_notes(folder, files, unused))
+  return Pairing(found, of_normal, len(files), notes)
 
 
 def _whole(path: str) -> str:

@@ -47,6 +47,7 @@ class Finding(enum.IntFlag):
   RESIZED = 32  # Resized to its image.
   PALETTE = 128  # Index 0 is shown in a colour, another index in black.
   VANISHES = 64  # Not empty, but empty at the size that is used.
+  OF_NORMAL = 256  # Some pixel is anomalous, but the image is normal.
 
 
 class Option(NamedTuple):

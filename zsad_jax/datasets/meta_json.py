@@ -38,7 +38,8 @@ def read(root: str | os.PathLike[str], *, name: str | None = None) -> Dataset:
   "train"; a mask that is "", null, absent or a directory (no mask); absolute
   paths of another machine, which are replaced by their longest ending that
   exists below `root` and counted in `notes`; further keys, which are ignored.
-  The category key names the class. A mask listed for a normal image is ignored.
+  The category key names the class. A mask listed for a normal image is not
+  used; one that is not empty is reported.
 
   Args:
     root: the folder of `meta.json`.
@@ -169,9 +170,11 @@ class _Reader:
       if not isinstance(record.get(field) or "", str):
         raise need(field, "text")
     label = int(record["anomaly"])
+    known = self._mask(where, mask, required=label == ANOMALOUS)
     return Sample(
       image_path=self._file(f"{where}.img_path", record["img_path"]),
-      mask_path=self._mask(where, mask) if label == ANOMALOUS else "",
+      mask_path=known if label == ANOMALOUS else "",
+      unused_mask=known if label == NORMAL else "",
       class_name=class_name,
       specie_name=record.get("specie_name") or "",
       label=label,
@@ -179,10 +182,13 @@ class _Reader:
       group=_group(class_name, record) if record.get("view_id") else "",
     )
 
-  def _mask(self, where: str, listed: str) -> str:
+  def _mask(self, where: str, listed: str, *, required: bool) -> str:
     # Generators that join "" to their root leave a directory behind.
     if not listed or listed.endswith("/"):
       return ""
+    if not required:
+      path, _ = _locate(self.root, listed, f"{where}.mask_path")
+      return path if self._is_file(path) else ""
     return self._file(f"{where}.mask_path", listed, directory_is_none=True)
 
   def _file(

@@ -124,6 +124,8 @@ def inspect_pair(sample: index.Sample) -> Pair:
     if index.file_and_box(sample.image_path)[1]:  # A part may be all defect.
       judged &= ~masks_lib.Finding.INVERTED
     found |= judged
+  if sample.unused_mask and read_mask(sample.unused_mask).any():
+    found |= masks_lib.Finding.OF_NORMAL
   return Pair(image, mask, found)
 
 

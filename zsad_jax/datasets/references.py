@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -257,14 +257,24 @@ def _of_folder(
 def _of_file(path: Path) -> dict[str, tuple[str, ...]]:
   try:
     listed = text_files.load_json(path)
-    return {
-      name: tuple(image_files.resolve(path, image) for image in images)
-      for name, images in listed.items()
-    }
+    return {name: _listed(path, name, v) for name, v in listed.items()}
   except (ValueError, AttributeError, TypeError) as error:
     raise ValueError(
       f"{path}: expected JSON of the form {{class: [path, ...]}} ({error})."
     ) from error
+
+
+def _listed(path: Path, name: str, listed: Any) -> tuple[str, ...]:
+  """Return the images that a JSON file lists for a class, each once."""
+  if not isinstance(listed, list) or not all(
+    isinstance(image, str) and image for image in listed
+  ):
+    raise TypeError(f"{name!r} is {str(listed)[:80]!r}, no list of paths")
+  images = [image_files.resolve(path, image) for image in listed]
+  first: dict[tuple, str] = {}
+  for image in images:
+    first.setdefault(image_files.identity(image), image)
+  return tuple(first.values())
 
 
 def _check_classes(

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,11 +18,16 @@ _log = logging.getLogger(__name__)
 
 Found = tuple[index.Sample, Finding]
 
-_PROBLEMS = Finding.EMPTY | Finding.INVERTED  # Of masks, for `verify`.
+# Of masks, for `verify`.
+_PROBLEMS = Finding.EMPTY | Finding.INVERTED | Finding.OF_NORMAL
 # Of data sets that are used as published: their masks are read as the papers'
 # code does, and large anomalies or numbers of defects are as published.
 _OF_OWN_DATA = (
-  Finding.INVERTED | Finding.VOID | Finding.GRADED | Finding.PALETTE
+  Finding.INVERTED
+  | Finding.VOID
+  | Finding.GRADED
+  | Finding.PALETTE
+  | Finding.OF_NORMAL
 )
 _REMARKS = {  # With the number of masks, the first one, the size of images.
   Finding.EMPTY: "{} masks of anomalous images are empty ({}): all pixels of "
@@ -29,6 +35,8 @@ _REMARKS = {  # With the number of masks, the first one, the size of images.
   Finding.INVERTED: "{} masks mark most of the image and of its border ({}): "
   "is the background white? It has value 0 (black, index 0 of a palette); "
   "invert such masks.",
+  Finding.OF_NORMAL: "{} masks of normal images mark anomalous pixels ({}): "
+  "they are not used. Correct the label of the image, or remove the mask.",
   Finding.GRADED: "{} masks have values between black and white ({}): they "
   "are JPEG files, or have smooth borders. Every value but 0 counts as "
   "anomalous, as in the papers' code; --masks=robust (in training "
@@ -71,8 +79,13 @@ def verify(
   problems += [found.problem for found in inspections if found.problem]
   pairs = [(s, i.finding) for s, i in zip(samples, inspections)]
   problems += mask_problems(pairs, entry)
-  notes = mask_notes(pairs, entry, without=_PROBLEMS)
-  return problems, [*missing_masks(dataset), *notes]
+  notes = [
+    *missing_masks(dataset),
+    *mask_notes(pairs, entry, without=_PROBLEMS),
+  ]
+  copies = list(_copies(dataset, [found.digest for found in inspections]))
+  (problems if entry is None else notes).extend(copies)
+  return problems, notes
 
 
 class Inspection(NamedTuple):
@@ -81,20 +94,24 @@ class Inspection(NamedTuple):
   Attributes:
     problem: message about a file that cannot be used, or "".
     finding: what is suspicious about the mask.
+    digest: of the pixels of the image, b"" if it cannot be read.
   """
 
   problem: str = ""
   finding: Finding = Finding.NONE
+  digest: bytes = b""
 
 
 def _inspect(sample: index.Sample) -> Inspection:
   try:
-    _, mask, finding = preprocess.inspect_pair(sample)
+    image, mask, finding = preprocess.inspect_pair(sample)
   except ValueError as error:
     return Inspection(str(error))
   if mask.getbbox() and not preprocess.resize_mask(mask, PAPERS_SIZE).any():
     finding |= Finding.VANISHES
-  return Inspection("", finding)
+  digest = hashlib.blake2b(image.tobytes(), digest_size=16)
+  digest.update(str(image.size).encode())
+  return Inspection("", finding, digest.digest())
 
 
 def mask_problems(found: Sequence[Found], entry: Entry | None) -> list[str]:
@@ -113,6 +130,11 @@ def mask_problems(found: Sequence[Found], entry: Entry | None) -> list[str]:
         f"{sample.mask_path}: anomalous in most of the image and of its "
         "border; expected a background of value 0 (black, index 0 of a "
         "palette). Invert the mask if its background is white."
+      )
+    elif finding & Finding.OF_NORMAL and not entry:
+      problems.append(
+        f"{sample.unused_mask}: marks anomalous pixels, but its image is "
+        f"normal: {sample.image_path}. Correct the label, or remove the mask."
       )
   return problems
 
@@ -138,7 +160,7 @@ def mask_notes(
     hidden &= ~Finding.GRADED
   notes = []
   for kind, text in _REMARKS.items():
-    paths = [sample.mask_path for sample, finding in found if finding & kind]
+    paths = [s.mask_path or s.unused_mask for s, f in found if f & kind]
     if not paths or kind & hidden:
       continue
     first = paths[0] if len(paths) == 1 else f"first {paths[0]}"
@@ -188,6 +210,33 @@ def _duplicates(dataset: index.Dataset) -> Iterator[str]:
   for sample in dataset.test:
     if sample.image_path in train:
       yield f"{sample.image_path}: both a training and a test image."
+
+
+def _copies(dataset: index.Dataset, digests: Sequence[bytes]) -> Iterator[str]:
+  """Yield a message for each role that images of equal pixels contradict.
+
+  Args:
+    dataset: the data set.
+    digests: of the pixels of the images of both parts.
+  """
+  roles = ["a training image"] * len(dataset.train)
+  roles += [
+    "anomalous" if sample.label == ANOMALOUS else "a normal test image"
+    for sample in dataset.test
+  ]
+  samples = [*dataset.train, *dataset.test]
+  first: dict[bytes, tuple[str, str]] = {}
+  found: dict[tuple[str, str], list[str]] = {}
+  for sample, role, digest in zip(samples, roles, digests):
+    path, other = first.setdefault(digest, (sample.image_path, role))
+    if digest and other != role and path != sample.image_path:
+      pair = f"{sample.image_path} has the pixels of {path}"
+      found.setdefault((other, role), []).append(pair)
+  for (other, role), pairs in found.items():
+    yield (
+      f"{pairs[0]}, but is {role}, not {other}; {len(pairs)} such images: "
+      "remove one of each two."
+    )
 
 
 def _category_problems(dataset: index.Dataset, entry: Entry) -> Iterator[str]:

@@ -299,12 +299,17 @@ class Evaluator:
       ]
       batches = self._batches([samples[i] for i in numbers], dataset)
       left = len(numbers)
+      given = self._given_pixels(choices, key, name)
       speed.start()
       for batch in batches:
         predictions = distributed.local_rows(
           predictor.predict(params, stats, predictor.encode(batch), banks)
         )
         keep = batch["weight"] > 0  # Not the padding of the last batch.
+        for i in np.flatnonzero(keep) if given else ():
+          _check_not_given(
+            batch["image"][i], samples[numbers[batch["index"][i]]], given
+          )
         for result, prediction, may in zip(results, predictions, scored):
           kept = keep.copy()
           kept[keep] = may[numbers[batch["index"][keep]]]
@@ -324,6 +329,12 @@ class Evaluator:
         result.findings += [
           (samples[numbers[i]], found) for i, found in batches.findings.items()
         ]
+
+  def _given_pixels(self, choices, key, name):
+    """Return the path of each given reference by its pixels."""
+    paths = [p for c in choices if c.seed is None for p in c.of(key, name)]
+    load = lambda path: preprocess.load_image(path, self.image_size)
+    return {load(path).tobytes(): path for path in paths}
 
   def _memory_bank(self, predictor, paths, class_id):
     """Return the memory bank of reference images; None without any."""
@@ -355,6 +366,18 @@ class Evaluator:
       return maps
     sigmas = (0, self.smooth_sigma, self.smooth_sigma)
     return ndimage.gaussian_filter(maps, sigmas)
+
+
+def _check_not_given(image, sample, given):
+  """Refuse a test image that has the pixels of a given reference.
+
+  Copies of files are found before; these are copies in other formats.
+  """
+  if path := given.get(image.tobytes()):
+    raise ValueError(
+      f"{sample.image_path} has the pixels of {path}, one of the references: "
+      "it would be compared with itself. Choose references that are not scored."
+    )
 
 
 def _scored(samples, choice):

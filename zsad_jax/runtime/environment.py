@@ -53,7 +53,9 @@ def check() -> None:
   """
   text = os.environ.get(MAX_PIXELS)
   if text is not None and not _is_count(text):
-    raise ValueError(f"{MAX_PIXELS} must be a whole number, found {text!r}.")
+    raise ValueError(
+      f"{MAX_PIXELS} must be a whole number above 0, found {text!r}."
+    )
   if os.environ.get(DEBUG, "") not in ("", "0", "1"):
     found = os.environ[DEBUG]
     raise ValueError(f"{DEBUG} must be 0 or 1, found {found!r}.")
