@@ -112,7 +112,7 @@ def sample(
       drawn[name] = pool
     if shots > len(pool):
       raise ValueError(
-        f"{dataset.name}: {shots} references of {name!r} were requested, but "
+        f"{dataset.root}: {shots} references of {name!r} were requested, but "
         f"it has {len(pool)} images to choose from; ask for fewer."
       )
     chosen = indices(len(pool), shots, seed)
