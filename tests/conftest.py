@@ -5,6 +5,7 @@ import os
 import pathlib
 import tempfile
 
+import hypothesis
 import jaxtyping
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
   # An unknown flag aborts the process; later versions have no such flag.
   _flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _flags)
+
+# Busy machines are slow.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # Before the hook: modules imported under the hook are compiled without cache.
 import flax  # noqa: E402, F401

@@ -1,5 +1,7 @@
 """Text, JSON and CSV files of any common encoding."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -73,3 +75,13 @@ def test_tables(encoding, tmp_path):
   path.write_bytes("image,mask\na\n".encode(encoding))
   with pytest.raises(ValueError, match="line 2: expected 2 cells"):
     list(text_files.csv_records(path, ("image",)))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.text("a\r\n,\" '"), min_size=2, max_size=2)))
+def test_rows_are_read_as_they_were_written(rows):
+  file = io.StringIO(newline="")
+  writer = text_files.CsvWriter(file)
+  for row in rows:
+    writer.writerow(row)
+  assert [*csv.reader(io.StringIO(file.getvalue(), newline=""))] == rows

@@ -112,7 +112,7 @@ def sample(
       drawn[name] = pool
     if shots > len(pool):
       raise ValueError(
-        f"{dataset.name}: {shots} references of {name!r} were requested, but "
+        f"{dataset.root}: {shots} references of {name!r} were requested, but "
         f"it has {len(pool)} images to choose from; ask for fewer."
       )
     chosen = indices(len(pool), shots, seed)
@@ -145,7 +145,7 @@ def _test_pool(
   """Return the test images that references of a class are drawn from."""
   if from_test == "never":
     raise ValueError(
-      f"{dataset.name}: {name!r} has no normal training images to draw "
+      f"{dataset.root}: {name!r} has no normal training images to draw "
       "references from, and test images are no references of themselves. "
       "Give others by --references=FOLDER, or put them into "
       "<class>/train/good of MVTec AD's layout."

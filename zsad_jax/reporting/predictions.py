@@ -1,7 +1,6 @@
 """Result files of `predict`: score table, overlays and raw anomaly maps."""
 
 import collections
-import csv
 import dataclasses
 import io
 import json
@@ -16,7 +15,13 @@ from zsad_jax.datasets import preprocess
 from zsad_jax.reporting import figures
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import distributed, file_names, files, stopping
+from zsad_jax.runtime import (
+  distributed,
+  file_names,
+  files,
+  stopping,
+  text_files,
+)
 
 SCORES, PARTIAL_SCORES = "scores.csv", "scores.partial.csv"
 _COLUMNS = ("image", "score", "label", "threshold", "zero_shot_score")
@@ -150,7 +155,7 @@ class ScoreTable:
       errors="backslashreplace",
       newline="",
     )
-    self._writer = csv.writer(self._file, lineterminator="\n")
+    self._writer = text_files.CsvWriter(self._file)
     self._write(self._columns)
     self._rows = 0
     return self

@@ -5,7 +5,6 @@ to numbers of test images. Missing values and nan are undefined; other names
 are not shown. The mean is unweighted, over the categories where it is defined.
 """
 
-import csv
 import io
 import json
 import math
@@ -14,6 +13,7 @@ from types import MappingProxyType
 
 from zsad_jax import metrics
 from zsad_jax.evaluation.results import COSTS
+from zsad_jax.runtime import text_files
 
 METRICS = tuple(m.name for m in metrics.METRICS.values() if m.in_tables)
 # Image metrics of samples shown by several images; below a table.
@@ -122,7 +122,7 @@ def to_csv(
   """
   mean, _ = mean_row(rows)
   text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
+  writer = text_files.CsvWriter(text)
   last = ["references"] if references else []
   writer.writerow([*_HEADER, *columns, *last])
   for name, row in (*rows.items(), (_mean_label(rows), mean)):
@@ -180,7 +180,7 @@ def summary_to_csv(
     columns: facts about each group, in further columns.
   """
   text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
+  writer = text_files.CsvWriter(text)
   writer.writerow(
     [
       "group",

@@ -5,7 +5,6 @@ and replaces the results of an earlier evaluation when the last one is done. An
 evaluation that is stopped leaves the finished categories there.
 """
 
-import csv
 import io
 import json
 import logging
@@ -25,7 +24,13 @@ from zsad_jax.reporting import facts, figures, report
 from zsad_jax.reporting import tables as tables_lib
 from zsad_jax.reporting.paths import Paths, printable, relative
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import distributed, environment, file_names, files
+from zsad_jax.runtime import (
+  distributed,
+  environment,
+  file_names,
+  files,
+  text_files,
+)
 
 PARTIAL = "partial"  # Folder of an evaluation that has not ended.
 SCORES = "scores.csv"
@@ -267,7 +272,7 @@ class Writer:
     if not distributed.is_primary():
       return
     choice, text = category.references, io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = text_files.CsvWriter(text)
     path = self._partial / SCORES
     if not path.exists():
       writer.writerow(SCORE_COLUMNS)

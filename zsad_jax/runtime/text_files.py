@@ -8,9 +8,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PathLike = str | os.PathLike[str]
 
@@ -131,3 +131,24 @@ def csv_records(
         f"{path}, line {line}: expected {len(header)} cells, found {row}."
       )
     yield line, dict(zip(header, row))
+
+
+class CsvWriter:
+  """Writer of CSV tables, whose fields may contain any line ends.
+
+  Python's writer leaves a carriage return unquoted, at which readers end the
+  row; names of files may contain one.
+
+  Args:
+    file: receives the rows, opened with newline="".
+  """
+
+  def __init__(self, file: IO[str]) -> None:
+    self._plain = csv.writer(file, lineterminator="\n")
+    self._quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+  def writerow(self, row: Iterable[Any]) -> None:
+    """Write a row."""
+    row = list(row)
+    quoted = any("\r" in str(cell) for cell in row)
+    (self._quoted if quoted else self._plain).writerow(row)
