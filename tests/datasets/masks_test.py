@@ -187,7 +187,7 @@ def own_data(folder, mask, *, hw=(16, 24), exif=None, name="b.png"):
   for part in ("normal", "anomalous", "masks"):
     (folder / part).mkdir(parents=True, exist_ok=True)
   image = Image.new("RGB", hw[::-1], (90, 80, 70))
-  image.save(folder / "normal/a.png")
+  Image.new("RGB", image.size, (20, 80, 70)).save(folder / "normal/a.png")
   image.save(folder / "anomalous/b.jpg", **({"exif": exif} if exif else {}))
   mask = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
   mask.save(folder / "masks" / name)
