@@ -75,7 +75,7 @@ def get_config(name):
     held_out=16,
     batch_size=8,
     keep=32,
-    whole_steps=4,
+    whole_steps=0,
     steps=16,
     warmup=2,
     log_steps=2,
@@ -257,7 +257,8 @@ def interrupt(
   seconds = time.monotonic() - start
   text = (folder / "log").read_text(errors="replace")
   expected = -number if number == signal.SIGKILL else 128 + number
-  assert status in (expected, 0), text  # 0 if it was about to end.
+  # It may have been about to end.
+  assert status == expected or (status == 0 and seconds < 2), text
   assert seconds < SECONDS, f"{seconds:.1f} s\n{text}"
   assert "Traceback" not in text and text.count("Stopped by") <= 1, text
   if status and number != signal.SIGKILL:
@@ -279,7 +280,7 @@ def campaign(
   assert expected
   print(f"{command.name}: {seconds} s, {len(expected)} results", flush=True)
   for i in range(kills):
-    cached, number = rng.random() < 0.5, SIGNALS[i % len(SIGNALS)]
+    cached, number = rng.random() < 0.9, SIGNALS[i % len(SIGNALS)]
     line = ""
     while not line:  # Repeated if the command has ended before the signal.
       copy(start, folder, keep_cache=cached)
@@ -340,7 +341,7 @@ def read_while_training(command: Command, start: pathlib.Path, runs: int):
       count += 1
       time.sleep(0.1)
     log = (folder / "log").read_text()
-    assert process.returncode == 0, log
+    assert process.poll() == 0, log
     assert read_run(folder / "run")
     assert numbers(folder) == expected
     left = [p for p in folder.rglob("*damaged*")]
