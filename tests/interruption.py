@@ -13,6 +13,7 @@ device; compiled programs are cached.
 """
 
 import atexit
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -29,6 +30,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,7 +69,7 @@ def get_config(name):
     config = small_run.get_anomalyclip_config(name)
     config.log_steps = config.checkpoint_steps = 2
     return config
-  config = tiny_clip.get_config()
+  config: Any = tiny_clip.get_config()
   sizes = dataclasses.asdict(small_run.BACKBONE) | {"image_size": 64}
   config.model = {k: v for k, v in sizes.items() if "heads" not in k}
   config.update(
@@ -98,15 +100,15 @@ class Command:
   name: str
   arguments: tuple[str, ...]
 
-  def start(self, folder: pathlib.Path) -> "Process":
-    """Start it on a copy; both streams go to the file `log`."""
+  def start(self, folder: pathlib.Path, log: str = "log") -> "Process":
+    """Start it on a copy; both streams go to a file."""
 
     def run():
       os.environ["ZSAD_JAX_CACHE"] = str(folder / "cache")
       stopping.exit_on_signal()  # As `import zsad_jax` of a command does.
       run_command(self.name, [a.format(folder) for a in self.arguments])
 
-    return Process(run, folder / "log")
+    return Process(run, folder / log)
 
   def finish(self, folder: pathlib.Path) -> float:
     """Run it to its end; return the seconds it took."""
@@ -305,48 +307,60 @@ def copy(start: pathlib.Path, folder: pathlib.Path, *, keep_cache: bool):
   shutil.copytree(start, folder, dirs_exist_ok=True)
 
 
-def read_run(workdir: pathlib.Path) -> bool:
-  """Read a run as evaluate, predict and TensorBoard do; return if it exists."""
-  for path in workdir.rglob("*"):
-    try:
-      if path.is_file():
-        path.read_bytes()
-    except FileNotFoundError:
-      pass
-  try:
-    lock.check(workdir)
-  except ValueError:
-    pass
-  try:
-    run_lib.load(workdir)
-    threshold_lib.read(workdir)
-  except FileNotFoundError:
-    return False
-  return True
-
-
-def read_while_training(command: Command, start: pathlib.Path, runs: int):
-  """Train runs that are read all the time."""
+def poll(workdir: pathlib.Path) -> None:
+  """Read a run every 0.1 s, as commands and TensorBoard do, until it exists."""
   clip_load.RANDOM_CONFIG = small_run.BACKBONE
+  count = 0
+  while workdir.parent.exists():
+    time.sleep(0.1)
+    count += 1
+    for path in workdir.rglob("*"):
+      with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        path.read_bytes()
+    with contextlib.suppress(ValueError):
+      lock.check(workdir)
+    try:
+      run_lib.load(workdir)
+      threshold_lib.read(workdir)
+    except FileNotFoundError:
+      continue
+    if (workdir / "finished").exists():
+      print(f"read {count} times")
+      return
+
+
+def read_while_training(
+  training: Command,
+  readers: tuple[Command, ...],
+  start: pathlib.Path,
+  runs: int,
+):
+  """Train runs that are read, evaluated and predicted with all the time."""
   folder = start.parent / "read"
-  shutil.copytree(start, folder)
-  command.finish(folder)
+  copy(start, folder, keep_cache=False)
+  training.finish(folder)
   expected = numbers(folder)
   for i in range(runs):
-    shutil.rmtree(folder)
-    shutil.copytree(start, folder)
-    process, count = command.start(folder), 0
+    copy(start, folder, keep_cache=False)
+    process, ends = training.start(folder), []
+    poller = Process(lambda: poll(folder / "run"), folder / "polled")
     while process.poll() is None:
-      read_run(folder / "run")
-      count += 1
-      time.sleep(0.1)
+      reader = readers[len(ends) % len(readers)].start(folder, "reader")
+      ends.append(reader.wait())
+      text = (folder / "reader").read_text()
+      # There is no complete run to read at first.
+      assert ends[-1] == 0 or (ends[-1] == 1 and "Traceback" not in text), text
     log = (folder / "log").read_text()
     assert process.poll() == 0, log
-    assert read_run(folder / "run")
+    (folder / "run" / "finished").touch()
+    assert poller.wait() == 0, (folder / "polled").read_text()
+    shutil.rmtree(folder / "out", ignore_errors=True)
     assert numbers(folder) == expected
-    left = [p for p in folder.rglob("*damaged*")]
+    left = [*folder.rglob("*damaged*")]
     assert not left and "damaged" not in log, (left, log)
-    print(f"  run {i + 1}/{runs}, read {count} times", flush=True)
+    check_files(folder)
+    text = (folder / "polled").read_text().strip()
+    print(f"  run {i + 1}/{runs}: {text}; readers ended {ends}", flush=True)
 
 
 def main(_):
@@ -372,8 +386,14 @@ def run_all(folder: pathlib.Path, options: flags.FlagValues):
     "train",
     (f"--config=tests/interruption.py:{data}", "--workdir={0}/run"),
   )
+  workdir = "--workdir={0}/run"
+  reading = (
+    Command("evaluate", (workdir, f"--data={data}", "--output={0}/out")),
+    Command("predict", (workdir, "--output={0}/out", f"{data}/*/test/*")),
+    Command("calibrate", (workdir, f"{data}/nut/test/good", "--rate=0.3")),
+  )
   if options.readers:
-    read_while_training(training, start, options.readers)
+    read_while_training(training, reading[:2], start, options.readers)
     return
   chosen = options.commands
   if "train" in chosen:
@@ -387,12 +407,7 @@ def run_all(folder: pathlib.Path, options: flags.FlagValues):
   if {"train", "pretrain"} >= {*chosen}:
     return
   training.finish(start)
-  workdir = "--workdir={0}/run"
-  for command in (
-    Command("evaluate", (workdir, f"--data={data}", "--output={0}/out")),
-    Command("predict", (workdir, "--output={0}/out", f"{data}/*/test/*")),
-    Command("calibrate", (workdir, f"{data}/nut/test/good", "--rate=0.3")),
-  ):
+  for command in reading:
     if command.name in chosen:
       campaign(command, start, options.kills, rng)
 
