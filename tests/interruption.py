@@ -139,6 +139,7 @@ class Process:
       os.dup2(stream, 1)
       os.dup2(stream, 2)
       function()
+      code = 0
     except SystemExit as error:
       code = error.code if isinstance(error.code, int) else bool(error.code)
     except BaseException:
