@@ -315,9 +315,10 @@ def poll(workdir: pathlib.Path) -> None:
   while workdir.parent.exists():
     time.sleep(0.1)
     count += 1
-    for path in workdir.rglob("*"):
-      with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-        path.read_bytes()
+    for parent, _, names in os.walk(workdir):
+      for name in names:  # They may be removed at any time.
+        with contextlib.suppress(FileNotFoundError):
+          pathlib.Path(parent, name).read_bytes()
     with contextlib.suppress(ValueError):
       lock.check(workdir)
     try:
