@@ -87,6 +87,8 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
   try:
     yield
   except OSError as error:
+    if error.errno is None:  # Not of the system: there is only a message.
+      raise OSError(f"Cannot write the file {path}: {error}") from error
     reason = f"Cannot write the file: {error.strerror}"
     raise OSError(error.errno, reason, os.fspath(path)) from error
 
