@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -347,3 +352,26 @@ def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   assert first == again
   clip = backbones.load("embedded", str(whole / "weights.safetensors"))
   assert clip.config == SIZES
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+  code = "import sys; from zsad_jax.pretraining import synthetic_pairs as s\n"
+  code += "if __name__ == '__main__':\n"
+  code += "  s.ensure(sys.argv[1], 10**6, size=64, seed=0)"
+  (tmp_path / "draw.py").write_text(code)
+  process = subprocess.Popen(
+    [sys.executable, tmp_path / "draw.py", tmp_path / "cache"],
+    env=os.environ | {"PYTHONPATH": os.getcwd()},
+  )
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+  workers, end = [], time.monotonic() + 120
+  while len(workers) < 2 and time.monotonic() < end:  # And resource tracker.
+    time.sleep(0.1)
+    workers = children.read_text().split()
+  process.kill()
+  process.wait()
+  assert len(workers) >= 2
+  alive = lambda pid: pathlib.Path(f"/proc/{pid}/cmdline").is_file()
+  while any(map(alive, workers)) and time.monotonic() < end:
+    time.sleep(0.1)
+  assert not any(map(alive, workers))

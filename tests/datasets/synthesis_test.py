@@ -6,6 +6,7 @@ from PIL import Image
 
 from zsad_jax.datasets import preprocess, registry
 from zsad_jax.datasets.synthetic import benchmark, defects, preview, synthesis
+from zsad_jax.runtime import files
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,35 @@ def test_a_set_is_written_and_read_back(photos, tmp_path):
       assert open(a, "rb").read() == open(b, "rb").read()
   with pytest.raises(FileExistsError, match="not empty"):
     make(tmp_path / "a")
+
+
+def test_an_interrupted_set_has_no_images(photos, tmp_path, monkeypatch):
+  output, draw = tmp_path / "set", synthesis.add_anomalies
+
+  def make():
+    synthesis.synthesize(
+      photos[:1],
+      output,
+      class_name="kind/part",
+      per_image=1,
+      ranges=synthesis.Ranges(("hole",)),
+      seed=1,
+    )
+
+  def interrupted(*args):
+    assert not [p for p in output.iterdir() if p.name[0] != "."]
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(synthesis, "add_anomalies", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    make()
+  assert not [*output.iterdir()]
+  # A killed process leaves its draft.
+  (output / (files.draft_prefix(output / "kind") + "x")).mkdir()
+  monkeypatch.setattr(synthesis, "add_anomalies", draw)
+  make()
+  assert {p.name for p in output.iterdir()} == {"kind", "meta.json"}
+  assert registry.read_folder(output).counts == (1, 1, 1)
 
 
 def test_ranges_out_of_range_are_named():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from zsad_jax.runs import lock
+from zsad_jax.runtime import files
 
 
 def write(folder, **changes):
@@ -52,7 +53,7 @@ def test_a_live_process_is_respected_without_kernel_locks(
   tmp_path, monkeypatch
 ):
   path = write(tmp_path)
-  monkeypatch.setattr(lock, "_is_free", lambda path: None)
+  monkeypatch.setattr(files, "is_free", lambda path: None)
   with pytest.raises(ValueError, match="is in use by"):
     lock.check(tmp_path)
   path.unlink()

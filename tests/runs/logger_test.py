@@ -39,6 +39,13 @@ def test_a_corrupt_line_is_named(tmp_path, line):
     resumed(tmp_path, 5, end=line + "\n")
 
 
+def test_a_full_disk_is_named(tmp_path):
+  writer = logger.Writer(tmp_path, first_step=0, total_steps=9)
+  (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+  with pytest.raises(OSError, match="Cannot write.*No space.*metrics.jsonl'"):
+    writer.write(1, {"loss": 1.0})
+
+
 def test_the_first_report_gives_no_time_left(tmp_path, capsys):
   writer = logger.Writer(tmp_path, first_step=0, total_steps=9)
   for step in (1, 2):

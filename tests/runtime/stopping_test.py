@@ -1,7 +1,9 @@
 """Signals: raised, deferred, postponed; the line and the exit status."""
 
 import signal
+import sys
 import time
+import weakref
 
 import pytest
 
@@ -49,14 +51,50 @@ def test_only_the_first_signal_raises_and_a_second_ctrl_c_ends(
 ):
   cleaned = []
   with stopping.handled(), stopping.at_end(lambda: cleaned.append(1)):
-    with pytest.raises(stopping.Stopped):
+    with pytest.raises(stopping.Stopped) as caught:
       signal.raise_signal(signal.SIGTERM)
+    assert caught.value.number == signal.SIGTERM
     signal.raise_signal(signal.SIGTERM)  # Slurm repeats it.
     signal.raise_signal(signal.SIGINT)  # Forwarded at the same time.
     assert not ended and not cleaned
     monkeypatch.setattr(stopping, "_REPEATED", 0.0)
     signal.raise_signal(signal.SIGINT)
     assert ended[0] == 130 and cleaned
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_python_ignores_is_raised_again(number, ended, capfd):
+  class Thing:
+    pass
+
+  hook, thing = sys.unraisablehook, Thing()
+  callback = weakref.ref(thing, lambda _: signal.raise_signal(number))
+  with pytest.raises(stopping.Stopped) as caught, stopping.handled():
+    del thing
+    assert callback() is None
+    time.sleep(10)
+  assert caught.value.number == number and not ended
+  assert sys.unraisablehook is hook
+  assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_a_stop_that_a_library_ignores_is_raised_again():
+  with pytest.raises(stopping.Stopped), stopping.handled():
+    try:
+      signal.raise_signal(signal.SIGTERM)
+    except BaseException:
+      pass
+    time.sleep(10)
+
+
+def test_a_stop_is_not_raised_again_while_partial_results_are_stored():
+  with pytest.raises(stopping.Stopped), stopping.handled():
+    try:
+      signal.raise_signal(signal.SIGTERM)
+    finally:
+      time.sleep(1)
+      stored = True
+  assert stored
 
 
 def test_a_deferred_signal_sets_a_flag(capfd):

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,9 @@ def ensure(
     # A forked process may hang because of JAX's threads.
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+      workers, context, initializer=_end_with_parent
+    ) as pool:
       try:
         with _ctrl_c_blocked():
           written = pool.map(_write, jobs)
@@ -124,6 +127,18 @@ def ensure(
           process.terminate()
         raise
   return _read(folder, count)
+
+
+def _end_with_parent() -> None:
+  """End this process when its parent is killed; it would wait for ever."""
+  parent = multiprocessing.parent_process()
+  assert parent
+
+  def watch():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
@@ -343,9 +342,8 @@ def _is_close(x, expected) -> bool:
 
 def _write(workdir, config, found: AuthorsCheckpoint):
   """Write a run into a temporary folder, then rename it to the workdir."""
-  temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
   model: dict[str, Any] = {"params": found.params, "stats": found.stats}
-  try:
+  with files.draft(workdir) as temporary:
     run_lib.save_config(temporary, config)
     saved = checkpoint.Checkpoints(temporary / "checkpoints")
     try:
@@ -359,5 +357,3 @@ def _write(workdir, config, found: AuthorsCheckpoint):
     for file in (threshold_lib.FILE, threshold_lib.FEW_SHOT_FILE):
       UNCALIBRATED.write(temporary, file)
     os.replace(temporary, workdir)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

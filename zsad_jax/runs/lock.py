@@ -15,13 +15,12 @@ import fcntl
 import json
 import os
 import pathlib
-import secrets
 import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from zsad_jax.runtime import distributed, stopping
+from zsad_jax.runtime import distributed, files, stopping
 
 FILE = "lock.json"
 _PROC = pathlib.Path("/proc")
@@ -44,11 +43,8 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
     yield
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  try:
+  with files.explained(path):
     descriptor = _acquire(path)
-  except OSError as error:  # It names a temporary file.
-    reason = f"Cannot write the file: {error.strerror}"
-    raise OSError(error.errno, reason, str(path)) from error
   _held.add(path)
   try:
     with stopping.at_end(lambda: _remove(path, descriptor)):
@@ -80,7 +76,8 @@ def _remove(path: pathlib.Path, descriptor: int) -> None:
 
 def _acquire(path: pathlib.Path) -> int:
   """Create the file; return its descriptor, which has the kernel lock."""
-  with _guard(path.parent):
+  # Processes of this machine must not replace one stale file twice.
+  with files.locked(path.parent):
     for _ in range(100):
       descriptor = _create(path)
       if descriptor is not None:
@@ -96,8 +93,7 @@ def _acquire(path: pathlib.Path) -> int:
 
 def _create(path: pathlib.Path) -> int | None:
   """Create and lock the file; None if it exists."""
-  name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-  temporary = path.with_name(name)
+  temporary = files.temporary_name(path)
   flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
   descriptor = os.open(temporary, flags, 0o644)
   try:
@@ -123,18 +119,6 @@ def _create(path: pathlib.Path) -> int | None:
     return descriptor
   finally:
     temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _guard(folder: pathlib.Path) -> Iterator[None]:
-  """Keep processes of this machine from replacing one stale file twice."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    with contextlib.suppress(OSError):  # NFS locks no folders.
-      fcntl.flock(descriptor, fcntl.LOCK_EX)
-    yield
-  finally:
-    os.close(descriptor)
 
 
 def _identity() -> dict[str, Any]:
@@ -167,25 +151,13 @@ def _is_stale(path: pathlib.Path, holder: dict[str, Any]) -> bool:
   same = lambda *keys: all(holder.get(k) == here[k] for k in keys)
   if not same("host", "machine"):
     # Containers of a machine have names of their own, but the same kernel.
-    return bool(here["boot"]) and same("boot") and _is_free(path) is True
+    return bool(here["boot"]) and same("boot") and files.is_free(path) is True
   if not same("boot"):
     return True  # The machine was started again.
-  free = _is_free(path)
+  free = files.is_free(path)
   if free is False or not same("namespace"):
     return free is True
   return _started(holder.get("pid", 0)) != holder.get("started")
-
-
-def _is_free(path: pathlib.Path) -> bool | None:
-  """Return whether no process has the kernel lock; None if not known."""
-  try:
-    with open(path, "rb") as file:
-      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-      return True
-  except BlockingIOError:
-    return False
-  except OSError:
-    return None
 
 
 def _refusal(path, holder) -> str:

@@ -78,12 +78,17 @@ class Writer:
       ) from error
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Append one line of named scalars, if there are any."""
+    """Append one line of named scalars, if there are any.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     if not values or not self._primary:
       return
     record = {"step": step, **{k: float(v) for k, v in values.items()}}
-    with self._path.open("a", encoding="utf-8") as file:
-      file.write(json.dumps(record) + "\n")
+    with files.explained(self._path):
+      with self._path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
     if self._board is not None:
       for name, value in values.items():
         self._board.add_scalar(name, float(value), step)

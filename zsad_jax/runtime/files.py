@@ -1,10 +1,20 @@
-"""Files that appear complete or not at all."""
+"""Files and folders that appear complete or not at all."""
 
+import contextlib
+import fcntl
+import glob
 import os
 import pathlib
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from zsad_jax.runtime import text_files
+
+_DRAFT_LENGTH = 40  # Characters of the target's name.
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -45,8 +55,8 @@ def write_local_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     OSError: the file cannot be written; an existing file stays as it was.
   """
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
+  temporary = temporary_name(path)
+  with explained(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       temporary.write_bytes(data)
@@ -54,10 +64,97 @@ def write_local_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
       temporary.unlink(missing_ok=True)
       raise
+
+
+def temporary_name(path: pathlib.Path) -> pathlib.Path:
+  """Return a hidden name next to a file that no other writer uses.
+
+  Threads share the number of their process, and hosts may share a folder.
+  """
+  name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+  return path.with_name(name)
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Name the file in errors of writing it.
+
+  The original error may name a temporary file, or none (a full disk).
+
+  Raises:
+    OSError: its `filename` is `path`.
+  """
+  try:
+    yield
   except OSError as error:
-    # The original error names the temporary file.
+    if error.errno is None:  # Not of the system: there is only a message.
+      raise OSError(f"Cannot write the file {path}: {error}") from error
     reason = f"Cannot write the file: {error.strerror}"
-    raise OSError(error.errno, reason, str(path)) from error
+    raise OSError(error.errno, reason, os.fspath(path)) from error
+
+
+@contextlib.contextmanager
+def draft(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Make an empty folder to rename to a target once it is complete.
+
+  At the end the folder is removed, if it still exists. Drafts of the same
+  target that were left by killed processes of this host are removed at the
+  start: a process has a kernel lock (flock) on its draft, as long as it lives.
+
+  Args:
+    target: its parent folder is created if missing.
+  """
+  target.parent.mkdir(parents=True, exist_ok=True)
+  prefix = draft_prefix(target)
+  with contextlib.ExitStack() as stack:
+    with locked(target.parent):
+      for old in target.parent.glob(glob.escape(prefix) + "*"):
+        if is_free(old):
+          shutil.rmtree(old, ignore_errors=True)
+      folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+      stack.enter_context(locked(folder))
+    try:
+      folder.chmod(0o755)  # `mkdtemp` hides it from other users.
+      yield folder
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def draft_prefix(target: pathlib.Path) -> str:
+  """Return how the names of a target's drafts begin.
+
+  Other targets may have the same: names have at most 255 bytes.
+  """
+  return f".{target.name[:_DRAFT_LENGTH]}-{socket.gethostname()}-"
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Hold the kernel lock of a folder, where the file system has one."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # NFS locks no folders.
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def is_free(path: pathlib.Path) -> bool | None:
+  """Return whether no process has the kernel lock; None if not known."""
+  try:
+    descriptor = os.open(path, os.O_RDONLY)
+  except OSError:
+    return None
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return True
+  except BlockingIOError:
+    return False
+  except OSError:
+    return None
+  finally:
+    os.close(descriptor)
 
 
 def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:

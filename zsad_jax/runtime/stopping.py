@@ -7,15 +7,19 @@ the process at once.
 
 Python runs signal handlers between two instructions of the main thread. While
 that thread is inside a long call of a library, such as a compilation, a second
-thread notices the signal and ends the process after a while.
+thread notices the signal and ends the process after a while. Python ignores
+exceptions within `__del__` and callbacks of weak references, and libraries some
+others: `Stopped` is raised again if it ceases to exist before the end.
 """
 
+import _thread
 import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
@@ -55,6 +59,8 @@ class _State:
     first: the first signal and its time; None before.
     handled: whether the handler of that signal was run.
     raised: whether `Stopped` was raised for it.
+    error: that exception, while it exists.
+    repeated: whether the signal is being repeated.
     deferred: line to print at a signal, which only sets a flag; None: signals
       raise `Stopped`.
     session: identity of the present `handled`; None outside of it.
@@ -64,6 +70,8 @@ class _State:
   first: tuple[int, float] | None = None
   handled = False
   raised = False
+  error: Callable[[], object] = staticmethod(lambda: None)
+  repeated = False
   deferred: bytes | None = None
   session: object = None
 
@@ -73,6 +81,7 @@ class _State:
   def reset(self, session: object) -> None:
     """Forget the signals; begin a session, or none."""
     self.first, self.handled, self.raised = None, False, False
+    self.repeated = False
     self.session = session
 
 
@@ -107,8 +116,13 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _raise() -> NoReturn:
+  error = Stopped(received())
+  _state.error = weakref.ref(error)
   _state.raised = True
-  raise Stopped(received())
+  try:
+    raise error
+  finally:
+    del error  # Its traceback refers to this frame.
 
 
 def _is_second() -> bool:
@@ -164,10 +178,15 @@ def handled() -> Iterator[None]:
   os.set_blocking(write, False)
   old = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   install()
+  hook = sys.unraisablehook
+  sys.unraisablehook = lambda found: (
+    None if issubclass(found.exc_type, Stopped) else hook(found)
+  )
   threading.Thread(target=_watch, args=(read, session), daemon=True).start()
   try:
     yield
   finally:
+    sys.unraisablehook = hook
     signal.set_wakeup_fd(old)
     os.close(write)  # Ends the thread.
     _state.reset(None)
@@ -197,13 +216,24 @@ def _watch(pipe: int, session: object) -> None:
         first = now
         arguments = (number, first, session)
         threading.Thread(target=_end_late, args=arguments, daemon=True).start()
+      elif _state.repeated:
+        _state.repeated = False
       elif number == signal.SIGINT and now - first > _REPEATED:
         _end(number)
+
+
+def _repeat(number: int) -> None:
+  """Let the handler raise `Stopped` again."""
+  _state.handled = _state.raised = False
+  _state.repeated = True
+  _thread.interrupt_main(signal.Signals(number))
 
 
 def _end_late(number: int, start: float, session: object) -> None:
   """End the process some time after its first signal was to end it."""
   while _state.session is session:
+    if _state.raised and _state.error() is None:
+      _repeat(number)
     if _state.deferred is not None:
       start = time.monotonic()
     limit = _CLEANUP if _state.handled else _BLOCKED

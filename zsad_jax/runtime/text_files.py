@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 PathLike = str | os.PathLike[str]
 
@@ -143,7 +143,7 @@ class CsvWriter:
     file: receives the rows, opened with newline="".
   """
 
-  def __init__(self, file: IO[str]) -> None:
+  def __init__(self, file: io.TextIOBase) -> None:
     self._plain = csv.writer(file, lineterminator="\n")
     self._quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
 

@@ -10,7 +10,6 @@ their source. The metadata entry `zsad_jax` is a JSON object:
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -96,13 +95,7 @@ def save(
     for name, x in clip_convert.flatten(params).items()
   }
   metadata = {METADATA_KEY: json.dumps(about)}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  files.write_local_bytes(path, safetensors.numpy.save(tensors, metadata))
 
 
 def read_safetensors(

@@ -10,8 +10,6 @@ in the lists below.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from zsad_jax.datasets.synthetic import goods, hardware, textures, twins
+from zsad_jax.runtime import files
 
 VERSION = 1  # Raise it when a change to the drawing code changes images.
 # Digests that `write` computes for version 1 at 112 px with seed 0.
@@ -201,15 +200,10 @@ def write(
   root = Path(root)
   if root.is_dir():
     return root
-  root.parent.mkdir(parents=True, exist_ok=True)
-  draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-  try:
+  with files.draft(root) as draft:
     for dataset in DATASETS:
       _write_dataset(draft / dataset, dataset, size=size, seed=seed)
-    draft.chmod(0o755)  # `mkdtemp` hides it from other users.
     _publish(draft, root)
-  finally:
-    shutil.rmtree(draft, ignore_errors=True)
   return root
 
 

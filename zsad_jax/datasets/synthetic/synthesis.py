@@ -7,6 +7,7 @@ pixels that changed visibly; all others are unchanged.
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -250,6 +251,8 @@ def synthesize(
 ) -> list[tuple[str, str, str]]:
   """Write an auxiliary data set in MVTec AD's layout, with `meta.json`.
 
+  The images appear all at once; after an interruption there are none.
+
   Args:
     images: paths of normal images.
     output: a new folder.
@@ -265,14 +268,34 @@ def synthesize(
     FileExistsError: `output` is not empty.
     ValueError: an image cannot be read, or no visible anomaly fits.
   """
-  if output.exists() and any(output.iterdir()):
-    raise FileExistsError(f"{output} is not empty; name a new folder.")
   if any(file_names.safe_name(n) != n for n in class_name.split("/")):
     raise ValueError(
       f"--class_name={class_name!r} is no name of a folder on every system; "
       "give another one."
     )
+  first = class_name.split("/")[0]
+  draft_prefix = files.draft_prefix(output / first)
+  names = os.listdir(output) if output.exists() else []
+  if not all(name.startswith(draft_prefix) for name in names):
+    raise FileExistsError(f"{output} is not empty; name a new folder.")
   photos = [_load(path) for path in images]
+  with files.draft(output / first) as draft:
+    records, written = _draw(photos, draft, class_name, per_image, ranges, seed)
+    os.rename(draft / first, output / first)
+  text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
+  # Last: it marks the data set as complete.
+  files.write_text(output / meta_json.META, text)
+  return [
+    (kind, str(output / image), str(output / mask))
+    for kind, image, mask in written
+  ]
+
+
+def _draw(photos, output, class_name, per_image, ranges, seed):
+  """Write the images; return records, and kind, image and mask of each.
+
+  The paths are relative to `output`.
+  """
   records = {"train": {class_name: []}, "test": {class_name: []}}
   written, counts = [], dict.fromkeys(ranges.kinds, 0)
   for i, photo in enumerate(photos):
@@ -295,12 +318,8 @@ def synthesize(
       records["test"][class_name].append(
         _record(path, mask_path, class_name, kind)
       )
-      written.append((kind, str(output / path), str(output / mask_path)))
-  text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
-  files.write_text(
-    output / meta_json.META, text
-  )  # Last: it marks the data set as complete.
-  return written
+      written.append((kind, path, mask_path))
+  return records, written
 
 
 def _record(
