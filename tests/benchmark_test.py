@@ -232,6 +232,7 @@ def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   assert "vision tower / matrix products, rate" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_steps_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   small = dataclasses.replace(DEEP, vision_layers=2, text_layers=2)
   monkeypatch.setitem(methods.MODELS, "small", small)
@@ -360,6 +361,7 @@ def test_epochs_from_cached_features_have_the_losses_of_encoding(
   assert "Features of 12 images and 2 references" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_many_images_pass_all_stages(tmp_path, capsys):
   rows = scale.measure(tmp_path, 120)
   assert list(rows) == [

@@ -112,6 +112,7 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
   np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(data, one, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(one, workdir)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import types
-import unittest.mock
 
 import jax
 import numpy as np
@@ -315,8 +314,8 @@ def test_a_finished_run_is_not_evaluated_again(tmp_path, monkeypatch, capsys):
     done.append("calibration")
     (tmp_path / "threshold.json").write_text('{"image_score": 0.5}')
 
-  def evaluate_one(run, dataset, how, on_category):
-    del run, how, on_category
+  def evaluate_one(run, dataset, output, how, *, names):
+    del run, output, how, names
     if dataset == stops:
       raise stopping.Stopped(signal.SIGTERM)
     done.append(dataset)
@@ -325,13 +324,12 @@ def test_a_finished_run_is_not_evaluated_again(tmp_path, monkeypatch, capsys):
     path.touch()
 
   monkeypatch.setattr(train.run_lib, "load", lambda workdir: run)
-  monkeypatch.setattr(train.run_lib, "open_dataset", lambda config, name: name)
+  monkeypatch.setattr(train.writer, "names", lambda config, output: {})
   monkeypatch.setattr(
     train.protocol.Protocol, "from_config", lambda *_, **__: 0
   )
   monkeypatch.setattr(train.calibration, "store", store)
-  monkeypatch.setattr(train.results, "evaluate_run", evaluate_one)
-  monkeypatch.setattr(train.report, "Writer", unittest.mock.MagicMock())
+  monkeypatch.setattr(train.writer, "evaluate", evaluate_one)
   (tmp_path / "threshold.json").write_text('{"image_score": 0.25}')
   config = types.SimpleNamespace(
     test_data=("a", "b"), allow_trained=False, decoded_cache=""

@@ -44,8 +44,12 @@ def package(tmp_path_factory):
 def data_root(tmp_path_factory):
   """A data set in the plain layout: two normal, one anomalous image."""
   root = tmp_path_factory.mktemp("data")
-  for name in ("normal/0.png", "normal/1.png", "anomalous/2.png"):
-    write(root / "toy" / name, Image.new("RGB", (8, 8), "gray"))
+  for name, color in (
+    ("normal/0.png", "gray"),
+    ("normal/1.png", "white"),
+    ("anomalous/2.png", "blue"),
+  ):
+    write(root / "toy" / name, Image.new("RGB", (8, 8), color))
   mask = Image.new("L", (8, 8))
   mask.putpixel((3, 3), 255)
   write(root / "toy/masks/2_mask.png", mask)

@@ -99,6 +99,7 @@ assert {NAME!r} not in learning.METHODS  # Nothing is recorded.
 """
 
 
+@pytest.mark.slow
 def test_a_new_method_is_listed_everywhere(project):
   run(project, "-c", LISTED)
 

@@ -30,7 +30,7 @@ def file_key(path: str) -> str:
 def classes(paths: Iterable[str]) -> dict[str, int]:
   """Return a number for each path, equal for paths of the same image.
 
-  A file that cannot be read equals no other one.
+  A file that is empty or cannot be read equals no other one.
 
   Args:
     paths: image files, parts of them (`index.part`) or records.
@@ -146,7 +146,9 @@ def _size(key: str) -> Hashable:
   if key.startswith(index.BUILT):
     return key  # Records have no files of their own.
   file, box = index.file_and_box(key)
-  return os.stat(file).st_size, box
+  if not (size := os.stat(file).st_size):
+    raise OSError(f"{file} is empty")
+  return size, box
 
 
 def _ends(key: str) -> Hashable:

@@ -28,7 +28,7 @@ KEEP = 2  # The last one and, in case it is corrupt, the one before.
 DAMAGED = ".damaged"  # Suffix of the folder for corrupt checkpoints.
 _CHECKSUMS = "checksums"  # Entry of the metadata, by name of the tree.
 # Metadata of version 0.1.0, which had no checksums.
-_WITHOUT_CHECKSUMS = frozenset(("step", "epoch", "seconds"))
+_WITHOUT_CHECKSUMS = frozenset(("step", "epoch", "seconds", "value", "metric"))
 _MAX_REASON = 160  # Characters of an error of Orbax.
 _log = logging.getLogger(__name__)
 
