@@ -19,6 +19,7 @@ Prints score and label of each image, and writes under --output:
   <name>_map.npy       the anomaly map as float32 (s, s), unsmoothed, in [0, 1]
 """
 
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -171,6 +172,10 @@ def main(options: flags.FlagValues) -> None:
   """Run the command."""
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
+  if options.threshold is not None and not math.isfinite(options.threshold):
+    raise ValueError(
+      f"--threshold is {options.threshold}; expected a finite number."
+    )
   image_files.check_normal(options.references)
   run = run_lib.load(options.workdir)
   config: Any = run.config

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from tests.helpers import small_run
@@ -76,6 +77,16 @@ def test_a_given_threshold_decides(run, tmp_path):
   assert read(tmp_path)[0]["label"] == "anomalous"
   predict.predict(run, path, tmp_path, limit=1.1)
   assert read(tmp_path)[0]["label"] == "normal"
+
+
+@pytest.mark.parametrize("limit", [float("inf"), -float("inf"), float("nan")])
+def test_a_threshold_that_is_not_finite_is_refused(limit):
+  options = flags.FlagValues()
+  flags.DEFINE_float("threshold", limit, "", flag_values=options)
+  flags.DEFINE_list("arguments", ["a.png"], "", flag_values=options)
+  options.mark_as_parsed()
+  with pytest.raises(ValueError, match="--threshold is .*finite number"):
+    predict.main(options)
 
 
 def test_bad_files_are_named_or_counted(run, tmp_path, capsys):

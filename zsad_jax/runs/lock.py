@@ -168,7 +168,7 @@ def _refusal(path, holder) -> str:
       "this run, remove the file."
     )
   process = f"process {holder.get('pid')} on {holder.get('host')}"
-  since = f"since {holder.get('since')}"
+  since = f"since {holder.get('since', 'an unknown time')}"
   if holder.get("host") == socket.gethostname():
     return (
       f"{path.parent} is in use by {process}, {since}; choose another "
