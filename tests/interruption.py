@@ -22,6 +22,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import sys
@@ -50,6 +51,9 @@ from zsad_jax.runtime import cli, stopping
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SECONDS = 25.0  # A signal has to end a command within them.
+UNFINISHED = re.compile(
+  r"error: .*(--workdir names|no complete checkpoint|training was not finished)"
+).search
 MODULES = {
   "train": train,
   "evaluate": evaluate,
@@ -351,7 +355,8 @@ def read_while_training(
       ends.append(reader.wait())
       text = (folder / "reader").read_text()
       # There is no complete run to read at first.
-      assert ends[-1] == 0 or (ends[-1] == 1 and "Traceback" not in text), text
+      assert ends[-1] == 0 or (ends[-1] == 1 and UNFINISHED(text)), text
+    assert 0 in ends, "no reader has succeeded while the run was trained"
     log = (folder / "log").read_text()
     assert process.poll() == 0, log
     (folder / "run" / "finished").touch()

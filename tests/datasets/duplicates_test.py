@@ -1,6 +1,8 @@
 """Images are the same by file and by content, and have one role."""
 
 import collections
+import dataclasses
+import functools
 import pathlib
 import tempfile
 
@@ -89,6 +91,23 @@ def test_an_image_has_one_role(tmp_path):
       check(both, published=False)
     (note,) = check(both, published=True)
     assert roles in note and "1 images" in note
+
+
+def test_repeated_images_and_masks_are_noted(tmp_path):
+  check = functools.partial(duplicates.check_dataset, published=False)
+  copies = dataset(tmp_path / "copies", [], [(b"1", 0), (b"1", 0), (b"2", 1)])
+  (note,) = check(copies)
+  assert "1 test images are copies" in note
+  good = dataset(tmp_path / "good", [], [(b"1", 0), (b"2", 1), (b"3", 1)])
+  twice = dataclasses.replace(good, test=(*good.test, good.test[0]))
+  (note,) = check(twice)
+  assert "1 test images are listed again" in note
+  masked = [
+    dataclasses.replace(s, mask_path="m.png" if s.label else "")
+    for s in good.test
+  ]
+  (note,) = check(dataclasses.replace(good, test=tuple(masked)))
+  assert "1 masks belong to several images, first m.png" in note
 
 
 def test_an_image_in_two_lists_is_named(tmp_path):

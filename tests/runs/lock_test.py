@@ -28,7 +28,10 @@ def test_it_names_the_process_and_is_removed(tmp_path):
     with lock.hold(workdir):  # `main` and `train` of the same process.
       lock.check(workdir)
     assert (workdir / lock.FILE).exists()
-  assert not any(workdir.iterdir())
+  assert not workdir.exists()  # Nothing was written: it is removed again.
+  with lock.hold(workdir):
+    (workdir / "config.json").touch()
+  assert [p.name for p in workdir.iterdir()] == ["config.json"]
 
 
 def test_it_is_released_after_an_error(tmp_path):

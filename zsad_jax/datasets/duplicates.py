@@ -119,10 +119,36 @@ def check_dataset(dataset: index.Dataset, *, published: bool) -> list[str]:
       notes.append(
         f"{dataset.name}: {len(both)} images are both {roles}, as published."
       )
-  repeated = len(anomalous) + len(normal)
-  repeated -= len({*map(file_key, anomalous), *map(file_key, normal)})
-  if repeated:
+  return notes + _repeated(dataset, number)
+
+
+def _repeated(dataset: index.Dataset, number: Mapping[str, int]) -> list[str]:
+  """Return notes on test images and masks that occur more than once.
+
+  Args:
+    dataset: the data set.
+    number: of the test images, equal for equal images.
+  """
+  notes, test = [], dataset.test
+  files = {
+    file_key(s.image_path): (number[s.image_path], s.label) for s in test
+  }
+  if repeated := len(test) - len(files):
     notes.append(f"{dataset.name}: {repeated} test images are listed again.")
+  if copies := len(files) - len(set(files.values())):
+    notes.append(
+      f"{dataset.name}: {copies} test images are copies of others; each counts."
+    )
+  masks: dict[str, set[str]] = {}
+  for sample in dataset.test:
+    if sample.mask_path:
+      masks.setdefault(sample.mask_path, set()).add(sample.image_path)
+  shared = [mask for mask, images in masks.items() if len(images) > 1]
+  if shared:
+    notes.append(
+      f"{dataset.name}: {len(shared)} masks belong to several images, first "
+      f"{shared[0]}."
+    )
   return notes
 
 

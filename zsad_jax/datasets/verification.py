@@ -10,6 +10,7 @@ from typing import NamedTuple
 from zsad_jax.datasets import index, preprocess, registry
 from zsad_jax.datasets.entries import Entry
 from zsad_jax.datasets.masks import Finding
+from zsad_jax.runtime import progress
 from zsad_jax.types import ANOMALOUS, NORMAL
 
 PAPERS_SIZE = 518  # Pixels.
@@ -74,8 +75,11 @@ def verify(
     problems += _category_problems(dataset, entry)
   problems += _duplicates(dataset)
   samples = [*dataset.train, *dataset.test]
+  inspections, reported = [], progress.Progress("Verification", len(samples))
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    inspections = list(pool.map(_inspect, samples))
+    for found in pool.map(_inspect, samples):
+      inspections.append(found)
+      reported.add(1)
   problems += [found.problem for found in inspections if found.problem]
   pairs = [(s, i.finding) for s, i in zip(samples, inspections)]
   problems += mask_problems(pairs, entry)

@@ -42,6 +42,7 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
   if path in _held or not distributed.is_primary():
     yield
     return
+  created = not path.parent.exists()
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.explained(path):
     descriptor = _acquire(path)
@@ -53,6 +54,9 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
     _held.discard(path)
     _remove(path, descriptor)
     os.close(descriptor)
+    if created:
+      with contextlib.suppress(OSError):  # It is not empty.
+        path.parent.rmdir()
 
 
 def check(workdir: str | os.PathLike[str]) -> None:

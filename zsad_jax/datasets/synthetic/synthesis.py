@@ -18,7 +18,7 @@ from scipy import ndimage
 from zsad_jax.datasets import meta_json, preprocess
 from zsad_jax.datasets.synthetic import defects
 from zsad_jax.datasets.synthetic.shapes import Number
-from zsad_jax.runtime import file_names, files
+from zsad_jax.runtime import file_names, files, progress
 
 Photo = np.ndarray  # Float32 (h, w, 3) in [0, 1].
 Kind = Callable[[Photo, np.ndarray, np.random.Generator, Photo], Photo]
@@ -298,6 +298,7 @@ def _draw(photos, output, class_name, per_image, ranges, seed):
   """
   records = {"train": {class_name: []}, "test": {class_name: []}}
   written, counts = [], dict.fromkeys(ranges.kinds, 0)
+  reported = progress.Progress("Synthesis", len(photos))
   for i, photo in enumerate(photos):
     for phase in ("train", "test"):
       path = f"{class_name}/{phase}/good/{i:04d}.png"
@@ -319,6 +320,7 @@ def _draw(photos, output, class_name, per_image, ranges, seed):
         _record(path, mask_path, class_name, kind)
       )
       written.append((kind, path, mask_path))
+    reported.add(1)
   return records, written
 
 
