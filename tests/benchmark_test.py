@@ -282,6 +282,7 @@ def test_stages_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
   assert "anomalyclip" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_skipped_tower_returns_the_same_shapes():
   model = clip_model.random_clip(SHALLOW, 0)
   image, (ids, end) = jnp.ones((2, 28, 28, 3)), model.tokenize(["a", "b c"])
@@ -303,6 +304,7 @@ def test_a_skipped_tower_returns_the_same_shapes():
     assert flops[1] < 0.01 * flops[0]
 
 
+@pytest.mark.slow
 def test_scaling_varies_one_quantity_at_a_time(tmp_path, monkeypatch, capsys):
   chosen = scaling.points([28, 56], [1, 4], devices=4)
   assert set(chosen) == {

@@ -182,6 +182,7 @@ train.train(config.lock(), pathlib.Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_losses_of_one(data, tmp_path):
   values = []
   for devices in (1, 4):

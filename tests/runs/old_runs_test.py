@@ -79,8 +79,8 @@ def test_evaluates_to_the_same_numbers(old_run):
 @pytest.mark.parametrize(
   "old_run",
   [
-    "adaptclip",
     "anomalyclip",
+    pytest.param("adaptclip", marks=pytest.mark.slow),
     pytest.param("adaclip", marks=pytest.mark.slow),
     pytest.param("faprompt", marks=pytest.mark.slow),
   ],

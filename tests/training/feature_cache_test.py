@@ -87,7 +87,7 @@ def test_bfloat16_takes_half_and_is_near(data, uncached, tmp_path):
 
 
 def test_a_second_run_reads_the_disk(data, tmp_path, monkeypatch):
-  config = prepared("adaptclip", data, "disk", tmp_path / "features")
+  config = prepared("anomalyclip", data, "disk", tmp_path / "features")
   first = losses(config, tmp_path / "first")
   monkeypatch.setattr(feature_cache.pipeline, "eval_batches", never)
   second = losses(config, tmp_path / "second")
