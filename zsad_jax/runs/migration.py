@@ -1,4 +1,4 @@
-"""Names of configuration fields in older versions."""
+"""Configuration fields of older versions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,15 +15,18 @@ RENAMED = {
   "features": {"place": "storage"},
   "objective": {"taps": "feature_layers"},
 }
+# Fields of trainings that older versions do not have, with their meaning there.
+ADDED = {"batch_scale": 1}
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a configuration under the present names of its fields.
+  """Return a configuration with the present fields.
 
   Args:
     document: content of a `config.json`, of any version.
   """
-  result = dict(document)
+  trained = "method_name" in document  # Pretraining has no method.
+  result = {**(ADDED if trained else {}), **document}
   for section, names in RENAMED.items():
     if isinstance(result.get(section), Mapping):
       result[section] = {
