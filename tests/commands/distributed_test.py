@@ -72,10 +72,10 @@ def data(tmp_path_factory):
   return folder
 
 
-def training(data, workdir):
+def training(data, workdir, kind="anomalyclip,", flags=FLAGS):
   """Return the arguments of `launch` for a training."""
-  config = f"tests/helpers/small_run.py:anomalyclip,{data}"
-  return MODULE, f"--workdir={workdir}", f"--config={config}", *FLAGS
+  config = f"tests/helpers/small_run.py:{kind}{data}"
+  return MODULE, f"--workdir={workdir}", f"--config={config}", *flags
 
 
 def in_order(data, workdir, **options):
@@ -114,11 +114,12 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
   found = losses(workdir)
   assert len(found) >= 3
   assert found == losses(one)[: len(found)]
-  # One process goes on, on another number of devices.
-  status, _, errors = finish(
-    launch(*training(data, workdir), processes=1, devices=2)
+  # One process goes on, on a number of devices that does not divide the batch.
+  status, out, errors = finish(
+    launch(*training(data, workdir), processes=1, devices=3)
   )
   assert status == [0], errors
+  assert "batch size is 8, on 3 devices: each step also" in out[0]
   np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
 
@@ -161,3 +162,27 @@ def test_order_of_devices_in_training_with_references(data, tmp_path):
   check_order(
     data, one, tmp_path / "run", method="adaptclip", order="v5p:2x2x2"
   )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "kind, batch_size, processes, devices",
+  [("anomalyclip,", 8, 2, 32), ("", 1, 1, 8)],  # The second is AdaCLIP.
+)
+def test_published_batch_sizes_run_on_many_devices(
+  kind, batch_size, processes, devices, data, tmp_path
+):
+  flags = [f"--config.batch_size={batch_size}", "--config.test_data="]
+  flags += ["--config.epochs=1", "--config.mosaic_prob=0.3"]
+  found = []
+  for counts in ((1, 1), (processes, devices)):
+    workdir = tmp_path / str(counts[1])
+    arguments = training(data, workdir, kind, flags)
+    status, out, errors = finish(
+      launch(*arguments, processes=counts[0], devices=counts[1])
+    )
+    assert not any(status), errors
+    found.append(losses(workdir))
+  padding = -batch_size % (processes * devices)
+  assert f"{padding} rows of padding" in out[0]
+  np.testing.assert_allclose(*found, rtol=1e-5)

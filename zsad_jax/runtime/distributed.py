@@ -242,9 +242,10 @@ def row_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """
   processes = [d.process_index for d in mesh.devices.flat]
   if processes != sorted(processes):
+    first = ", ".join(map(str, processes[:8]))
     raise ValueError(
-      f"The devices of the mesh belong to the processes {processes}, in this "
-      "order: rows would be mixed up. Use distributed.make_mesh."
+      f"The devices of the mesh belong to the processes {first} ..., which is "
+      "not their order: rows would be mixed up. Use distributed.make_mesh."
     )
   return NamedSharding(mesh, P("data"))
 
