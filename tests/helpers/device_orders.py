@@ -156,20 +156,16 @@ def _evaluated(trained, data):
 
 
 def _predicted(trained, data):
-  """Return the scores and maps of predictions."""
+  """Return the results of a prediction with references."""
   images = sorted(glob.glob(f"{data}/*/test/*/*.png"))
   normal = sorted(glob.glob(f"{data}/nut/train/good/*.png"))
-  detector = detector_lib.Detector(trained)
-  found = {}
-  for name, used in (
-    ("predict", detector),
-    ("predict with references", detector.with_references(normal)),
-  ):
-    results = used(images)
-    found[f"{name} scores"] = np.array([x.score for x in results])
-    found[f"{name} maps"] = np.stack([x.raw_map for x in results])
-    found[f"{name} thresholds"] = np.array([x.threshold for x in results])
-  return found
+  results = detector_lib.Detector(trained).with_references(normal)(images)
+  return {
+    "predict scores": np.array([x.score for x in results]),
+    "predict zero-shot scores": np.array([x.zero_shot_score for x in results]),
+    "predict maps": np.stack([x.raw_map for x in results]),
+    "predict thresholds": np.array([x.threshold for x in results]),
+  }
 
 
 def define_flags() -> None:

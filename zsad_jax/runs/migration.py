@@ -15,8 +15,8 @@ RENAMED = {
   "features": {"place": "storage"},
   "objective": {"taps": "feature_layers"},
 }
-# Fields of trainings that older versions do not have, with their meaning there.
-ADDED = {"batch_scale": 1}
+# Section -> fields that older versions do not have, with their behavior.
+ADDED = {"": {"batch_scale": 1}}
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,11 +25,15 @@ def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
   Args:
     document: content of a `config.json`, of any version.
   """
-  trained = "method_name" in document  # Pretraining has no method.
-  result = {**(ADDED if trained else {}), **document}
+  result = dict(document)
   for section, names in RENAMED.items():
     if isinstance(result.get(section), Mapping):
       result[section] = {
         names.get(key, key): value for key, value in result[section].items()
       }
+  for section, fields in ADDED.items():
+    if not section and "method_name" in result:  # Pretraining has no method.
+      result = {**fields, **result}
+    elif isinstance(result.get(section), Mapping):
+      result[section] = {**fields, **result[section]}
   return result
