@@ -1,11 +1,14 @@
-"""Results do not depend on the order and the number of the devices."""
+"""Results do not depend on the order and the number of the devices.
+
+The training of distributed_test.py is in the order of a slice, too.
+"""
 
 import json
 
 import numpy as np
 import pytest
 
-from tests.helpers import launch, small_run
+from tests.helpers import device_orders, launch, small_run
 
 
 def run(module, *arguments, processes, devices):
@@ -41,34 +44,36 @@ def one(data, tmp_path_factory):
     if method not in found:
       workdir = tmp_path_factory.mktemp(method)
       arguments = f"--workdir={workdir}", f"--data={data}", f"--method={method}"
-      run("device_orders", *arguments, processes=1, devices=8)
+      run("whole_run", *arguments, processes=1, devices=8)
       found[method] = workdir
     return found[method]
 
   return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "method, order",
   [
     ("anomalyclip", "v5e:4x8"),
-    pytest.param("anomalyclip", "v5p:2x2x2", marks=pytest.mark.slow),
-    pytest.param("anomalyclip", "2 x v5p:2x2x1", marks=pytest.mark.slow),
-    # Learns from references.
-    pytest.param("adaptclip", "v5p:2x2x2", marks=pytest.mark.slow),
+    ("anomalyclip", "v5p:2x2x2"),
+    ("anomalyclip", "2 x v5p:2x2x1"),
+    ("adaptclip", "v5p:2x2x2"),  # Learns from references.
   ],
 )
-def test_results_do_not_depend_on_the_order(method, order, data, one, tmp_path):
+def test_results_do_not_depend_on_the_order(
+  method, order, data, one, tmp_path, monkeypatch
+):
   """Two processes find to the last bit what one process does."""
-  workdir = tmp_path / "run"
-  options = dict(workdir=workdir, data=data, method=method, order=order)
-  arguments = [f"--{name}={value}" for name, value in options.items()]
-  out = run("device_orders", *arguments, processes=2, devices=4)
+  workdir, single = tmp_path / "run", one(method)
+  monkeypatch.setenv(device_orders.VARIABLE, order)
+  arguments = f"--workdir={workdir}", f"--data={data}", f"--method={method}"
+  out = run("whole_run", *arguments, processes=2, devices=4)
   assert "loss" in out[0] and "loss" not in out[1]
-  assert losses(workdir) == losses(one(method))
+  assert losses(workdir) == losses(single)
   for name in ("threshold.json", "threshold_few_shot.json"):
-    assert (workdir / name).read_text() == (one(method) / name).read_text()
-  with np.load(one(method) / "numbers.npz") as wanted:
+    assert (workdir / name).read_text() == (single / name).read_text()
+  with np.load(single / "numbers.npz") as wanted:
     with np.load(workdir / "numbers.npz") as found:
       assert found.keys() == wanted.keys() and len(wanted) == 12
       for name in wanted:

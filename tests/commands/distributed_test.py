@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import small_run
+from tests.helpers import device_orders, small_run
 from zsad_jax.runtime import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,8 +88,9 @@ def one(data, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_and_go_on_without_each_other(
-  data, one, tmp_path
+  data, one, tmp_path, monkeypatch
 ):
+  monkeypatch.setenv(device_orders.VARIABLE, "v5e:4x8")
   workdir = tmp_path / "run"
   processes = launch(data, workdir, processes=2, devices=4)
   while not list(workdir.glob("checkpoints/[4-9]")):

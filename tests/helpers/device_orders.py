@@ -1,34 +1,21 @@
-r"""Orders of the devices of TPU slices, and a run in such an order.
+"""Orders of the devices of TPU slices, and imitations of them.
 
-Without a flag, print the orders of libtpu's topologies, which are stored in
-tests/goldens/device_orders.json:
+The orders are those of libtpu's topologies. They are stored in
+tests/goldens/device_orders.json, which this prints:
 
 JAX_PLATFORMS=cpu python -m tests.helpers.device_orders
-
-With flags, train, calibrate, evaluate and predict on simulated devices that
-have the order of a slice, see `run`:
-
-python -m tests.helpers.device_orders --data=DIR --workdir=DIR --order=v5e:4x8
 """
 
-import glob
+import functools
 import json
+import os
 import pathlib
 import sys
 
 import jax
 import numpy as np
-from absl import flags
 
-from tests.helpers import small_run
-from zsad_jax import train
-from zsad_jax.backbones.clip import load as clip_load
-from zsad_jax.datasets import references
-from zsad_jax.evaluation import calibration, evaluator
-from zsad_jax.runs import detector as detector_lib
-from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli, distributed
-
+VARIABLE = "TEST_DEVICE_ORDER"  # Of the environment, see `imitate`.
 FILE = pathlib.Path(__file__).parents[1] / "goldens" / "device_orders.json"
 TOPOLOGIES = {  # Name and number of slices.
   "v5e:2x4": ("v5e:2x4", 1),
@@ -87,105 +74,43 @@ def two_processes(order: str) -> list[int] | None:
   return [first.index(p) for p in processes if p in first]
 
 
-def imitate(order: str) -> None:
+def imitate(order: str | None = None) -> None:
   """Give the devices of two processes the order that they have in a slice.
 
   `jax.make_mesh` returns that order, or fails. The package, but not JAX, which
   relies on the order of `jax.devices()`, also gets the devices in that order.
+  A single process keeps its order. Devices are asked for at the first use.
+
+  Args:
+    order: name of a slice; by default that in the environment, if any.
   """
-  processes = two_processes(order)
-  waiting = {}
-  for device in jax.devices():
-    waiting.setdefault(device.process_index, []).append(device)
-  # Where make_mesh fails the processes alternate.
-  ordered = [waiting[p].pop() for p in processes or [0, 1] * 4]
-  in_default_order = jax.devices
+  order = order or os.environ.get(VARIABLE, "")
+  if not order:
+    return
+  processes, in_default_order = two_processes(order), jax.devices
+
+  @functools.cache
+  def ordered():
+    if jax.process_count() == 1:
+      return in_default_order()
+    waiting = {}
+    for device in in_default_order():
+      waiting.setdefault(device.process_index, []).append(device)
+    # Where make_mesh fails the processes alternate.
+    return [waiting[p].pop() for p in processes or [0, 1] * 4]
 
   def make_mesh(shape, names, *, axis_types=None):
-    assert shape == (len(ordered),) and processes, "several slices"
-    return jax.sharding.Mesh(np.array(ordered), names, axis_types=axis_types)
+    assert shape == (len(ordered()),) and processes, "several slices"
+    return jax.sharding.Mesh(np.array(ordered()), names, axis_types=axis_types)
 
   def devices(*arguments):
     caller = sys._getframe(1).f_globals["__name__"]
     ours = caller.startswith("zsad_jax") and not arguments
-    return list(ordered) if ours else in_default_order(*arguments)
+    return list(ordered()) if ours else in_default_order(*arguments)
 
   jax.make_mesh, jax.devices = make_mesh, devices
 
 
-def run(workdir: pathlib.Path, data: str, method: str) -> None:
-  """Train from stored features, calibrate, evaluate and predict.
-
-  Args:
-    workdir: receives the run and numbers.npz, which holds all results.
-    data: folder of `small_run.write_mvtec`.
-    method: "anomalyclip", or "adaptclip", which is trained with references.
-  """
-  clip_load.RANDOM_CONFIG = small_run.BACKBONE
-  config = getattr(small_run, f"get_{method}_config")(data)
-  config.batch_size = config.eval_batch_size = 8
-  config.epochs = 5
-  config.features.storage = "device"
-  assert train.train(config.lock(), workdir)
-  trained = run_lib.load(workdir)
-  calibration.store(trained)
-  numbers = {**_evaluated(trained, data), **_predicted(trained, data)}
-  if distributed.is_primary():
-    np.savez(workdir / "numbers.npz", **numbers)
-
-
-def _evaluated(trained, data):
-  """Return metrics and scores without and with references."""
-  dataset = run_lib.open_dataset(trained.config, data)
-  choices = references.NONE, references.sample(dataset, shots=3, seed=10)
-  evaluation = evaluator.Evaluator.from_config(
-    trained.config,
-    trained.method,
-    trained.backbone,
-    distributed.make_mesh(),
-    few_shot=True,
-  )
-  found = {}
-  for category in evaluation.categories(
-    trained.params, trained.stats, dataset, choices
-  ):
-    name = f"{category.name} {category.references.label}"
-    found[f"{name} scores"] = category.pred_score
-    found[f"{name} metrics"] = np.array([*category.compute().values()], float)
-  return found
-
-
-def _predicted(trained, data):
-  """Return the results of a prediction with references."""
-  images = sorted(glob.glob(f"{data}/*/test/*/*.png"))
-  normal = sorted(glob.glob(f"{data}/nut/train/good/*.png"))
-  results = detector_lib.Detector(trained).with_references(normal)(images)
-  return {
-    "predict scores": np.array([x.score for x in results]),
-    "predict zero-shot scores": np.array([x.zero_shot_score for x in results]),
-    "predict maps": np.stack([x.raw_map for x in results]),
-    "predict thresholds": np.array([x.threshold for x in results]),
-  }
-
-
-def define_flags() -> None:
-  """Define the flags of `run`."""
-  flags.DEFINE_string("workdir", None, "Folder of the run.")
-  flags.DEFINE_string("data", None, "Folder of small_run.write_mvtec.")
-  flags.DEFINE_string("order", "", "Slice whose order the devices have.")
-  flags.DEFINE_string("method", "anomalyclip", "Method to train.")
-
-
-def main(options) -> None:
-  """Run on simulated devices."""
-  if options.order:
-    imitate(options.order)
-  run(pathlib.Path(options.workdir), options.data, options.method)
-
-
 if __name__ == "__main__":
-  if len(sys.argv) > 1:
-    cli.run(main, define_flags)
-  else:
-    lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in describe().items()]
-    print("{\n" + ",\n".join(lines) + "\n}")
+  lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in describe().items()]
+  print("{\n" + ",\n".join(lines) + "\n}")
