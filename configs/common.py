@@ -46,7 +46,9 @@ def get_config(method: str) -> Config:
     mosaic_label: "stale" (the label of the replaced sample, the authors'
       code) or "any" (anomalous when a part is).
     epochs: passes over the auxiliary images.
-    batch_size: images per step, over all devices.
+    batch_size: images per step, over all devices, of any number.
+    batch_scale: whole number by which batch size and learning rate are
+      multiplied, for more devices than a recipe was made for.
     selection: "last", or "official" on the selection_data, which are targets.
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
     masks: "compat", "robust" for JPEG files of masks, "resize" for masks of
@@ -88,6 +90,7 @@ def get_config(method: str) -> Config:
 
   config.epochs = 1
   config.batch_size = 1
+  config.batch_scale = 1
   config.selection = "last"
   config.selection_data = ()
 

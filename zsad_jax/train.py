@@ -31,7 +31,13 @@ from zsad_jax.runs import checkpoint, finished, lock, logger, settings
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, config_files, distributed, stopping
-from zsad_jax.training import batch_source, optimizer, selection, summary
+from zsad_jax.training import (
+  batch_size,
+  batch_source,
+  optimizer,
+  selection,
+  summary,
+)
 
 
 def train(config: types.Config, workdir: pathlib.Path) -> bool:
@@ -68,12 +74,8 @@ def _train(config, workdir, stack):
   # ---- Mesh: images are split over "data", everything else is replicated.
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   mesh = distributed.make_mesh()
-  if config.batch_size % jax.device_count():
-    raise ValueError(
-      f"config.batch_size is {config.batch_size}, but must be a multiple "
-      f"of the number of devices, {jax.device_count()}. Set another batch "
-      "size, or use fewer devices (CUDA_VISIBLE_DEVICES)."
-    )
+  given, config = config, batch_size.scaled(config)
+  batch_size.log_padding(config.batch_size, jax.device_count())
 
   # ---- Data: test images of the auxiliary sets; their anomalies have masks.
   datasets = _open_datasets(config)
@@ -94,7 +96,7 @@ def _train(config, workdir, stack):
   backbone = distributed.replicate(backbone, mesh)
 
   # ---- Optimizer and state; a checkpoint in workdir replaces the fresh state.
-  run_lib.save_config(workdir, config)
+  run_lib.save_config(workdir, given)
   tx = optimizer.make(config.optax_name, config.optax.to_dict(), trainable)
   state = {
     "model": {"params": params, "stats": stats},

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import small_run
+from tests.helpers import device_orders, small_run
 from zsad_jax.runtime import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,8 +88,9 @@ def one(data, tmp_path_factory):
 
 
 def test_two_processes_train_as_one_and_go_on_without_each_other(
-  data, one, tmp_path
+  data, one, tmp_path, monkeypatch
 ):
+  monkeypatch.setenv(device_orders.VARIABLE, "v5e:4x8")
   workdir = tmp_path / "run"
   processes = launch(data, workdir, processes=2, devices=4)
   while not list(workdir.glob("checkpoints/[4-9]")):
@@ -106,9 +107,10 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
   found = losses(workdir)
   assert len(found) >= 3
   assert found == losses(one)[: len(found)]
-  # One process goes on, on another number of devices.
-  status, _, errors = finish(launch(data, workdir, processes=1, devices=2))
+  # One process goes on, on a number of devices that does not divide the batch.
+  status, out, errors = finish(launch(data, workdir, processes=1, devices=3))
   assert status == [0], errors
+  assert "batch size is 8, on 3 devices: each step also" in out[0]
   np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.datasets import index, layouts, mosaic, pipeline, preprocess
+from zsad_jax.datasets import (
+  index,
+  layouts,
+  mosaic,
+  pipeline,
+  preprocess,
+  rows,
+)
 
 SIZE = 12
 
@@ -130,6 +137,61 @@ def test_the_last_batch_of_an_epoch_is_padded(data):
   np.testing.assert_array_equal(weights, indices(batches) >= 0)
   large = indices(train([data], 1, batch_size=9))
   np.testing.assert_array_equal(large, [*now, -1, -1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 12])
+@pytest.mark.parametrize("devices", [1, 2, 5, 8, 64])
+def test_rows_are_spread_evenly_over_the_devices(batch_size, devices):
+  positions = rows.spread(batch_size, devices)
+  assert [x for x in positions if x is not None] == [*range(batch_size)]
+  each = np.array(positions, object).reshape(devices, -1)
+  counts = (each != None).sum(axis=1)  # noqa: E711
+  assert counts.max() - counts.min() <= 1
+  assert 0 <= each.size - batch_size < devices
+  for row, count in zip(each, counts):  # Images first, then padding.
+    assert None not in row[:count] and not any(row[count:])
+
+
+@pytest.mark.parametrize("devices, shards", [(2, 1), (4, 2), (8, 4), (64, 2)])
+def test_images_of_a_step_do_not_depend_on_the_devices(mixed, devices, shards):
+  steps, options = 5, dict(batch_size=3, num_references=0, start_step=2)
+  plain = train(mixed, steps, **options)
+  options |= dict(num_devices=devices, num_shards=shards)
+  parts = [train(mixed, steps, **options, shard=i) for i in range(shards)]
+  numbers = [
+    take(pipeline.train_numbers(mixed, seed=1, **options, shard=i), steps)
+    for i in range(shards)
+  ]
+  for step, wanted in enumerate(plain):
+    found = [part[step] for part in parts]
+    assert len({len(batch["label"]) for batch in found}) == 1
+    batch = {k: np.concatenate([b[k] for b in found]) for k in wanted}
+    assert len(batch["label"]) % devices == 0
+    stored = np.concatenate([part[step]["index"] for part in numbers])
+    np.testing.assert_array_equal(stored, batch["index"])
+    for key, values in wanted.items():
+      values = values[wanted["weight"] > 0]
+      np.testing.assert_array_equal(batch[key][batch["weight"] > 0], values)
+
+
+def test_padding_has_references_that_exist(tmp_path):
+  """A later class may have fewer of them than the first."""
+  for name, count in (("bolt", 9), ("nut", 1)):
+    for part, number in (("train", count), ("test", 1)):
+      folder = tmp_path / name / part / "good"
+      folder.mkdir(parents=True)
+      for i in range(number):
+        (folder / f"{i}.png").touch()
+  numbers = pipeline.train_numbers(
+    [layouts.read_mvtec(tmp_path)],
+    batch_size=1,
+    num_devices=8,
+    seed=0,
+    num_references=2,
+  )
+  for batch in take(numbers, 20):
+    padding = batch["index"] < 0
+    assert padding.sum() == 7 and not batch["references"][padding].any()
 
 
 def test_references_are_normal_training_images_of_the_class(tmp_path):

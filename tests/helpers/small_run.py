@@ -12,6 +12,7 @@ import sys
 import numpy as np
 from PIL import Image
 
+from tests.helpers import device_orders
 from zsad_jax import train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.backbones.clip.config import ClipConfig
@@ -167,4 +168,5 @@ def commands(folder, lines):
 
 
 if __name__ == "__main__":
+  device_orders.imitate()
   command()

@@ -72,10 +72,17 @@ def test_losses_are_those_of_encoding_each_step(
   name, storage, data, uncached, tmp_path, capsys
 ):
   config = prepared(name, data, storage, tmp_path / "features")
+  # The same batch size and learning rate.
+  config.batch_size, config.batch_scale = 1, 3
+  config.optax.learning_rate /= 3
   found = losses(config, tmp_path / "run")
   # Terms near 1 are rounded, also where their sum has been trained to 0.1.
   np.testing.assert_allclose(found, uncached[name], rtol=1e-5, atol=3e-6)
-  assert "Features of 16 images" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "Features of 16 images" in out
+  assert "config.batch_scale is 3: the batch size is 3 (3 x 1)" in out
+  stored = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert (stored["batch_size"], stored["batch_scale"]) == (1, 3)  # As given.
 
 
 @pytest.mark.slow

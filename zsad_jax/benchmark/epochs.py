@@ -156,6 +156,7 @@ def measure(
     batch_size=BATCH,
     seed=0,
     num_references=method.num_references,
+    num_devices=jax.device_count(),
   )
   batches = ((next(encoding), 0.0) for _ in range(options.encoding))
   anew, spent = _take(Trainer(method, backbone, mesh), batches)

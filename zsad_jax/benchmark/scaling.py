@@ -26,7 +26,7 @@ from zsad_jax.benchmark.methods import (
   define_rounds,
   random_backbone,
 )
-from zsad_jax.runtime import environment, files
+from zsad_jax.runtime import distributed, environment, files
 
 Point = tuple[int, int, int]  # Batch size, image size, devices.
 
@@ -59,19 +59,14 @@ def run(
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
   """Return a prediction and its arguments, placed on the point's devices."""
   batch, size, devices = point
-  mesh = jax.make_mesh(
-    (devices,),
-    ("data",),
-    devices=jax.devices()[:devices],
-    axis_types=(jax.sharding.AxisType.Auto,),
-  )
+  mesh = distributed.make_mesh(jax.devices()[:devices])
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (batch, size, size, 3))
   case = Case(name, backbone, jnp.asarray(pixels, jnp.uint8))
   function, (model, clip_, aux, given, memory) = case.inference(0)
   replicated = NamedSharding(mesh, P())
   model, clip_, aux = jax.device_put((model, clip_, aux), replicated)
-  given = jax.device_put(given, NamedSharding(mesh, P("data")))
+  given = jax.device_put(given, distributed.row_sharding(mesh))
   return function, (model, clip_, aux, given, memory)
 
 

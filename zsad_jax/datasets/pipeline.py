@@ -123,6 +123,7 @@ def train_batches(
   mosaic_label: str = "stale",
   num_references: int = 0,
   skip_corrupt: bool = False,
+  num_devices: int = 1,
   num_shards: int = 1,
   shard: int = 0,
   cache: DecodedCache | None = None,
@@ -131,7 +132,9 @@ def train_batches(
 
   Epoch e is the permutation of all images drawn from (seed, e). Where the
   batch size does not divide their number, the last batch of an epoch is
-  padded with black images of weight 0 (the papers' last batch is smaller).
+  padded with black images of weight 0 (the papers' last batch is smaller). So
+  is every batch whose size is no multiple of the number of devices; its
+  images, and their order, do not depend on that number.
 
   Args:
     datasets: the auxiliary data sets; each has its own probability of mosaics.
@@ -144,6 +147,8 @@ def train_batches(
     num_references: normal images with each image, see `references` above.
     skip_corrupt: give weight 0 to an image that cannot be read, instead of
       stopping.
+    num_devices: devices of all shards; each gets equally many rows, see
+      `rows.spread`.
     num_shards: hosts that share a step; each reads its slice of the batch.
     shard: this host, from 0.
     cache: of decoded images; None decodes every image when it is used.
@@ -153,7 +158,8 @@ def train_batches(
       mask cannot be read.
   """
   samples = tuple(sample for data in datasets for sample in data.test)
-  rows = rows_lib.of_shard(samples, batch_size, num_shards, shard)
+  spread = rows_lib.spread(batch_size, num_devices)
+  rows = rows_lib.of_shard(samples, len(spread), num_shards, shard)
   if mosaic_label not in ("stale", "any"):
     raise ValueError(
       f'mosaic_label: expected "stale" or "any", found {mosaic_label!r}.'
@@ -175,7 +181,7 @@ def train_batches(
 
   def load(number: int) -> rows_lib.Row:
     step, row = divmod(number, len(rows))
-    epoch, i = order(step, rows[row])
+    epoch, i = order(step, spread[rows[row]])
     if i is None:
       return rows_lib.padding(image_size, num_references=num_references)
     return source.load(epoch, i, image_size)
@@ -195,6 +201,7 @@ def train_numbers(
   seed: int,
   start_step: int = 0,
   num_references: int = 0,
+  num_devices: int = 1,
   num_shards: int = 1,
   shard: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -207,14 +214,19 @@ def train_numbers(
     `index.normal_images` of the sample's class.
   """
   samples = tuple(sample for data in datasets for sample in data.test)
-  rows = rows_lib.of_shard(samples, batch_size, num_shards, shard)
+  spread = rows_lib.spread(batch_size, num_devices)
+  rows = rows_lib.of_shard(samples, len(spread), num_shards, shard)
   order = rows_lib.Order(len(samples), batch_size, seed)
   source = rows_lib.TrainSource(
     datasets, samples, seed=seed, num_references=num_references
   )
   for step in itertools.count(start_step):
-    places = [order(step, row) for row in rows]
-    chosen = [source.references(epoch, i or 0) for epoch, i in places]
+    places = [order(step, spread[row]) for row in rows]
+    chosen = [
+      # Padding has no class: the first reference of any class exists.
+      [0] * num_references if i is None else source.references(epoch, i)
+      for epoch, i in places
+    ]
     numbers = [-1 if i is None else i for _, i in places]
     yield {
       "index": np.array(numbers, np.int32),

@@ -6,6 +6,7 @@ imports TensorFlow.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ class Order:
 
   Attributes:
     num_samples: samples per epoch.
-    batch_size: rows per step, over all shards.
+    batch_size: samples per step, over all shards.
     seed: of the permutations.
   """
 
@@ -39,9 +40,16 @@ class Order:
     """Steps after which every sample was used once."""
     return -(-self.num_samples // self.batch_size)
 
-  def __call__(self, step: int, row: int) -> tuple[int, int | None]:
-    """Return the epoch and the number of the sample, None for padding."""
+  def __call__(self, step: int, row: int | None) -> tuple[int, int | None]:
+    """Return the epoch and the number of the sample, None for padding.
+
+    Args:
+      step: training step, counted from 0.
+      row: in [0, batch_size), or None for padding, see `spread`.
+    """
     epoch, step = divmod(step, self.steps_per_epoch)
+    if row is None:
+      return epoch, None
     position = step * self.batch_size + row
     if position >= self.num_samples:
       return epoch, None
@@ -218,6 +226,29 @@ def padding(image_size: int, *, num_references: int = 0) -> Row:
     "finding": 0,
     "error": b"",
   }
+
+
+def spread(batch_size: int, num_devices: int) -> list[int | None]:
+  """Return the row of the batch at each position of a padded batch.
+
+  Every device has the same number of consecutive positions. Rows keep their
+  order and are spread evenly over the devices, and so over the processes that
+  decode them: 3 rows on 2 devices give [0, None, 1, 2]. A batch size that is a
+  multiple of the number of devices needs no padding.
+
+  Args:
+    batch_size: rows of the batch.
+    num_devices: number of devices.
+
+  Returns:
+    Rows in ascending order, with None for padding.
+  """
+  size = -(-batch_size // num_devices)
+  limits = [i * batch_size // num_devices for i in range(num_devices + 1)]
+  positions: list[int | None] = []
+  for first, end in itertools.pairwise(limits):
+    positions += [*range(first, end), *[None] * (size - (end - first))]
+  return positions
 
 
 def of_shard(

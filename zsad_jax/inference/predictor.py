@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from zsad_jax import types
 from zsad_jax.layers import kernels, smoothing
@@ -28,8 +26,11 @@ def put_batch(
   """Shard this process's slice of a batch over its devices.
 
   Arrays that are on the devices already are returned unchanged.
+
+  Raises:
+    ValueError: the mesh is not in process order.
   """
-  split = NamedSharding(mesh, P("data"))
+  split = distributed.row_sharding(mesh)
 
   def put(x):
     if isinstance(x, jax.Array):
@@ -129,7 +130,7 @@ class Predictor:
     )
     self._predict = jax.jit(
       functools.partial(_predict, method, self._fuses, smooth_sigma),
-      out_shardings=NamedSharding(mesh, P("data")),
+      out_shardings=distributed.row_sharding(mesh),
     )
 
   def with_class_names(self, class_names: Sequence[str]) -> "Predictor":

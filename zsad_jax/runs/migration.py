@@ -1,4 +1,4 @@
-"""Names of configuration fields in older versions."""
+"""Configuration fields of older versions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,12 @@ RENAMED = {
   "features": {"place": "storage"},
   "objective": {"taps": "feature_layers"},
 }
+# Section -> fields that older versions do not have, with their behavior.
+ADDED = {"": {"batch_scale": 1}}
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a configuration under the present names of its fields.
+  """Return a configuration with the present fields.
 
   Args:
     document: content of a `config.json`, of any version.
@@ -29,4 +31,9 @@ def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
       result[section] = {
         names.get(key, key): value for key, value in result[section].items()
       }
+  for section, fields in ADDED.items():
+    if not section and "method_name" in result:  # Pretraining has no method.
+      result = {**fields, **result}
+    elif isinstance(result.get(section), Mapping):
+      result[section] = {**fields, **result[section]}
   return result

@@ -136,6 +136,7 @@ TRAINING = {
   "skip_corrupt": _FLAG,
   "epochs": Rule("whole number", 0),
   "batch_size": _COUNT,
+  "batch_scale": Rule("whole number", 1, required=False),
   "selection": _TEXT,
   "selection_data": Rule("list of text"),
   "optax_name": _TEXT,

@@ -52,6 +52,7 @@ class Images:
       mosaic_label=self._config.mosaic_label,
       num_references=self._method.num_references,
       skip_corrupt=self._config.skip_corrupt,
+      num_devices=jax.device_count(),
       **distributed.shard(),
       cache=cache.open_cache(self._config.decoded_cache),
     )

@@ -178,6 +178,7 @@ class FeatureCache:
       seed=config.seed,
       start_step=start_step,
       num_references=references,
+      num_devices=jax.device_count(),
       **distributed.shard(),
     )
     for chosen in steps:

@@ -1,0 +1,32 @@
+"""Scale of batch size and learning rate."""
+
+import pytest
+
+from zsad_jax.runtime import config_files
+from zsad_jax.training import batch_size
+
+
+def test_the_scale_multiplies_batch_size_and_learning_rate(capsys):
+  config = config_files.load("anomalyclip:paper")
+  assert batch_size.scaled(config) is config
+  assert not capsys.readouterr().out
+  config.batch_scale = 4
+  scaled = batch_size.scaled(config.lock())
+  assert (scaled.batch_size, scaled.optax.learning_rate) == (32, 0.004)
+  assert (config.batch_size, config.optax.learning_rate) == (8, 0.001)
+  assert capsys.readouterr().out == (
+    "config.batch_scale is 4: the batch size is 32 (4 x 8), the learning rate "
+    "0.004 (4 x 0.001).\n"
+  )
+
+
+@pytest.mark.parametrize(
+  "size, devices, padding", [(8, 64, 56), (3, 4, 1), (9, 4, 3), (1, 8, 7)]
+)
+def test_padding_of_a_batch_is_logged(size, devices, padding, capsys):
+  batch_size.log_padding(size, devices)
+  out = capsys.readouterr().out
+  assert f"batch size is {size}, on {devices} devices" in out
+  assert f" {padding} rows of padding" in out
+  batch_size.log_padding(4 * devices, devices)
+  assert not capsys.readouterr().out
