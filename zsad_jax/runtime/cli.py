@@ -17,7 +17,13 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from zsad_jax.runtime import console, distributed, environment, stopping
+from zsad_jax.runtime import (
+  console,
+  distributed,
+  environment,
+  mirror,
+  stopping,
+)
 
 _INTERNAL = 70  # Exit status of an error of the package.
 
@@ -85,7 +91,11 @@ def run(
       distributed.start()
       stopping.install()  # JAX has a handler of its own.
       environment.check_platform()
-      with _console(), distributed.exit_on_peer_failure():
+      with (
+        _console(),
+        distributed.exit_on_peer_failure(),
+        mirror.of_flags(flags.FLAGS),
+      ):
         return main(flags.FLAGS)
 
   _quiet_threads()
