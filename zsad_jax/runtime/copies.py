@@ -169,6 +169,8 @@ class Copy:
     if not missing:
       self.save_index(index)
       return
+    # A killed process leaves files that the index does not have.
+    self.save_index(index, incoming=sorted(missing))
     try:
       self._download(missing, index)
     finally:
@@ -200,7 +202,7 @@ class Copy:
           done += missing[name].size
           if time.monotonic() - logged >= progress.SECONDS:
             logged = time.monotonic()
-            self.save_index(index)
+            self.save_index(index, incoming=sorted(missing))
             _log.info(
               f"  Fetch: {number}/{len(missing)} files, {in_bytes(done)}"
             )

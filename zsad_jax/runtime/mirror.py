@@ -205,7 +205,7 @@ class Mirror(copies.Copy):
     index = {n: e for n, e in index.items() if n in listed or n in local}
     remote = {n for n, s in listed.items() if index.get(n, [])[2:] != _list(s)}
     remote |= index.keys() - listed.keys()
-    unsent = _changed(index, local)
+    unsent = _changed(index, local) - {*document.get("incoming", ())}
     if not remote - own:
       if unsent:
         _log.info(f"{len(unsent)} files of {self.path} are still to upload.")
