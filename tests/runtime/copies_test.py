@@ -15,6 +15,7 @@ URL = "gs://b/data/parts"
 def store(tmp_path, monkeypatch):
   monkeypatch.setattr(urls, "_PAUSE", 0.0)
   monkeypatch.setattr(copies, "_origins", {})
+  monkeypatch.setattr(copies, "_fetched", set())
   monkeypatch.setenv("EPATH_USE_TF", "1")
   monkeypatch.setenv(environment.CACHE, str(tmp_path / "cache"))
   with remote_folder.registered(tmp_path / "store") as store:

@@ -27,6 +27,7 @@ def store(tmp_path, monkeypatch):
   monkeypatch.setattr(mirror, "_SETTLE", 0.0)
   monkeypatch.setattr(mirror, "_INTERVAL", 0.0)
   monkeypatch.setattr(copies, "_origins", {})
+  monkeypatch.setattr(copies, "_fetched", set())
   monkeypatch.setattr(mirror, "_active", {})
   monkeypatch.setenv("EPATH_USE_TF", "1")
   monkeypatch.setenv(environment.CACHE, str(tmp_path / "cache"))

@@ -91,17 +91,18 @@ def run(
       distributed.start()
       stopping.install()  # JAX has a handler of its own.
       environment.check_platform()
-      with (
-        _console(),
-        distributed.exit_on_peer_failure(),
-        mirror.of_flags(flags.FLAGS),
-      ):
+      with _console(), distributed.exit_on_peer_failure(), _mirrored():
         return main(flags.FLAGS)
 
   _quiet_threads()
   define_flags()
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
   app.run(guarded, flags_parser=parse)
+
+
+def _mirrored():
+  """Let commands write to local folders whose changes are uploaded."""
+  return mirror.of_flags(flags.FLAGS)
 
 
 @contextlib.contextmanager

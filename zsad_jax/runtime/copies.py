@@ -29,7 +29,8 @@ INCOMPLETE = ".incomplete"
 _UNITS = ("checkpoints", "best")  # Folders of checkpoints.
 _HIDDEN = ".orbax-checkpoint-tmp"  # Of checkpoints that are being written.
 _TRIES = 3  # Lists of files; those of a run in training change.
-_origins: dict[str, str] = {}  # URL of each local copy of this process.
+_origins: dict[str, str] = {}  # URL of each path that `location` returned.
+_fetched: set[str] = set()  # Local copies that this process compared.
 _log = logging.getLogger(__name__)
 
 
@@ -48,22 +49,27 @@ def local(path: str | os.PathLike[str], *, fresh: bool = False) -> str:
   """
   if not urls.is_url(path):
     return os.fspath(path)
-  url = urls.check(path)
-  if fresh or (found := location(url)) not in _origins:
-    copy = Copy(url)
-    copy.refresh()
-    found = str(copy.path)
-    _origins[found] = url
+  found = location(path)
+  if fresh or found not in _fetched:
+    Copy(path).refresh()
+    _fetched.add(found)
   return found
 
 
 def location(path: str | os.PathLike[str]) -> str:
   """Return where `local` puts the copy of a URL; other paths unchanged."""
-  return str(Copy(path).path) if urls.is_url(path) else os.fspath(path)
+  if not urls.is_url(path):
+    return os.fspath(path)
+  copy = Copy(path)
+  _origins[str(copy.path)] = copy.url
+  return str(copy.path)
 
 
 def origin(path: str | os.PathLike[str]) -> str:
-  """Return the URL of a path within a local copy, other paths unchanged."""
+  """Return the URL of a path that `location` returned, or of one below it.
+
+  Other paths are returned unchanged.
+  """
   text = os.path.abspath(path)
   for root, url in _origins.items():
     if text == root or text.startswith(root + os.sep):
@@ -181,11 +187,12 @@ class Copy:
     size = sum(stamp.size for stamp in missing.values())
     start = time.monotonic()
     _log.info(
-      f"Fetching {self.url}: {len(missing)} files, {in_bytes(size)}, to "
+      f"Fetching {self.url}: {len(missing)} file{'s' * (len(missing) != 1)}, "
+      f"{in_bytes(size)}, to "
       f"{self.path}"
     )
     stop, done, logged = threading.Event(), 0, start
-    with concurrent.futures.ThreadPoolExecutor(urls.THREADS) as pool:
+    with urls.threads() as pool:
       tasks = {
         pool.submit(
           urls.download, self.url_of(n), self.path_of(n), stamp, stop
@@ -210,7 +217,6 @@ class Copy:
           part.unlink()
       finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
 
   def url_of(self, name: str) -> str:
     """Return the URL of a file by its path below the folder."""

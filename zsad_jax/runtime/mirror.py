@@ -333,7 +333,7 @@ class Mirror(copies.Copy):
         return name, None  # Removed since.
       return name, [size, status.st_mtime_ns, remote.size, remote.mtime]
 
-    with concurrent.futures.ThreadPoolExecutor(urls.THREADS) as pool:
+    with urls.threads() as pool:
       for name, entry in pool.map(send, sorted(names)):
         if entry:
           index[name] = entry

@@ -32,7 +32,7 @@ _WITH_TF = "EPATH_USE_TF"  # Variable of epath: 0 for fsspec.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _OWN = "tfds"  # Not a scheme: paths of records, see `datasets.index`.
 _COLLAPSED = re.compile(rf"({'|'.join(_PACKAGES)}):/(?!/)")
-THREADS = 16  # Requests at a time.
+_THREADS = 16  # Requests at a time.
 _CHUNK = 1 << 22  # Bytes.
 _TRIES, _PAUSE = 3, 1.0  # Of a request; seconds, doubled each time.
 
@@ -148,6 +148,16 @@ def exists(url: str) -> bool:
   return _status(_path(url), url) is not None
 
 
+@contextlib.contextmanager
+def threads() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+  """Provide threads for requests; at an error, start no others."""
+  pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+  try:
+    yield pool
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
 def list_files(url: str) -> dict[str, Stamp]:
   """Return the files of a remote folder and its subfolders.
 
@@ -164,7 +174,7 @@ def list_files(url: str) -> dict[str, Stamp]:
   if not top.is_directory:
     return {"": _stamp(top)}
   found: dict[str, Stamp] = {}
-  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+  with threads() as pool:
     folders = [""]
     while folders:
       names = sum(pool.map(lambda f: _names(url, f), folders), [])
