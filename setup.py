@@ -23,6 +23,7 @@ CORE = [
   "scikit-learn>=1.5",
   "ml_collections>=1.0",
   "absl-py>=2.1",
+  "etils[epath]>=1.9",
   "pillow>=11",
   "jaxtyping>=0.3",
   "safetensors>=0.5",
@@ -66,6 +67,9 @@ setup(
   extras_require={
     "cuda12": [JAX.format("[cuda12]")],
     "tpu": [JAX.format("[tpu]")],
+    "gs": ["gcsfs"],
+    "s3": ["s3fs"],
+    "az": ["adlfs"],
     "elpv": ["elpv-dataset"],
     "heic": ["pillow-heif>=0.18"],
     "dicom": ["pydicom>=3"],

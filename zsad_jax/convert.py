@@ -40,7 +40,7 @@ from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import sources, weights
 from zsad_jax.runs import authors_checkpoint
-from zsad_jax.runtime import cli, config_files
+from zsad_jax.runtime import cli, config_files, copies
 
 
 def define_flags() -> None:
@@ -97,7 +97,7 @@ def convert(
     ValueError: the source is corrupt, no CLIP, or of another model.
     OSError: a file is missing or cannot be read or written.
   """
-  clip = sources.read(source, activation)
+  clip = sources.read(copies.local(source), activation)
   if model:
     check_model(clip.config, model, source)
   origin = {"name": pathlib.Path(source).name, "sha256": clip.sha256}
@@ -191,7 +191,8 @@ def main(options: Any) -> None:
         f"--config is for {config.method_name}, but --method is "
         f"{options.method}."
       )
-    authors_checkpoint.convert(options.checkpoint, options.workdir, config)
+    checkpoint = copies.local(options.checkpoint)
+    authors_checkpoint.convert(checkpoint, options.workdir, config)
 
 
 if __name__ == "__main__":

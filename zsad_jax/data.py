@@ -39,7 +39,7 @@ from zsad_jax.datasets import (
 from zsad_jax.datasets.entries import Entry
 from zsad_jax.datasets.synthetic import preview, synthesis
 from zsad_jax.reporting import figures
-from zsad_jax.runtime import cli, environment, files
+from zsad_jax.runtime import cli, copies, environment, files, urls
 
 _SHOWN = 10  # Problems that are printed.
 
@@ -59,6 +59,7 @@ def _open(options: flags.FlagValues) -> tuple[index.Dataset, Entry | None]:
       name, data_root=options.data_root, masks=options.masks
     )
     return dataset, registry.ENTRIES[name]
+  root = copies.local(root)
   if not os.path.isdir(root):
     raise FileNotFoundError(f"--root: {root} is no folder.")
   entry = registry.ENTRIES[name] if name else None
@@ -96,6 +97,8 @@ def _verify(options: flags.FlagValues) -> int:
 
 
 def _index(options: flags.FlagValues) -> int:
+  if urls.is_url(options.root or options.data_root) and not options.output:
+    raise ValueError("--output: name a file for the index of a remote folder.")
   dataset, _ = _open(options)
   path = pathlib.Path(options.output or f"{dataset.root}/{meta_json.META}")
   files.write_text(path, meta_json.dumps(dataset, os.path.abspath(path.parent)))

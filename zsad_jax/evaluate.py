@@ -26,7 +26,7 @@ from zsad_jax.evaluation import paper_results, protocol, results
 from zsad_jax.metrics import accumulators
 from zsad_jax.reporting import details, report, writer
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import cli, mirror
 
 evaluate_and_write = writer.evaluate
 
@@ -226,6 +226,9 @@ def check_flags(options: flags.FlagValues) -> None:
   if check is not None and not (math.isfinite(check) and check >= 0):
     raise ValueError(f"--check is a number of at least 0, got {check:g}.")
   accumulators.variant(options.variant)
+  if len(options.workdir) > 1 and not options.output:
+    if mirror.of(options.workdir[0]):
+      raise ValueError("--output: name a folder for the summary of the runs.")
   output = _output(options)
   if output.exists() and not output.is_dir():
     raise ValueError(f"--output: {output} is a file; expected a folder.")

@@ -32,7 +32,7 @@ from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli, file_names, progress
+from zsad_jax.runtime import cli, copies, file_names, progress
 
 
 def predict(
@@ -131,7 +131,8 @@ def score(
 def line(result: predictions.ImageResult) -> str:
   """Return the line to print for an image."""
   found = result.detection
-  text = f"{found.score:.4g}  {found.label:9}  {file_names.shown(result.path)}"
+  path = file_names.shown(copies.origin(result.path))
+  text = f"{found.score:.4g}  {found.label:9}  {path}"
   if found.zero_shot_score is None:
     return text
   return f"{text}  (zero-shot {found.zero_shot_score:.4g})"

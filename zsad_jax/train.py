@@ -293,7 +293,13 @@ def _evaluate(run, data, how, stages, names):
 
 
 def _times(folder):
-  """Return the times of the results below a folder, by path."""
+  """Return the times of the results below a folder, by path.
+
+  Only the primary process, which writes them, needs them; to the others, files
+  and folders may vanish at any time.
+  """
+  if not distributed.is_primary():
+    return {}
   paths = sorted(folder.rglob("results.json"))
   return {path: path.stat().st_mtime_ns for path in paths}
 

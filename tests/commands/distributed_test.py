@@ -24,7 +24,7 @@ FLAGS = (
 )
 
 
-def launch(data, workdir, *, processes, devices):
+def launch(data, workdir, *, processes, devices, envs=None):
   """Starts `processes` times the same command, of `devices` devices each."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -48,6 +48,7 @@ def launch(data, workdir, *, processes, devices):
         distributed.NUM_PROCESSES: str(processes),
         distributed.PROCESS_ID: str(i),
       }
+    env |= envs[i] if envs else {}
     started.append(
       subprocess.Popen(
         command,

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from tests.helpers import device_orders
+from tests.helpers import device_orders, remote_folder
 from zsad_jax import train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.backbones.clip.config import ClipConfig
@@ -146,6 +146,8 @@ class StopAfter(contextlib.AbstractContextManager):
 def command():
   """Run `python -m zsad_jax.train` with this backbone."""
   clip_load.RANDOM_CONFIG = BACKBONE
+  if store := os.environ.get(remote_folder.STORE):
+    remote_folder.register(store)
   cli.run(train.main, train.define_flags)
 
 

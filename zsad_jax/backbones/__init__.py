@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 from zsad_jax import types
+from zsad_jax.runtime import copies
 
 DTYPES = ("float32", "bfloat16")  # Of the matrix products.
 
@@ -48,7 +49,8 @@ def load(name: str, path: str, dtype: str = "float32") -> types.ImageBackbone:
 
   Args:
     name: one of `names()`.
-    path: file of converted weights; "" for weights that the package ships.
+    path: file of converted weights, or its URL; "" for weights that the
+      package ships.
     dtype: data type of matrix products, one of `DTYPES`.
 
   Returns:
@@ -68,7 +70,7 @@ def load(name: str, path: str, dtype: str = "float32") -> types.ImageBackbone:
     raise ValueError(
       f"config.backbone.name: no model {name!r}; known: {', '.join(loaders)}."
     )
-  return loaders[name].load(name, path, dtype)
+  return loaders[name].load(name, copies.local(path), dtype)
 
 
 def _loaders() -> dict[str, Loader]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zsad_jax.datasets import class_folders, index, walker
-from zsad_jax.runtime import file_names, text_files
+from zsad_jax.runtime import copies, file_names, text_files, urls
 
 PathLike = str | os.PathLike[str]
 
@@ -52,8 +52,9 @@ def search(paths: Sequence[PathLike]) -> Found:
 
   Args:
     paths: image files; folders, which are searched with their subfolders, see
-      `walker`; glob patterns ("**" matches subfolders); and .txt lists of one
-      image per line, relative to the folder of the list.
+      `walker`; glob patterns ("**" matches subfolders); .txt lists of one
+      image per line, relative to the folder of the list; and URLs of files,
+      folders and lists, of which there are local copies.
 
   Returns:
     Paths in the order of `paths`: a file or pattern as it was given, absolute
@@ -66,7 +67,7 @@ def search(paths: Sequence[PathLike]) -> Found:
   """
   found: dict[tuple, str] = {}
   left_out: dict[Path, str] = {}
-  for path in _joined([str(path) for path in paths]):
+  for path in map(copies.local, _joined([str(path) for path in paths])):
     if path.lower().endswith(".txt") and os.path.isfile(path):
       images = _listed(path)
     elif os.path.isfile(path):
@@ -118,7 +119,7 @@ def check_normal(paths: Sequence[PathLike]) -> None:
   Raises:
     ValueError: a folder contains folders of normal and anomalous images.
   """
-  for path in filter(os.path.isdir, paths):
+  for path in filter(os.path.isdir, map(copies.local, paths)):
     if found := class_folders.anomalous_folder(Path(path)):
       raise ValueError(
         f"{path}: expected normal images, but this is a data set that holds "
@@ -139,7 +140,7 @@ def below(path: PathLike) -> tuple[str, ...]:
     FileNotFoundError: `path` does not exist.
     ValueError: the folder contains no image.
   """
-  path = Path(path).absolute()
+  path = Path(copies.local(path)).absolute()
   if not path.exists():
     raise FileNotFoundError(
       f"{path} does not exist; expected an image or a folder of images."
@@ -176,8 +177,13 @@ def resolve(listing: PathLike, entry: str) -> str:
   Raises:
     FileNotFoundError: the image does not exist.
   """
-  folder = os.path.dirname(os.path.abspath(listing))
   entry = entry.strip()
+  if urls.is_url(entry):
+    return copies.local(entry)
+  listing = copies.origin(listing)
+  if urls.is_url(listing):
+    return copies.local(f"{urls.parent(listing)}/{entry}")
+  folder = os.path.dirname(os.path.abspath(listing))
   for spelled in (entry, entry.replace("\\", "/")):
     path = os.path.join(folder, spelled)
     if "\0" not in path and os.path.isfile(index.file_and_box(path)[0]):
@@ -239,7 +245,7 @@ def _joined(paths: list[str]) -> list[str]:
   joined = []
   while paths:
     end = 1
-    if not os.path.exists(paths[0]):
+    if not (urls.is_url(paths[0]) or os.path.exists(paths[0])):
       whole = [
         (n, name)
         for n in range(len(paths), 1, -1)

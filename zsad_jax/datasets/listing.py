@@ -2,6 +2,7 @@
 
 from zsad_jax.datasets import registry
 from zsad_jax.datasets.entries import Counts, Entry
+from zsad_jax.runtime import copies
 
 _HEADER = (
   "name",
@@ -24,7 +25,9 @@ def text(data_root: str) -> str:
   for name, entry in _on_disk():
     root = registry.find(name, data_root)
     where = (
-      str(root) if root else f"not in {data_root}/" + "|".join(entry.folders)
+      copies.origin(root)
+      if root
+      else f"not in {data_root}/" + "|".join(entry.folders)
     )
     counts = _counts(entry.counts)
     lines.append((name, entry.title, counts, entry.licence, where))

@@ -7,10 +7,10 @@ its path that no other data set of the same list has, such as "site1/parts".
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from zsad_jax.datasets import registry
+from zsad_jax.runtime import copies, urls
 
 
 class Place(NamedTuple):
@@ -45,9 +45,9 @@ def place(spec: str, data_root: str | os.PathLike[str] | None = None) -> Place:
   """
   name = spec.removeprefix(registry.TFDS)
   if name not in registry.ENTRIES:
-    return Place("", os.path.realpath(spec))
+    return Place("", os.path.realpath(copies.location(spec)))
   if name != spec:
-    root = Path(data_root or "", spec)
+    root = copies.location(urls.join(data_root or "", spec))
     return Place(spec, os.path.realpath(root))
   found = registry.find(name, data_root)
   return Place(spec, os.path.realpath(found) if found else "")

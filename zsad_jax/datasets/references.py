@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zsad_jax.datasets import duplicates, image_files, index, walker
-from zsad_jax.runtime import text_files
+from zsad_jax.runtime import copies, text_files
 from zsad_jax.types import ANOMALOUS
 
 SEEDS = (10, 20, 30)  # Of AdaptCLIP's few-shot results (authors' code).
@@ -211,7 +211,7 @@ def read(path: str | os.PathLike[str], dataset: index.Dataset) -> References:
     ValueError: a class is unknown or missing, or a listed image belongs to
       another class of the data set.
   """
-  path = Path(path)
+  path = Path(copies.local(path))
   if path.is_dir():
     images = _of_folder(path, dataset.class_names)
   elif path.is_file():

@@ -22,7 +22,7 @@ from zsad_jax.datasets import (
 )
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.datasets.entries import Entry
-from zsad_jax.runtime import environment
+from zsad_jax.runtime import copies, environment, urls
 
 TFDS = "tfds:"  # Prefix of the name of a data set that was built as records.
 # Size and seed of the embedded sets; their published numbers depend on both.
@@ -136,12 +136,13 @@ def _open(
     return _check(tfds_records.open_built(name, data_root), ENTRIES[name])
   if spec in ENTRIES:
     return _check(_read_registered(spec, data_root), ENTRIES[spec])
-  if not os.path.isdir(spec):
+  folder = copies.local(spec)
+  if not os.path.isdir(folder):
     raise FileNotFoundError(
       f"{spec!r} is neither a folder nor a known data set; known are "
       f"{', '.join(ENTRIES)}."
     )
-  return read_folder(spec)
+  return read_folder(folder)
 
 
 def read_folder(root: PathLike, *, name: str | None = None) -> index.Dataset:
@@ -228,25 +229,31 @@ def _read_embedded(name: str, cache_dir: PathLike) -> index.Dataset:
   return dataclasses.replace(dataset, notes=(note,) if note else ())
 
 
-def find(name: str, data_root: PathLike | None) -> Path | None:
+def find(
+  name: str, data_root: PathLike | None, *, fetch: bool = False
+) -> Path | None:
   """Return the folder of a registered data set, or None.
 
   Args:
     name: a key of `ENTRIES`.
     data_root: the folder of the data sets; None searches installed packages
       only.
+    fetch: copy a remote data set; else the folder of the copy may not exist.
   """
   if data_root is not None:
     for folder in ENTRIES[name].folders:
-      root = Path(data_root) / folder
-      if root.is_dir():
-        return root.absolute()
+      root = urls.join(data_root, folder)
+      if urls.is_url(root):
+        if urls.is_dir(root):
+          return Path(copies.local(root) if fetch else copies.location(root))
+      elif os.path.isdir(root):
+        return Path(root).absolute()
   package = ENTRIES[name].find_package
   return package() if package else None
 
 
 def _read_registered(name: str, data_root: PathLike | None) -> index.Dataset:
-  root = find(name, data_root)
+  root = find(name, data_root, fetch=True)
   if root is None:
     raise FileNotFoundError(_how_to_get(name, data_root))
   return read_entry(name, root)
@@ -292,7 +299,7 @@ def _how_to_get(name: str, data_root: PathLike | None) -> str:
   entry = ENTRIES[name]
   where = (
     f"none of the folders {', '.join(entry.folders)} exists in "
-    f"{os.path.abspath(data_root)}"
+    f"{data_root if urls.is_url(data_root) else os.path.abspath(data_root)}"
     if data_root is not None
     else "no data root was given"
   )

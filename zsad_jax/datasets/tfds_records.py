@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from zsad_jax.datasets import index
+from zsad_jax.runtime import copies, urls
 
 BUILDERS = "zsad_jax.datasets.tfds_builders"  # Module that writes the records.
 PREFIX = "zsad_"  # Of the names of builders.
@@ -30,7 +31,7 @@ def open_built(
   """
   if data_root is None:
     raise ValueError(f"tfds:{name}: no data root was given.")
-  folder = Path(data_root).absolute() / (PREFIX + name)
+  folder = Path(copies.local(urls.join(data_root, PREFIX + name))).absolute()
   versions = sorted(folder.glob("*/metadata.json"))
   if not versions:
     raise FileNotFoundError(

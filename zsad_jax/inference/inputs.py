@@ -13,6 +13,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from zsad_jax.datasets import preprocess
+from zsad_jax.runtime import copies
 
 # What a detector accepts; `check` has the details.
 ImageInput = str | os.PathLike[str] | PIL.Image.Image | np.ndarray
@@ -104,7 +105,7 @@ def decode(image: ImageInput, name: str, size: int) -> DecodedImage:
       mode.
   """
   if isinstance(image, (str, os.PathLike)):
-    opened = preprocess.open_image(image)
+    opened = preprocess.open_image(copies.local(image))
   elif isinstance(image, PIL.Image.Image):
     with _PIL_LOCK:
       opened = preprocess.convert_image(image, name)

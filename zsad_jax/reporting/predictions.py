@@ -16,6 +16,7 @@ from zsad_jax.reporting import figures
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import (
+  copies,
   distributed,
   file_names,
   files,
@@ -186,7 +187,7 @@ class ScoreTable:
   def add(self, result: ImageResult) -> None:
     """Write the row of the next image."""
     found = result.detection
-    row = [result.path, f"{found.score:.6g}", found.label]
+    row = [copies.origin(result.path), f"{found.score:.6g}", found.label]
     row.append(f"{found.threshold:.6g}")
     if _COLUMNS[-1] in self._columns:
       assert found.zero_shot_score is not None
@@ -199,7 +200,8 @@ class ScoreTable:
     """Write the row of the next image, which has no score."""
     empty = [""] * (len(self._columns) - 2)
     with stopping.postponed():
-      self._write([self._images[self._rows], *empty, status])
+      image = copies.origin(self._images[self._rows])
+      self._write([image, *empty, status])
 
   def _write(self, row):
     self._writer.writerow(row)
@@ -215,7 +217,7 @@ def _one_line(error) -> str:
 def save_references(
   output: pathlib.Path, class_name: str, paths: Sequence[str]
 ) -> None:
-  """Write references.json: {class: [path, ...]}, with absolute paths."""
-  absolute = [os.path.abspath(path) for path in paths]
+  """Write references.json: {class: [path, ...]}, absolute paths or URLs."""
+  absolute = [copies.origin(os.path.abspath(path)) for path in paths]
   text = json.dumps({class_name: absolute}, indent=1) + "\n"
   files.write_text(output / "references.json", text)

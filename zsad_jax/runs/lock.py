@@ -7,11 +7,15 @@ atomic on shared file systems as well. The holder also keeps a kernel lock
 is left by a killed process of the same machine is recognised and replaced. The
 state of another machine's processes is unknown here; such a file is never
 replaced. Reading a run needs no lock.
+
+Of a remote workdir, the local copy has this lock, and the remote folder a file
+with the same content, see `runtime.mirror`.
 """
 
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -20,7 +24,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from zsad_jax.runtime import distributed, files, stopping
+from zsad_jax.runtime import distributed, files, mirror, stopping, urls
 
 FILE = "lock.json"
 _PROC = pathlib.Path("/proc")
@@ -38,10 +42,14 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
     ValueError: another process holds it, or held it on another host.
     OSError: the folder or the file cannot be written.
   """
+  urls.refuse(workdir, "workdir")
   path = pathlib.Path(workdir).absolute() / FILE
   if path in _held or not distributed.is_primary():
     yield
     return
+  if remote := mirror.of(path):
+    check_remote = functools.partial(_check_remote, remote.url, path)
+    remote.hold_lock(_content(), check_remote)
   created = not path.parent.exists()
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.explained(path):
@@ -66,9 +74,20 @@ def check(workdir: str | os.PathLike[str]) -> None:
     ValueError: see `hold`.
   """
   path = pathlib.Path(workdir).absolute() / FILE
-  if path not in _held and (holder := _read(path)) is not None:
+  if path in _held:
+    return
+  if (holder := _read(path)) is not None:
     if not _is_stale(path, holder):
       raise ValueError(_refusal(path, holder))
+  if (remote := mirror.of(path)) and (text := remote.read_lock()) is not None:
+    _check_remote(remote.url, path, text)
+
+
+def _check_remote(url: str, path: pathlib.Path, text: str) -> None:
+  """Refuse the remote lock of another process, unless that has ended."""
+  holder = _parse(text)
+  if not (holder and _is_stale(path, holder)):
+    raise ValueError(_refusal(f"{url}/{FILE}", holder))
 
 
 def _remove(path: pathlib.Path, descriptor: int) -> None:
@@ -101,7 +120,7 @@ def _create(path: pathlib.Path) -> int | None:
   flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
   descriptor = os.open(temporary, flags, 0o644)
   try:
-    os.write(descriptor, (json.dumps(_identity(), indent=1) + "\n").encode())
+    os.write(descriptor, _content().encode())
     with contextlib.suppress(OSError):  # Not every file system has it.
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
@@ -125,6 +144,11 @@ def _create(path: pathlib.Path) -> int | None:
     temporary.unlink(missing_ok=True)
 
 
+def _content() -> str:
+  """Return the content of the file."""
+  return json.dumps(_identity(), indent=1) + "\n"
+
+
 def _identity() -> dict[str, Any]:
   """Return the host and this process."""
   return {
@@ -141,9 +165,17 @@ def _identity() -> dict[str, Any]:
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
   """Return the holder; None without a file, {} where it is not readable."""
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    return _parse(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     return None
+  except ValueError:
+    return {}
+
+
+def _parse(text: str) -> dict[str, Any]:
+  """Return the holder of a lock; {} where its content is corrupt."""
+  try:
+    found = json.loads(text)
   except ValueError:
     return {}
   return found if isinstance(found, dict) else {}
@@ -165,7 +197,13 @@ def _is_stale(path: pathlib.Path, holder: dict[str, Any]) -> bool:
 
 
 def _refusal(path, holder) -> str:
-  """Return the message for a workdir that is in use."""
+  """Return the message for a workdir that is in use.
+
+  Args:
+    path: the file, or its URL.
+    holder: its content.
+  """
+  workdir = str(path).removesuffix(f"/{FILE}")
   if not holder:
     return (
       f"{path} names no process: it is corrupt. If no other process trains "
@@ -175,11 +213,11 @@ def _refusal(path, holder) -> str:
   since = f"since {holder.get('since', 'an unknown time')}"
   if holder.get("host") == socket.gethostname():
     return (
-      f"{path.parent} is in use by {process}, {since}; choose another "
+      f"{workdir} is in use by {process}, {since}; choose another "
       f"--workdir, or wait until it ends ({path})."
     )
   return (
-    f"{path.parent} is in use by {process}, {since}. Its state is not known "
+    f"{workdir} is in use by {process}, {since}. Its state is not known "
     f"on this host: if it has ended, remove {path}."
   )
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from zsad_jax.runtime import distributed, files, progress
+from zsad_jax.runtime import distributed, files, mirror, progress
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class Writer:
     if self._board is not None:
       for name, value in values.items():
         self._board.add_scalar(name, float(value), step)
+    mirror.request(self._path)
 
   def progress(self, step: int, loss: float, batch_size: int) -> float:
     """Log loss, speed and time left; return images per second."""

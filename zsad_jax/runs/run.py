@@ -26,7 +26,7 @@ from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
 from zsad_jax.runs import checkpoint, migration
 from zsad_jax.runs import settings as settings_lib
-from zsad_jax.runtime import distributed, environment, files
+from zsad_jax.runtime import copies, distributed, environment, files
 
 
 def open_dataset(config: types.Config, name: str) -> index.Dataset:
@@ -161,7 +161,7 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
     ValueError: the file is corrupt, or a field is missing, unknown, of another
       type or out of range; the message has the path and the field.
   """
-  path = pathlib.Path(workdir) / "config.json"
+  path = pathlib.Path(copies.local(workdir)) / "config.json"
   if not path.is_file():
     raise FileNotFoundError(
       f"{path} does not exist: --workdir names the folder of a run made by "
@@ -209,7 +209,7 @@ def load(workdir: str | pathlib.Path) -> Run:
   Sets JAX's default matmul precision to the run's.
 
   Args:
-    workdir: folder of the run.
+    workdir: folder of the run, or its URL.
 
   Raises:
     FileNotFoundError: the run, its checkpoint or its backbone's weights are
@@ -217,7 +217,7 @@ def load(workdir: str | pathlib.Path) -> Run:
     ValueError: the files do not fit together.
   """
   environment.check()
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(copies.local(workdir, fresh=True))
   config = read_config(workdir)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   backbone = backbones.load(**config.backbone)

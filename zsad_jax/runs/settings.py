@@ -16,6 +16,7 @@ from typing import Any
 import optax
 
 from zsad_jax import types
+from zsad_jax.runtime import urls
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's, too.
 # Of `jax.default_matmul_precision`.
@@ -187,6 +188,10 @@ PRETRAINING = {
   "checkpoint_steps": _COUNT,
   "matmul_precision": _PRECISION,
 }
+# Fields of paths that may be URLs, and of those that may not.
+_READ = ("backbone.path", "data_root", "train_data", "test_data")
+_READ += ("selection_data",)
+_LOCAL = ("decoded_cache", "features.folder")
 # Sections whose fields are arguments of a function: others are errors.
 _CLOSED = ("backbone", "features", "memory", "model", "objective")
 
@@ -229,6 +234,7 @@ def check(
       raise ValueError(
         f"{start}config.{name} is {_shown(values[field])}, but {problem}."
       )
+  _check_paths(found, start)
   for section in set(_CLOSED) & found.keys():
     known = [n.rpartition(".")[2] for n in rules if n.startswith(f"{section}.")]
     if unknown := sorted(set(found[section]) - set(known)):
@@ -236,6 +242,21 @@ def check(
         f"{start}config.{section}.{unknown[0]} is unknown; the fields of "
         f"config.{section} are {', '.join(known)}."
       )
+
+
+def _check_paths(found: Mapping[str, Any], start: str) -> None:
+  """Check the scheme of each field that is a URL."""
+  for name in (*_READ, *_LOCAL):
+    section, _, field = name.rpartition(".")
+    value = (found.get(section, {}) if section else found).get(field, ())
+    for path in [value] if isinstance(value, str) else value:
+      if name in _LOCAL:
+        urls.refuse(path, f"{start}config.{name}")
+      elif urls.is_url(path):
+        try:
+          urls.check(path)
+        except ValueError as error:
+          raise ValueError(f"{start}config.{name}: {error}") from error
 
 
 def check_pretraining(config: types.Config) -> None:

@@ -17,7 +17,13 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from zsad_jax.runtime import console, distributed, environment, stopping
+from zsad_jax.runtime import (
+  console,
+  distributed,
+  environment,
+  mirror,
+  stopping,
+)
 
 _INTERNAL = 70  # Exit status of an error of the package.
 
@@ -85,13 +91,18 @@ def run(
       distributed.start()
       stopping.install()  # JAX has a handler of its own.
       environment.check_platform()
-      with _console(), distributed.exit_on_peer_failure():
+      with _console(), distributed.exit_on_peer_failure(), _mirrored():
         return main(flags.FLAGS)
 
   _quiet_threads()
   define_flags()
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
   app.run(guarded, flags_parser=parse)
+
+
+def _mirrored():
+  """Let commands write to local folders whose changes are uploaded."""
+  return mirror.of_flags(flags.FLAGS)
 
 
 @contextlib.contextmanager

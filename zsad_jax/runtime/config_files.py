@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from zsad_jax.runtime import environment
+from zsad_jax.runtime import environment, urls
 
 _SHARED = "common"  # Used by the other files; no configuration by itself.
 
@@ -82,7 +82,9 @@ def resolve(spec: str) -> tuple[pathlib.Path, str | None]:
 
   Raises:
     FileNotFoundError: there is no such name or file.
+    ValueError: it is a URL.
   """
+  urls.refuse(spec, "--config")
   given, colon, variant = spec.partition(":")
   path = pathlib.Path(given)
   if path.name == given and path.suffix != ".py":

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 import zsad_jax
+from zsad_jax.runtime import urls
 
 CACHE, DATA = "ZSAD_JAX_CACHE", "ZSAD_JAX_DATA"
 MAX_PIXELS, DEBUG = "ZSAD_JAX_MAX_PIXELS", "ZSAD_DEBUG"
@@ -63,6 +64,7 @@ def check() -> None:
     path = os.environ.get(name)
     if path and os.path.exists(path) and not os.path.isdir(path):
       raise ValueError(f"{name} must be a folder, but {path!r} is a file.")
+  urls.refuse(os.environ.get(CACHE, ""), CACHE)
 
 
 def check_platform() -> None:
