@@ -1,4 +1,4 @@
-"""Names of configuration fields in older versions."""
+"""Names and values of configuration fields in older versions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,12 @@ RENAMED = {
   "objective": {"taps": "feature_layers"},
 }
 
+# Section -> fields that older versions have not, with their behavior.
+ADDED = {"backbone": {"attention": "exact"}}
+
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a configuration under the present names of its fields.
+  """Return a configuration with the present fields of its sections.
 
   Args:
     document: content of a `config.json`, of any version.
@@ -29,4 +32,7 @@ def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
       result[section] = {
         names.get(key, key): value for key, value in result[section].items()
       }
+  for section, fields in ADDED.items():
+    if isinstance(result.get(section), Mapping):
+      result[section] = {**fields, **result[section]}
   return result
