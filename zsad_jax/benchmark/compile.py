@@ -129,7 +129,9 @@ def examine(
   # XLA counts loops once, and products that all chips repeat on each of them.
   flops = max(flops, products)
   memory = hlo.memory(compiled)
-  memory["replicated"] = hlo.replicated_bytes(arguments)
+  # The compiler drops arguments that are not used, most of them replicated.
+  split = hlo.split_bytes(arguments)
+  memory["replicated"] = max(memory["arguments"] - split, 0)
   return {
     "chips": count,
     "effort": effort,

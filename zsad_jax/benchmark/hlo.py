@@ -85,14 +85,14 @@ def cost(compiled: Any) -> tuple[float, float]:
   return found.get("flops", 0.0), found.get("bytes accessed", 0.0)
 
 
-def replicated_bytes(arguments: Any) -> int:
-  """Return the bytes of arguments that each device has in full.
+def split_bytes(arguments: Any) -> int:
+  """Return the bytes on one device of arguments that the devices share out.
 
   Args:
     arguments: tree of `jax.ShapeDtypeStruct` with shardings.
   """
   return sum(
-    x.size * x.dtype.itemsize
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(arguments)
-    if x.sharding.is_fully_replicated
+    if not x.sharding.is_fully_replicated
   )
