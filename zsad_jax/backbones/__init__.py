@@ -81,12 +81,13 @@ def load(
   backbone = loaders[name].load(name, path, dtype)
   if attention == "exact":
     return backbone
-  if not hasattr(backbone, "with_attention"):
+  choose = getattr(backbone, "with_attention", None)
+  if choose is None:
     raise ValueError(
       f"config.backbone.attention is {attention!r}, but {name} has no choice "
       'of attention: set "exact".'
     )
-  return backbone.with_attention(attention)
+  return choose(attention)
 
 
 def _loaders() -> dict[str, Loader]:

@@ -23,7 +23,7 @@ from zsad_jax.runtime import config_files, environment, files
 
 Row = dict[str, Any]
 # Fields by which a program is found again in the JSON file.
-KEY = (
+KEY: tuple[str, ...] = (
   "target",
   "method",
   "program",
@@ -80,7 +80,7 @@ def define_flags() -> None:
 
 def config_of(method: str, options: Any) -> Any:
   """Return the papers' configuration of a method with the command's flags."""
-  config = config_files.load(f"{method}:paper").unlock()
+  config: Any = config_files.load(f"{method}:paper").unlock()
   config.image_size = options.image_size
   config.backbone.dtype = options.dtype
   config.backbone.attention = options.attention
@@ -356,6 +356,8 @@ def main(options: Any) -> None:
   Raises:
     ValueError: a program does not compile.
   """
+  # Its programs cannot be loaded here.
+  jax.config.update("jax_enable_compilation_cache", False)
   record = Record(options.json, options.resume)
   for target in map(chips.target, options.target):
     compiler = Compiler(target, options, record)

@@ -99,7 +99,7 @@ def prediction(
   mesh: jax.sharding.Mesh,
   *,
   smooth_sigma: float = 0.0,
-) -> Callable[..., list[types.Prediction]]:
+) -> Callable[..., list[dict[str, jax.Array]]]:
   """Return the compiled prediction from features; see `Predictor.predict`.
 
   Args:
@@ -227,9 +227,7 @@ class Predictor:
     return sum(results, [])
 
 
-def shared_memory_bank(
-  method: types.DetectionModel, features: types.Features
-) -> Any:
+def shared_memory_bank(method: Any, features: types.Features) -> Any:
   """Build the memory bank that all images share; runs inside jit.
 
   Args:

@@ -1,5 +1,7 @@
 """Scaled dot-product attention."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -53,7 +55,7 @@ def _with_even_lengths(q, k, v, causal):
   1,375 tokens at 518 pixels.
   """
   b, t, s = len(q), q.shape[1], k.shape[1]
-  lengths = {}
+  lengths: dict[str, Any] = {}
   if t % 2 or s % 2:
     pad = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
     q, k, v = pad(q), pad(k), pad(v)
