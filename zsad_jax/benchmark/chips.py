@@ -37,7 +37,7 @@ class Chip:
   bandwidth: float
   memory: float
   source: str
-  float32_flops: float = 0
+  float32_flops: float = 0.0
   gpu: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from absl import flags
 
 from zsad_jax import methods
 from zsad_jax.backbones.clip.config import MODELS, ClipConfig
-from zsad_jax.benchmark import chips, hlo, roofline
+from zsad_jax.benchmark import chips, hlo
 from zsad_jax.benchmark.programs import Programs
 from zsad_jax.layers import kernels
 from zsad_jax.runtime import config_files, environment, files
@@ -116,9 +116,7 @@ def examine(
     jax.default_matmul_precision(config.matmul_precision),
   ):
     programs = Programs(config, sizes, target.mesh, batch_size=per_chip * count)
-    function, arguments = programs.all()[program]()
-    lowered = function.trace(*arguments).lower()
-    products = roofline.flops(function, *arguments) / count
+    lowered, products, arguments = programs.all()[program]()
   lowering = time.perf_counter() - start
   start = time.perf_counter()
   compiled = lowered.compile(
@@ -127,7 +125,7 @@ def examine(
   seconds = time.perf_counter() - start
   flops, moved = hlo.cost(compiled)
   # XLA counts loops once, and products that all chips repeat on each of them.
-  flops = max(flops, products)
+  flops = max(flops, products / count)
   memory = hlo.memory(compiled)
   # The compiler drops arguments that are not used, most of them replicated.
   split = hlo.split_bytes(arguments)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from zsad_jax import types
 from zsad_jax.backbones.clip import convert
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip.config import ClipConfig
+from zsad_jax.benchmark import roofline
 from zsad_jax.inference import few_shot, predictor
 from zsad_jax.runs import run as run_lib
 from zsad_jax.training import (
@@ -22,8 +23,6 @@ from zsad_jax.training import (
   update_step,
 )
 
-# A jitted function and its arguments, as shapes.
-Program = tuple[Any, tuple[Any, ...]]
 CLASSES = (  # Of MVTec AD: the number and length of prompts depend on them.
   "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile "
   "toothbrush transistor wood zipper"
@@ -31,6 +30,20 @@ CLASSES = (  # Of MVTec AD: the number and length of prompts depend on them.
 STORED = 1725  # Images of MVTec AD's test set, those that are stored.
 
 _struct = jax.ShapeDtypeStruct
+
+
+class Program(NamedTuple):
+  """A program for all devices.
+
+  Attributes:
+    lowered: the program, to be compiled.
+    flops: of its matrix products, see `roofline.flops`.
+    arguments: those that grow with the number of images, and others.
+  """
+
+  lowered: jax.stages.Lowered
+  flops: int
+  arguments: Any
 
 
 class Programs:
@@ -73,7 +86,7 @@ class Programs:
     )
 
   def all(self) -> dict[str, Callable[[], Program]]:
-    """Return a function of each program: it returns function and arguments."""
+    """Return a function for each program, which lowers it."""
     found = {
       "encode": self.encode,
       "predict": self.predict,
@@ -82,16 +95,13 @@ class Programs:
     if jax.tree.leaves(self._model[0]):  # It is trained.
       found["cached_step"] = functools.partial(self.update, cached=True)
       found["step"] = functools.partial(self.update, cached=False)
-      if hasattr(feature_store, "read_program"):
+      if hasattr(feature_store.Device, "lower_read"):
         found["store_read"] = self.store_read
     return found
 
   def encode(self) -> Program:
     """Return the program of the feature pass before training."""
-    encode = feature_cache.encoder(
-      self._method, jnp.dtype(self._config.features.dtype)
-    )
-    return encode, (self._backbone, self._images())
+    return _lower(self._encoder(), self._backbone, self._images())
 
   def predict(self) -> Program:
     """Return the zero-shot prediction from features."""
@@ -134,21 +144,28 @@ class Programs:
         batch["references"] = _repeated(batch["image"], count)
     batch = _placed(batch, self._split)
     function = update_step.make(self._method, tx)
-    return function, (state, self._backbone, self._aux, batch, self._key)
+    return _lower(function, state, self._backbone, self._aux, batch, self._key)
 
   def store_read(self) -> Program:
     """Return the read of a batch of stored features on the devices."""
     row = jax.tree.map(lambda x: _struct(x.shape[1:], x.dtype), self._stored())
-    return feature_store.read_program(row, STORED, self._mesh, self._batch_size)
+    b = self._batch_size
+    store: Any = feature_store.Device(row, STORED, self._mesh, b)
+    return Program(store.lower_read((b,)), 0, ())
 
   def _prediction(self, method, banks) -> Program:
     features = _placed(self._features(method), self._split)
     predict = predictor.prediction(
       method, self._mesh, smooth_sigma=self._config.smooth_sigma
     )
-    params, stats = self._model
-    arguments = params, stats, self._backbone, self._aux, features, banks
-    return predict, arguments
+    return _lower(
+      predict, *self._model, self._backbone, self._aux, features, banks
+    )
+
+  def _encoder(self):
+    """Return the function of the feature pass."""
+    dtype = jnp.dtype(self._config.features.dtype)
+    return feature_cache.encoder(self._method, dtype)
 
   def _features(self, method):
     """Return the shapes of a batch of features."""
@@ -157,7 +174,7 @@ class Programs:
 
   def _stored(self):
     """Return the shapes of a batch of stored features."""
-    return jax.eval_shape(*_flat(self.encode()))
+    return jax.eval_shape(self._encoder(), self._backbone, self._images())
 
   def _images(self):
     b, side = self._batch_size, self._config.image_size
@@ -201,6 +218,7 @@ def _repeated(tree, count):
   return jax.tree.map(lambda x: _struct(shape(x), x.dtype), tree)
 
 
-def _flat(program):
-  function, arguments = program
-  return function, *arguments
+def _lower(function: Any, *arguments: Any) -> Program:
+  """Lower a jitted function for the devices of its arguments."""
+  lowered = function.trace(*arguments).lower()
+  return Program(lowered, roofline.flops(function, *arguments), arguments)
