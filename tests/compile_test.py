@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.helpers import small_run
 from zsad_jax.benchmark import chips, compile, hlo, programs, roofline
-from zsad_jax.layers import flash_attention, kernels, rounding
+from zsad_jax.layers import attention, flash_attention, kernels, rounding
 from zsad_jax.runtime import distributed
 
 CHIP = chips.Chip(
@@ -304,10 +304,20 @@ def test_compilers_keep_the_rounding_to_float16(device, request):
   assert "exponent_bits=5, mantissa_bits=10" in compiled.as_text()
 
 
+def test_gpus_attend_with_cudnn_for_odd_lengths(gpu):
+  split = jax.NamedSharding(gpu.mesh, P("data"))
+  q = jax.ShapeDtypeStruct((2, 7, 2, 64), jnp.bfloat16, sharding=split)
+  loss = lambda *x: attention.attend(*x, causal=False).sum()
+  with kernels.assume(gpu.machine):
+    text = jax.jit(jax.grad(loss)).lower(q, q, q).compile().as_text()
+  assert "__cudnn$fmhaSoftmaxBackward" in text
+  assert "bf16[1,8,2,64]" in text  # Padded, and split over the GPUs.
+
+
 def test_programs_lower_for_gpus(gpu):
   config = small("adaclip", dtype="bfloat16")
   with kernels.assume(gpu.machine):
     found = programs.Programs(
       config, small_run.BACKBONE, gpu.mesh, batch_size=2
     ).all()["step"]()
-  assert "__cudnn$fmhaSoftmaxBackward" in found.lowered.as_text()
+  assert "mhlo.num_partitions = 2" in found.lowered.as_text()
