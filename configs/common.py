@@ -34,7 +34,9 @@ def get_config(method: str) -> Config:
     seed: of initialization, order of the data and everything random.
     backbone: name of a model (`zsad_jax.backbones`), its converted weights, and
       the type of its matrix products: "float32", or "bfloat16" (faster on
-      accelerators; norms, softmax, logits and losses stay in float32).
+      accelerators; norms, softmax, logits and losses stay in float32); its
+      attention: "exact", or "flash", a kernel for TPUs that was compiled and
+      compared in an interpreter, but has not run on a TPU.
     image_size: side of the images in pixels.
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
     train_data: auxiliary sets; training uses their test images.
@@ -64,7 +66,8 @@ def get_config(method: str) -> Config:
     eval_batch_size: images per step of evaluation, over all devices.
     log_steps, checkpoint_steps: steps between two lines, two checkpoints.
     tensorboard: write TensorBoard files, too.
-    matmul_precision: "highest", or the device's preference ("default").
+    matmul_precision: of float32 products on accelerators: "highest",
+      "high" or "default", see docs/speed.md; a CPU has one.
 
   Args:
     method: name of a file in zsad_jax/methods/.
@@ -73,7 +76,9 @@ def get_config(method: str) -> Config:
   config.method_name = method
   config.method = methods.defaults(method).lock()
   config.seed = 111
-  config.backbone = dict(name=EMBEDDED, path="", dtype="float32")
+  config.backbone = dict(
+    name=EMBEDDED, path="", dtype="float32", attention="exact"
+  )
   config.image_size = 112
 
   config.data_root = environment.data_root()

@@ -13,13 +13,11 @@ numbers. A finished run is not evaluated again; `zsad_jax.evaluate` does that.
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
 
 import jax
 import numpy as np
-import optax
 from absl import flags
 
 from zsad_jax import backbones, types
@@ -37,6 +35,7 @@ from zsad_jax.training import (
   optimizer,
   selection,
   summary,
+  update_step,
 )
 
 
@@ -103,6 +102,7 @@ def _train(config, workdir, stack):
     "training": {"opt": tx.init(params), "step": np.int32(0)},
   }
   state = distributed.replicate(state, mesh)
+  update = update_step.make(method, tx)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
   start, meta = time.perf_counter(), {}
@@ -113,32 +113,6 @@ def _train(config, workdir, stack):
   if step < total_steps:
     finished.reset(workdir)
   summary.log(config, datasets, method, backbone, params)
-
-  # ---- Update step.
-  @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, backbone, aux, batch, rng):
-    params, stats = state["model"]["params"], state["model"]["stats"]
-    step = state["training"]["step"]
-    encoded = predictor.encode(method, backbone, batch)
-    (loss, (parts, stats)), grads = jax.value_and_grad(
-      method.loss, has_aux=True
-    )(
-      params,
-      stats,
-      backbone,
-      aux,
-      encoded,
-      batch,
-      jax.random.fold_in(rng, step),
-    )
-    updates, opt = tx.update(grads, state["training"]["opt"], params)
-    norms = {"l2_grads": grads, "l2_updates": updates}
-    norms = {name: optax.tree.norm(tree) for name, tree in norms.items()}
-    state = {
-      "model": {"params": optax.apply_updates(params, updates), "stats": stats},
-      "training": {"opt": opt, "step": step + 1},
-    }
-    return state, {"loss": loss, **norms, **parts}
 
   # ---- Actions between steps.
   log = logger.Writer(

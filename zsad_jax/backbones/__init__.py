@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 from zsad_jax import types
+from zsad_jax.layers import kernels
 from zsad_jax.runtime import copies
 
 DTYPES = ("float32", "bfloat16")  # Of the matrix products.
@@ -44,7 +45,9 @@ def note(name: str) -> str:
   return loader.NOTES.get(name, "") if loader else ""
 
 
-def load(name: str, path: str, dtype: str = "float32") -> types.ImageBackbone:
+def load(
+  name: str, path: str, dtype: str = "float32", attention: str = "exact"
+) -> types.ImageBackbone:
   """Load a frozen backbone; the arguments are the fields of `config.backbone`.
 
   Args:
@@ -52,25 +55,41 @@ def load(name: str, path: str, dtype: str = "float32") -> types.ImageBackbone:
     path: file of converted weights, or its URL; "" for weights that the
       package ships.
     dtype: data type of matrix products, one of `DTYPES`.
+    attention: "exact", or "flash" for the kernel of TPUs, which has not been
+      run on one; only for backbones that have `with_attention`.
 
   Returns:
     The backbone. If it has a text encoder, it is a `types.Backbone`.
 
   Raises:
     FileNotFoundError: the file does not exist.
-    ValueError: the name or the data type is unknown, or the weights in the
-      file do not fit the name.
+    ValueError: the name, the data type or the attention is unknown, or the
+      weights in the file do not fit the name.
   """
   if dtype not in DTYPES:
     raise ValueError(
       f"config.backbone.dtype is one of {', '.join(DTYPES)}, got {dtype!r}."
+    )
+  if attention not in kernels.ATTENTION:
+    raise ValueError(
+      f"config.backbone.attention is one of {', '.join(kernels.ATTENTION)}, "
+      f"got {attention!r}."
     )
   loaders = _loaders()
   if name not in loaders:
     raise ValueError(
       f"config.backbone.name: no model {name!r}; known: {', '.join(loaders)}."
     )
-  return loaders[name].load(name, copies.local(path), dtype)
+  backbone = loaders[name].load(name, copies.local(path), dtype)
+  if attention == "exact":
+    return backbone
+  choose = getattr(backbone, "with_attention", None)
+  if choose is None:
+    raise ValueError(
+      f"config.backbone.attention is {attention!r}, but {name} has no choice "
+      'of attention: set "exact".'
+    )
+  return choose(attention)
 
 
 def _loaders() -> dict[str, Loader]:

@@ -8,6 +8,7 @@ python -m zsad_jax.benchmark epochs
 python -m zsad_jax.benchmark breakdown
 python -m zsad_jax.benchmark scaling
 python -m zsad_jax.benchmark scale
+python -m zsad_jax.benchmark compile
 
   metrics    the pixel metrics of a category: streaming and exact, compared
              with scikit-learn and the published 200-threshold AUPRO
@@ -33,6 +34,11 @@ python -m zsad_jax.benchmark scale
              --model=ViT-L-14-336 --batches=1,2,4,8 --sizes=112,224,336
   scale      an index of --images=150000, its cached features, an epoch and its
              evaluation with a tiny backbone: seconds and memory
+  compile    all programs compiled for TPU slices or GPUs that are not there:
+             memory, largest batch, FLOPs, collectives; set JAX_PLATFORMS=cpu
+             --target=v5e:8x8,h100:1x8 --methods=NAMES --programs=NAMES
+             --dtype=bfloat16|float32 --per_chip=4 --largest --effort=-1
+             --attention=exact|flash --resume
 
 Ratios are of one run, in which the candidates take turns on the same data.
 --json=FILE writes the numbers to a file.
@@ -55,6 +61,7 @@ BENCHMARKS = (
   "breakdown",
   "scaling",
   "scale",
+  "compile",
 )
 
 

@@ -38,7 +38,16 @@ def _of_equation(equation, measure) -> int:
   inner = [_count(jaxpr, measure) for jaxpr in _programs(params.values())]
   if name == "cond":
     return max(inner)
-  return sum(inner) * (params["length"] if name == "scan" else 1)
+  return sum(inner) * _times(name, params)
+
+
+def _times(name, params) -> int:
+  """Return how often an equation runs its programs."""
+  if name == "scan":
+    return params["length"]
+  if name == "pallas_call":  # Once for each block.
+    return math.prod(params["grid_mapping"].grid)
+  return params["mesh"].size if name == "shard_map" else 1
 
 
 def _programs(values):

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,6 +95,30 @@ def _widen(backbone, features):
   return jax.tree.map(widen, features)
 
 
+def prediction(
+  method: types.DetectionModel,
+  mesh: jax.sharding.Mesh,
+  *,
+  smooth_sigma: float = 0.0,
+) -> Callable[..., list[dict[str, jax.Array]]]:
+  """Return the compiled prediction from features; see `Predictor.predict`.
+
+  Args:
+    method: the method.
+    mesh: devices.
+    smooth_sigma: see `Predictor`.
+
+  Returns:
+    A function of params, stats, the backbone, the result of `method.prepare`,
+    features and a tuple of memory banks.
+  """
+  fuses = isinstance(method, types.FusesZeroShot)
+  return jax.jit(
+    functools.partial(_predict, method, fuses, smooth_sigma),
+    out_shardings=distributed.row_sharding(mesh),
+  )
+
+
 class Predictor:
   """Anomaly maps and scores of batches, for one set of class names."""
 
@@ -126,12 +150,9 @@ class Predictor:
     )
     self._encode = jax.jit(functools.partial(encode, method))
     self._build_memory_bank = jax.jit(
-      functools.partial(_build_memory_bank, method)
+      functools.partial(shared_memory_bank, method)
     )
-    self._predict = jax.jit(
-      functools.partial(_predict, method, self._fuses, smooth_sigma),
-      out_shardings=distributed.row_sharding(mesh),
-    )
+    self._predict = prediction(method, mesh, smooth_sigma=smooth_sigma)
 
   def with_class_names(self, class_names: Sequence[str]) -> "Predictor":
     """Return a predictor for other class names, with the same programs."""
@@ -207,8 +228,13 @@ class Predictor:
     return sum(results, [])
 
 
-def _build_memory_bank(method, features):
-  """Build the memory bank that all images share; runs inside jit."""
+def shared_memory_bank(method: Any, features: types.Features) -> Any:
+  """Build the memory bank that all images share; runs inside jit.
+
+  Args:
+    method: a `types.FewShotDetector`.
+    features: of the references, every leaf (shots, ...).
+  """
   return method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
 
 

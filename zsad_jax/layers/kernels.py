@@ -1,31 +1,91 @@
 """Choice of the computation by backend.
 
 No other module asks which backend runs. All choices compute the same function
-and differ by rounding alone; the tests run each of them on any machine by
-replacing `backend` and `device_count`.
+and differ by rounding alone; each of them can be run on any machine, by name or
+under `assume`.
 """
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zsad_jax.runtime import distributed
+
 # Number of keys from which attention is faster head by head on one CPU;
 # measured (benchmarks/README.md).
 MANY_KEYS = 256
+# Number of keys from which the TPU kernel is used, where it is chosen.
+FLASH_KEYS = 512
+# Of products whose rounding decides a result: distances, labels, maps.
+EXACT = jax.lax.Precision.HIGHEST
+ATTENTION = ("exact", "flash")  # Values of `config.backbone.attention`.
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices that programs are traced for.
+
+  Attributes:
+    backend: "cpu", "gpu" or "tpu".
+    device_count: number of devices of all processes.
+    compute_capability: of an NVIDIA GPU, such as (8, 0); (0, 0) for others.
+    mesh: of the devices; None for the present ones.
+  """
+
+  backend: str
+  device_count: int = 1
+  compute_capability: tuple[int, int] = (0, 0)
+  mesh: jax.sharding.Mesh | None = None
+
+
+_assumed: Machine | None = None
+
+
+@contextlib.contextmanager
+def assume(machine: Machine) -> Iterator[None]:
+  """Trace programs for another machine; for compilation without it."""
+  global _assumed
+  before, _assumed = _assumed, machine
+  jax.clear_caches()  # Of programs that were traced for another machine.
+  try:
+    yield
+  finally:
+    _assumed = before
+    jax.clear_caches()
 
 
 def backend() -> str:
   """Return the name of the default backend: "cpu", "gpu" or "tpu"."""
-  return jax.default_backend()
+  return _assumed.backend if _assumed else jax.default_backend()
 
 
 def device_count() -> int:
   """Return the number of devices of all processes."""
-  return jax.device_count()
+  return _assumed.device_count if _assumed else jax.device_count()
+
+
+def mesh() -> jax.sharding.Mesh:
+  """Return the mesh of all devices; images are split over its axis "data"."""
+  if _assumed and _assumed.mesh:
+    return _assumed.mesh
+  return distributed.make_mesh()
+
+
+def compute_capability() -> tuple[int, int]:
+  """Return the compute capability of an NVIDIA GPU, (0, 0) for others."""
+  if _assumed:
+    return _assumed.compute_capability
+  text = getattr(jax.local_devices()[0], "compute_capability", "")
+  major, _, minor = str(text).partition(".")
+  if not (major.isdecimal() and minor.isdecimal()):
+    return 0, 0  # AMD's GPUs have names, such as "gfx90a".
+  return int(major), int(minor)
 
 
 def one_cpu() -> bool:
@@ -38,26 +98,35 @@ def one_cpu() -> bool:
 
 
 def attention_kernel(
-  q: Float[Array, "b t h d"], k: Float[Array, "b s h d"], *, causal: bool
-) -> Literal["by_head", "cudnn", "xla"]:
+  q: Float[Array, "b t h d"],
+  k: Float[Array, "b s h d"],
+  *,
+  causal: bool,
+  flash: bool = False,
+) -> Literal["by_head", "cudnn", "flash", "xla"]:
   """Choose the implementation of attention without an explicit mask.
 
   Args:
     q: queries.
     k: keys.
     causal: if a query attends only to keys up to its own position.
+    flash: whether the kernel for TPUs may be used.
 
   Returns:
     "by_head" for one head after the other, so that the t x s weights of a
-    head stay in a CPU's cache; "cudnn" for the fused kernel of cuDNN; "xla"
-    for the default lowering.
+    head stay in a CPU's cache; "cudnn" for the fused kernel of cuDNN; "flash"
+    for that of TPUs; "xla" for the default lowering.
   """
   if one_cpu() and not causal and k.shape[1] >= MANY_KEYS:
     return "by_head"
+  if backend() == "tpu" and flash and not causal:
+    # The padding of few queries or keys is more work than it saves.
+    many = min(q.shape[1], k.shape[1]) >= FLASH_KEYS
+    return "flash" if many and q.shape[0] % device_count() == 0 else "xla"
   half = q.dtype in (jnp.bfloat16, jnp.float16)
-  # cuDNN's backward pass takes even lengths only.
-  even = not (q.shape[1] % 2 or k.shape[1] % 2)
-  return "cudnn" if backend() == "gpu" and half and even else "xla"
+  # The least for which cuDNN has fused attention: not a T4.
+  fused = backend() == "gpu" and compute_capability() >= (8, 0)
+  return "cudnn" if fused and half else "xla"
 
 
 def dot_general() -> Callable[..., jax.Array] | None:

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from zsad_jax.layers import kernels
+
 MAX_ITERATIONS = 300  # scikit-learn's KMeans(max_iter=300).
 
 
 def _square_distances(x, centres):
   """Compute (n, k) squared distances; precise, as close ones decide labels."""
-  cross = jnp.matmul(x, centres.T, precision=jax.lax.Precision.HIGHEST)
+  cross = jnp.matmul(x, centres.T, precision=kernels.EXACT)
   norms = lambda a: jnp.sum(jnp.square(a), axis=-1)
   return norms(x)[:, None] - 2.0 * cross + norms(centres)[None]
 
@@ -43,7 +45,7 @@ def cluster_means(
   """Return each cluster's mean (zeros for an empty one) and row count."""
   member = jax.nn.one_hot(labels, k, dtype=x.dtype)
   count = jnp.sum(member, axis=0)
-  total = jnp.matmul(member.T, x, precision=jax.lax.Precision.HIGHEST)
+  total = jnp.matmul(member.T, x, precision=kernels.EXACT)
   return total / jnp.maximum(count, 1.0)[:, None], count
 
 

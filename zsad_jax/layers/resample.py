@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from zsad_jax.layers import kernels
+
 CUBIC_TORCH = -0.75  # Coefficient of torch's bicubic without antialiasing.
 CUBIC_KEYS = -0.5  # Of torch's antialiased bicubic, and of Pillow's.
 
@@ -95,8 +97,9 @@ def resize(
     return x
   rows = jnp.asarray(matrix(x.shape[-3], size[0], method), x.dtype)
   columns = jnp.asarray(matrix(x.shape[-2], size[1], method), x.dtype)
-  x = jnp.einsum("Hh,...hwc->...Hwc", rows, x)
-  return jnp.einsum("Ww,...hwc->...hWc", columns, x)
+  product = functools.partial(jnp.einsum, precision=kernels.EXACT)
+  x = product("Hh,...hwc->...Hwc", rows, x)
+  return product("Ww,...hwc->...hWc", columns, x)
 
 
 def resize_position_table(

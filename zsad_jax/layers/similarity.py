@@ -1,10 +1,12 @@
 """Cosine similarities and maps of patch values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zsad_jax.layers import resample
+from zsad_jax.layers import kernels, resample
 from zsad_jax.types import Features, ImageBackbone
 
 
@@ -28,9 +30,11 @@ def cosines(
   Returns:
     Cosines in [-1, 1], states last.
   """
+  # Exact: logits are cosines times up to 100.
+  product = functools.partial(jnp.einsum, precision=kernels.EXACT)
   if text_units.ndim == 2:
-    return jnp.einsum("b...d,sd->b...s", units, text_units)
-  return jnp.einsum("b...d,bsd->b...s", units, text_units)
+    return product("b...d,sd->b...s", units, text_units)
+  return product("b...d,bsd->b...s", units, text_units)
 
 
 def state_prob(

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import ndimage
 
+from zsad_jax.layers import kernels
+
 
 @functools.cache
 def matrix(size: int, sigma: float) -> np.ndarray:
@@ -25,4 +27,5 @@ def gaussian(x: Float[Array, "b h w"], sigma: float) -> Float[Array, "b h w"]:
   rows, columns = (
     jnp.asarray(matrix(side, sigma), x.dtype) for side in x.shape[1:]
   )
-  return jnp.einsum("Hh,bhw,Ww->bHW", rows, x, columns)
+  # The metrics see each map after it.
+  return jnp.einsum("Hh,bhw,Ww->bHW", rows, x, columns, precision=kernels.EXACT)

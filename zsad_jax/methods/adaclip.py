@@ -219,7 +219,7 @@ class Method(types.Method):
     ]
     text_units = self.text(params, backbone, aux, features)
     patch_logits = self.cosine_scale * jnp.stack(
-      [jnp.einsum("bld,bsd->bls", p, text_units) for p in patch_units], axis=1
+      [similarity.cosines(p, text_units) for p in patch_units], axis=1
     )
     result = {
       "patch_units": patch_units,
@@ -241,7 +241,7 @@ class Method(types.Method):
       image_unit = similarity.unit(
         self.hsf_mix * result["fused"] + (1 - self.hsf_mix) * class_unit
       )
-    image_logits = jnp.einsum("bd,bsd->bs", image_unit, text_units)
+    image_logits = similarity.cosines(image_unit, text_units)
     result["image_prob"] = jax.nn.softmax(self.cosine_scale * image_logits)
     return result
 

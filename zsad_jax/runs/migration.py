@@ -1,4 +1,4 @@
-"""Configuration fields of older versions."""
+"""Names and values of configuration fields in older versions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ RENAMED = {
   "objective": {"taps": "feature_layers"},
 }
 # Section -> fields that older versions do not have, with their behavior.
-ADDED = {"": {"batch_scale": 1}}
+ADDED = {"": {"batch_scale": 1}, "backbone": {"attention": "exact"}}
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a configuration with the present fields.
+  """Return a configuration with the present fields of its sections.
 
   Args:
     document: content of a `config.json`, of any version.

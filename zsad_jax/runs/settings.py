@@ -120,6 +120,7 @@ TRAINING = {
   "backbone.name": _TEXT,
   "backbone.path": _TEXT,
   "backbone.dtype": _TEXT,
+  "backbone.attention": Rule("text", required=False),
   "image_size": _COUNT,
   "data_root": _TEXT,
   "train_data": Rule("list of text", empty=False),

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -119,7 +119,7 @@ class FeatureCache:
     ids = index.class_ids(datasets)
     ids += [i for i, count in enumerate(counts) for _ in range(count)]
     self._class_ids = np.array(ids, np.int32)
-    self._encode = _encoder(method, jnp.dtype(config.features.dtype))
+    self._encode = encoder(method, jnp.dtype(config.features.dtype))
     self._row = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
       jax.eval_shape(self._encode, backbone, self._empty_batch()),
@@ -342,7 +342,9 @@ def nearest_storage(num_bytes: int) -> str:
   return "host" if fits else "disk"
 
 
-def _encoder(method: types.Method, dtype: np.dtype):
+def encoder(
+  method: types.Method, dtype: np.dtype
+) -> Callable[..., types.Features]:
   """Return the compiled function (backbone, batch) -> stored features."""
   cast = lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x
 

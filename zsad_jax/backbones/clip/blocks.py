@@ -62,12 +62,13 @@ class Attention(nn.Module):
   Both use the same projections: softmax(Q K^T / sqrt(c / heads)) V, and the
   same with V in place of Q and K. The first attends for the first
   `num_queries` tokens alone (None: all); `attention_mask` selects the keys of
-  each query.
+  each query. `flash`: see `attention.attend`.
   """
 
   num_heads: int
   causal: bool
   dtype: str
+  flash: bool = False
 
   @nn.compact
   def __call__(
@@ -90,7 +91,12 @@ class Attention(nn.Module):
 
     def attend(q, k):
       out = attention.attend(
-        q, k, v, causal=self.causal, attention_mask=attention_mask
+        q,
+        k,
+        v,
+        causal=self.causal,
+        attention_mask=attention_mask,
+        flash=self.flash,
       )
       return out_proj(out.reshape(-1, c)).reshape(b, -1, c)
 
@@ -129,6 +135,7 @@ class ResBlock(nn.Module):
   activation: str
   dtype: str = "float32"
   causal: bool = False
+  flash: bool = False
 
   @nn.compact
   def __call__(
@@ -139,7 +146,9 @@ class ResBlock(nn.Module):
     attention_mask: Bool[Array, "b t t"] | None = None,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     """Return the main stream and the value-value stream after the block."""
-    attention_ = Attention(self.num_heads, self.causal, self.dtype, name="attn")
+    attention_ = Attention(
+      self.num_heads, self.causal, self.dtype, self.flash, name="attn"
+    )
     attend, attend_vv = attention_(
       LayerNorm(name="ln_1")(x),
       num_queries=num_queries,

@@ -30,11 +30,14 @@ class Clip:
     config: sizes of the model.
     dtype: data type of matrix products, "float32" or "bfloat16"; all other
       computations and the results are float32.
+    attention: "exact", or "flash" for the vision tower's attention by a kernel
+      on a TPU; see `layers.flash_attention`.
   """
 
   params: Params
   config: ClipConfig = struct.field(pytree_node=False)
   dtype: str = struct.field(pytree_node=False, default="float32")
+  attention: str = struct.field(pytree_node=False, default="exact")
 
   @property
   def embed_dim(self) -> int:
@@ -69,6 +72,10 @@ class Clip:
     cast = lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x
     params = jax.tree_util.tree_map_with_path(cast, self.params)
     return dataclasses.replace(self, params=params, dtype=dtype)
+
+  def with_attention(self, attention: str) -> "Clip":
+    """Return a copy with another choice of attention."""
+    return dataclasses.replace(self, attention=attention)
 
   def normalize(
     self, pixels: UInt8[Array | np.ndarray, "*b h w 3"]
@@ -111,7 +118,14 @@ class Clip:
         f"must be multiples of the patch size, {patch}."
       )
     activation = activation or self.config.activation
-    tower = VisionTower(self.config, activation, pos_resize, self.dtype, remat)
+    tower = VisionTower(
+      self.config,
+      activation,
+      pos_resize,
+      self.dtype,
+      remat,
+      flash=self.attention == "flash",
+    )
     variables = {"params": self.params["visual"]}
     return tower.apply(  # pyright: ignore[reportReturnType]
       variables, image, **hooks

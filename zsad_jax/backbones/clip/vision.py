@@ -21,6 +21,7 @@ class VisionTower(nn.Module):
   pos_resize: str
   dtype: str = "float32"
   remat: bool = False
+  flash: bool = False
 
   def setup(self) -> None:
     """Create the parameters and blocks."""
@@ -41,7 +42,7 @@ class VisionTower(nn.Module):
     self.ln_pre, self.ln_post = blocks.LayerNorm(), blocks.LayerNorm()
     block = blocks.block_type(self.remat)
     self.resblocks = [
-      block(cfg.vision_heads, self.activation, self.dtype)
+      block(cfg.vision_heads, self.activation, self.dtype, flash=self.flash)
       for _ in range(cfg.vision_layers)
     ]
     self.proj = self.param("proj", normal, (c, cfg.embed_dim))
