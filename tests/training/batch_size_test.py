@@ -1,7 +1,10 @@
 """Scale of batch size and learning rate."""
 
+import json
+
 import pytest
 
+from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import config_files
 from zsad_jax.training import batch_size
 
@@ -30,3 +33,19 @@ def test_padding_of_a_batch_is_logged(size, devices, padding, capsys):
   assert f" {padding} rows of padding" in out
   batch_size.log_padding(4 * devices, devices)
   assert not capsys.readouterr().out
+
+
+def test_runs_of_older_versions_have_the_scale_1(tmp_path):
+  config, path = (
+    config_files.load("anomalyclip:paper"),
+    tmp_path / "config.json",
+  )
+  run_lib.save_config(tmp_path, config)
+  stored = json.loads(path.read_text())
+  assert stored.pop("batch_scale") == 1
+  path.write_text(json.dumps(stored))
+  assert run_lib.read_config(tmp_path).batch_scale == 1
+  run_lib.save_config(tmp_path, config)  # The same configuration.
+  config.batch_scale = 2
+  with pytest.raises(ValueError, match="different: batch_scale"):
+    run_lib.save_config(tmp_path, config)
