@@ -320,7 +320,8 @@ def test_a_signal_ends_training_after_its_results_are_uploaded(store, tmp_path):
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=200)
   assert process.returncode == 128 + signal.SIGTERM, (out, err)
-  assert err.startswith("Stopped by SIGTERM. The same command resumes"), err
+  expected = f"Stopped by SIGTERM. The same command resumes the run in {url}."
+  assert err.strip() == expected, err
   assert f"{url} has all results." in out
   assert remote_folder.files(folder) == remote_folder.files(local)
   last = max(int(p.name) for p in folder.glob("checkpoints/[0-9]*"))

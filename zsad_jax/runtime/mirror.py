@@ -140,6 +140,7 @@ class Mirror(copies.Copy):
 
   def __init__(self, url: str | os.PathLike[str]) -> None:
     super().__init__(url, "mirror")
+    copies.add_origin(self.path, self.url)
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._task: concurrent.futures.Future[int] | None = None
     self._last = time.monotonic()
