@@ -135,7 +135,7 @@ def _synthesize(options: flags.FlagValues) -> int:
   print(
     f"{output}: {len(images)} normal and {len(written)} anomalous images of "
     f"{len(ranges.kinds)} kinds, shown in {output / 'preview.png'}. Train "
-    f"with --config.train_data='(\"{output}\",)'."
+    f"with --config.train_data='(\"{copies.origin(output)}\",)'."
   )
   return 0
 

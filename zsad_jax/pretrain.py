@@ -28,6 +28,7 @@ from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import (
   cli,
   config_files,
+  copies,
   distributed,
   environment,
   stopping,
@@ -259,7 +260,8 @@ def main(options: Any) -> int:
     if not pretrain(config, workdir):
       raise stopping.Stopped(stopping.received())
   except stopping.Stopped as error:
-    error.add_note(f"The same command resumes the run in {workdir}.")
+    where = copies.origin(workdir)
+    error.add_note(f"The same command resumes the run in {where}.")
     raise
   return 0
 

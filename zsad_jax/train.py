@@ -28,7 +28,7 @@ from zsad_jax.reporting import report, writer
 from zsad_jax.runs import checkpoint, finished, lock, logger, settings
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli, config_files, distributed, stopping
+from zsad_jax.runtime import cli, config_files, copies, distributed, stopping
 from zsad_jax.training import (
   batch_size,
   batch_source,
@@ -215,7 +215,8 @@ def main(options: flags.FlagValues) -> int:
       print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
       _finish(config, workdir)
   except stopping.Stopped as error:
-    error.add_note(f"The same command resumes the run in {workdir}.")
+    where = copies.origin(workdir)
+    error.add_note(f"The same command resumes the run in {where}.")
     raise
   return 0
 
@@ -239,7 +240,7 @@ def _finish(config, workdir):
     print(
       f"The run was finished before: {', '.join(done)} is not evaluated "
       f"again, see {workdir / 'evaluation'}. To repeat it: python -m "
-      f"zsad_jax.evaluate --workdir={workdir}"
+      f"zsad_jax.evaluate --workdir={copies.origin(workdir)}"
     )
   report.log_cache_size(config.decoded_cache)
 

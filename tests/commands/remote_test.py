@@ -3,12 +3,14 @@
 import csv
 import json
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 
 import zsad_jax
-from tests.commands import distributed_test, fuzz_test
+from tests.commands import distributed_test, fuzz_test, train_test
 from tests.helpers import remote_folder, small_run
 from zsad_jax import backbones, convert, data, evaluate, predict, train
 from zsad_jax.backbones.clip import load as clip_load
@@ -294,6 +296,36 @@ def test_lists_of_remote_images(store, machine, tmp_path):
   assert [copies.origin(path) for path in paths] == expected[:1]
   with pytest.raises(FileNotFoundError, match="gs://b/data/none.png does not"):
     image_files.find(["gs://b/data/none.png"])
+
+
+@pytest.mark.slow
+def test_a_signal_ends_training_after_its_results_are_uploaded(store, tmp_path):
+  url, folder = "gs://b/runs/stopped", store.root / "b/runs/stopped"
+  env = {
+    environment.CACHE: str(tmp_path),
+    remote_folder.STORE: str(store.root),
+    "EPATH_USE_TF": "1",
+  }
+  process = train_test.start(DATA, url, "--config.epochs=2000", **env)
+  pattern = "remote/*/b/runs/stopped/checkpoints/[0-9]*"
+  while not (saved := [*tmp_path.glob(pattern)]):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.1)
+  local = saved[0].parents[1]
+  # A second command on this machine is refused by the lock.
+  second = train_test.start(DATA, url, "--config.epochs=2000", **env)
+  out, err = second.communicate(timeout=200)
+  assert second.returncode == 1 and "is in use by process" in err, (out, err)
+  assert process.poll() is None
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=200)
+  assert process.returncode == 128 + signal.SIGTERM, (out, err)
+  expected = f"Stopped by SIGTERM. The same command resumes the run in {url}."
+  assert err.strip() == expected, err
+  assert f"{url} has all results." in out
+  assert remote_folder.files(folder) == remote_folder.files(local)
+  last = max(int(p.name) for p in folder.glob("checkpoints/[0-9]*"))
+  assert [*losses(folder)] == [*range(1, last + 1)]
 
 
 # ---- Several processes.

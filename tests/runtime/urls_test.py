@@ -93,7 +93,9 @@ def test_local_paths_only(monkeypatch):
   with pytest.raises(ValueError, match="--config: gs://b/a.py is a URL"):
     config_files.load("gs://b/a.py")
   monkeypatch.setenv(environment.CACHE, "gs://b/cache")
-  with pytest.raises(ValueError, match=f"{environment.CACHE}: .*local path"):
+  with pytest.raises(
+    ValueError, match=f"{environment.CACHE} is .*local folder"
+  ):
     environment.check()
 
 

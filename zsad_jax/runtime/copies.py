@@ -29,7 +29,7 @@ INCOMPLETE = ".incomplete"
 _UNITS = ("checkpoints", "best")  # Folders of checkpoints.
 _HIDDEN = ".orbax-checkpoint-tmp"  # Of checkpoints that are being written.
 _TRIES = 3  # Lists of files; those of a run in training change.
-_origins: dict[str, str] = {}  # URL of each path that `location` returned.
+_origins: dict[str, str] = {}  # URL of each local path.
 _fetched: set[str] = set()  # Local copies that this process compared.
 _log = logging.getLogger(__name__)
 
@@ -61,15 +61,17 @@ def location(path: str | os.PathLike[str]) -> str:
   if not urls.is_url(path):
     return os.fspath(path)
   copy = Copy(path)
-  _origins[str(copy.path)] = copy.url
+  add_origin(copy.path, copy.url)
   return str(copy.path)
 
 
-def origin(path: str | os.PathLike[str]) -> str:
-  """Return the URL of a path that `location` returned, or of one below it.
+def add_origin(path: pathlib.Path, url: str) -> None:
+  """Let `origin` return a URL for a local path and those below it."""
+  _origins[str(path)] = url
 
-  Other paths are returned unchanged.
-  """
+
+def origin(path: str | os.PathLike[str]) -> str:
+  """Return the URL of a path of a local copy; other paths unchanged."""
   text = os.path.abspath(path)
   for root, url in _origins.items():
     if text == root or text.startswith(root + os.sep):
@@ -185,38 +187,32 @@ class Copy:
   def _download(self, missing, index):
     """Copy files in parallel; record each one in the index."""
     size = sum(stamp.size for stamp in missing.values())
-    start = time.monotonic()
+    plural = "s" * (len(missing) != 1)
     _log.info(
-      f"Fetching {self.url}: {len(missing)} file{'s' * (len(missing) != 1)}, "
-      f"{in_bytes(size)}, to "
+      f"Fetching {self.url}: {len(missing)} file{plural}, {in_bytes(size)}, to "
       f"{self.path}"
     )
-    stop, done, logged = threading.Event(), 0, start
+    stop, done, logged = threading.Event(), 0, time.monotonic()
+
+    def fetch(name):
+      path, stamp = self.path_of(name), missing[name]
+      urls.download(self.url_of(name), path, stamp, stop)
+      index[name] = _entry(_local_stamp(path), stamp)
+      return stamp.size
+
     with urls.threads() as pool:
-      tasks = {
-        pool.submit(
-          urls.download, self.url_of(n), self.path_of(n), stamp, stop
-        ): n
-        for n, stamp in missing.items()
-      }
+      tasks = [pool.submit(fetch, name) for name in missing]
       try:
-        for number, task in enumerate(
-          concurrent.futures.as_completed(tasks), 1
-        ):
-          task.result()
-          name = tasks[task]
-          index[name] = _entry(_local_stamp(self.path_of(name)), missing[name])
-          done += missing[name].size
+        for i, task in enumerate(concurrent.futures.as_completed(tasks), 1):
+          done += task.result()
           if time.monotonic() - logged >= progress.SECONDS:
             logged = time.monotonic()
             self.save_index(index, incoming=sorted(missing))
-            _log.info(
-              f"  Fetch: {number}/{len(missing)} files, {in_bytes(done)}"
-            )
-        for part in self.folder.rglob(".*.part"):  # Of former states.
-          part.unlink()
+            _log.info(f"  Fetch: {i}/{len(missing)} files, {in_bytes(done)}")
       finally:
         stop.set()
+    for part in self.folder.rglob(".*.part"):  # Of former states.
+      part.unlink()
 
   def url_of(self, name: str) -> str:
     """Return the URL of a file by its path below the folder."""

@@ -20,11 +20,11 @@ import jax
 import numpy as np
 
 import zsad_jax
-from zsad_jax.runtime import urls
 
 CACHE, DATA = "ZSAD_JAX_CACHE", "ZSAD_JAX_DATA"
 MAX_PIXELS, DEBUG = "ZSAD_JAX_MAX_PIXELS", "ZSAD_DEBUG"
 PLATFORMS = "JAX_PLATFORMS"
+_EPATH_USE_TF = "EPATH_USE_TF"
 DEFAULT_MAX_PIXELS = 200_000_000
 # Platform -> extra of the package that installs it.
 _EXTRAS = {"cuda": "cuda12", "gpu": "cuda12", "tpu": "tpu"}
@@ -64,7 +64,9 @@ def check() -> None:
     path = os.environ.get(name)
     if path and os.path.exists(path) and not os.path.isdir(path):
       raise ValueError(f"{name} must be a folder, but {path!r} is a file.")
-  urls.refuse(os.environ.get(CACHE, ""), CACHE)
+  if "://" in os.environ.get(CACHE, ""):
+    found = os.environ[CACHE]
+    raise ValueError(f"{CACHE} is {found!r}, but must be a local folder.")
 
 
 def check_platform() -> None:
@@ -86,6 +88,21 @@ def check_platform() -> None:
     raise ValueError(
       f"{PLATFORMS}={chosen}: there is no such device here; {install}unset it."
     ) from error
+
+
+def reads_with_tensorflow() -> bool:
+  """Return whether epath reads URLs with TensorFlow, which it prefers."""
+  return os.environ.get(_EPATH_USE_TF, "").lower() not in (
+    "0",
+    "false",
+    "no",
+    "f",
+  )
+
+
+def read_without_tensorflow() -> None:
+  """Let epath read URLs with fsspec, unless it has read one before."""
+  os.environ[_EPATH_USE_TF] = "0"
 
 
 def debug() -> bool:

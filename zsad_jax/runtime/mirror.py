@@ -140,6 +140,7 @@ class Mirror(copies.Copy):
 
   def __init__(self, url: str | os.PathLike[str]) -> None:
     super().__init__(url, "mirror")
+    copies.add_origin(self.path, self.url)
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._task: concurrent.futures.Future[int] | None = None
     self._last = time.monotonic()
@@ -238,30 +239,39 @@ class Mirror(copies.Copy):
 
   def _end(self, error: BaseException | None) -> None:
     """Upload all changes; of another error, keep that one."""
-    with stopping.postponed():
-      try:
-        if self._task is not None:
-          concurrent.futures.wait([self._task])
-          self._report()
-        sent = 0
-        for _ in range(_ROUNDS):
-          number = self.send()
-          sent += number
-          if not number:
-            break
-      except OSError as problem:
-        text = (
-          f"The results are in {self.path}: the same command uploads them at "
-          "its start or end."
-        )
-        if error is None:
-          raise OSError(f"{problem} {text}") from problem
-        error.add_note(f"{problem} {text}")
-        return
-      finally:
-        self._release_lock()
+    sent = 0
+    try:
+      with stopping.postponed():
+        sent = self._send_all()
+    except OSError as problem:
+      text = (
+        f"{problem} The results are in {self.path}: the same command uploads "
+        "them at its start or end."
+      )
+      if error is None:
+        raise OSError(text) from problem
+      error.add_note(text)
+    except stopping.Stopped:
+      if not isinstance(error, stopping.Stopped):
+        raise
     if sent:
       _log.info(f"{self.url} has all results.")
+
+  def _send_all(self) -> int:
+    """Upload until nothing changes any more; release the lock."""
+    try:
+      if self._task is not None:
+        concurrent.futures.wait([self._task])
+        self._report()
+      sent = 0
+      for _ in range(_ROUNDS):
+        number = self.send()
+        sent += number
+        if not number:
+          break
+      return sent
+    finally:
+      self._release_lock()
 
   def send(self) -> int:
     """Upload the present changes; return the number of files.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from zsad_jax.runtime import files
+from zsad_jax.runtime import environment, files
 
 _T = TypeVar("_T")
 # Package of each scheme. TensorFlow reads gs:// without another package.
@@ -28,7 +28,6 @@ _PACKAGES = {
 }
 _READ_ONLY = ("hf",)  # Each written file would be a commit.
 SUPPORTED = "local paths and gs://, s3://, az:// and hf:// (to read)"
-_WITH_TF = "EPATH_USE_TF"  # Variable of epath: 0 for fsspec.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _OWN = "tfds"  # Not a scheme: paths of records, see `datasets.index`.
 _COLLAPSED = re.compile(rf"({'|'.join(_PACKAGES)}):/(?!/)")
@@ -116,11 +115,10 @@ def _choose_backend(scheme: str, url: str) -> None:
   """Let epath use a package that reads the scheme."""
   package = _PACKAGES[scheme]
   if importlib.util.find_spec(package) and importlib.util.find_spec("fsspec"):
-    # epath prefers TensorFlow, which reads gs:// alone.
-    os.environ[_WITH_TF] = "0"
+    environment.read_without_tensorflow()  # It reads gs:// alone.
     return
-  use_tf = os.environ.get(_WITH_TF, "").lower() not in ("0", "false", "no", "f")
-  if scheme == "gs" and use_tf and importlib.util.find_spec("tensorflow"):
+  has_tf = importlib.util.find_spec("tensorflow")
+  if scheme == "gs" and has_tf and environment.reads_with_tensorflow():
     return
   raise ValueError(f"{url}: {scheme}:// needs {package}: pip install {package}")
 
