@@ -321,3 +321,10 @@ def test_programs_lower_for_gpus(gpu):
       config, small_run.BACKBONE, gpu.mesh, batch_size=2
     ).all()["step"]()
   assert "mhlo.num_partitions = 2" in found.lowered.as_text()
+
+
+def test_float32_compiles_for_gpus(gpu):
+  config = small("anomalyclip")
+  row = compile.examine(gpu, config, small_run.BACKBONE, "encode", 2)
+  assert row["bytes_per_image"] == 0.0  # XLA has no analysis for them.
+  assert row["flops_per_image"] > 0

@@ -170,6 +170,16 @@ def test_names_notes_and_errors():
     backbones.load("ViT-L-14", "")
 
 
+def test_attention_is_chosen_by_backbones_that_have_a_choice(monkeypatch):
+  with pytest.raises(ValueError, match="exact, flash, got 'fast'"):
+    backbones.load("embedded_random", "", attention="fast")
+  plain = pytypes.SimpleNamespace(load=lambda *_: object())
+  monkeypatch.setattr(backbones, "_loaders", lambda: {"plain": plain})
+  backbones.load("plain", "")
+  with pytest.raises(ValueError, match="plain has no choice of attention"):
+    backbones.load("plain", "", attention="flash")
+
+
 def test_a_name_belongs_to_one_folder(monkeypatch):
   other = pytypes.SimpleNamespace(NAMES=("ViT-L-14",), NOTES={}, load=None)
   folder = pytypes.SimpleNamespace(name="other", ispkg=True)

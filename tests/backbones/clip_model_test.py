@@ -10,6 +10,7 @@ import pytest
 from zsad_jax.backbones.clip import config, model, tokenizer
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip.vision import VisionTower
+from zsad_jax.layers import kernels
 
 RNG = np.random.default_rng(0)
 
@@ -244,3 +245,24 @@ def test_normalize():
     result = model.normalize(array)
     assert result.dtype == np.float32 and result.shape == array.shape
     np.testing.assert_allclose(result.reshape(3), expected, rtol=1e-6)
+
+
+def test_the_vision_tower_alone_has_the_choice_of_attention(
+  small_clip, monkeypatch
+):
+  asked = []
+
+  def choose(q, k, *, causal, flash):
+    asked.append((causal, flash))
+    return "xla"
+
+  monkeypatch.setattr(kernels, "attention_kernel", choose)
+  layers = small_clip.config.vision_layers
+  for attention in ("exact", "flash"):
+    clip = small_clip.with_attention(attention)
+    pixels, (ids, end) = jnp.zeros((1, 32, 32, 3)), clip.tokenize(["a photo."])
+    jax.eval_shape(clip.image, pixels)
+    jax.eval_shape(clip.text, clip.embed_tokens(ids), end)
+    assert asked[:layers] == [(False, attention == "flash")] * layers
+    assert set(asked[layers:]) == {(True, False)}
+    asked.clear()

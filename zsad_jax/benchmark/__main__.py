@@ -35,7 +35,7 @@ python -m zsad_jax.benchmark compile
   scale      an index of --images=150000, its cached features, an epoch and its
              evaluation with a tiny backbone: seconds and memory
   compile    all programs compiled for TPU slices or GPUs that are not there:
-             memory, largest batch, FLOPs, collectives; set JAX_PLATFORMS=cpu
+             memory, largest batch, FLOPs, operations between devices
              --target=v5e:8x8,h100:1x8 --methods=NAMES --programs=NAMES
              --dtype=bfloat16|float32 --per_chip=4 --largest --effort=-1
              --attention=exact|flash --resume
