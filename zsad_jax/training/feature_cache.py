@@ -202,7 +202,9 @@ class FeatureCache:
       ValueError: several processes cannot use the storage that is asked for.
     """
     wanted = self._config.features.storage
-    storage = wanted if wanted != "auto" else nearest_storage(self.num_bytes)
+    storage = wanted
+    if wanted == "auto":
+      storage = nearest_storage(self.num_bytes, self._on_devices, self._reads)
     if jax.process_count() == 1 or storage == "device":
       return storage
     if wanted != "auto":
@@ -215,6 +217,20 @@ class FeatureCache:
       "and processes do not share their memory; each step encodes its images."
     )
     return "none"
+
+  @functools.cached_property
+  def _on_devices(self) -> feature_store.Device:
+    """Store on the devices; it takes no memory before it is written."""
+    return feature_store.Device(
+      self._row, len(self._samples), self._mesh, self._batch_size
+    )
+
+  @property
+  def _reads(self) -> list[tuple[int, ...]]:
+    """Shapes of the numbers that a training step reads, of all processes."""
+    size = predictor.round_up(self._config.batch_size)
+    references = self._method.num_references
+    return [(size,), (size, references)] if references else [(size,)]
 
   def _empty_batch(self):
     """Return shapes of the batch that the pass encodes."""
@@ -245,9 +261,7 @@ class FeatureCache:
       return f"in {folder}"
     self._labels = feature_store.Memory(labels, count)
     if self.storage == "device":
-      self._features = feature_store.Device(
-        self._row, count, self._mesh, self._batch_size
-      )
+      self._features = self._on_devices
       return "on the devices"
     self._features = feature_store.Memory(self._row, count)
     return "in memory"
@@ -327,16 +341,33 @@ class FeatureCache:
     return int(positions.max()) + 1
 
 
-def nearest_storage(num_bytes: int) -> str:
-  """Return "device", "host" or "disk", the first with room for the features."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats is None:  # A CPU's memory is the host's.
-    free = distributed.free_memory() / jax.local_device_count()
-    nearest = "device" if jax.process_count() > 1 else "host"
+def nearest_storage(
+  num_bytes: int,
+  on_devices: feature_store.Device,
+  reads: Sequence[tuple[int, ...]],
+) -> str:
+  """Return "device", "host" or "disk", the first with room for the features.
+
+  On a device, rows and the programs that write and read them may take half of
+  the free memory of the fullest one. All processes have the same answer.
+
+  Args:
+    num_bytes: bytes of all features.
+    on_devices: the store to be used on the devices.
+    reads: shapes of the numbers that a training step reads, of all processes.
+  """
+  stats = [device.memory_stats() for device in jax.local_devices()]
+  if None in stats:  # A CPU's memory is the host's.
+    free = distributed.free_memory() // jax.local_device_count()
+    near = jax.process_count() > 1
   else:
-    free, nearest = stats["bytes_limit"] - stats["bytes_in_use"], "device"
-  if num_bytes / jax.device_count() <= _MEMORY_SHARE * free:
-    return nearest
+    free = min(x["bytes_limit"] - x["bytes_in_use"] for x in stats)
+    near = True
+  # Agreed before anything is compiled, which processes may do together.
+  room = _MEMORY_SHARE * min(distributed.all_gather_object(free))
+  if near and on_devices.num_bytes <= room:
+    if on_devices.needed_bytes(*reads) <= room:
+      return "device"
   fits = num_bytes <= _MEMORY_SHARE * distributed.free_memory()
   return "host" if fits else "disk"
 

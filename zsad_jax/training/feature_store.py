@@ -158,7 +158,7 @@ class Disk(Memory):
 class Device(Store):
   """Rows on the devices, each of them split over all devices.
 
-  A row is kept as tiles, of which every device has the same number; see
+  A row is kept as tiles, of which every device has the same number, see
   `tiles.Tiles`. A read or write exchanges the rows of one batch between the
   devices, by one all-to-all for each size of items, and copies no other row.
   The memory is taken by the first `write`.
@@ -259,8 +259,8 @@ class Device(Store):
       reads: shapes of the numbers, see `lower_read`, whose rows are in memory
         together.
     """
-    write = self.lower_write().compile().memory_analysis()
-    found = [self.lower_read(x).compile().memory_analysis() for x in reads]
+    write = _memory(self.lower_write())
+    found = [_memory(self.lower_read(shape)) for shape in reads]
     batch = write.argument_size_in_bytes - write.alias_size_in_bytes
     read = max(x.temp_size_in_bytes for x in found)
     read += sum(x.output_size_in_bytes for x in found)
@@ -269,6 +269,11 @@ class Device(Store):
   def _split(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     """Return an abstract array that is split along its first axis."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=self._batch_sharding)
+
+
+def _memory(lowered: jax.stages.Lowered) -> Any:
+  """Return the compiler's figures of a program's memory on each device."""
+  return lowered.compile().memory_analysis()
 
 
 def _write(
