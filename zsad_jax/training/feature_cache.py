@@ -28,11 +28,10 @@ from zsad_jax import types
 from zsad_jax.datasets import cache, index, pipeline, verification
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import distributed, environment, progress, stopping
-from zsad_jax.training import feature_store
+from zsad_jax.training import feature_store, storage_choice
 
 STORAGES = ("auto", "device", "host", "disk", "none")
 DTYPES = ("float32", "bfloat16")
-_MEMORY_SHARE = 0.5  # Of the free memory that features may take.
 _LABELS = ("has_mask", "label", "weight")  # Stored unchanged, with the mask.
 
 _log = logging.getLogger(__name__)
@@ -204,7 +203,9 @@ class FeatureCache:
     wanted = self._config.features.storage
     storage = wanted
     if wanted == "auto":
-      storage = nearest_storage(self.num_bytes, self._on_devices, self._reads)
+      storage = storage_choice.nearest_storage(
+        self.num_bytes, self._on_devices, self._reads
+      )
     if jax.process_count() == 1 or storage == "device":
       return storage
     if wanted != "auto":
@@ -339,37 +340,6 @@ class FeatureCache:
     # The next run tries again to read an image that could not be read.
     self._labels.write(numbers, labels, done=labels["weight"] > 0)
     return int(positions.max()) + 1
-
-
-def nearest_storage(
-  num_bytes: int,
-  on_devices: feature_store.Device,
-  reads: Sequence[tuple[int, ...]],
-) -> str:
-  """Return "device", "host" or "disk", the first with room for the features.
-
-  On a device, rows and the programs that write and read them may take half of
-  the free memory of the fullest one. All processes have the same answer.
-
-  Args:
-    num_bytes: bytes of all features.
-    on_devices: the store to be used on the devices.
-    reads: shapes of the numbers that a training step reads, of all processes.
-  """
-  stats = [device.memory_stats() for device in jax.local_devices()]
-  if None in stats:  # A CPU's memory is the host's.
-    free = distributed.free_memory() // jax.local_device_count()
-    near = jax.process_count() > 1
-  else:
-    free = min(x["bytes_limit"] - x["bytes_in_use"] for x in stats)
-    near = True
-  # Agreed before anything is compiled, which processes may do together.
-  room = _MEMORY_SHARE * min(distributed.all_gather_object(free))
-  if near and on_devices.num_bytes <= room:
-    if on_devices.needed_bytes(*reads) <= room:
-      return "device"
-  fits = num_bytes <= _MEMORY_SHARE * distributed.free_memory()
-  return "host" if fits else "disk"
 
 
 def _encoder(method: types.Method, dtype: np.dtype):
