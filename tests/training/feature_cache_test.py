@@ -156,7 +156,8 @@ def test_several_processes_cannot_use_the_memory_of_one(
   with pytest.raises(ValueError, match='"host", but processes do not share'):
     feature_cache.make(config, method, backbone, mesh, datasets)
   config.features.storage = "auto"
-  monkeypatch.setattr(feature_cache, "nearest_storage", lambda _: "host")
+  choice = feature_cache.storage_choice
+  monkeypatch.setattr(choice, "nearest_storage", lambda *_: "host")
   made = feature_cache.make(config, method, backbone, mesh, datasets)
   assert made is None  # Each step encodes.
 
@@ -197,19 +198,3 @@ def test_mosaics_are_encoded_at_each_step(data, tmp_path, capsys):
   config.mosaic_prob = 0.5
   losses(config, tmp_path)
   assert "Features of" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-  "num_bytes, free, storage",
-  [(10, 100, "device"), (60, 100, "host"), (600, 100, "disk")],
-)
-def test_auto_is_the_nearest_storage_with_room(
-  num_bytes, free, storage, monkeypatch
-):
-  class Device:
-    def memory_stats(self):
-      return {"bytes_limit": free + 7, "bytes_in_use": 7}
-
-  monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
-  monkeypatch.setattr(feature_cache.distributed, "free_memory", lambda: 1000)
-  assert feature_cache.nearest_storage(num_bytes) == storage

@@ -1,7 +1,11 @@
 """Stores of rows: every kind returns the values that were written."""
 
 import errno
+import json
 import os
+import pathlib
+import subprocess
+import sys
 import threading
 
 import jax
@@ -10,8 +14,9 @@ import numpy as np
 import pytest
 
 from zsad_jax.runtime import distributed
-from zsad_jax.training import feature_store
+from zsad_jax.training import feature_store, tiles
 
+ROOT = pathlib.Path(__file__).parents[2]
 COUNT, SIZE = 7, 4
 ROW = {
   "patches": jax.ShapeDtypeStruct((3, 2), jnp.float32),
@@ -114,3 +119,74 @@ def test_only_one_at_a_time_fills(tmp_path):
     order.append("first")
   thread.join()
   assert order == ["first", "second"]
+
+
+def on_eight_devices(*arguments):
+  """Return what tests.helpers.store_programs prints on simulated devices."""
+  flags = "--xla_force_host_platform_device_count=8"
+  flags += " --xla_backend_optimization_level=0"
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.helpers.store_programs", *arguments],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def programs():
+  found = on_eight_devices()
+  assert found["devices"] == 8
+  return found
+
+
+def test_devices_return_the_bits_of_any_rows_in_any_order(programs):
+  assert np.all([all(x) for x in programs["equal"]])
+
+
+@pytest.mark.slow
+def test_devices_return_the_bits_of_random_rows():
+  equal = on_eight_devices("12")["equal"]
+  assert len(equal) == 13 and all(all(x) for x in equal)
+
+
+@pytest.mark.parametrize(
+  "name, rows", [("write", 16), ("read", 16), ("references", 32)]
+)
+def test_devices_exchange_the_rows_of_a_batch_once(name, rows, programs):
+  found = programs[name]["collectives"]
+  exchanged = [size for kind, size in found if kind == "all-to-all"]
+  assert len(exchanged) == 3  # Items of 4, 2 and 1 bytes.
+  capacity = 208  # Rows in 13 batches.
+  assert sum(exchanged) == programs["num_bytes"] * rows // capacity
+  others = [size for kind, size in found if kind != "all-to-all"]
+  numbers = [] if name == "write" else [4 * rows]  # All-gather of int32.
+  assert others == numbers
+
+
+@pytest.mark.parametrize(
+  "name, rows", [("write", 16), ("read", 16), ("references", 32)]
+)
+def test_devices_do_not_copy_the_store(name, rows, programs):
+  found, stored = programs[name], programs["num_bytes"]
+  assert found["temporaries"] <= 2 * stored * rows // 208
+  assert found["temporaries"] <= stored / 4
+  assert found["alias"] == (stored if name == "write" else 0)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 64])
+def test_tiles_are_the_items_and_little_padding(devices):
+  shape = jax.ShapeDtypeStruct
+  row = [shape((4, 1369, 768), jnp.bfloat16), shape((768,), jnp.float32)]
+  layout = tiles.Tiles(row, devices)
+  sizes = {k: 2048 if k == "uint16" else 1024 for k in layout.shapes}
+  items = {k: x[0] * x[1] * x[2] for k, x in layout.shapes.items()}
+  assert all(x[0] % devices == 0 for x in layout.shapes.values())
+  real = {"uint16": 4 * 1369 * 768, "uint32": 768}
+  for bits, size in sizes.items():
+    padding = items[bits] - real[bits]
+    assert 0 <= padding < 0.006 * real[bits] + (devices + 1) * size

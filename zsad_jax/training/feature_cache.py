@@ -28,11 +28,10 @@ from zsad_jax import types
 from zsad_jax.datasets import cache, index, pipeline, verification
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import distributed, environment, progress, stopping
-from zsad_jax.training import feature_store
+from zsad_jax.training import feature_store, storage_choice
 
 STORAGES = ("auto", "device", "host", "disk", "none")
 DTYPES = ("float32", "bfloat16")
-_MEMORY_SHARE = 0.5  # Of the free memory that features may take.
 _LABELS = ("has_mask", "label", "weight")  # Stored unchanged, with the mask.
 
 _log = logging.getLogger(__name__)
@@ -203,7 +202,11 @@ class FeatureCache:
       ValueError: several processes cannot use the storage that is asked for.
     """
     wanted = self._config.features.storage
-    storage = wanted if wanted != "auto" else nearest_storage(self.num_bytes)
+    storage = wanted
+    if wanted == "auto":
+      storage = storage_choice.nearest_storage(
+        self.num_bytes, self._on_devices, self._reads
+      )
     if jax.process_count() == 1 or storage == "device":
       return storage
     if wanted != "auto":
@@ -216,6 +219,20 @@ class FeatureCache:
       "and processes do not share their memory; each step encodes its images."
     )
     return "none"
+
+  @functools.cached_property
+  def _on_devices(self) -> feature_store.Device:
+    """Store on the devices; it takes no memory before it is written."""
+    return feature_store.Device(
+      self._row, len(self._samples), self._mesh, self._batch_size
+    )
+
+  @property
+  def _reads(self) -> list[tuple[int, ...]]:
+    """Shapes of the numbers that a training step reads, of all processes."""
+    size = predictor.round_up(self._config.batch_size)
+    references = self._method.num_references
+    return [(size,), (size, references)] if references else [(size,)]
 
   def _empty_batch(self):
     """Return shapes of the batch that the pass encodes."""
@@ -246,9 +263,7 @@ class FeatureCache:
       return f"in {folder}"
     self._labels = feature_store.Memory(labels, count)
     if self.storage == "device":
-      self._features = feature_store.Device(
-        self._row, count, self._mesh, self._batch_size
-      )
+      self._features = self._on_devices
       return "on the devices"
     self._features = feature_store.Memory(self._row, count)
     return "in memory"
@@ -326,20 +341,6 @@ class FeatureCache:
     # The next run tries again to read an image that could not be read.
     self._labels.write(numbers, labels, done=labels["weight"] > 0)
     return int(positions.max()) + 1
-
-
-def nearest_storage(num_bytes: int) -> str:
-  """Return "device", "host" or "disk", the first with room for the features."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats is None:  # A CPU's memory is the host's.
-    free = distributed.free_memory() / jax.local_device_count()
-    nearest = "device" if jax.process_count() > 1 else "host"
-  else:
-    free, nearest = stats["bytes_limit"] - stats["bytes_in_use"], "device"
-  if num_bytes / jax.device_count() <= _MEMORY_SHARE * free:
-    return nearest
-  fits = num_bytes <= _MEMORY_SHARE * distributed.free_memory()
-  return "host" if fits else "disk"
 
 
 def encoder(

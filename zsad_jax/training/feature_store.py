@@ -6,6 +6,7 @@ every `Store` returns the values that were written.
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import pathlib
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from zsad_jax.training import tiles
 
 _log = logging.getLogger(__name__)
 _DONE, _CHECKS = "done.npy", "crc32.npy"
@@ -153,32 +156,58 @@ class Disk(Memory):
 
 
 class Device(Store):
-  """Rows on the devices, in batches that are split over the devices.
+  """Rows on the devices, each of them split over all devices.
+
+  A row is kept as tiles, of which every device has the same number, see
+  `tiles.Tiles`. A read or write exchanges the rows of one batch between the
+  devices, by one all-to-all for each size of items, and copies no other row.
+  The memory is taken by the first `write`.
 
   Args:
     row: see `Memory`.
     count: see `Memory`.
-    mesh: devices, each of which stores the same number of rows.
+    mesh: devices along one axis, "data".
     batch_size: rows of a `write`, a multiple of the number of devices.
+
+  Attributes:
+    num_bytes: bytes of all rows on each device.
   """
 
   def __init__(
     self, row: Any, count: int, mesh: jax.sharding.Mesh, batch_size: int
   ) -> None:
-    self._count, self._size = count, batch_size
-    batches = -(-count // batch_size)
-    split, self._batch_sharding = (
-      NamedSharding(mesh, p) for p in (P(None, "data"), P("data"))
+    self._row, self._count, self._size = row, count, batch_size
+    self._sharding = NamedSharding(mesh, P(None, "data"))
+    self._batch_sharding = NamedSharding(mesh, P("data"))
+    self._written, self._tiles = 0, None
+    layout = tiles.Tiles(row, mesh.size)
+    padded = -(-count // batch_size) * batch_size
+    self._shapes = {
+      dtype: jax.ShapeDtypeStruct(
+        (padded, *shape), dtype, sharding=self._sharding
+      )
+      for dtype, shape in layout.shapes.items()
+    }
+    sizes = [x.size * x.dtype.itemsize for x in self._shapes.values()]
+    self.num_bytes = sum(sizes) // mesh.size
+    split, rows = P(None, "data"), P("data")
+    self._write = jax.jit(
+      jax.shard_map(
+        functools.partial(_write, layout, mesh.size),
+        mesh=mesh,
+        in_specs=(split, rows, P()),
+        out_specs=split,
+      ),
+      donate_argnums=0,
     )
-    zeros = lambda x: jnp.zeros((batches, batch_size, *x.shape), x.dtype)
-    make = jax.jit(lambda: jax.tree.map(zeros, row), out_shardings=split)
-    self._rows, self._written = make(), 0
-    put = lambda rows, new, i: jax.tree.map(
-      lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), rows, new
+    self._read = jax.jit(
+      jax.shard_map(
+        functools.partial(_read, layout, mesh.size),
+        mesh=mesh,
+        in_specs=(split, rows),
+        out_specs=rows,
+      )
     )
-    self._put = jax.jit(put, donate_argnums=0)
-    take = lambda rows, i, j: jax.tree.map(lambda a: a[i, j], rows)
-    self._take = jax.jit(take, out_shardings=self._batch_sharding)
 
   def missing(self) -> list[int]:
     """Return the numbers of the rows that are not final yet."""
@@ -187,16 +216,97 @@ class Device(Store):
   def write(self, numbers: Any, rows: Any, *, done: Any = True) -> None:
     """Write the next batch of rows, padded if it is the last one."""
     del numbers, done  # Batches come in order, and all rows are final.
-    self._rows = self._put(self._rows, rows, self._written // self._size)
+    if self._tiles is None:
+      zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+      make = jax.jit(
+        lambda: jax.tree.map(zeros, self._shapes), out_shardings=self._sharding
+      )
+      self._tiles = make()
+    self._tiles = self._write(self._tiles, rows, self._written)
     self._written += self._size
 
   def read(self, numbers: np.ndarray) -> Any:
-    """Read the rows of this process's numbers (b, ...), split along b."""
-    position = (
-      jax.make_array_from_process_local_data(self._batch_sharding, part)
-      for part in divmod(numbers, self._size)
+    """Read the rows of this process's numbers (b, ...), split along b.
+
+    Negative numbers count from the end, as in NumPy.
+    """
+    position = jax.make_array_from_process_local_data(
+      self._batch_sharding, np.mod(numbers, self._count).astype(np.int32)
     )
-    return self._take(self._rows, *position)
+    return self._read(self._tiles, position)
+
+  def lower_write(self) -> jax.stages.Lowered:
+    """Return the program of a `write`, to be compiled for the devices."""
+    batch = jax.tree.map(
+      lambda x: self._split((self._size, *x.shape), x.dtype), self._row
+    )
+    return self._write.lower(self._shapes, batch, 0)
+
+  def lower_read(self, shape: tuple[int, ...]) -> jax.stages.Lowered:
+    """Return the program of a `read`, to be compiled for the devices.
+
+    Args:
+      shape: of the numbers of all processes, (b, ...).
+    """
+    return self._read.lower(self._shapes, self._split(shape, jnp.int32))
+
+  def needed_bytes(self, *reads: tuple[int, ...]) -> int:
+    """Return the bytes that each device needs to write and read rows.
+
+    The programs are compiled; `write` and `read` use them again.
+
+    Args:
+      reads: shapes of the numbers, see `lower_read`, whose rows are in memory
+        together.
+    """
+    write = _memory(self.lower_write())
+    found = [_memory(self.lower_read(shape)) for shape in reads]
+    batch = write.argument_size_in_bytes - write.alias_size_in_bytes
+    read = max(x.temp_size_in_bytes for x in found)
+    read += sum(x.output_size_in_bytes for x in found)
+    return self.num_bytes + max(batch + write.temp_size_in_bytes, read)
+
+  def _split(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """Return an abstract array that is split along its first axis."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=self._batch_sharding)
+
+
+def _memory(lowered: jax.stages.Lowered) -> Any:
+  """Return the compiler's figures of a program's memory on each device."""
+  return lowered.compile().memory_analysis()
+
+
+def _write(
+  layout: tiles.Tiles, devices: int, stored: Any, rows: Any, first: Any
+) -> Any:
+  """Write rows on one device, which has rows and is given parts of all."""
+
+  def put(array, new):
+    if devices > 1:
+      new = jax.lax.all_to_all(new, "data", 1, 0, tiled=True)
+    return jax.lax.dynamic_update_slice_in_dim(array, new, first, 0)
+
+  return jax.tree.map(put, stored, layout.pack(rows))
+
+
+def _read(layout: tiles.Tiles, devices: int, stored: Any, numbers: Any) -> Any:
+  """Read the rows of one device, which has parts of all rows."""
+  flat = numbers.reshape(-1)
+  if devices > 1:
+    flat = jax.lax.all_gather(flat, "data", tiled=True)
+
+  def take(array):
+    # Row by row: XLA's gather on TPU copies most of the operand first.
+    found = jax.lax.map(
+      lambda i: jax.lax.dynamic_index_in_dim(array, i, keepdims=False), flat
+    )
+    if devices == 1:
+      return found
+    return jax.lax.all_to_all(found, "data", 0, 1, tiled=True)
+
+  rows = layout.unpack(jax.tree.map(take, stored))
+  shape = lambda x: x.reshape(*numbers.shape, *x.shape[1:])
+  return jax.tree.map(shape, rows)
 
 
 def _reserve(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> None:
