@@ -41,6 +41,17 @@ class _OtherError(ValueError):
   """A checkpoint holds other trees."""
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which takes no part in the stop of several processes.
+
+  It would give JAX the step as the number of a sync point, see `stopping`.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 class Checkpoints:
   """Numbered checkpoints of named trees in a folder.
 
@@ -78,7 +89,7 @@ class Checkpoints:
         max_to_keep=keep, cleanup_tmp_directories=True
       )
       with self._explained():
-        self._manager = ocp.CheckpointManager(self._path, options=options)
+        self._manager = _Manager(self._path, options=options)
 
   def _without_magic(self) -> pathlib.Path:
     """Return a path of the folder without the characters *, ? and [.

@@ -1,0 +1,49 @@
+"""Start of several processes of a run, as a launcher does it."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+from zsad_jax.runtime import distributed
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def environments(processes, **variables):
+  """Return the environment of each process of a run on this machine.
+
+  Args:
+    processes: number of processes.
+    **variables: further variables, of all of them.
+  """
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  common = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
+  if processes == 1:
+    return [common]
+  common |= {
+    distributed.COORDINATOR: f"localhost:{port}",
+    distributed.NUM_PROCESSES: str(processes),
+  }
+  return [common | {distributed.PROCESS_ID: str(i)} for i in range(processes)]
+
+
+def start(arguments, env):
+  """Start `python ARGUMENTS` in the root of the project."""
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(processes, timeout=300):
+  """Wait for all: exit statuses, what they printed, their errors."""
+  said = [p.communicate(timeout=timeout) for p in processes]
+  return [p.returncode for p in processes], *zip(*said)
