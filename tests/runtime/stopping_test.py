@@ -146,7 +146,7 @@ def test_a_command_ends_with_one_line_and_the_status(ended, capfd, monkeypatch):
     signal.raise_signal(signal.SIGTERM)
     raise AssertionError(options)
 
-  monkeypatch.setattr(cli.distributed, "start", lambda: None)
+  monkeypatch.setattr(cli.processes, "start", lambda **_: None)
   monkeypatch.setattr(cli.app, "run", lambda run, **_: run(["command"]))
   monkeypatch.setattr(cli.flags, "DEFINE_list", lambda *_: None)
   monkeypatch.setattr(cli.flags, "FLAGS", _Flags())

@@ -145,6 +145,7 @@ def _fail(error: Exception | str, status: int = 1) -> NoReturn:
   print(f"{label}: {text}", file=sys.stderr, flush=True)
   if processes.count() > 1:
     processes.report(text)
+    sys.stdout.flush()
     os._exit(status)  # A usual exit waits for the other processes.
   sys.exit(status)
 

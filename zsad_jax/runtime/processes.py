@@ -279,9 +279,10 @@ def _deadline(options: Mapping[str, Any], limit: int) -> Iterator[None]:
 
 def _late(options: Mapping[str, Any], limit: int) -> str:
   """Return the line for a run whose processes have not all started."""
-  address = options.get("coordinator_address")
-  number = options.get("process_id")
-  if number is None:
+  address, number = (
+    options.get(name) for name in ("coordinator_address", "process_id")
+  )
+  if address is None or number is None:
     who = "Not all processes of this run have"
   elif number and not _answers(address):
     who = f"Process 0 of this run, at {address}, has not"
