@@ -1,22 +1,15 @@
 """Several processes train and evaluate as one does."""
 
 import json
-import os
-import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.helpers import small_run
-from zsad_jax.runtime import distributed
+from tests.helpers import launch, small_run
 
-ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = (
   "--config.batch_size=8",
   "--config.eval_batch_size=8",
@@ -24,47 +17,19 @@ FLAGS = (
 )
 
 
-def launch(data, workdir, *, processes, devices):
-  """Starts `processes` times the same command, of `devices` devices each."""
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    port = s.getsockname()[1]
-  command = [
-    sys.executable,
-    "-m",
-    "tests.helpers.small_run",
-    f"--workdir={workdir}",
-    f"--config=tests/helpers/small_run.py:anomalyclip,{data}",
-    *FLAGS,
-  ]
+def start(data, workdir, *arguments, processes, devices, module="small_run"):
+  """Start `processes` times the same command, of `devices` devices each."""
   flags = f"--xla_force_host_platform_device_count={devices}"
   flags += " --xla_backend_optimization_level=0"
-  started = []
-  for i in range(processes):
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    if processes > 1:
-      env[distributed.COORDINATOR] = f"localhost:{port}"
-      env |= {
-        distributed.NUM_PROCESSES: str(processes),
-        distributed.PROCESS_ID: str(i),
-      }
-    started.append(
-      subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-    )
-  return started
-
-
-def finish(processes):
-  """Waits for all: exit statuses, what they printed, their errors."""
-  said = [p.communicate(timeout=300) for p in processes]
-  return [p.returncode for p in processes], *zip(*said)
+  command = [
+    "-m",
+    f"tests.helpers.{module}",
+    f"--workdir={workdir}",
+    f"--config=tests/helpers/small_run.py:anomalyclip,{data}",
+    *(arguments or FLAGS),
+  ]
+  envs = launch.environments(processes, XLA_FLAGS=flags)
+  return [launch.start(command, env) for env in envs]
 
 
 def losses(workdir):
@@ -82,7 +47,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("one")
-  status, _, errors = finish(launch(data, workdir, processes=1, devices=8))
+  status, _, errors = launch.finish(
+    start(data, workdir, processes=1, devices=8)
+  )
   assert status == [0], errors
   return workdir
 
@@ -91,12 +58,12 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
   data, one, tmp_path
 ):
   workdir = tmp_path / "run"
-  processes = launch(data, workdir, processes=2, devices=4)
+  processes = start(data, workdir, processes=2, devices=4)
   while not list(workdir.glob("checkpoints/[4-9]")):
-    assert all(p.poll() is None for p in processes), finish(processes)
+    assert all(p.poll() is None for p in processes), launch.finish(processes)
     time.sleep(0.02)
   processes[1].send_signal(signal.SIGKILL)
-  status, out, errors = finish(processes)
+  status, out, errors = launch.finish(processes)
   # JAX aborts where its own thread hears of it first.
   assert status[1] == -signal.SIGKILL and status[0] in (1, -signal.SIGABRT)
   assert errors[0].splitlines()[-1].startswith("error: another process of")
@@ -107,7 +74,9 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
   assert len(found) >= 3
   assert found == losses(one)[: len(found)]
   # One process goes on, on another number of devices.
-  status, _, errors = finish(launch(data, workdir, processes=1, devices=2))
+  status, _, errors = launch.finish(
+    start(data, workdir, processes=1, devices=2)
+  )
   assert status == [0], errors
   np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
@@ -118,7 +87,9 @@ def test_two_processes_measure_what_one_does(data, one, tmp_path):
   shutil.copytree(one, workdir)
   shutil.rmtree(workdir / "evaluation")
   (workdir / "threshold.json").unlink()
-  status, out, errors = finish(launch(data, workdir, processes=2, devices=4))
+  status, out, errors = launch.finish(
+    start(data, workdir, processes=2, devices=4)
+  )
   assert status == [0, 0], errors
   assert "image_auroc" in out[0] and "image_auroc" not in out[1]
   name = "evaluation/parts/results.json"
@@ -126,3 +97,59 @@ def test_two_processes_measure_what_one_does(data, one, tmp_path):
   assert rows[0] == rows[1] and set(rows[0]) == {"bolt", "nut"}
   thresholds = [(w / "threshold.json").read_text() for w in (one, workdir)]
   assert thresholds[0] == thresholds[1]
+
+
+@pytest.mark.slow
+def test_steps_of_a_cached_epoch_are_launched_without_waiting(tmp_path):
+  data = tmp_path / "data"
+  small_run.write_images(data, number=40)
+  processes = start(
+    data,
+    tmp_path / "run",
+    "--config.batch_size=2",
+    "--config.epochs=2",
+    "--config.log_steps=1000",
+    "--config.checkpoint_steps=1000",
+    processes=2,
+    devices=1,
+    module="launches",
+  )
+  status, _, errors = launch.finish(processes)
+  assert status == [0, 0], errors
+  for i in range(2):
+    path = tmp_path / f"run/launches_{i}.json"
+    records = json.loads(path.read_text())
+    assert len(records) == 79
+    # The first step waits for its program; each epoch ends with the metrics.
+    inner = records[1:39] + records[40:]
+    assert [r["waits"] for r in inner] == [[]] * len(inner)
+    # Exchanges in each step would leave none of them unfinished.
+    assert np.mean([not r["ready"] for r in inner]) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("when", ["features", "steps"])
+def test_a_signal_to_one_process_stores_the_same_step(number, when, tmp_path):
+  data, workdir = tmp_path / "data", tmp_path / "run"
+  small_run.write_images(data, number=400 if when == "features" else 8)
+  arguments = ["--config.epochs=200", "--config.eval_batch_size=2"]
+  processes = start(data, workdir, *arguments, processes=2, devices=1)
+  if when == "steps":
+    while not list(workdir.glob("checkpoints/[4-9]")):
+      assert all(p.poll() is None for p in processes), launch.finish(processes)
+      time.sleep(0.02)
+  else:
+    while "Features of" not in processes[0].stdout.readline():
+      assert processes[0].poll() is None
+  processes[1].send_signal(number)
+  status, _, errors = launch.finish(processes)
+  assert status == [143, 128 + number], errors
+  for error in errors:
+    assert "Stopped by " in error.splitlines()[-1]
+    assert error.splitlines()[-1].endswith(f"resumes the run in {workdir}.")
+  saved = {p.name for p in workdir.glob("checkpoints/*")}
+  assert len(saved) == (0 if when == "features" else 2)
+  if when == "steps":
+    steps = len((workdir / "metrics.jsonl").read_text().splitlines())
+    assert max(map(int, saved)) == steps

@@ -25,7 +25,7 @@ def check_training(
   config: types.Config,
   workdir: pathlib.Path,
   datasets: Sequence[index.Dataset],
-  backbone: types.ImageBackbone,
+  backbone: Any,
 ) -> None:
   """Check that all processes train the same run; all have to call it.
 
@@ -110,7 +110,7 @@ def _size(path: str) -> int:
 
 def check_run(
   config: types.Config,
-  backbone: types.ImageBackbone,
+  backbone: Any,
   step: int,
   parameters: types.Params,
 ) -> None:
@@ -139,7 +139,7 @@ def check_run(
   _check_weights(config.backbone.name, backbone)
 
 
-def _check_weights(name: str, backbone: types.ImageBackbone) -> None:
+def _check_weights(name: str, backbone: Any) -> None:
   agreement.check(
     "weights",
     {f"the digest of the weights of {name}": _digest(backbone)},
