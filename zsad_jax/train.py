@@ -190,6 +190,7 @@ def _train(config, workdir, stack):
   # ---- Loop.
   source = batch_source.make(config, method, backbone, mesh, datasets)
   batches = source.batches(start_step=step)
+  processes.stop_together()
   stop = stack.enter_context(stopping.Deferred())
   if not meta.get("selected", True):
     end_epoch(stop)

@@ -107,6 +107,7 @@ def test_a_folder_that_is_not_shared_is_an_error(together, tmp_path):
   assert found[0].endswith(
     "Give a --workdir on a file system that all hosts share."
   )
+  assert "is found in process 0 and missing in process 2" in found[0]
   assert found == found[:1] * 3
   assert together(lambda i: agreement.check_shared(folders[0])) == [""] * 3
   assert not [*tmp_path.rglob(".shared-*")]

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.helpers import launch
-from zsad_jax.runtime import distributed, processes
+from zsad_jax.runtime import cluster, distributed, processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -58,6 +58,23 @@ def test_simulated_devices_have_the_same_threads_in_any_process(
     processes.start(environ)
     assert environ.get("PJRT_NPROC") == threads
   assert [options["num_processes"] for options in started] == [1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("slice_, chosen", [(True, 1), (False, 0)])
+def test_one_host_of_a_tpu_slice_uses_its_cpu_alone(
+  slice_, chosen, monkeypatch
+):
+  names = "a,b" if slice_ else "a"
+  updates = []
+  monkeypatch.setattr(cluster, "_on_tpu", lambda: True)
+  monkeypatch.setattr(
+    processes.jax.config, "update", lambda *change: updates.append(change)
+  )
+  processes.start({"TPU_WORKER_HOSTNAMES": names}, alone=True)
+  assert updates == [("jax_platforms", "cpu")] * chosen
+  given = {"TPU_WORKER_HOSTNAMES": names, "JAX_PLATFORMS": "tpu"}
+  processes.start(given, alone=True)
+  assert len(updates) == chosen
 
 
 def test_a_host_name_without_address_is_an_error(monkeypatch):

@@ -134,7 +134,7 @@ def test_several_processes_stop_at_a_sync_point(peers, capfd):
   with stopping.Deferred() as stop:
     assert not stop.reached()
     signal.raise_signal(signal.SIGTERM)
-    assert peers == [1] and stop.requested
+    assert peers == [1] and stop.requested and stopping.requested()
     assert not stop.reached() and stop.reached()
   assert capfd.readouterr().out == "Stopping after this step.\n"
 

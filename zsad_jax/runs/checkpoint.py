@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from zsad_jax.runs import orbax_manager
 from zsad_jax.runtime import distributed
 from zsad_jax.types import Params
 
@@ -39,17 +40,6 @@ class _DamagedError(ValueError):
 
 class _OtherError(ValueError):
   """A checkpoint holds other trees."""
-
-
-class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which takes no part in the stop of several processes.
-
-  It would give JAX the step as the number of a sync point, see `stopping`.
-  """
-
-  def reached_preemption(self, step: int) -> bool:
-    del step
-    return False
 
 
 class Checkpoints:
@@ -89,7 +79,7 @@ class Checkpoints:
         max_to_keep=keep, cleanup_tmp_directories=True
       )
       with self._explained():
-        self._manager = _Manager(self._path, options=options)
+        self._manager = orbax_manager.Manager(self._path, options=options)
 
   def _without_magic(self) -> pathlib.Path:
     """Return a path of the folder without the characters *, ? and [.

@@ -205,9 +205,10 @@ def check_shared(folder: pathlib.Path) -> None:
   else:
     name = client.blocking_key_value_get(key, int(1000 * _TIMEOUT))
   try:
+    found = "found" if _appears(folder / name) else "missing"
     check(
       "shared folder",
-      {f"the new file in {folder}": "found" if _appears(folder / name) else ""},
+      {f"the new file in {folder}": found},
       "Give a --workdir on a file system that all hosts share.",
     )
   finally:

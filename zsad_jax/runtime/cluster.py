@@ -35,7 +35,7 @@ def options(
       return _given(environ)
     if (found := _slurm(environ)) is not None:
       return found
-    if _on_tpu() and _has_several_hosts(environ):
+    if on_tpu_slice(environ):
       return {}
   if num_simulated(environ) > 1:
     here = f"localhost:{_free_port()}"
@@ -96,8 +96,13 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, Any] | None:
   return {}
 
 
+def on_tpu_slice(environ: Mapping[str, str]) -> bool:
+  """Return whether this is one of several hosts of a TPU slice, or slices."""
+  return _on_tpu() and _has_several_hosts(environ)
+
+
 def _has_several_hosts(environ: Mapping[str, str]) -> bool:
-  """Return whether this TPU host is one of several of a slice, or slices.
+  """Return whether a TPU host is one of several.
 
   The variables are those of GKE and of libtpu; other Google Cloud VMs ask the
   metadata server. Without any answer, as on Colab, the host is a single one.

@@ -27,7 +27,7 @@ import jax
 from jax._src import distributed as jax_distributed  # Its key-value store.
 from jax.experimental import multihost_utils
 
-from zsad_jax.runtime import cluster, stopping
+from zsad_jax.runtime import cluster, distributed, environment, stopping
 
 START_TIMEOUT = "ZSAD_JAX_START_TIMEOUT"
 _START_TIMEOUT = 50  # Seconds for all processes to start.
@@ -70,12 +70,17 @@ def start(
       Slurm step of several tasks, a TPU slice of several hosts and simulated
       CPU devices (XLA_FLAGS) are detected. ZSAD_JAX_START_TIMEOUT: seconds for
       all processes to start.
-    alone: connect to no other process.
+    alone: connect to no other process; on a TPU slice of several hosts, use
+      the CPU unless JAX's variable names a platform.
 
   Raises:
     ValueError: a variable is missing or not a number.
     OSError: the machine's own name has no address.
   """
+  if alone and not environ.get(environment.PLATFORMS):
+    if cluster.on_tpu_slice(environ):
+      # The chips of one host would wait for those of the others.
+      jax.config.update("jax_platforms", "cpu")
   options = cluster.options(environ, alone=alone)
   if options is None:
     return
@@ -93,11 +98,12 @@ def start(
     return
   _start_hint()
   own = _signal_handler()
+  jax.config.update("jax_enable_preemption_service", True)
   with _deadline(options, limit):
     # JAX aborts the process at its own deadline, with a stack trace.
     jax.distributed.initialize(**options, initialization_timeout=limit + 60)
   if count() > 1:
-    _stop_together(own)
+    stop_together(own)
     threading.Thread(target=_end_with_others, daemon=True).start()
 
 
@@ -224,27 +230,35 @@ def _start_hint() -> None:
 # ---- Signals.
 
 
-def _signal_handler() -> int | None:
-  """Return the address of the C function that handles SIGTERM."""
+def _signal_handler() -> int:
+  """Return the address of the C function that handles SIGTERM, 0 for none."""
   action = ctypes.create_string_buffer(1024)
   # The handler is the first member of `struct sigaction`.
   ctypes.CDLL(None).sigaction(int(signal.SIGTERM), None, action)
-  return ctypes.c_void_p.from_buffer(action).value
+  return ctypes.c_void_p.from_buffer(action).value or 0
 
 
-def _stop_together(own: int | None) -> None:
+def stop_together(own: int | None = None) -> None:
   """Let a signal to one process stop all of them at the same step.
 
   JAX handles SIGTERM in C: it tells all processes, which agree about a sync
   point. The handlers of `stopping` replace that function; they call it where a
   signal is deferred.
 
+  Where another program has connected the processes, JAX's function is not known
+  here: they exchange a flag at each sync point.
+
   Args:
-    own: address of the handler before JAX set its own.
+    own: address of the handler before JAX set its own; None: not known.
   """
+  if count() == 1 or stopping.stops_together():
+    return
   address = _signal_handler()
-  if not address or address == own:
-    return  # JAX's service is disabled: JAX_ENABLE_PREEMPTION_SERVICE.
+  if own is None or not address or address == own:
+    stopping.stop_together(
+      lambda: None, lambda point: distributed.any_of(stopping.requested())
+    )
+    return
   tell = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
   stopping.stop_together(
     lambda: tell(signal.SIGTERM), multihost_utils.reached_preemption_sync_point

@@ -234,6 +234,16 @@ def stop_together(
   _state.tell, _state.agreed = tell, agreed
 
 
+def stops_together() -> bool:
+  """Return whether several processes stop together."""
+  return _state.tell is not None
+
+
+def requested() -> bool:
+  """Return whether this process received a signal."""
+  return _state.handled
+
+
 def sync_point() -> None:
   """Stop here if another process, or this one, was told to.
 
