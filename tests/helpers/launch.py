@@ -45,5 +45,9 @@ def start(arguments, env):
 
 def finish(processes, timeout=300):
   """Wait for all: exit statuses, what they printed, their errors."""
-  said = [p.communicate(timeout=timeout) for p in processes]
+  try:
+    said = [p.communicate(timeout=timeout) for p in processes]
+  finally:
+    for process in processes:
+      process.kill()
   return [p.returncode for p in processes], *zip(*said)

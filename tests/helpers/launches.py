@@ -15,6 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from tests.helpers import small_run
+from zsad_jax import train
 from zsad_jax.runtime import processes
 
 records, waits = [], []
@@ -61,6 +62,7 @@ def main():
     (multihost_utils, "sync_global_devices"),
   ):
     setattr(module, name, counted(getattr(module, name)))
+  train._finish = lambda *_: None
   folder = next(a for a in sys.argv if a.startswith("--workdir="))[10:]
   try:
     small_run.command()

@@ -53,7 +53,10 @@ def test_a_process_that_does_not_come_is_named(together, monkeypatch):
   monkeypatch.setattr(agreement, "_TIMEOUT", 0.2)
   check = lambda i: i == 1 or agreement.check("data", {}, "Do.")
   found = together(check)
-  assert found[0].startswith("Process 0 has waited 0 seconds for process 1 (")
+  assert (
+    "check of the data: process 0 has waited 0 seconds for process 1. "
+    in (found[0])
+  )
   assert found[2] == found[0]
 
 

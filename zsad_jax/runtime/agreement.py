@@ -60,7 +60,7 @@ def check(stage: str, values: Mapping[str, object], advice: str) -> None:
     limit = int(1000 * (_TIMEOUT + _NOTE))
     verdict = json.loads(client.blocking_key_value_get(f"{key}/verdict", limit))
   if verdict:
-    raise ValueError(verdict)
+    raise ValueError(f"The processes of this run {verdict}")
 
 
 def _collect(client, prefix, stage) -> dict[int, dict[str, str]]:
@@ -80,11 +80,12 @@ def _collect(client, prefix, stage) -> dict[int, dict[str, str]]:
 
 
 def _verdict(values: Mapping[int, Mapping[str, str]], advice: str) -> str:
-  """Return the message for values that differ; "" where they agree."""
+  """Return the end of the message for values that differ, "" for none."""
   if missing := sorted({*range(processes.count())} - values.keys()):
     return (
-      f"Process 0 has waited {_TIMEOUT:.0f} seconds for {_named(missing)} "
-      f"({values[0]['stage']}). Start all processes again."
+      f"have not all come to the check of the {values[0]['stage']}: process 0 "
+      f"has waited {_TIMEOUT:.0f} seconds for {_named(missing)}. Start all of "
+      "them again."
     )
   differences, own = [], values[0]
   for name in sorted({name for each in values.values() for name in each}):
@@ -100,7 +101,7 @@ def _verdict(values: Mapping[int, Mapping[str, str]], advice: str) -> str:
   more = len(differences) - _SHOWN
   also = f"; and {more} more" if more > 0 else ""
   text = "; ".join(differences[:_SHOWN])
-  return f"The processes of this run differ: {text}{also}. {advice}"
+  return f"differ: {text}{also}. {advice}"
 
 
 def _named(numbers: Iterable[int]) -> str:

@@ -78,10 +78,7 @@ def run(
     try:
       return started()
     except stopping.Stopped as error:
-      if error.together:
-        processes.disconnect()
-      processes.report(str(error), error.status)
-      stopping.leave(error)
+      _stop(error)
     except BrokenPipeError:  # The reader, such as `head`, has ended.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -118,6 +115,14 @@ def _console():
       nothing = stack.enter_context(open(os.devnull, "w"))
       stack.enter_context(contextlib.redirect_stdout(nothing))
     yield
+
+
+def _stop(error: stopping.Stopped) -> None:
+  """End the process: together with the others, or after telling them."""
+  if error.together:
+    processes.disconnect()
+  processes.report(str(error), error.status)
+  stopping.leave(error)
 
 
 def _report_stop() -> None:
