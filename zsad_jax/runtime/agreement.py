@@ -89,7 +89,7 @@ def _verdict(values: Mapping[int, Mapping[str, str]], advice: str) -> str:
     )
   differences, own = [], values[0]
   for name in sorted({name for each in values.values() for name in each}):
-    other = [i for i in values if values[i].get(name) != own.get(name)]
+    other = [i for i in sorted(values) if values[i].get(name) != own.get(name)]
     if other:
       rest = f" ({_named(other[1:])} too)" if other[1:] else ""
       differences.append(
