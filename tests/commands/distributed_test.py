@@ -153,3 +153,40 @@ def test_a_signal_to_one_process_stores_the_same_step(number, when, tmp_path):
   if when == "steps":
     steps = len((workdir / "metrics.jsonl").read_text().splitlines())
     assert max(map(int, saved)) == steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "different, wanted",
+  [
+    ("run", "the new file in run is found in process 0 and missing in"),
+    ("data", "the data set data is 12 files"),
+  ],
+)
+def test_hosts_with_different_folders_are_an_error(
+  different, wanted, tmp_path, monkeypatch
+):
+  """Paths are relative to the working directories of two hosts."""
+  monkeypatch.setenv("PYTHONPATH", str(launch.ROOT))
+  hosts = [tmp_path / name for name in "ab"]
+  for i, host in enumerate(hosts):
+    small_run.write_images(host / "data", number=4 + i * (different == "data"))
+  shared = tmp_path / "run"
+  config = launch.ROOT / "tests/helpers/small_run.py:anomalyclip,data"
+  command = [
+    "-m",
+    "tests.helpers.small_run",
+    f"--workdir={'run' if different == 'run' else shared}",
+    f"--config={config}",
+  ]
+  processes = [
+    launch.start(command, env, host)
+    for env, host in zip(launch.environments(2), hosts)
+  ]
+  status, _, errors = launch.finish(processes)
+  assert status == [1, 1], errors
+  for error in errors:
+    (line,) = [x for x in error.splitlines() if x.startswith("error")]
+    assert wanted in line
+  assert not [*tmp_path.rglob(".shared-*")]
+  assert not [*tmp_path.rglob("checkpoints")]

@@ -31,11 +31,11 @@ def environments(processes, **variables):
   return [common | {distributed.PROCESS_ID: str(i)} for i in range(processes)]
 
 
-def start(arguments, env):
-  """Start `python ARGUMENTS` in the root of the project."""
+def start(arguments, env, cwd=ROOT):
+  """Start `python ARGUMENTS`, by default in the root of the project."""
   return subprocess.Popen(
     [sys.executable, *arguments],
-    cwd=ROOT,
+    cwd=cwd,
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
