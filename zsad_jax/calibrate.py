@@ -28,7 +28,7 @@ from zsad_jax.datasets import duplicates, image_files
 from zsad_jax.evaluation import calibration, protocol
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import detector as detector_lib
-from zsad_jax.runs import lock
+from zsad_jax.runs import lock, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli
@@ -63,6 +63,9 @@ def calibrate(
   """
   calibration.check_rate(rate)
   images = _find_all(normal, anomalous, reference_paths)
+  peers.check_images("the normal images", images.normal)
+  peers.check_images("the anomalous images", images.anomalous)
+  peers.check_images("the references", images.references)
   if seen := duplicates.equal_to(
     [*images.normal, *images.anomalous], protocol.trained_images(run.config)
   ):

@@ -196,4 +196,4 @@ def main(options: Any) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  cli.run(main, define_flags, alone=True)

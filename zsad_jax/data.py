@@ -192,4 +192,4 @@ def main(options: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags, arguments=True)
+  cli.run(main, define_flags, arguments=True, alone=True)

@@ -25,6 +25,7 @@ from zsad_jax.datasets.references import FromTest
 from zsad_jax.evaluation import paper_results, protocol, results
 from zsad_jax.metrics import accumulators
 from zsad_jax.reporting import details, report, writer
+from zsad_jax.runs import peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli, mirror
 
@@ -273,6 +274,7 @@ def _plan(workdir, config, choose, options):
   papers = []
   for place, spec in place_of.items():
     dataset = run_lib.open_dataset(config, spec)
+    peers.check_data(dataset)
     _, choices = results.check(
       method, config, dataset, place, how, choose(dataset, place)
     )

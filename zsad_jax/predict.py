@@ -30,6 +30,7 @@ from zsad_jax import backbones
 from zsad_jax.datasets import duplicates, image_files
 from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
+from zsad_jax.runs import peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress
@@ -68,6 +69,8 @@ def predict(
   normal = image_files.find(reference_paths) if reference_paths else ()
   problem = "is scored and a reference: leave it out of one of them."
   duplicates.refuse(images, normal, problem)
+  peers.check_images("the images to score", images)
+  peers.check_images("the references", normal)
   detector = detector_lib.Detector(
     run, class_name=class_name, threshold=limit, batch_size=batch_size
   )

@@ -183,7 +183,7 @@ def _pretrain(config, workdir, stack):
   stop = stack.enter_context(stopping.Deferred())
   if not meta.get("measured", True) and step < config.steps:
     evaluate_now(stop)
-  while step < config.steps and not stop.requested:
+  while step < config.steps and not stop.reached():
     first = step == first_step  # Nothing to store yet; compiles.
     with stop.interruptible() if first else contextlib.nullcontext():
       batch = batches.make(
@@ -267,4 +267,4 @@ def main(options: Any) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  cli.run(main, define_flags, alone=True)

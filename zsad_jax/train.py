@@ -25,10 +25,17 @@ from zsad_jax.datasets import pipeline
 from zsad_jax.evaluation import calibration, evaluator, protocol
 from zsad_jax.inference import predictor
 from zsad_jax.reporting import report, writer
-from zsad_jax.runs import checkpoint, finished, lock, logger, settings
+from zsad_jax.runs import checkpoint, finished, lock, logger, peers, settings
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli, config_files, copies, distributed, stopping
+from zsad_jax.runtime import (
+  cli,
+  config_files,
+  copies,
+  distributed,
+  processes,
+  stopping,
+)
 from zsad_jax.training import (
   batch_size,
   batch_source,
@@ -56,7 +63,7 @@ def train(config: types.Config, workdir: pathlib.Path) -> bool:
       finite, or another process trains in this workdir.
   """
   # The threads of the checkpoints have to end in any case.
-  with contextlib.ExitStack() as stack, distributed.exit_on_peer_failure():
+  with contextlib.ExitStack() as stack, processes.exit_on_peer_failure():
     stack.enter_context(lock.hold(workdir))
     return _train(config, workdir, stack)
 
@@ -88,6 +95,7 @@ def _train(config, workdir, stack):
   # ---- Frozen backbone, trainable parameters.
   backbone = backbones.load(**config.backbone)
   settings.check_image_size(config, backbone)
+  peers.check_training(config, workdir, datasets, backbone)
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)
   trainable = method.trainable_mask(params)
@@ -159,10 +167,11 @@ def _train(config, workdir, stack):
   # ---- Loop.
   source = batch_source.make(config, method, backbone, mesh, datasets)
   batches = source.batches(start_step=step)
+  processes.stop_together()
   stop = stack.enter_context(stopping.Deferred())
   if not meta.get("selected", True):
     end_epoch(stop)
-  while step < total_steps and not distributed.any_of(stop.requested):
+  while step < total_steps and not stop.reached():
     first = step == first_step  # Nothing to store yet; compiles.
     with stop.interruptible() if first else contextlib.nullcontext():
       batch = next(batches)
@@ -211,7 +220,7 @@ def main(options: flags.FlagValues) -> int:
     with lock.hold(workdir):
       start = time.perf_counter()
       if not train(config, workdir):
-        raise stopping.Stopped(stopping.received())
+        raise stopping.Stopped(stopping.received(), together=True)
       print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
       _finish(config, workdir)
   except stopping.Stopped as error:

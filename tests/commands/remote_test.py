@@ -11,7 +11,7 @@ import pytest
 
 import zsad_jax
 from tests.commands import distributed_test, fuzz_test, train_test
-from tests.helpers import remote_folder, small_run
+from tests.helpers import launch, remote_folder, small_run
 from zsad_jax import backbones, convert, data, evaluate, predict, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.backbones.clip import tiny
@@ -331,7 +331,7 @@ def test_a_signal_ends_training_after_its_results_are_uploaded(store, tmp_path):
 # ---- Several processes.
 
 
-def launch(data, caches, workdir, root):
+def train_on_hosts(data, caches, workdir, root):
   """Start a process for each cache folder; they train one run."""
   envs = [
     {
@@ -341,24 +341,30 @@ def launch(data, caches, workdir, root):
     }
     for cache in caches
   ]
-  return distributed_test.launch(
-    data, workdir, processes=len(caches), devices=8 // len(caches), envs=envs
+  return distributed_test.start(
+    data,
+    workdir,
+    processes=len(caches),
+    devices=8 // len(caches),
+    extra_envs=envs,
   )
 
 
 @pytest.mark.slow
 def test_two_processes_with_a_shared_cache_train_as_one(store, tmp_path):
   root, cache = store.root, tmp_path / "cache"
-  started = launch("gs://b/sets/mvtec", [cache] * 2, "gs://b/runs/two", root)
-  status, out, errors = distributed_test.finish(started)
+  started = train_on_hosts(
+    "gs://b/sets/mvtec", [cache] * 2, "gs://b/runs/two", root
+  )
+  status, out, errors = launch.finish(started)
   assert status == [0, 0], errors
   assert "gs://b/runs/two has all results." in out[0]
   folder = root / "b/runs/two"
   (local,) = cache.glob("remote/*/b/runs/two")
   assert remote_folder.files(folder) == remote_folder.files(local)
   local = tmp_path / "one"
-  started = launch(root / "b/sets/mvtec", [cache], local, root)
-  status, _, errors = distributed_test.finish(started)
+  started = train_on_hosts(root / "b/sets/mvtec", [cache], local, root)
+  status, _, errors = launch.finish(started)
   assert status == [0], errors
   assert losses(folder) == losses(local)
 
@@ -366,8 +372,8 @@ def test_two_processes_with_a_shared_cache_train_as_one(store, tmp_path):
 @pytest.mark.slow
 def test_two_hosts_without_a_shared_cache_are_refused(store, tmp_path):
   root, caches = store.root, [tmp_path / "a", tmp_path / "b"]
-  started = launch("gs://b/sets/mvtec", caches, "gs://b/runs/no", root)
-  status, _, errors = distributed_test.finish(started)
+  started = train_on_hosts("gs://b/sets/mvtec", caches, "gs://b/runs/no", root)
+  status, _, errors = launch.finish(started)
   assert status == [1, 1]
   for text in errors:
     last = text.strip().splitlines()[-1]

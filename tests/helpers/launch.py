@@ -31,11 +31,11 @@ def environments(processes, **variables):
   return [common | {distributed.PROCESS_ID: str(i)} for i in range(processes)]
 
 
-def start(arguments, env):
-  """Start `python ARGUMENTS` in the root of the project."""
+def start(arguments, env, cwd=ROOT):
+  """Start `python ARGUMENTS`, by default in the root of the project."""
   return subprocess.Popen(
     [sys.executable, *arguments],
-    cwd=ROOT,
+    cwd=cwd,
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -45,5 +45,9 @@ def start(arguments, env):
 
 def finish(processes, timeout=300):
   """Wait for all: exit statuses, what they printed, their errors."""
-  said = [p.communicate(timeout=timeout) for p in processes]
+  try:
+    said = [p.communicate(timeout=timeout) for p in processes]
+  finally:
+    for process in processes:
+      process.kill()
   return [p.returncode for p in processes], *zip(*said)

@@ -134,9 +134,12 @@ class StopAfter(contextlib.AbstractContextManager):
   def __exit__(self, *error):
     pass
 
+  def reached(self):
+    self._left -= 1
+    return self._left < 0
+
   @property
   def requested(self):
-    self._left -= 1
     return self._left < 0
 
   def interruptible(self):

@@ -120,6 +120,44 @@ def test_a_long_stage_within_the_loop_can_be_interrupted():
     signal.raise_signal(signal.SIGTERM)  # Deferred again.
 
 
+@pytest.fixture
+def peers(monkeypatch):
+  """Signals that were passed on; the processes agree about point 3."""
+  told = []
+  for name, value in (("tell", None), ("agreed", None), ("points", 0)):
+    monkeypatch.setattr(stopping._state, name, value)
+  stopping.stop_together(lambda: told.append(1), lambda point: point == 3)
+  return told
+
+
+def test_several_processes_stop_at_a_sync_point(peers, capfd):
+  with stopping.Deferred() as stop:
+    assert not stop.reached()
+    signal.raise_signal(signal.SIGTERM)
+    assert peers == [1] and stop.requested and stopping.requested()
+    assert not stop.reached() and stop.reached()
+  assert capfd.readouterr().out == "Stopping after this step.\n"
+
+
+def test_long_stages_of_several_processes_stop_at_a_sync_point(peers):
+  stopping.sync_point()  # Not within such a stage: not counted.
+  with stopping.Deferred() as stop:
+    stopping.sync_point()
+    with pytest.raises(stopping.Stopped) as caught, stop.interruptible():
+      signal.raise_signal(signal.SIGINT)
+      stopping.sync_point()
+      stopping.sync_point()
+      raise AssertionError
+    assert caught.value.together and caught.value.status == 130
+  assert peers == [1]
+
+
+def test_outside_of_training_only_the_process_with_the_signal_stops(peers):
+  with pytest.raises(stopping.Stopped) as caught, stopping.handled():
+    signal.raise_signal(signal.SIGTERM)
+  assert not peers and not caught.value.together
+
+
 def test_a_short_operation_is_completed_first():
   done = []
   with pytest.raises(stopping.Stopped), stopping.handled():
@@ -146,7 +184,8 @@ def test_a_command_ends_with_one_line_and_the_status(ended, capfd, monkeypatch):
     signal.raise_signal(signal.SIGTERM)
     raise AssertionError(options)
 
-  monkeypatch.setattr(cli.distributed, "start", lambda: None)
+  monkeypatch.setattr(cli.processes, "start", lambda **_: None)
+  monkeypatch.setattr(cli.agreement, "check_command", lambda options: None)
   monkeypatch.setattr(cli.app, "run", lambda run, **_: run(["command"]))
   monkeypatch.setattr(cli.flags, "DEFINE_list", lambda *_: None)
   monkeypatch.setattr(cli.flags, "FLAGS", _Flags())

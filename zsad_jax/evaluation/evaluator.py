@@ -26,7 +26,7 @@ from zsad_jax.inference import few_shot as few_shot_lib
 from zsad_jax.inference import predictor as predictor_lib
 from zsad_jax.layers import kernels
 from zsad_jax.metrics import accumulators
-from zsad_jax.runtime import distributed, progress
+from zsad_jax.runtime import distributed, progress, stopping
 
 PROMPT_NAMES = ("verbatim", "readable")
 
@@ -302,6 +302,7 @@ class Evaluator:
       given = self._given_pixels(choices, key, name)
       speed.start()
       for batch in batches:
+        stopping.sync_point()
         predictions = distributed.local_rows(
           predictor.predict(params, stats, predictor.encode(batch), banks)
         )

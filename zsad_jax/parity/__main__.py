@@ -130,4 +130,4 @@ def main(options: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  cli.run(main, define_flags, alone=True)

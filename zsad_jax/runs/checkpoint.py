@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from zsad_jax.runs import orbax_manager
 from zsad_jax.runtime import distributed
 from zsad_jax.types import Params
 
@@ -78,7 +79,7 @@ class Checkpoints:
         max_to_keep=keep, cleanup_tmp_directories=True
       )
       with self._explained():
-        self._manager = ocp.CheckpointManager(self._path, options=options)
+        self._manager = orbax_manager.Manager(self._path, options=options)
 
   def _without_magic(self) -> pathlib.Path:
     """Return a path of the folder without the characters *, ? and [.

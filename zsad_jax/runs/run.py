@@ -24,7 +24,7 @@ import numpy as np
 
 from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
-from zsad_jax.runs import checkpoint, migration
+from zsad_jax.runs import checkpoint, migration, peers
 from zsad_jax.runs import settings as settings_lib
 from zsad_jax.runtime import copies, distributed, environment, files
 
@@ -214,7 +214,8 @@ def load(workdir: str | pathlib.Path) -> Run:
   Raises:
     FileNotFoundError: the run, its checkpoint or its backbone's weights are
       missing.
-    ValueError: the files do not fit together.
+    ValueError: the files do not fit together, or several processes have
+      different runs.
   """
   environment.check()
   workdir = pathlib.Path(copies.local(workdir, fresh=True))
@@ -239,6 +240,7 @@ def load(workdir: str | pathlib.Path) -> Run:
   check_finite(
     found["model"], f"The checkpoint of step {meta['step']} in {folder}"
   )
+  peers.check_run(config, backbone, meta["step"], found["model"])
   return Run(
     workdir=workdir,
     config=config.lock(),

@@ -18,10 +18,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from zsad_jax.runtime import (
+  agreement,
   console,
   distributed,
   environment,
   mirror,
+  processes,
   stopping,
 )
 
@@ -33,6 +35,7 @@ def run(
   define_flags: Callable[[], None],
   *,
   arguments: bool = False,
+  alone: bool = False,
 ) -> None:
   """Define and parse flags, call `main` and exit with its result.
 
@@ -53,6 +56,7 @@ def run(
     define_flags: defines the flags of the command. They are not defined at
       import, so that any two commands can be imported together.
     arguments: whether the command takes arguments that are not flags.
+    alone: whether the command needs no other process: it waits for none.
   """
 
   def parse(argv):
@@ -75,7 +79,7 @@ def run(
     try:
       return started()
     except stopping.Stopped as error:
-      stopping.leave(error)
+      _stop(error)
     except BrokenPipeError:  # The reader, such as `head`, has ended.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -88,11 +92,13 @@ def run(
       environment.check()
       _disable_concurrency_optimized_scheduler()
       _set_compilation_cache()
-      distributed.start()
+      processes.start(alone=alone)
       stopping.install()  # JAX has a handler of its own.
-      environment.check_platform()
-      with _console(), distributed.exit_on_peer_failure(), _mirrored():
-        return main(flags.FLAGS)
+      with stopping.at_end(_report_stop), processes.exit_on_peer_failure():
+        agreement.check_command(flags.FLAGS)
+        environment.check_platform()
+        with _console(), _mirrored():
+          return main(flags.FLAGS)
 
   _quiet_threads()
   define_flags()
@@ -117,6 +123,20 @@ def _console():
     yield
 
 
+def _stop(error: stopping.Stopped) -> None:
+  """End the process: together with the others, or after telling them."""
+  if error.together:
+    processes.disconnect()
+  processes.report(str(error), error.status)
+  stopping.leave(error)
+
+
+def _report_stop() -> None:
+  """Tell the other processes that a signal ends this one at once."""
+  number = stopping.received()
+  processes.report(f"Stopped by signal {number}.", 128 + number)
+
+
 def _with_underscores(argument: str) -> str:
   """Accept --list-tables as --list_tables."""
   name = re.match(r"--[a-z-]+(?==|$)", argument)
@@ -134,6 +154,10 @@ def _fail(error: Exception | str, status: int = 1) -> NoReturn:
   text = re.sub(r"^\[Errno \d+\] ", "", " ".join(text.split()))
   label = "internal error" if status == _INTERNAL else "error"
   print(f"{label}: {text}", file=sys.stderr, flush=True)
+  if processes.count() > 1:
+    processes.report(text)
+    sys.stdout.flush()
+    os._exit(status)  # A usual exit waits for the other processes.
   sys.exit(status)
 
 

@@ -1,10 +1,9 @@
 """Data parallelism over the processes of one or several hosts.
 
-Every process is started by the same command. On a TPU slice and under Slurm
-they discover one another, elsewhere three environment variables tell them, see
-`start`. Each process reads its slice of a batch and measures its own maps;
-measurements are gathered, so that all processes hold the same results. Process
-0, the primary one, writes and prints them.
+Every process is started by the same command, see `processes`. Each process
+reads its slice of a batch and measures its own maps; measurements are gathered,
+so that all processes hold the same results. Process 0, the primary one, writes
+and prints them.
 
 There is one order of rows, process order: those of process 0, then those of
 process 1, and so on. `make_mesh` orders the devices in the same way, and
@@ -12,18 +11,10 @@ process 1, and so on. `make_mesh` orders the devices in the same way, and
 of the processes agree about which row is which.
 """
 
-import atexit
 import collections
-import contextlib
 import functools
-import importlib.util
-import os
 import pathlib
-import re
-import socket
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -36,157 +27,6 @@ from zsad_jax.runtime import packing
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 NUM_PROCESSES = "ZSAD_JAX_NUM_PROCESSES"
 PROCESS_ID = "ZSAD_JAX_PROCESS_ID"
-_RECOVERY_HINT = (
-  "error: another process of this run, or this one, ended unexpectedly. Start "
-  "all of them again: the same command resumes from the last checkpoint."
-)
-_HEARTBEAT = 30  # Seconds after which a silent process counts as lost.
-
-
-def start(environ: MutableMapping[str, str] = os.environ) -> None:
-  """Connect to the other processes, if there are several.
-
-  Simulated CPU devices give bit-identical numbers in any number of processes:
-  a single process uses the same collectives library, with the same order of
-  summation, and has as many threads as all devices together.
-
-  Args:
-    environ: JAX_COORDINATOR_ADDRESS (host:port of the first process),
-      ZSAD_JAX_NUM_PROCESSES and ZSAD_JAX_PROCESS_ID (from 0). Without them, a
-      Slurm step of several tasks, a TPU VM and simulated CPU devices
-      (XLA_FLAGS) are detected.
-
-  Raises:
-    ValueError: a variable is missing or not a number.
-    OSError: the machine's own name has no address.
-  """
-  options = _options(environ)
-  if options is None:
-    return
-  _check_own_name()
-  devices = _num_simulated(environ)
-  if devices > 1:
-    # XLA splits some sums by its threads: use one for each core and device.
-    devices *= options.get("num_processes", 1)
-    threads = max(devices, os.cpu_count() or 1)
-    environ.setdefault("PJRT_NPROC", str(threads))
-  if options.get("num_processes") != 1:
-    _print_hint_on_abort()
-  jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT)
-
-
-@contextlib.contextmanager
-def exit_on_peer_failure() -> Iterator[None]:
-  """Exit with a clear message when a peer process fails.
-
-  Exits without cleanup, which would wait for the lost process. Where JAX's own
-  thread notices the failure first, that thread aborts the process instead.
-  """
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
-      raise
-    reason = " ".join(str(error).split())
-    print(f"error: {reason[:300]}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _print_hint_on_abort() -> None:
-  """Start a shell that prints a recovery hint if this process aborts.
-
-  JAX aborts the process when a peer is lost, and no code inside it runs after
-  that. A normal exit of the interpreter silences the shell.
-  """
-  watcher = subprocess.Popen(
-    ["sh", "-c", 'read -r ended || echo "$0" >&2', _RECOVERY_HINT],
-    stdin=subprocess.PIPE,
-    start_new_session=True,  # Ctrl-C is for this process.
-  )
-  # Registered before JAX's own handlers, so that it runs after them.
-  atexit.register(watcher.communicate, b"ended\n")
-
-
-def _options(environ: Mapping[str, str]) -> dict[str, Any] | None:
-  """Return arguments of jax.distributed.initialize; None for one process."""
-  if COORDINATOR in environ:
-    try:
-      count = int(environ[NUM_PROCESSES])
-      process_id = int(environ[PROCESS_ID])
-    except (KeyError, ValueError) as error:
-      raise ValueError(
-        f"{COORDINATOR} is set: {NUM_PROCESSES} and {PROCESS_ID} must be "
-        f"whole numbers ({error})."
-      ) from error
-    if not 0 <= process_id < count:
-      raise ValueError(
-        f"{PROCESS_ID} is {process_id}, but must be at least 0 and less than "
-        f"{NUM_PROCESSES}, {count}."
-      )
-    if not re.fullmatch(r".+:\d+", environ[COORDINATOR]):
-      raise ValueError(
-        f"{COORDINATOR} is {environ[COORDINATOR]!r}, expected HOST:PORT of the "
-        "first process."
-      )
-    return dict(
-      coordinator_address=environ[COORDINATOR],
-      num_processes=count,
-      process_id=process_id,
-    )
-  tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
-  if not tasks.isdecimal():
-    raise ValueError(
-      f"SLURM_STEP_NUM_TASKS must be a whole number, found {tasks!r}."
-    )
-  if int(tasks) > 1 or _on_tpu():
-    return {}
-  if _num_simulated(environ) > 1:
-    here = f"localhost:{_free_port()}"
-    return dict(
-      coordinator_address=here,
-      coordinator_bind_address=here,  # Not open to other machines.
-      num_processes=1,
-      process_id=0,
-    )
-  return None
-
-
-def _num_simulated(environ: Mapping[str, str]) -> int:
-  """Return the number of CPU devices that XLA_FLAGS asks for, by default 1."""
-  flag = r"--xla_force_host_platform_device_count=(\d+)"
-  found = re.search(flag, environ.get("XLA_FLAGS", ""))
-  return int(found[1]) if found else 1
-
-
-def _free_port() -> int:
-  """Return a port of this machine that is not in use."""
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    return s.getsockname()[1]
-
-
-def _check_own_name() -> None:
-  """Check that the machine's own name has an address.
-
-  XLA's CPU collectives use that address; without it they fail with no message.
-  """
-  name = socket.gethostname()
-  try:
-    socket.getaddrinfo(name, None)
-  except OSError as error:
-    raise OSError(
-      f"This machine's own name, {name!r}, has no address, which its devices "
-      "need to exchange sums: add it to /etc/hosts, with the address that "
-      "the other machines know or, where there are none, with 127.0.0.1."
-    ) from error
-
-
-def _on_tpu() -> bool:
-  """Return whether this is a TPU VM that has libtpu."""
-  # Older VMs have the first, newer ones the second; GPUs may have it, too.
-  devices = [*pathlib.Path("/dev").glob("accel[0-9]*")]
-  devices += pathlib.Path("/dev/vfio").glob("[0-9]*")
-  return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
 def is_primary() -> bool:

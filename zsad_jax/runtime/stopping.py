@@ -10,6 +10,10 @@ that thread is inside a long call of a library, such as a compilation, a second
 thread notices the signal and ends the process after a while. Python ignores
 exceptions within `__del__` and callbacks of weak references, and libraries some
 others: `Stopped` is raised again if it ceases to exist before the end.
+
+Several processes of a run stop together within `Deferred`: a signal to one of
+them is passed on to all, which agree about a sync point, the call of
+`Deferred.reached` or `sync_point` at which they stop.
 """
 
 import _thread
@@ -36,11 +40,13 @@ class Stopped(KeyboardInterrupt):
 
   Attributes:
     number: the signal.
+    together: whether all processes of the run stop, at the same point.
   """
 
-  def __init__(self, number: int) -> None:
+  def __init__(self, number: int, *, together: bool = False) -> None:
     super().__init__(number)
     self.number = number
+    self.together = together
 
   @property
   def status(self) -> int:
@@ -65,6 +71,11 @@ class _State:
       raise `Stopped`.
     session: identity of the present `handled`; None outside of it.
     cleanups: called before the process is ended at once.
+    tell: passes a signal on to all processes of the run; None for one process.
+    agreed: function from the number of a sync point, from 1, to whether the
+      processes stop there.
+    points: number of sync points so far, equal in all processes.
+    raises: whether sync points raise `Stopped`.
   """
 
   first: tuple[int, float] | None = None
@@ -74,6 +85,10 @@ class _State:
   repeated = False
   deferred: bytes | None = None
   session: object = None
+  tell: Callable[[], object] | None = None
+  agreed: Callable[[int], bool] = staticmethod(lambda point: False)
+  points = 0
+  raises = False
 
   def __init__(self) -> None:
     self.cleanups: list[Callable[[], None]] = []
@@ -113,6 +128,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
   with contextlib.suppress(OSError):
     # `print` cannot be called again while it is running.
     os.write(1, _state.deferred)
+  if _state.tell:
+    _state.tell()
 
 
 def _raise() -> NoReturn:
@@ -204,6 +221,49 @@ def install() -> None:
       signal.signal(number, _handle)
 
 
+def stop_together(
+  tell: Callable[[], object], agreed: Callable[[int], bool]
+) -> None:
+  """Stop all processes of a run at the same point, within `Deferred`.
+
+  Args:
+    tell: passes a signal of this process on to all.
+    agreed: receives the number of a sync point, the same in all processes, and
+      returns whether they stop there.
+  """
+  _state.tell, _state.agreed = tell, agreed
+
+
+def stops_together() -> bool:
+  """Return whether several processes stop together."""
+  return _state.tell is not None
+
+
+def requested() -> bool:
+  """Return whether this process received a signal."""
+  return _state.handled
+
+
+def sync_point() -> None:
+  """Stop here if another process, or this one, was told to.
+
+  All processes of the run call it equally often, within the long stages of
+  `Deferred.interruptible`. It does not wait for them. The handler interrupts a
+  single process at any place: nothing is done.
+
+  Raises:
+    Stopped: all processes of the run stop here.
+  """
+  if _state.raises and _reached():
+    raise Stopped(received(), together=True)
+
+
+def _reached() -> bool:
+  """Return whether all processes of the run stop at this sync point."""
+  _state.points += 1
+  return _state.agreed(_state.points)
+
+
 def _watch(pipe: int, session: object) -> None:
   """End the process where the main thread does not do so in time."""
   first = None
@@ -257,16 +317,34 @@ class Deferred:
 
   @property
   def requested(self) -> bool:
-    """Whether a signal was received."""
+    """Whether this process received a signal."""
     return _state.handled
+
+  def reached(self) -> bool:
+    """Return whether to stop before the next step.
+
+    Of several processes, all call it before each step; it does not wait for
+    the others.
+    """
+    return _reached() if _state.tell else _state.handled
 
   @contextlib.contextmanager
   def interruptible(self) -> Iterator[None]:
     """Let signals raise `Stopped` for a while.
 
+    In several processes only `sync_point` raises it, in all of them.
+
     Raises:
       Stopped: at once, if a signal was received before.
     """
+    if _state.tell:
+      _state.raises = True
+      try:
+        sync_point()
+        yield
+      finally:
+        _state.raises = False
+      return
     _state.deferred = None
     try:
       if _state.handled:

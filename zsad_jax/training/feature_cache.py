@@ -306,6 +306,7 @@ class FeatureCache:
     )
     reported = progress.Progress("Features", len(missing))
     for batch in batches:
+      stopping.sync_point()
       reported.update(self._write(batch, missing))
     self.skipped += batches.skipped
     log_mask = verification.MaskLog(self._datasets)

@@ -9,6 +9,7 @@ from zsad_jax import backbones, types
 from zsad_jax.datasets import index
 from zsad_jax.runs import authors_checkpoint
 from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import processes
 
 _log = logging.getLogger(__name__)
 
@@ -51,3 +52,9 @@ def log(
     f"Devices: {len(devices)} x {devices[0].device_kind}, jax "
     f"{jax.__version__}; selection of parameters: {config.selection}"
   )
+  if processes.count() > 1:
+    _log.info(
+      f"Processes: {processes.count()}; compiled programs are stored in "
+      f"{jax.config.jax_compilation_cache_dir} by process 0: "  # pyright: ignore[reportAttributeAccessIssue]
+      "JAX_COMPILATION_CACHE_DIR names a folder that all hosts share."
+    )
