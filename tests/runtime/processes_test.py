@@ -88,7 +88,7 @@ def test_the_time_to_start_is_a_number_of_seconds():
   flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
   for bad in ("0", "-1", "1m", ""):
     with pytest.raises(ValueError, match="ZSAD_JAX_START_TIMEOUT must be"):
-      processes.start(flags | {processes.START_TIMEOUT: bad})
+      processes.start(flags | {cluster.START_TIMEOUT: bad})
 
 
 @pytest.mark.parametrize(
