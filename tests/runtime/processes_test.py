@@ -20,9 +20,10 @@ ROOT = pathlib.Path(__file__).parents[2]
   "end, explained",
   [
     ("", False),
-    ("raise ValueError", False),  # Has its own error message.
     ("os.abort()", True),
-    ("os.kill(os.getpid(), 9)", True),
+    # An error has its own message.
+    pytest.param("raise ValueError", False, marks=pytest.mark.slow),
+    pytest.param("os.kill(os.getpid(), 9)", True, marks=pytest.mark.slow),
   ],
 )
 def test_an_aborted_process_prints_a_recovery_hint(end, explained):
@@ -149,6 +150,7 @@ def test_an_error_of_one_process_ends_the_others():
   assert error_lines(errors[0]) == [
     f"error: process 1 of this run has ended: {text}"
   ]
+  assert "cleaned" in errors[0].splitlines()  # Such as the lock of a workdir.
 
 
 @pytest.mark.slow

@@ -180,6 +180,7 @@ def _end(line: str, status: int = 1) -> NoReturn:
   _state.ending = True
   _state.silence()
   print(line, file=sys.stderr, flush=True)
+  stopping.clean_up()
   os._exit(status)
 
 
