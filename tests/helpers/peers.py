@@ -47,7 +47,8 @@ def main(options):
   if action == "fail" and processes.index() == processes.count() - 1:
     raise ValueError("This image cannot be read.")
   say("waits")
-  time.sleep(300)
+  with stopping.at_end(lambda: say("cleaned")):
+    time.sleep(300)
 
 
 if __name__ == "__main__":

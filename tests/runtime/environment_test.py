@@ -74,7 +74,7 @@ def test_variables_are_read_in_one_module():
           text = file.read()
         if "environ.get(" in text or "getenv(" in text:
           found.add(name)
-  assert found == {"environment.py", "distributed.py", "cli.py"}
+  assert found == {"environment.py", "cluster.py", "cli.py"}
 
 
 # ---- Errors of commands.

@@ -20,9 +20,10 @@ ROOT = pathlib.Path(__file__).parents[2]
   "end, explained",
   [
     ("", False),
-    ("raise ValueError", False),  # Has its own error message.
     ("os.abort()", True),
-    ("os.kill(os.getpid(), 9)", True),
+    # An error has its own message.
+    pytest.param("raise ValueError", False, marks=pytest.mark.slow),
+    pytest.param("os.kill(os.getpid(), 9)", True, marks=pytest.mark.slow),
   ],
 )
 def test_an_aborted_process_prints_a_recovery_hint(end, explained):
@@ -88,7 +89,7 @@ def test_the_time_to_start_is_a_number_of_seconds():
   flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
   for bad in ("0", "-1", "1m", ""):
     with pytest.raises(ValueError, match="ZSAD_JAX_START_TIMEOUT must be"):
-      processes.start(flags | {processes.START_TIMEOUT: bad})
+      processes.start(flags | {cluster.START_TIMEOUT: bad})
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,7 @@ def test_an_error_of_one_process_ends_the_others():
   assert error_lines(errors[0]) == [
     f"error: process 1 of this run has ended: {text}"
   ]
+  assert "cleaned" in errors[0].splitlines()  # Such as the lock of a workdir.
 
 
 @pytest.mark.slow

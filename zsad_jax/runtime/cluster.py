@@ -13,8 +13,11 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from zsad_jax.runtime import environment
 from zsad_jax.runtime.distributed import COORDINATOR, NUM_PROCESSES, PROCESS_ID
 
+START_TIMEOUT = "ZSAD_JAX_START_TIMEOUT"
+_START_TIMEOUT = 50  # Seconds for all processes to start.
 _METADATA_TIMEOUT = 2.0  # Seconds; the server is on the same machine.
 
 
@@ -35,7 +38,7 @@ def options(
       return _given(environ)
     if (found := _slurm(environ)) is not None:
       return found
-    if on_tpu_slice(environ):
+    if _on_tpu_slice(environ):
       return {}
   if num_simulated(environ) > 1:
     here = f"localhost:{_free_port()}"
@@ -96,7 +99,30 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, Any] | None:
   return {}
 
 
-def on_tpu_slice(environ: Mapping[str, str]) -> bool:
+def start_timeout(environ: Mapping[str, str]) -> int:
+  """Return the seconds that all processes have to start.
+
+  Raises:
+    ValueError: the variable is no number of seconds.
+  """
+  text = environ.get(START_TIMEOUT, str(_START_TIMEOUT))
+  if not (text.isascii() and text.isdecimal() and int(text) > 0):
+    raise ValueError(
+      f"{START_TIMEOUT} must be a whole number of seconds above 0, found "
+      f"{text!r}."
+    )
+  return int(text)
+
+
+def needs_other_hosts(environ: Mapping[str, str]) -> bool:
+  """Return whether the TPU chips of this host would wait for other hosts.
+
+  A platform that JAX's variable names is the user's choice.
+  """
+  return not environ.get(environment.PLATFORMS) and _on_tpu_slice(environ)
+
+
+def _on_tpu_slice(environ: Mapping[str, str]) -> bool:
   """Return whether this is one of several hosts of a TPU slice, or slices."""
   return _on_tpu() and _has_several_hosts(environ)
 

@@ -1,7 +1,7 @@
 """Environment of a run: variables, versions, device, commit, folders.
 
 All environment variables of the package are read here and, those that connect
-several processes, in `cluster` and `processes`:
+several processes, in `cluster`:
 
   ZSAD_JAX_CACHE       folder for files that can be computed again
   ZSAD_JAX_DATA        folder of the data sets, by default data/

@@ -27,10 +27,8 @@ import jax
 from jax._src import distributed as jax_distributed  # Its key-value store.
 from jax.experimental import multihost_utils
 
-from zsad_jax.runtime import cluster, distributed, environment, stopping
+from zsad_jax.runtime import cluster, distributed, stopping
 
-START_TIMEOUT = "ZSAD_JAX_START_TIMEOUT"
-_START_TIMEOUT = 50  # Seconds for all processes to start.
 _HEARTBEAT = 30  # Seconds after which a silent process counts as lost.
 _POLL = 1.0  # Seconds between two looks for the error of another process.
 _FAILURE = "zsad_jax/failure"  # Key of that error.
@@ -77,14 +75,12 @@ def start(
     ValueError: a variable is missing or not a number.
     OSError: the machine's own name has no address.
   """
-  if alone and not environ.get(environment.PLATFORMS):
-    if cluster.on_tpu_slice(environ):
-      # The chips of one host would wait for those of the others.
-      jax.config.update("jax_platforms", "cpu")
+  if alone and cluster.needs_other_hosts(environ):
+    jax.config.update("jax_platforms", "cpu")
   options = cluster.options(environ, alone=alone)
   if options is None:
     return
-  limit = _start_timeout(environ)
+  limit = cluster.start_timeout(environ)
   _check_own_name()
   devices = cluster.num_simulated(environ)
   if devices > 1:
@@ -184,6 +180,7 @@ def _end(line: str, status: int = 1) -> NoReturn:
   _state.ending = True
   _state.silence()
   print(line, file=sys.stderr, flush=True)
+  stopping.clean_up()
   os._exit(status)
 
 
@@ -268,17 +265,6 @@ def stop_together(own: int | None = None) -> None:
 # ---- Waiting for all processes.
 
 
-def _start_timeout(environ: Mapping[str, str]) -> int:
-  """Return the seconds that all processes have to start."""
-  text = environ.get(START_TIMEOUT, str(_START_TIMEOUT))
-  if not (text.isascii() and text.isdecimal() and int(text) > 0):
-    raise ValueError(
-      f"{START_TIMEOUT} must be a whole number of seconds above 0, found "
-      f"{text!r}."
-    )
-  return int(text)
-
-
 @contextlib.contextmanager
 def _deadline(options: Mapping[str, Any], limit: int) -> Iterator[None]:
   """End the process if the others do not start within `limit` seconds."""
@@ -305,7 +291,7 @@ def _late(options: Mapping[str, Any], limit: int) -> str:
     who = f"Process {number} waits for {others} others, which have not all"
   return (
     f"error: {who} started within {limit} seconds. Start the same command on "
-    f"all hosts at the same time; {START_TIMEOUT} sets another time."
+    f"all hosts at the same time; {cluster.START_TIMEOUT} sets another time."
   )
 
 

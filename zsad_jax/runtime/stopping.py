@@ -151,11 +151,16 @@ def _is_second() -> bool:
   return time.monotonic() - _state.first[1] > _REPEATED
 
 
-def _end(number: int) -> None:
-  """End the process at once."""
+def clean_up() -> None:
+  """Call the functions of `at_end`, before the process is ended at once."""
   for cleanup in [*_state.cleanups]:
     with contextlib.suppress(Exception):
       cleanup()
+
+
+def _end(number: int) -> None:
+  """End the process at once."""
+  clean_up()
   os.write(2, (_line(number) + "\n").encode())
   os._exit(128 + number)
 
