@@ -82,6 +82,7 @@ def program(lowered):
   """Return the collectives and the memory of a program."""
   compiled = lowered.compile()
   memory = compiled.memory_analysis()
+  assert memory is not None
   return {
     "collectives": hlo.collectives(compiled.as_text()),
     "arguments": memory.argument_size_in_bytes,

@@ -86,6 +86,16 @@ def test_losses_are_those_of_encoding_each_step(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["adaptclip", "adaclip"])
+def test_losses_from_the_devices_are_those_from_the_host(name, data, tmp_path):
+  found = {}
+  for storage in ("host", "device"):
+    config = prepared(name, data, storage)
+    found[storage] = losses(config, tmp_path / storage)
+  assert found["device"] == found["host"]  # To the last bit.
+
+
+@pytest.mark.slow
 def test_bfloat16_takes_half_and_is_near(data, uncached, tmp_path):
   config = prepared("adaptclip", data, "host", dtype="bfloat16")
   found = losses(config, tmp_path / "run")

@@ -50,6 +50,7 @@ def check(topology, batch_size, monkeypatch):
   store = feature_store.Device(ROW, 2800, mesh, batch_size)
   compiled = store.lower_read((batch_size,)).compile()
   memory = compiled.memory_analysis()
+  assert memory is not None
   found = hlo.collectives(compiled.as_text())
   exchanged = [x.num_bytes for x in found if x.kind == "all-to-all"]
   assert len(exchanged) == 1 and exchanged[0] <= 100e6
