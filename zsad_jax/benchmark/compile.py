@@ -140,7 +140,7 @@ def examine(
     "predicted_largest": predicted(memory, per_chip, target.chip.memory),
     "flops_per_image": flops / per_chip,
     "bytes_per_image": moved / per_chip,
-    "collectives": hlo.collectives(compiled.as_text()),
+    "collectives": hlo.collectives(compiled.as_text() or ""),
     "lowering_seconds": lowering,
     "compile_seconds": seconds,
     "bound": bound(target.chip, config.backbone.dtype, flops, moved),
