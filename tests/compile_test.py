@@ -1,6 +1,7 @@
 """Tests of benchmark/compile.py and its parts, without an accelerator."""
 
 import json
+import pathlib
 import types
 
 import jax
@@ -232,6 +233,19 @@ def test_the_largest_number_of_images_is_compiled(fake, tmp_path):
   rows = json.loads(path.read_text())["rows"]
   assert [row.get("largest") for row in rows[:4]] == [None, *["too large"] * 3]
   assert "| ~90 |" in compile.table(rows, "here", "bfloat16")
+
+
+def test_tables_of_the_documentation_are_those_of_the_files():
+  folder = pathlib.Path(__file__).parents[1] / "benchmarks"
+  text = (folder / "README.md").read_text()
+  paths = sorted(folder.glob("compile_*.json"))
+  assert paths
+  for path in paths:
+    assert f"`{path.name}`" in text
+    rows = json.loads(path.read_text())["rows"]
+    assert not [row for row in rows if "error" in row]
+    target, dtype = rows[0]["target"], rows[0]["dtype"]
+    assert compile.table(rows, target, dtype) in text, path
 
 
 # ---- Compiled for accelerators; the compilers are extras of the package.

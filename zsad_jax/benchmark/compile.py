@@ -140,7 +140,7 @@ def examine(
     "predicted_largest": predicted(memory, per_chip, target.chip.memory),
     "flops_per_image": flops / per_chip,
     "bytes_per_image": moved / per_chip,
-    "collectives": hlo.collectives(compiled.as_text()),
+    "collectives": hlo.collectives(compiled.as_text() or ""),
     "lowering_seconds": lowering,
     "compile_seconds": seconds,
     "bound": bound(target.chip, config.backbone.dtype, flops, moved),
@@ -297,14 +297,17 @@ def table(rows: list[Row], target: str, dtype: str) -> str:
   groups = {}
   for row in rows:
     if (row["target"], row["dtype"]) == (target, dtype):
-      groups.setdefault((row["method"], row["program"]), []).append(row)
+      name = f"{row['method']} {row['program']}"
+      if row["attention"] != "exact":
+        name += f", {row['attention']}"
+      groups.setdefault(name, []).append(row)
   lines = [HEAD]
-  for (method, program), found in groups.items():
+  for name, found in groups.items():
     most = [row for row in found if row.get("largest") == "fits"]
     plain = [row for row in found if "largest" not in row]
     if plain:
       first = min(plain, key=lambda row: row["per_chip"])
-      lines.append(_cells(f"{method} {program}", first, most))
+      lines.append(_cells(name, first, most))
   return "\n".join(lines)
 
 
