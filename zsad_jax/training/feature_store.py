@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from zsad_jax.runtime import distributed
 from zsad_jax.training import tiles
 
 _log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Device(Store):
   ) -> None:
     self._row, self._count, self._size = row, count, batch_size
     self._sharding = NamedSharding(mesh, P(None, "data"))
-    self._batch_sharding = NamedSharding(mesh, P("data"))
+    self._batch_sharding = distributed.row_sharding(mesh)
     self._written, self._tiles = 0, None
     layout = tiles.Tiles(row, mesh.size)
     padded = -(-count // batch_size) * batch_size
