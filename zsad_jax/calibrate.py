@@ -84,7 +84,7 @@ def calibrate(
   if images.anomalous:
     others, _ = _score(detector, images.anomalous, skip_corrupt)
     if not len(others):
-      raise ValueError("None of the anomalous images could be read.")
+      raise ValueError(_unreadable("anomalous", images.anomalous))
     label = np.repeat([0, 1], [len(scores), len(others)])
     _, value = exact.f1_max(label, np.concatenate([scores, others]))
     source = f"best F1 on {len(scores)} normal and {len(others)} anomalous"
@@ -182,8 +182,16 @@ def _score_normal(detector, images: Images, skip_corrupt):
     )
   scores = np.concatenate(scores)
   if not len(scores):
-    raise ValueError("None of the normal images could be read.")
+    raise ValueError(_unreadable("normal", images.normal))
   return scores, state
+
+
+def _unreadable(kind, images):
+  """Return the message for images that were all skipped."""
+  return (
+    f"None of the {len(images)} {kind} images can be read, first {images[0]}: "
+    "name other images."
+  )
 
 
 def _score(detector, images, skip_corrupt, state=None):

@@ -103,3 +103,16 @@ def test_images_that_were_trained_on_are_counted(images, capsys):
 def test_the_rate_is_checked_first(images):
   with pytest.raises(ValueError, match="rate of false alarms"):
     calibrate.calibrate(mock.Mock(spec=run_lib.Run), ["nowhere"], rate=1.0)
+
+
+@pytest.mark.parametrize("kind", ["normal", "anomalous"])
+def test_an_image_is_named_where_none_can_be_read(images, kind, monkeypatch):
+  stream = Compared.stream
+
+  def unreadable(self, paths, skip_corrupt):
+    for i, found in stream(self, paths, skip_corrupt):
+      yield i, "corrupt" if f"/{kind}/" in paths[i] else found
+
+  monkeypatch.setattr(Compared, "stream", unreadable)
+  with pytest.raises(ValueError, match=f"the 4 {kind} images .*/{kind}/0.png"):
+    run(images, anomalous="anomalous")
