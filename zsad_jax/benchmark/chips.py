@@ -10,10 +10,10 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 
 from zsad_jax.layers import kernels
+from zsad_jax.runtime import distributed
 
 GIB = 2**30
 
@@ -173,12 +173,7 @@ def target(name: str) -> Target:
     raise ValueError(
       f"--target={name}: the compiler has no such target ({text})."
     ) from error
-  ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
-  mesh = jax.sharding.Mesh(
-    np.array(ordered),
-    ("data",),
-    axis_types=(jax.sharding.AxisType.Auto,),
-  )
+  mesh = distributed.make_mesh(devices)
   machine = kernels.Machine(
     backend="gpu" if chip.gpu else "tpu",
     device_count=len(devices),

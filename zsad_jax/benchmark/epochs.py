@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 
 from zsad_jax import methods, types
@@ -30,7 +29,7 @@ from zsad_jax.benchmark.methods import (
 from zsad_jax.datasets import index, pipeline
 from zsad_jax.inference import predictor
 from zsad_jax.runtime import distributed, environment, files
-from zsad_jax.training import feature_cache, optimizer
+from zsad_jax.training import feature_cache, optimizer, update_step
 
 ADAM = {"learning_rate": 0.001, "b1": 0.5, "b2": 0.999, "eps": 1e-8}
 BATCH, EPOCHS = 8, 2
@@ -81,35 +80,26 @@ class Trainer:
     self._mesh = mesh
     params, stats = jax.jit(method.init)(jax.random.key(0), backbone)
     tx = optimizer.make("adam", ADAM, method.trainable_mask(params))
-    self._state = params, stats, tx.init(params)
+    self._state = {
+      "model": {"params": params, "stats": stats},
+      "training": {"opt": tx.init(params), "step": jnp.int32(0)},
+    }
     self._frozen = backbone, method.prepare(backbone, ["x"])
-    self._program = None
-
-    @jax.jit
-    def update(state, frozen, batch):
-      params, stats, opt = state
-      encoded = predictor.encode(method, frozen[0], batch)
-      value = jax.value_and_grad(method.loss, has_aux=True)
-      (loss, (_, stats)), grads = value(
-        params, stats, *frozen, encoded, batch, jax.random.key(0)
-      )
-      updates, opt = tx.update(grads, opt, params)
-      return (optax.apply_updates(params, updates), stats, opt), loss
-
-    self._update = update
+    self._update, self._program = update_step.make(method, tx), None
 
   def step(self, batch: types.Batch) -> tuple[float, float]:
     """Take a step; return its loss and its seconds without compilation."""
     start = time.perf_counter()
     batch = {k: v for k, v in batch.items() if k != "index"}
     batch = predictor.put_batch(batch, self._mesh)
+    rng = jax.random.key(0)
     if self._program is None:
       begin = time.perf_counter()
-      lowered = self._update.lower(self._state, self._frozen, batch)
+      lowered = self._update.lower(self._state, *self._frozen, batch, rng)
       self._program = lowered.compile()
       start += time.perf_counter() - begin
-    self._state, loss = self._program(self._state, self._frozen, batch)
-    return float(loss), time.perf_counter() - start
+    self._state, found = self._program(self._state, *self._frozen, batch, rng)
+    return float(found["loss"]), time.perf_counter() - start
 
 
 def _config(image_size):

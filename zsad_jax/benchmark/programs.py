@@ -95,8 +95,7 @@ class Programs:
     if jax.tree.leaves(self._model[0]):  # It is trained.
       found["cached_step"] = functools.partial(self.update, cached=True)
       found["step"] = functools.partial(self.update, cached=False)
-      if hasattr(feature_store.Device, "lower_read"):
-        found["store_read"] = self.store_read
+      found["store_read"] = self.store_read
     return found
 
   def encode(self) -> Program:

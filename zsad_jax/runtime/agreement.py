@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 from absl import flags
 
 import zsad_jax
@@ -177,7 +176,7 @@ def _flag_values(options: flags.FlagValues) -> dict[str, str]:
 
 def describe(name: str, value: Any) -> dict[str, str]:
   """Return a value as text by name, the fields of a configuration each."""
-  if not isinstance(value, ml_collections.ConfigDict):
+  if not hasattr(value, "items"):  # A ConfigDict is no Mapping.
     return {name: str(value)}
   found = {}
   for field, content in value.items():
