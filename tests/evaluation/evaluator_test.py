@@ -18,9 +18,8 @@ SAMPLES = [
 ]
 
 
-def result_of(variant, halves):
-  """Result of these halves of each batch."""
-  result = CategoryResult(
+def empty_result(variant="streamed"):
+  return CategoryResult(
     "bolt",
     references.NONE,
     SAMPLES,
@@ -28,6 +27,11 @@ def result_of(variant, halves):
     num_examples=2,
     threshold=0.5,
   )
+
+
+def result_of(variant, halves):
+  """Result of these halves of each batch."""
+  result = empty_result(variant)
   for batch in np.split(np.arange(11), [4, 8]):
     part = np.concatenate([np.array_split(batch, 2)[half] for half in halves])
     maps = [np.random.default_rng(i).random((6, 6)) for i in part]
@@ -54,6 +58,15 @@ def test_two_processes_give_the_results_of_one(variant):
   assert kinds(first) == kinds(alone)
   assert first.examples.kept.keys() == alone.examples.kept.keys()
   assert first.skipped == ["broken by 0", "broken by 1"]
+
+
+@pytest.mark.parametrize("skipped", [[], ["broken"]])
+def test_a_category_without_an_image_is_named(skipped):
+  result = empty_result()
+  result.skipped = skipped
+  reason = "can be read" if skipped else "is scored"
+  with pytest.raises(ValueError, match=f"test images of .* {reason}, first 0"):
+    result.merge(lambda value: [value])
 
 
 def test_nan_in_a_prediction_names_the_image():

@@ -110,6 +110,9 @@ class CategoryResult:
     Args:
       gather: returns the values of all processes, in their order, such as
         `distributed.all_gather_object`.
+
+    Raises:
+      ValueError: no process has read an image.
     """
     self._row = None
     self.pixel_metrics.merge(gather)
@@ -123,6 +126,13 @@ class CategoryResult:
     for selector in selectors:
       self.examples.merge_dict(selector)
     self.skipped = list(dict.fromkeys(sum(skipped, [])))
+    if not self._numbers or not sum(map(len, self._numbers)):
+      reason = "can be read" if self.skipped else "is scored"
+      raise ValueError(
+        f"None of the {len(self.listed)} test images of {self.name} {reason}, "
+        f"first {self.listed[0].image_path}: replace them, or remove the "
+        "category."
+      )
 
   def compute(self) -> dict[str, float | int]:
     """Return image and pixel metrics; nan where undefined."""
