@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import threading
@@ -27,6 +28,7 @@ import pytest
 from absl import flags
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.helpers import random_trees, small_run, tree_reading
 from zsad_jax import calibrate, data, evaluate, predict
@@ -378,3 +380,18 @@ def test_random_folders(workdir):
   # Not everything is refused.
   assert DONE["data"] >= EXAMPLES // 2
   assert all(DONE[name] for name in ("predict", "evaluate", "calibrate"))
+
+
+def test_a_damaged_tag_of_a_readable_image_is_not_shown(tmp_path):
+  file = io.BytesIO()
+  image = Image.new("RGB", (12, 12), (90, 80, 70))
+  image.save(file, "TIFF", description="x" * 100)
+  content = bytearray(file.getvalue())
+  entry = content.index(struct.pack("<HH", 270, 2))  # ImageDescription, text.
+  content[entry + 4 : entry + 8] = struct.pack("<I", 2**31 - 1)  # Its length.
+  (tmp_path / "normal").mkdir()
+  (tmp_path / "normal/0.tif").write_bytes(content)
+  with pytest.warns(UserWarning, match="Skipping tag 270"):
+    Image.open(tmp_path / "normal/0.tif").getexif()
+  ended = run(data, "verify", f"--root={tmp_path}")
+  assert (ended.status, ended.err) == (0, "")

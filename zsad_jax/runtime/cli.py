@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -101,6 +102,8 @@ def run(
           return main(flags.FLAGS)
 
   _quiet_threads()
+  # Of damaged tags, without a file name; a file without pixels is an error.
+  warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
   define_flags()
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
   app.run(guarded, flags_parser=parse)
