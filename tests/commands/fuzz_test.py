@@ -382,7 +382,7 @@ def test_random_folders(workdir):
   assert all(DONE[name] for name in ("predict", "evaluate", "calibrate"))
 
 
-def test_a_damaged_tag_of_a_readable_image_is_not_shown(tmp_path):
+def test_a_corrupt_tag_of_a_readable_image_is_not_shown(tmp_path):
   file = io.BytesIO()
   image = Image.new("RGB", (12, 12), (90, 80, 70))
   image.save(file, "TIFF", description="x" * 100)

@@ -101,9 +101,7 @@ def run(
         with _console(), _mirrored():
           return main(flags.FLAGS)
 
-  _quiet_threads()
-  # Of damaged tags, without a file name; a file without pixels is an error.
-  warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+  _quiet_libraries()
   define_flags()
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
   app.run(guarded, flags_parser=parse)
@@ -184,14 +182,16 @@ def _fail_internally(error: Exception) -> NoReturn:
   )
 
 
-def _quiet_threads() -> None:
-  """Show no tracebacks of threads: the main thread raises their errors.
+def _quiet_libraries() -> None:
+  """Show neither tracebacks of threads nor warnings of corrupt TIFF tags.
 
-  Orbax logs the errors of its threads, TensorStore prints those of its
-  callbacks.
+  The main thread raises the errors of threads; Orbax logs them as well, and
+  TensorStore prints those of its callbacks. Pillow's warnings of tags name no
+  file; an image that cannot be read is an error that names it.
   """
   if environment.debug():
     return
+  warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
   show = sys.unraisablehook
 
   def only_of_python(found):
