@@ -3,8 +3,6 @@
 The training of distributed_test.py is in the order of a slice, too.
 """
 
-import json
-
 import numpy as np
 import pytest
 
@@ -13,19 +11,11 @@ from tests.helpers import device_orders, launch, small_run
 
 def run(module, *arguments, processes, devices):
   """Run a module in several processes; return their standard outputs."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  flags += " --xla_backend_optimization_level=0"
   command = ["-m", f"tests.helpers.{module}", *arguments]
-  envs = launch.environments(processes, XLA_FLAGS=flags)
-  started = [launch.start(command, env) for env in envs]
+  started = launch.start_all(command, processes=processes, devices=devices)
   status, out, errors = launch.finish(started, timeout=900)
   assert status == [0] * processes, errors
   return out
-
-
-def losses(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line)["loss"] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +60,7 @@ def test_results_do_not_depend_on_the_order(
   arguments = f"--workdir={workdir}", f"--data={data}", f"--method={method}"
   out = run("whole_run", *arguments, processes=2, devices=4)
   assert "loss" in out[0] and "loss" not in out[1]
-  assert losses(workdir) == losses(single)
+  assert small_run.losses(workdir) == small_run.losses(single)
   for name in ("threshold.json", "threshold_few_shot.json"):
     assert (workdir / name).read_text() == (single / name).read_text()
   with np.load(single / "numbers.npz") as wanted:
@@ -102,7 +92,7 @@ def test_published_batch_sizes_run_on_many_devices(
       processes=count,
       devices=each,
     )
-    found.append(losses(workdir))
+    found.append(small_run.losses(workdir))
   padding = -batch_size % (processes * devices)
   assert f"each step also computes {padding} rows of padding" in out[0]
   np.testing.assert_allclose(*found, rtol=1e-5)

@@ -27,8 +27,6 @@ def start(
   extra_envs=None,
 ):
   """Start `processes` times the same command, of `devices` devices each."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  flags += " --xla_backend_optimization_level=0"
   command = [
     "-m",
     f"tests.helpers.{module}",
@@ -36,14 +34,9 @@ def start(
     f"--config=tests/helpers/small_run.py:anomalyclip,{data}",
     *(arguments or FLAGS),
   ]
-  envs = launch.environments(processes, XLA_FLAGS=flags)
-  extra_envs = extra_envs or [{}] * processes
-  return [launch.start(command, a | b) for a, b in zip(envs, extra_envs)]
-
-
-def losses(workdir):
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line)["loss"] for line in lines]
+  return launch.start_all(
+    command, processes=processes, devices=devices, extra_envs=extra_envs
+  )
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +73,18 @@ def test_two_processes_train_as_one_and_go_on_without_each_other(
   assert "Start all of them again" in errors[0]
   assert "8 x cpu" in out[0]
   assert "loss" not in out[1]  # The first one speaks for all.
-  found = losses(workdir)
+  found = small_run.losses(workdir)
   assert len(found) >= 3
-  assert found == losses(one)[: len(found)]
+  assert found == small_run.losses(one)[: len(found)]
   # One process goes on, on a number of devices that does not divide the batch.
   status, out, errors = launch.finish(
     start(data, workdir, processes=1, devices=3)
   )
   assert status == [0], errors
   assert "batch size is 8, on 3 devices: each step also" in out[0]
-  np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
+  np.testing.assert_allclose(
+    small_run.losses(workdir), small_run.losses(one), rtol=1e-5
+  )
 
 
 @pytest.mark.slow

@@ -43,6 +43,22 @@ def start(arguments, env, cwd=ROOT):
   )
 
 
+def start_all(arguments, *, processes, devices, extra_envs=None):
+  """Start a command several times, each with simulated CPU devices.
+
+  Args:
+    arguments: of Python.
+    processes: number of processes.
+    devices: number of devices of each one.
+    extra_envs: further variables of each process.
+  """
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags += " --xla_backend_optimization_level=0"
+  envs = environments(processes, XLA_FLAGS=flags)
+  extra_envs = extra_envs or [{}] * processes
+  return [start(arguments, a | b) for a, b in zip(envs, extra_envs)]
+
+
 def finish(processes, timeout=300):
   """Wait for all: exit statuses, what they printed, their errors."""
   try:

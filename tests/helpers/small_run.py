@@ -5,6 +5,7 @@ python -m tests.helpers.small_run \\
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import sys
@@ -123,6 +124,12 @@ def write_images(folder: pathlib.Path, *, masks: bool = True, number: int = 4):
     Image.fromarray(image).save(folder / "anomalous" / f"{i}.png")
     if masks:
       Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+  """Return the losses that a run has logged."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line)["loss"] for line in lines]
 
 
 class StopAfter(contextlib.AbstractContextManager):
