@@ -195,6 +195,10 @@ def numbers(folder: pathlib.Path) -> dict[str, str]:
     if not path.is_file() or name.startswith(("cache", "data", "start")):
       continue
     if path.match("checkpoints/*/meta/metadata"):
+      # The one before the newest may be of the step of a stop.
+      step = path.parents[1]
+      if int(step.name) < max(int(p.name) for p in step.parent.iterdir()):
+        continue
       sums = json.loads(path.read_text())["checksums"]
       sums.pop("meta")  # It has the time.
       data = json.dumps(sums).encode()

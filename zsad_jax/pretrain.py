@@ -145,17 +145,14 @@ def _pretrain(config, workdir, stack):
     total_steps=config.steps,
     drop_extra=step == config.steps or not meta.get("measured", True),
   )
-  pending = {}
+  pending = logger.from_meta(meta.get("pending", {}))
 
   def flush():
     if not pending:
       return
-    fetched = jax.device_get(pending)
-    logger.check_finite(fetched)
-    mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
-    means = {key: mean(key) for key in fetched[max(fetched)]}
-    log.progress(max(fetched), means["loss"], config.batch_size)
-    log.write(max(fetched), means)
+    means = logger.means(pending)
+    log.progress(max(pending), means["loss"], config.batch_size)
+    log.write(max(pending), means)
     pending.clear()
 
   def evaluate():
@@ -165,8 +162,8 @@ def _pretrain(config, workdir, stack):
     return model, metrics
 
   def save(measured=True):
-    flush()
-    saved.save(step, {"step": step, "measured": measured}, state=state)
+    meta = {"step": step, "pending": logger.to_meta(pending)}
+    saved.save(step, meta | {"measured": measured}, state=state)
 
   def evaluate_now(stop):
     """Log an evaluation; if stopped, a resumed run repeats it."""
@@ -199,11 +196,12 @@ def _pretrain(config, workdir, stack):
       # The host prepares one batch ahead of the device, and stops promptly.
       jax.block_until_ready(pending[step + 1] if first else pending.get(step))
     step += 1
-    if step % config.log_steps == 0:
+    if step % config.log_steps == 0 or step == config.steps:
       flush()
     if step % config.measure_steps == 0 and step < config.steps:
       evaluate_now(stop)
     if step % config.checkpoint_steps == 0:
+      flush()
       save()
 
   # ---- Final evaluation, weights.

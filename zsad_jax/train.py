@@ -132,25 +132,23 @@ def _train(config, workdir, stack):
   )
   stack.callback(log.close)
   select = selection.make(config, workdir, method, backbone, mesh, stack)
-  pending = {}  # Measurements since the last flush, still on the device.
+  # Measurements since the last line of the log, still on the device.
+  pending = logger.from_meta(meta.get("pending", {}))
 
   def flush():
     """Fetch measurements, stop on NaN, write their means."""
     if not pending:
       return
-    fetched = jax.device_get(pending)
-    logger.check_finite(fetched)
-    mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
-    means = {key: mean(key) for key in fetched[max(fetched)]}
-    speed = log.progress(max(fetched), means["loss"], config.batch_size)
-    log.write(max(fetched), {**means, "images_per_second": speed})
+    means = logger.means(pending)
+    speed = log.progress(max(pending), means["loss"], config.batch_size)
+    log.write(max(pending), {**means, "images_per_second": speed})
     pending.clear()
 
   def save(selected=True):
     """Write a checkpoint, of finite parameters only."""
-    flush()
     seconds = time.perf_counter() - start
     meta = {"step": step, "epoch": step // per_epoch, "seconds": seconds}
+    meta["pending"] = logger.to_meta(pending)
     saved.save(step, meta | {"selected": selected}, **state)
 
   def end_epoch(stop):
@@ -186,6 +184,7 @@ def _train(config, workdir, stack):
     if step % per_epoch == 0:
       end_epoch(stop)
     if step % config.checkpoint_steps == 0:
+      flush()
       save()
   save()
   saved.wait()

@@ -346,6 +346,7 @@ def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   assert saved.latest_step == 35
   saved.close()
   assert pretrain.pretrain(config, parts)
+  assert metrics(parts) == lines
   first, again = (
     (folder / "weights.safetensors").read_bytes() for folder in (whole, parts)
   )

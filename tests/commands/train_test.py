@@ -96,6 +96,22 @@ def test_stopped_and_resumed_is_the_same_run(
   assert losses(tmp_path) == losses(uninterrupted)
 
 
+def test_a_stop_between_two_lines_of_the_log_changes_neither(
+  config, uninterrupted, tmp_path, monkeypatch
+):
+  config.log_steps, config.checkpoint_steps = 3, 100
+  monkeypatch.setattr(stopping, "Deferred", lambda: small_run.StopAfter(2))
+  assert not train.train(config.lock(), tmp_path)
+  monkeypatch.setattr(stopping, "Deferred", small_run.StopAfter)
+  assert train.train(config, tmp_path)
+  single, expected = losses(uninterrupted), {}
+  # Every three steps, and after each epoch of four.
+  for first, last in ((1, 3), (4, 4), (5, 6), (7, 8)):
+    values = [np.float32(single[i]) for i in range(first, last + 1)]
+    expected[last] = float(np.mean(values))
+  assert losses(tmp_path) == expected
+
+
 def test_lines_beyond_the_checkpoint_are_dropped(
   config, uninterrupted, tmp_path, monkeypatch
 ):

@@ -8,6 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from zsad_jax.runtime import distributed, files, mirror, progress
 
 _log = logging.getLogger(__name__)
@@ -115,8 +118,46 @@ class Writer:
       self._board.close()
 
 
-def check_finite(measured: Mapping[int, Mapping[str, Any]]) -> None:
-  """Check that all measurements are finite.
+def means(measured: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+  """Return the mean of each measurement of the last step over all steps.
+
+  Args:
+    measured: named scalars by step, see `fetch`; at least one step.
+
+  Raises:
+    ValueError: a measurement is not finite; the message names the steps.
+  """
+  fetched = fetch(measured)
+  mean = lambda key: float(np.mean([m[key] for m in fetched.values()]))
+  return {key: mean(key) for key in fetched[max(fetched)]}
+
+
+def to_meta(measured: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+  """Return measurements as JSON values, for the metadata of a checkpoint.
+
+  A run that was stopped between two lines of its log continues with them, so
+  that its lines are those of a run without interruption.
+
+  Raises:
+    ValueError: a measurement is not finite; the message names the steps.
+  """
+  return {
+    str(step): {name: np.asarray(value).item() for name, value in each.items()}
+    for step, each in fetch(measured).items()
+  }
+
+
+def from_meta(stored: Mapping[str, Mapping[str, Any]]) -> dict[int, Any]:
+  """Return the measurements that `to_meta` has stored."""
+  as_before = lambda x: np.float32(x) if isinstance(x, float) else x
+  return {
+    int(step): {name: as_before(value) for name, value in each.items()}
+    for step, each in stored.items()
+  }
+
+
+def fetch(measured: Mapping[int, Mapping[str, Any]]) -> dict[int, Any]:
+  """Return measurements as NumPy arrays and check that they are finite.
 
   Args:
     measured: named scalars by step: the loss before the step and the norm of
@@ -125,15 +166,17 @@ def check_finite(measured: Mapping[int, Mapping[str, Any]]) -> None:
   Raises:
     ValueError: a measurement is not finite; the message names the steps.
   """
+  fetched: dict[int, Any] = jax.device_get(dict(measured))
   finite = lambda values: all(math.isfinite(float(v)) for v in values.values())
-  bad = [step for step, values in measured.items() if not finite(values)]
+  bad = [step for step, values in fetched.items() if not finite(values)]
   if bad:
     raise ValueError(
       f"The loss or its update is not finite in steps {bad[0]} to {bad[-1]} "
-      f"(checked: steps {min(measured)} to {max(measured)}). The last "
+      f"(checked: steps {min(fetched)} to {max(fetched)}). The last "
       "checkpoint is from before; lower config.optax.learning_rate or "
       "change config.seed."
     )
+  return fetched
 
 
 def _open_board(workdir: str | pathlib.Path, step: int) -> Any:
