@@ -183,6 +183,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     checkpoint.Checkpoints(tmp_path / "checkpoints")
 
 
+@pytest.mark.parametrize("text", ["{}", '{"seconds": 1.5}', '{"step": 4}'])
+def test_metadata_without_its_step_is_corrupt(written, text):
+  folder = written.with_name("copy")
+  shutil.rmtree(folder, ignore_errors=True)
+  shutil.copytree(written, folder)
+  (folder / "8" / "meta" / "metadata").write_text(text)
+  check(read(folder), 4)
+
+
 FILES = st.integers(0, 10**6)
 
 

@@ -381,7 +381,7 @@ def _checked(step, meta, trees, stored) -> dict[str, Any]:
   Raises:
     _DamagedError: a checksum differs, or an entry is missing.
   """
-  if not isinstance(meta, dict) or meta.get("step", step) != step:
+  if not isinstance(meta, dict) or meta.get("step") != step:
     raise _DamagedError(f"meta is no metadata of step {step}")
   if _CHECKSUMS not in meta and meta.keys() - _WITHOUT_CHECKSUMS:
     raise _DamagedError("the checksums are missing")
