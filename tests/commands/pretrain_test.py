@@ -329,6 +329,7 @@ def metrics(workdir):
   return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   assert pretrain.pretrain(config.lock(), whole)

@@ -57,6 +57,7 @@ def run(project, *arguments):
   return output
 
 
+@pytest.mark.slow
 def test_a_new_method_passes_the_contract(project):
   options = ("-q", "-p", "no:cacheprovider", "-k", NAME)
   tests = ("methods_test.py", "structure_test.py")
