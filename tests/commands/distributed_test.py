@@ -150,7 +150,9 @@ def test_a_signal_to_one_process_stores_the_same_step(number, when, tmp_path):
       assert processes[0].poll() is None
   processes[1].send_signal(number)
   status, _, errors = launch.finish(processes)
-  assert status == [143, 128 + number], errors
+  # The other process stops as by SIGTERM, or is told the reason of the first.
+  assert status[1] == 128 + number, errors
+  assert status[0] in (143, 128 + number), errors
   for error in errors:
     assert "Stopped by " in error.splitlines()[-1]
     assert error.splitlines()[-1].endswith(f"resumes the run in {workdir}.")
