@@ -192,7 +192,7 @@ class Method(types.TrainingFree):
 
   def probabilities(
     self, aux: Aux, features: types.Features
-  ) -> dict[str, Float[Array, "b *n 2"]]:
+  ) -> dict[str, Float[Array, "b ... 2"]]:
     """Return the state probabilities of the image and of each scale."""
     text_units = aux["text_units"][features["class_id"]]
     levels = [*map(_windows, self.scales), "class_unit"]
@@ -226,7 +226,7 @@ class Method(types.TrainingFree):
       return image
     return score_fusion.harmonic_mean([image, *maps])
 
-  def distances(self, features: types.Features) -> list[Float[Array, "b n"]]:
+  def distances(self, features: types.Features) -> list[Float[Array, "b _"]]:
     """Return half the cosine distance to the nearest reference, per level."""
     bank, levels = features["memory_bank"], [*map(_windows, self.scales)]
 
@@ -244,7 +244,7 @@ class Method(types.TrainingFree):
     return found
 
   def map_from_references(
-    self, distances: Sequence[Float[Array, "b n"]]
+    self, distances: Sequence[Float[Array, "b _"]]
   ) -> Float[Array, "b l"]:
     """Average distances to references to a value of each patch (Code).
 
