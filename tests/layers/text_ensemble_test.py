@@ -3,14 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from zsad_jax.layers import prompts, text_ensemble
 
 
+@struct.dataclass  # A pytree, as backbones are.
 class Letters:
   """A text encoder that counts letters."""
 
-  text_width = 1
+  text_width: int = struct.field(pytree_node=False, default=1)
 
   def tokenize(self, texts):
     ids = np.zeros((len(texts), 26), np.int32)

@@ -164,13 +164,13 @@ def _caoyunkang(backbone, entry):
   begins = np.cumsum([0, *map(len, units)])
   yield "cao/n_windows", np.array([begins[-1], *begins[:-1]])
   yield "cao/window_features_img0", np.concatenate(units)
-  given = aux, rows["test"], rows["reference"]
-  zero, few = _predictions(method, backbone, *given)
-  clean = dataclasses.replace(method, gallery_shift=False)
-  _, own = _predictions(clean, backbone, *given)
+  sides = rows["test"], rows["reference"]
+  zero, few = _predictions(method, backbone, aux, *sides)
   yield "cao/text_map", _grid(zero["text"])
   yield "cao/visual_map", _grid(few["visual"])
-  yield "cao/visual_map_clean", _grid(own["visual"])
+  clean = dataclasses.replace(method, gallery_shift=False)
+  distances = clean.distances(_with_bank(clean, *sides))
+  yield "cao/visual_map_clean", _grid(clean.map_from_references(distances))
   for stored, found in (("zero_shot", zero), ("few_shot", few)):
     values = method.fuse(found["text"], found.get("visual"))
     yield f"cao/{stored}_map", method.to_map(values, config["out_size"])
@@ -225,9 +225,14 @@ def _features(method, backbone, image):
 
 def _predictions(method, backbone, aux, queries, references):
   """Predict without references and with a memory bank of all references."""
-  bank = method.build_memory_bank(jax.tree.map(lambda x: x[None], references))
-  with_bank = {**queries, "memory_bank": bank}
+  with_bank = _with_bank(method, queries, references)
   return [_predict(method, backbone, aux, x) for x in (queries, with_bank)]
+
+
+def _with_bank(method, queries, references):
+  """Return the features of queries with the memory bank of all references."""
+  bank = method.build_memory_bank(jax.tree.map(lambda x: x[None], references))
+  return {**queries, "memory_bank": bank}
 
 
 @functools.partial(jax.jit, static_argnums=0)
