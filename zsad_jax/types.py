@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import (
   Any,
   Literal,
+  NoReturn,
   Protocol,
   TypedDict,
   runtime_checkable,
@@ -195,6 +196,14 @@ class Method(DetectionModel, Protocol):
     return 0
 
   @property
+  def compares_references(self) -> bool:
+    """Whether the method is a `FewShotDetector`.
+
+    Others are extended by `inference.few_shot.WithMemoryBank`.
+    """
+    return self.num_references > 0
+
+  @property
   def needs_references(self) -> bool:
     """Whether the method requires reference images to predict."""
     return False
@@ -224,6 +233,29 @@ class Method(DetectionModel, Protocol):
   ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
     """Return `(scalar, (parts, stats))`; parts are named scalars."""
     ...
+
+
+class TrainingFree(Method, Protocol):
+  """A method without parameters, for which `config.epochs` has to be 0."""
+
+  def init(self, rng: jax.Array, backbone: Any) -> tuple[Params, Params]:
+    """Return no parameters."""
+    del rng, backbone
+    return {}, {}
+
+  def loss(
+    self,
+    params: Any,
+    stats: Any,
+    backbone: Any,
+    aux: Any,
+    features: Features,
+    batch: Batch,
+    rng: jax.Array | None,
+  ) -> NoReturn:
+    """Raise ValueError: there is nothing to train."""
+    del params, stats, backbone, aux, features, batch, rng
+    raise ValueError("This method learns nothing: set config.epochs to 0.")
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
