@@ -8,7 +8,7 @@ from zsad_jax import backbones, types
 from zsad_jax.datasets import duplicates, index, naming, registry
 from zsad_jax.datasets import references as references_lib
 from zsad_jax.datasets.references import NONE, References
-from zsad_jax.evaluation import published
+from zsad_jax.evaluation import published, transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.evaluation.protocol import Protocol
@@ -158,7 +158,10 @@ def evaluate_run(
       protocol=protocol.with_references(choices),
       setting=setting(run),
       paper=paper if is_papers(choice) else None,
-      notes=tuple(dict.fromkeys(notes)),
+      notes=(
+        *dict.fromkeys(notes),
+        *transductive.notes(run.method, choice),
+      ),
       dataset_notes=dataset_notes,
       skipped=tuple(found.skipped),
     )
