@@ -227,6 +227,14 @@ class Method(DetectionModel, Protocol):
     return 0
 
   @property
+  def compares_references(self) -> bool:
+    """Whether the method is a `FewShotDetector`.
+
+    Others are extended by `inference.few_shot.WithMemoryBank`.
+    """
+    return self.num_references > 0
+
+  @property
   def needs_references(self) -> bool:
     """Whether the method requires reference images to predict."""
     return False

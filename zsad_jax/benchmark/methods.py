@@ -141,9 +141,9 @@ class Case:
   def inference(self, shots: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return a prediction with cached references, and its arguments."""
     method, keys = self.method, ("image", "class_id")
-    if shots and not method.num_references:
+    if shots and not method.compares_references:
       raise ValueError(
-        "Few-shot is measured for methods that are trained with references."
+        "Few-shot is measured for methods that compare references themselves."
       )
 
     def predict(model, backbone, aux, batch, memory):
@@ -252,7 +252,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "shots",
     4,
-    "Cached references, for methods that are trained with references.",
+    "Cached references, for methods that compare references themselves.",
     0,
   )
 
@@ -279,7 +279,7 @@ def main(options: Any) -> None:
     clock.add("transformers", peer)
   for name in options.methods:
     case = Case(name, backbone, pixels)
-    few = case.method.num_references and options.shots
+    few = case.method.compares_references and options.shots
     for shots in [0, options.shots] if few else [0]:
       function, arguments = case.inference(shots)
       add(f"{name}, {shots} shots" if shots else name, function, *arguments)

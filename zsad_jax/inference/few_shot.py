@@ -27,7 +27,7 @@ def with_memory_bank(
     feature_layers: layers (1-based) whose patches are compared.
     vv_from: first layer of the value-value stream; None for plain CLIP.
   """
-  if method.num_references:
+  if method.compares_references:
     return method
   return WithMemoryBank(method, tuple(feature_layers), vv_from)
 

@@ -238,7 +238,7 @@ class Detector:
     """Predictor for images with references, compiled once for all of them."""
     if self._few_shot is None:
       method = self._run.method
-      if method.num_references:
+      if method.compares_references:
         self._few_shot = self._zero_shot_model
       else:
         with_bank = few_shot.with_memory_bank(method, **self._config.memory)
