@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float
 from zsad_jax.layers import kernels, linear, similarity
 from zsad_jax.types import Params
 
-TOKEN_NORM_EPS = 1e-6  # Of the LayerNorm after the last text block.
 CONV_WIDTH = 3  # Features that one feature of a class vector depends on.
 
 
@@ -165,11 +164,13 @@ def deep_tokens(
   return {j: kept[:, j] for j in range(len(tokens))}
 
 
-def token_norm(params: Params, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-  """Apply the LayerNorm after the last text block, with its own epsilon."""
+def token_norm(
+  params: Params, x: Float[Array, "*b c"], epsilon: float
+) -> Float[Array, "*b c"]:
+  """Apply the LayerNorm after the last text block."""
   x = x - x.mean(axis=-1, keepdims=True)
   variance = jnp.square(x).mean(axis=-1, keepdims=True)
-  x = x / jnp.sqrt(variance + TOKEN_NORM_EPS)
+  x = x / jnp.sqrt(variance + epsilon)
   return x * params["scale"] + params["bias"]
 
 

@@ -56,6 +56,8 @@ class Method(types.Method):
     num_class_vectors: r, vectors in place of the class name.
     deep_length: n, learned tokens per text block.
     dropout: of the learned tokens, in training.
+    token_norm_epsilon: of the LayerNorm after the last text block; CLIP's own
+      LayerNorm, which follows, has 1e-5.
     use_global: whether class vectors depend on the image.
     num_heads: attention heads of Post-VCP.
     scaled_attention: see above.
@@ -70,6 +72,7 @@ class Method(types.Method):
   num_class_vectors: int = 2
   deep_length: int = 1
   dropout: float = 0.1
+  token_norm_epsilon: float = 1e-6
   use_global: bool = True
   num_heads: int = 8
   scaled_attention: bool = False
@@ -82,7 +85,8 @@ class Method(types.Method):
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
     counts = "feature_layers num_class_vectors deep_length num_heads top_pixels"
-    ranges.check(self, counts.split(), shares=["dropout", "base_weight"])
+    shares, positive = ["dropout", "base_weight"], ["token_norm_epsilon"]
+    ranges.check(self, counts.split(), positive, shares)
     if self.dropout == 1:
       raise ValueError("config.method.dropout has to be less than 1, got 1.")
 
@@ -188,7 +192,9 @@ class Method(types.Method):
       prompt_mode="insert",
     )
     last = out[f"block{backbone.text_layers:02d}"][:, -1]  # The end token.
-    last = visual_context.token_norm(params["deep"]["norm"], last)
+    last = visual_context.token_norm(
+      params["deep"]["norm"], last, self.token_norm_epsilon
+    )
     return similarity.unit(backbone.project_text(last)).reshape(b, s, -1)
 
   def forward(
