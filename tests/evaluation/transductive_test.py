@@ -81,7 +81,6 @@ def test_scores_of_two_processes(together):
 
 
 def test_predictions_give_the_terms():
-  """What the evaluator passes on is what the method expects."""
   method = dataclasses.replace(METHOD, feature_layers=(1,), memory_layers=(1,))
   tokens = jnp.ones((2, 1, 4, 3))
   features = {

@@ -158,10 +158,7 @@ def evaluate_run(
       protocol=protocol.with_references(choices),
       setting=setting(run),
       paper=paper if is_papers(choice) else None,
-      notes=(
-        *dict.fromkeys(notes),
-        *transductive.notes(run.method, choice),
-      ),
+      notes=tuple(dict.fromkeys(notes)),
       dataset_notes=dataset_notes,
       skipped=tuple(found.skipped),
     )
@@ -197,6 +194,7 @@ def check(
   published_data = bool(place.key)
   notes = protocol.check(dataset, config.data_root)
   notes += duplicates.check_dataset(dataset, published=published_data)
+  notes += [n for choice in choices for n in transductive.notes(method, choice)]
   if method.needs_references:
     choices = [c for c in choices if c.images] or [
       references_lib.sample(dataset, shots=1, seed=references_lib.SEEDS[0])

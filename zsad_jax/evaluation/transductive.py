@@ -34,8 +34,9 @@ def notes(method: Any, choice: References) -> tuple[str, ...]:
   if category_scores(method, choice) is None:
     return ()
   return (
-    "transductive: config.method.transductive_score scales the image scores "
-    "over all test images of a category, so that each depends on the others.",
+    "transductive: with references, config.method.transductive_score scales "
+    "image scores over all test images of a category, so that each depends on "
+    "the others.",
   )
 
 
