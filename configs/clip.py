@@ -6,7 +6,11 @@ python -m zsad_jax.train --config=configs/clip.py
   configs/clip.py:random      the same with the CLIP's random weights
   configs/clip.py:paper       ViT-L/14@336, 518 px, on VisA
   configs/clip.py:paper_mvtec on MVTec AD
-  configs/clip.py:pair        two prompts instead of ensembles
+  configs/clip.py:paper,ac    another text on top (or alone, embedded): pair,
+                              CLIP with two prompts, and ac, CLIP-AC with the
+                              templates for ImageNet, as FAPrompt and
+                              AnomalyCLIP compare with; no_stop, the pair
+                              without full stops; raw, mean of raw embeddings
 
 Measured numbers and run times: docs/results.md.
 """
@@ -18,7 +22,12 @@ from zsad_jax.types import Config
 
 common = config_files.sibling(__file__, "common")
 
-ABLATIONS: dict[str, dict[str, Any]] = {"pair": dict(prompts="pair")}
+ABLATIONS: dict[str, dict[str, Any]] = {
+  "pair": dict(prompts="pair"),
+  "no_stop": dict(prompts="pair_no_stop"),
+  "ac": dict(prompts="imagenet"),
+  "raw": dict(text_average="raw"),
+}
 
 
 def get_config(variant: str = "embedded") -> Config:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import (
   Any,
   Literal,
+  NoReturn,
   NotRequired,
   Protocol,
   TypedDict,
@@ -264,6 +265,29 @@ class Method(DetectionModel, Protocol):
   ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
     """Return `(scalar, (parts, stats))`; parts are named scalars."""
     ...
+
+
+class TrainingFree(Method, Protocol):
+  """A method without parameters, for which `config.epochs` has to be 0."""
+
+  def init(self, rng: jax.Array, backbone: Any) -> tuple[Params, Params]:
+    """Return no parameters."""
+    del rng, backbone
+    return {}, {}
+
+  def loss(
+    self,
+    params: Any,
+    stats: Any,
+    backbone: Any,
+    aux: Any,
+    features: Features,
+    batch: Batch,
+    rng: jax.Array | None,
+  ) -> NoReturn:
+    """Raise ValueError: there is nothing to train."""
+    del params, stats, backbone, aux, features, batch, rng
+    raise ValueError("This method learns nothing: set config.epochs to 0.")
 
 
 def choices(hint: Any) -> tuple[Any, ...]:

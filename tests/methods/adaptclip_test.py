@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from tests.helpers import numpy_reference
+from tests.helpers import image_only, numpy_reference
 from zsad_jax.backbones.clip import config
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.layers import (
@@ -481,19 +481,8 @@ def test_parameter_counts_at_full_size():
   assert count(init(adaptclip.Method(), smaller)[0]) == 1_414_978
 
 
-class ImageOnly:
-  """The image encoder of a CLIP, without its text encoder."""
-
-  def __init__(self, clip):
-    self._clip = clip
-    for name in ("embed_dim", "patch_size", "vision_layers", "vision_width"):
-      setattr(self, name, getattr(clip, name))
-    self.normalize, self.image = clip.normalize, clip.image
-    self.project = clip.project
-
-
 def test_prompt_query_alone_needs_no_text(small_clip, batch):
-  backbone = ImageOnly(small_clip)
+  backbone = image_only.ImageOnly(small_clip)
   method = alone(prompt_query=True)
   params, old = init(method, backbone)
   assert set(params) == {"prompt_query"}

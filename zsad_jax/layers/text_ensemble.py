@@ -1,5 +1,6 @@
 """Mean embeddings of many prompts per state and class."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -34,19 +35,19 @@ def embed(
   Returns:
     The means, not of unit length.
   """
-
-  @jax.jit
-  def encode(ids, end):
-    embeds = backbone.embed_tokens(ids)
-    found, _ = backbone.text(embeds, end, activation=activation)
-    return similarity.unit(found) if average == "unit" else found
-
   means = []
   for name in class_names:
     states = prompts(name)
     ids, end = backbone.tokenize([text for state in states for text in state])
-    each, start = encode(ids, end), 0
+    each, start = _encode(backbone, ids, end, average, activation), 0
     for state in states:
       means.append(each[start : start + len(state)].mean(axis=0))
       start += len(state)
   return jnp.stack(means).reshape(len(class_names), -1, means[0].shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("average", "activation"))
+def _encode(backbone, ids, end, average, activation):
+  embeds = backbone.embed_tokens(ids)
+  found, _ = backbone.text(embeds, end, activation=activation)
+  return similarity.unit(found) if average == "unit" else found

@@ -6,15 +6,17 @@
 Nothing is trained: image and patches are compared with text prompts for a
 normal and an anomalous object. The prompts are those of WinCLIP (Jeong et al.,
 CVPR 2023, arXiv:2303.14814): all combinations of states and templates,
-averaged (Sec. 3.1.4 of CLIP's paper, "prompt ensembling"). `prompts` = "pair"
-uses the two prompts that AnomalyCLIP's appendix compares with.
+averaged (Sec. 3.1.4 of CLIP's paper, "prompt ensembling").
+
+`prompts` gives the two baselines of AnomalyCLIP's appendix, whose code is not
+published: CLIP ("pair") and CLIP-AC ("imagenet", the 80 templates that CLIP's
+authors published for ImageNet).
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import jax
 from jaxtyping import Array, Float
 
 from zsad_jax import types
@@ -29,18 +31,26 @@ from zsad_jax.types import ANOMALOUS
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(types.Method):
+class Method(types.TrainingFree):
   """Settings.
 
   Attributes:
-    prompts: "states", WinCLIP's prompts, or "pair".
+    prompts: "states", WinCLIP's prompts; "pair", "a photo of a normal
+      [class]." and "a photo of an anomalous [class]."; "pair_no_stop", the same
+      without full stop; or "imagenet", with "normal [class]" and "anomalous
+      [class]" in each template.
+    text_average: mean of unit or of raw embeddings of a state's prompts.
+    cls_ln_post: send the class token through ln_post, as CLIP does and
+      AnomalyCLIP's code does not.
     temperature: of the softmax over the states; it does not change the
       ranking of images.
     activation: activation of both towers; None for that of the weights.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
   """
 
-  prompts: Literal["states", "pair"] = "states"
+  prompts: Literal["states", "pair", "pair_no_stop", "imagenet"] = "states"
+  text_average: text_ensemble.Average = "unit"
+  cls_ln_post: bool = True
   temperature: float = 0.01
   activation: types.Activation | None = None
   pos_resize: types.PositionResize = "bicubic_antialias"
@@ -54,13 +64,6 @@ class Method(types.Method):
     """Activation and resizing of CLIP's position table."""
     return {"activation": self.activation, "pos_resize": self.pos_resize}
 
-  def init(
-    self, rng: jax.Array, backbone: types.ImageBackbone
-  ) -> tuple[types.Params, types.Params]:
-    """Return no parameters."""
-    del rng, backbone
-    return {}, {}
-
   def prepare(
     self, backbone: types.Backbone, class_names: Sequence[str]
   ) -> dict[str, Array]:
@@ -71,20 +74,29 @@ class Method(types.Method):
       class_names: n names.
 
     Returns:
-      "text_units" (n, 2, d): per state the normalized mean of unit embeddings.
+      "text_units" (n, 2, d): per state the normalized mean embedding.
     """
     means = text_ensemble.embed(
-      backbone, class_names, self.state_prompts, activation=self.activation
+      backbone,
+      class_names,
+      self.state_prompts,
+      average=self.text_average,
+      activation=self.activation,
     )
     return {"text_units": similarity.unit(means)}
 
   def state_prompts(self, name: str) -> Sequence[Sequence[str]]:
     """Return the normal and the anomalous prompts for a class."""
     name = name.replace("_", " ")
-    if self.prompts == "pair":
-      normal = f"a photo of a normal {name}."
-      return [normal], [f"a photo of an anomalous {name}."]
-    return prompts.winclip(name)
+    if self.prompts == "states":
+      return prompts.winclip(name)
+    if self.prompts == "imagenet":
+      return prompts.clip_ac(name)
+    end = "." if self.prompts == "pair" else ""
+    return (
+      [f"a photo of a normal {name}{end}"],
+      [f"a photo of an anomalous {name}{end}"],
+    )
 
   def encode(
     self, backbone: types.ImageBackbone, batch: types.Batch
@@ -95,7 +107,7 @@ class Method(types.Method):
       batch["image"],
       feature_layers=(backbone.vision_layers,),
       vv_from=None,
-      class_ln_post=True,
+      class_ln_post=self.cls_ln_post,
       **self.image_hooks,
     )
     return {
@@ -114,20 +126,6 @@ class Method(types.Method):
       for x in ("class_unit", "patch_units")
     )
     return image, patches
-
-  def loss(
-    self,
-    params: types.Params,
-    stats: types.Params,
-    backbone: types.ImageBackbone,
-    aux: Any,
-    features: types.Features,
-    batch: types.Batch,
-    rng: jax.Array | None,
-  ) -> NoReturn:
-    """Raise ValueError: there is nothing to train."""
-    del params, stats, backbone, aux, features, batch, rng
-    raise ValueError("Plain CLIP learns nothing: set config.epochs to 0.")
 
   def predict(
     self,
@@ -151,4 +149,5 @@ class Method(types.Method):
 
 
 PAPER_NAME = "CLIP"  # In the tables of the papers.
+PAPER_VARIANTS = {"pair": "CLIP", "ac": "CLIP-AC"}
 TINY = {}  # Settings for a backbone of three blocks, for tests.

@@ -116,24 +116,55 @@ class Clip:
       ValueError: the sides are no multiples of the patch size, or the
         activation is unknown.
     """
+    tower = self._vision_tower(image, activation, pos_resize, remat)
+    variables = {"params": self.params["visual"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, image, **hooks
+    )
+
+  def windows(
+    self,
+    image: Float[Array | np.ndarray, "b h w 3"],
+    patches: Int[np.ndarray, "n k"],
+    *,
+    activation: str | None = None,
+    pos_resize: str = "bilinear",
+  ) -> Float[Array, "b n d"]:
+    """Encode selections of patches of each image; see `VisionTower.windows`.
+
+    Args:
+      image: normalized images; sides are multiples of the patch size.
+      patches: indices (0-based, row-major) of the k patches of each selection.
+      activation: see `image`.
+      pos_resize: see `image`.
+
+    Returns:
+      The embeddings, not of unit length.
+
+    Raises:
+      ValueError: see `image`.
+    """
+    tower = self._vision_tower(image, activation, pos_resize)
+    variables = {"params": self.params["visual"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, image, patches, method="windows"
+    )
+
+  def _vision_tower(self, image, activation, pos_resize, remat=False):
+    """Return the vision tower for images of this size."""
     patch = self.config.patch_size
     if any(side % patch for side in image.shape[1:3]):
       raise ValueError(
         f"Image of {image.shape[1]} x {image.shape[2]} pixels: the sides "
         f"must be multiples of the patch size, {patch}."
       )
-    activation = activation or self.config.activation
-    tower = VisionTower(
+    return VisionTower(
       self.config,
-      activation,
+      activation or self.config.activation,
       pos_resize,
       self.dtype,
       remat,
       flash=self.attention == "flash",
-    )
-    variables = {"params": self.params["visual"]}
-    return tower.apply(  # pyright: ignore[reportReturnType]
-      variables, image, **hooks
     )
 
   def project(
@@ -152,6 +183,16 @@ class Clip:
     variables = {"params": self.params["visual"]}
     return tower.apply(  # pyright: ignore[reportReturnType]
       variables, tokens, ln_post=ln_post, method="project"
+    )
+
+  def normalize_tokens(
+    self, tokens: Float[Array | np.ndarray, "*b c"]
+  ) -> Float[Array, "*b c"]:
+    """Apply the vision tower's last LayerNorm, without the projection."""
+    tower = VisionTower(self.config, self.config.activation, "bilinear")
+    variables = {"params": self.params["visual"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, tokens, method="normalize_tokens"
     )
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zsad_jax.backbones.clip import blocks
@@ -103,6 +104,28 @@ class VisionTower(nn.Module):
     out["class"] = x[:, 0]
     return self.project(out["class"], ln_post=True), out
 
+  def windows(
+    self, image: Float[Array, "b h w 3"], patches: Int[np.ndarray, "n k"]
+  ) -> Float[Array, "b n d"]:
+    """Embed selections of patches, each as a sequence of its own (WinCLIP).
+
+    Args:
+      image: normalized images; sides are multiples of the patch size.
+      patches: indices (0-based) of the k patches of each of n selections. A
+        sequence is the class token and these patches, with their positions.
+
+    Returns:
+      ln_post(class token) @ proj of each selection, not of unit length.
+    """
+    index = jnp.pad(patches + 1, ((0, 0), (1, 0)))  # The class token is first.
+    x = self.ln_pre(self.embed(image))[:, index]
+    b, n, tokens, c = x.shape
+    x = x.reshape(b * n, tokens, c)  # Short sequences of one length.
+    for block in self.resblocks[:-1]:
+      x, _ = block(x)
+    x, _ = self.resblocks[-1](x, None, 1)
+    return self.project(x[:, 0], ln_post=True).reshape(b, n, -1)
+
   def embed(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b t c"]:
     """Embed patches, prepend the class token and add positions."""
     patches = self.conv1(image)
@@ -113,6 +136,10 @@ class VisionTower(nn.Module):
     )
     x = jnp.concatenate([class_token, patches.reshape(b, -1, c)], axis=1)
     return x + table[None]
+
+  def normalize_tokens(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """Apply ln_post without the projection."""
+    return self.ln_post(x)
 
   def project(
     self, x: Float[Array, "*b c"], *, ln_post: bool
