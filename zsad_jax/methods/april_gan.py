@@ -16,13 +16,14 @@ The default is the authors' code; a field of `Method` gives the alternative:
   activation          erf-GELU in both towers; CLIP was trained with "quick"
   transductive_score  with references, the authors' image score depends on all
                       test images of a category; this is off
+  dice                one Dice per image; "rows" is that of a batch of one image
 The authors add up the maps of all layers; here they are averaged, and divided
 so that those with references are in [0, 1], which ranks alike.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ class Method(types.Method):
       the mean of the text score and of the largest value of its map, which is
       scaled by the least and the largest one of all images of the category.
       Otherwise, and in predictions, that value is not scaled.
+    dice: see above.
     activation: activation of both towers, see above.
     pos_resize: how CLIP's position table is resized, see layers/resample.py.
   """
@@ -68,6 +70,7 @@ class Method(types.Method):
   memory_layers: tuple[int, ...] = (6, 12, 18, 24)
   cosine_scale: float = 100.0
   transductive_score: bool = False
+  dice: Literal["image", "rows"] = "image"
   activation: types.Activation = "gelu_erf"
   pos_resize: types.PositionResize = "bicubic_antialias"
 
@@ -178,7 +181,7 @@ class Method(types.Method):
     del rng, backbone  # No dropout; the text is embedded already.
     result, mask = self.forward(params, aux, features), batch["mask"]
     maps = similarity.prob_maps(result["patch_logits"], mask.shape[1:])
-    terms = losses.segmentation_levels(maps, mask, dice_over="image")
+    terms = losses.segmentation_levels(maps, mask, dice_over=self.dice)
     # Images without mask have no loss.
     weight = batch["weight"] * batch["has_mask"]
     parts = losses.segmentation_parts(terms, weight)

@@ -54,6 +54,8 @@ def _method(config):
     feature_layers=tuple(config["taps"]),
     memory_layers=tuple(config["fs_taps"]),
     cosine_scale=config["logit_scale"],
+    # The authors' Dice of a batch of one image is one of each row of pixels.
+    dice="image" if len(config["labels"]) > 1 else "rows",
     activation=config["act"],
     pos_resize=config["pos_resize"],
   )

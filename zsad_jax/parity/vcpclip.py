@@ -67,6 +67,7 @@ def _method(config):
     num_heads=config["heads"],
     base_weight=config["alpha"],
     top_pixels=config["top_pixels"],
+    dice="image" if len(config["labels"]) > 1 else "rows",
     activation=config["act"],
     pos_resize=config["pos_resize"],
   )
