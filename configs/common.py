@@ -49,8 +49,17 @@ def get_config(method: str) -> Config:
       code) or "any" (anomalous when a part is).
     epochs: passes over the auxiliary images.
     batch_size: images per step, over all devices, of any number.
-    batch_scale: whole number by which batch size and learning rate are
+    batch_scale: whole number by which batch size and learning rates are
       multiplied, for more devices than a recipe was made for.
+    l2_weight_decay: factor of the parameters that are added to their
+      gradients, as the weight decay of torch's SGD and Adam is.
+    schedule: learning rate of each epoch: name ("constant" or "cosine"), and
+      the number and learning rate of the warm-up epochs before, see
+      zsad_jax/training/optimizer.py.
+    param_groups: by any name: "params", a regular expression of the whole
+      paths of parameters, and their own settings of `optax` or
+      l2_weight_decay, such as dict(biases=dict(params=".*/bias",
+      learning_rate=0.01)).
     selection: "last", or "official" on the selection_data, which are targets.
     smooth_sigma: of the Gaussian over maps before metrics, in pixels.
     masks: "compat", "robust" for JPEG files of masks, "resize" for masks of
@@ -96,6 +105,11 @@ def get_config(method: str) -> Config:
   config.epochs = 1
   config.batch_size = 1
   config.batch_scale = 1
+  config.l2_weight_decay = 0.0
+  config.schedule = dict(
+    name="constant", warmup_epochs=0, warmup_learning_rate=0.0
+  )
+  config.param_groups = dict()
   config.selection = "last"
   config.selection_data = ()
 

@@ -33,7 +33,8 @@ def focal(
 
   Args:
     prob: probabilities in [0, 1], states (normal, anomalous) last.
-    target: state per item, 0 or 1, of any dtype.
+    target: state per item, 0 or 1, of any dtype; a fraction counts as 0, as
+      the authors' conversion to integers has it.
     gamma: focusing exponent; 0 gives cross-entropy. Pass integers as int.
     smooth: label smoothing, also added to the probability of the target.
     state_weights: factor of each state.
@@ -46,7 +47,7 @@ def focal(
     FAPrompt, AdaptCLIP and APRIL-GAN.
   """
   normal, anomalous = prob[..., types.NORMAL], prob[..., types.ANOMALOUS]
-  positive = target > 0
+  positive = target >= 1
   # No one-hot sum: XLA on CPU (jax 0.10.2) miscompiles a sum over the two
   # states of a vmapped one-hot product.
   right = jnp.where(positive, anomalous, normal)

@@ -25,7 +25,15 @@ from zsad_jax.datasets import pipeline
 from zsad_jax.evaluation import calibration, evaluator, protocol
 from zsad_jax.inference import predictor
 from zsad_jax.reporting import report, writer
-from zsad_jax.runs import checkpoint, finished, lock, logger, peers, settings
+from zsad_jax.runs import (
+  checkpoint,
+  finished,
+  lock,
+  logger,
+  optimizer_settings,
+  peers,
+  settings,
+)
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import (
@@ -72,7 +80,9 @@ def _train(config, workdir, stack):
   """Train, from top to bottom; see `train`."""
   # ---- Settings that can be checked before anything is read.
   settings.check(config, settings.TRAINING)
-  settings.check_optimizer(config.optax_name, config.optax.to_dict())
+  optimizer_settings.check(
+    config.optax_name, config.optax.to_dict(), config.get("param_groups")
+  )
   method = run_lib.make_method(config.method_name, config.method.to_dict())
   selection.check(config.selection)
   protocol.check_names(config)
@@ -104,7 +114,7 @@ def _train(config, workdir, stack):
 
   # ---- Optimizer and state; a checkpoint in workdir replaces the fresh state.
   run_lib.save_config(workdir, given)
-  tx = optimizer.make(config.optax_name, config.optax.to_dict(), trainable)
+  tx = optimizer.from_config(config, trainable, per_epoch)
   state = {
     "model": {"params": params, "stats": stats},
     "training": {"opt": tx.init(params), "step": np.int32(0)},

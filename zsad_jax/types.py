@@ -7,6 +7,7 @@ from typing import (
   Any,
   Literal,
   NoReturn,
+  NotRequired,
   Protocol,
   TypedDict,
   runtime_checkable,
@@ -34,6 +35,8 @@ class Prediction(TypedDict):
 
   anomaly_map: Float[Array, "b h w"]  # [0, 1], input resolution, unsmoothed.
   pred_score: Float[Array, " b"]  # [0, 1], higher = more anomalous.
+  # Terms of the score that a `Transductive` method combines over a category.
+  score_terms: NotRequired[Float[Array, "b n"]]
 
 
 @runtime_checkable
@@ -97,6 +100,11 @@ class TextBackbone(Protocol):
     """Channels of the text encoder."""
     ...
 
+  @property
+  def text_layers(self) -> int:
+    """Number of blocks of the text encoder."""
+    ...
+
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return token ids (k, t) and end positions (k,)."""
     ...
@@ -107,6 +115,10 @@ class TextBackbone(Protocol):
 
   def text(self, embeds: Any, end: Any, **hooks: Any) -> Any:
     """Encode token embeddings; return embeddings and named activations."""
+    ...
+
+  def project_text(self, tokens: Any) -> Any:
+    """Normalize and project tokens of the last block, as `text` does."""
     ...
 
 
@@ -168,6 +180,26 @@ class FusesZeroShot(FewShotDetector, Protocol):
     self, zero_shot: Prediction, features: Features
   ) -> Prediction:
     """Combine a zero-shot prediction with the comparison to references."""
+    ...
+
+
+@runtime_checkable
+class Transductive(Protocol):
+  """A method whose image scores may depend on all images of a category.
+
+  Its predictions with references have `score_terms`, and their `pred_score` is
+  that of the image alone. Only an evaluation has all images of a category.
+  """
+
+  @property
+  def transductive_score(self) -> bool:
+    """Whether an evaluation combines the terms over a category."""
+    ...
+
+  def category_scores(
+    self, terms: Float[np.ndarray, "b n"]
+  ) -> Float[np.ndarray, " b"]:
+    """Compute the scores of all images of a category from their terms."""
     ...
 
 

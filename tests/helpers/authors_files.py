@@ -108,11 +108,46 @@ def _adaptclip(method, sizes):
   return shapes
 
 
+def _april_gan(method, sizes):
+  shapes = {}
+  for i in range(len(method.feature_layers)):
+    layer = f"trainable_linearlayer.fc.{i}"
+    shapes |= _linear(layer, sizes.vision_width, sizes.embed_dim)
+  return shapes
+
+
+def _vcpclip(method, sizes):
+  c, d, w = sizes.vision_width, sizes.embed_dim, sizes.text_width
+  r, n = method.num_class_vectors, method.deep_length
+  shapes = {
+    **_april_gan(method, sizes),
+    "New_Lan_Embed.prompt_query": (1, r, w),
+    "New_Lan_Embed.prompt_linear1.fc.weight": (r, 1, 3),
+    "New_Lan_Embed.prompt_linear1.fc.bias": (r,),
+    "New_Lan_Embed.prompt_temp": (),
+    "Zero_try.prompt_temp_l1": (),
+  }
+  layers = {"q_proj_pre": d, "k_proj_pre_1": c, "v_proj_pre_1": c}
+  for name, c_in in (layers | {"proj_post_t": c}).items():
+    shapes[f"Zero_try.{name}.weight"] = (c, c_in, 1)
+    shapes[f"Zero_try.{name}.bias"] = (c,)
+  return shapes | {
+    "prompt_embeddings": (1, n, w),
+    "deep_prompt_embeddings": (sizes.text_layers - 1, n, w),
+    **_linear("prompt_proj", w, w),
+    "prompt_norm.weight": (w,),
+    "prompt_norm.bias": (w,),
+    "prompt_text_projection": (w, d),
+  }
+
+
 AUTHORS = {
   "adaclip": _adaclip,
   "anomalyclip": _anomalyclip,
   "faprompt": _faprompt,
   "adaptclip": _adaptclip,
+  "april_gan": _april_gan,
+  "vcpclip": _vcpclip,
 }
 
 
@@ -134,11 +169,16 @@ def random_state(name, method, sizes, *, half=False):
 
 
 def nest(state, name):
-  """Return the nested dicts of a file; AdaCLIP's is flat."""
+  """Return the nested dicts of a file; AdaCLIP's and a part of VCP-CLIP's
+  are flat.
+  """
   if name == "adaclip":
     return state
   nested = {}
   for key, x in state.items():
-    group, rest = key.split(".", 1)
-    nested.setdefault(group, {})[rest] = x
+    group, _, rest = key.partition(".")
+    if name == "vcpclip" and key.startswith(("prompt_", "deep_prompt_")):
+      nested[key] = x
+    else:
+      nested.setdefault(group, {})[rest] = x
   return nested

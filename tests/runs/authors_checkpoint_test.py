@@ -85,6 +85,8 @@ def test_full_size_files_have_the_authors_names_and_shapes(name):
     ("adaptclip", {"prompt_query": False}, FULL, 609_024, 609_024),
     ("adaptclip", {}, FULL_B, 1_414_978, 1_414_978),
     ("adaptclip", {"prompt_query": False}, FULL_B, 425_600, 425_600),
+    ("april_gan", {}, FULL, 3_148_800, 3_148_800),
+    ("vcpclip", {}, FULL, 7_687_946, 8_277_770),
   ],
 )
 def test_published_parameter_counts(name, settings, sizes, trainable, stored):
@@ -199,6 +201,29 @@ def test_round_trip(name, tmp_path, small_clip, loaded_clip, capsys):
     words = {word for opcode, word, _ in program if opcode.name == "BINUNICODE"}
   dotted = state if name == "adaclip" else nest(state, name)
   assert words >= dotted.keys()
+
+
+@pytest.mark.parametrize("name", ["april_gan", "vcpclip"])
+def test_full_size_round_trip(name, tmp_path, monkeypatch):
+  method, backbone = module_of(name).Method(), shape_clip(FULL)
+  state = random_state(name, method, FULL)
+  torch_file.write(tmp_path / "in.pth", nest(state, name))
+  found = authors_checkpoint.read(tmp_path / "in.pth", method, backbone)
+  (tmp_path / "run").mkdir()
+  np.savez(tmp_path / "run" / authors_checkpoint.EXTRA_FILE, **found.extra)
+  run = run_lib.Run(
+    workdir=tmp_path / "run",
+    config=small_config(name),
+    method=method,
+    backbone=backbone,
+    params=found.params,
+    stats=found.stats,
+    step=0,
+    seconds=0.0,
+  )
+  monkeypatch.setattr(run_lib, "load", lambda workdir: run)
+  authors_checkpoint.export(tmp_path / "run", tmp_path / "out.pth")
+  assert_same(torch_file.read(tmp_path / "out.pth"), state)
 
 
 def test_a_run_of_ours_is_completed(tmp_path, small_clip, loaded_clip):

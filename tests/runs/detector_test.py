@@ -293,3 +293,24 @@ def test_the_cells_of_a_notebook_run(path, folder, monkeypatch, capsys):
       exec("".join(cell["source"]), names)
   assert [command[1:3] for command in started] == [["-m", "zsad_jax.train"]]
   assert "(240, 320)" in capsys.readouterr().out
+
+
+def test_scores_of_a_category_are_no_predictions(
+  detector, folder, monkeypatch, capsys
+):
+  """A setting for evaluations has a note; nothing is compiled for the test."""
+
+  class OfCategories(type(detector._run.method)):
+    transductive_score = True
+
+    def category_scores(self, terms):
+      return terms[:, 0]
+
+  run = dataclasses.replace(detector._run, method=OfCategories())
+  other = detector_lib.Detector(run)
+  stop = property(lambda self: self.no_such_model)
+  monkeypatch.setattr(detector_lib.Detector, "_few_shot_model", stop)
+  for given in (other, detector):
+    with pytest.raises(AttributeError, match="no_such_model"):
+      given.with_references([folder / "good/0.png"])
+  assert capsys.readouterr().out.count("transductive_score has no effect") == 1

@@ -9,8 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from zsad_jax import methods
+from zsad_jax.runs import optimizer_settings, settings, threshold
 from zsad_jax.runs import run as run_lib
-from zsad_jax.runs import settings, threshold
 from zsad_jax.runtime import config_files
 
 CONFIGS = [*methods.names(), "tiny_clip"]
@@ -33,7 +33,9 @@ def fields(config, prefix=""):
 def check(config):
   settings.check(config, rules_of(config))
   if "method_name" in config:
-    settings.check_optimizer(config.optax_name, config.optax.to_dict())
+    optimizer_settings.check(
+      config.optax_name, config.optax.to_dict(), config.param_groups
+    )
     run_lib.make_method(config.method_name, config.method.to_dict())
   else:
     settings.check_pretraining(config)
@@ -57,20 +59,21 @@ def test_the_shipped_configurations_are_accepted(name):
 def test_every_field_has_a_rule(name):
   config = config_files.load(name)
   known = rules_of(config)
-  own = [
-    field for field, _ in fields(config) if not field.startswith("method.")
-  ]
+  free = ("method.", "param_groups.")  # Checked by the method, by group.
+  own = [field for field, _ in fields(config) if not field.startswith(free)]
   assert sorted(set(own) - set(known)) == []
 
 
 # 0 and values below it mean something in these fields.
 ZERO = (
   "seed epochs smooth_sigma mosaic_prob optax.b1 optax.b2 optax.eps "
-  "optax.weight_decay weight_decay whole_steps warmup objective.captions "
-  "objective.states objective.patches objective.positive objective.visible "
+  "optax.momentum optax.weight_decay l2_weight_decay schedule.warmup_epochs "
+  "schedule.warmup_learning_rate weight_decay whole_steps warmup "
+  "objective.captions objective.states objective.patches "
+  "objective.positive objective.visible "
   "model.vision_heads model.text_heads method.hsf_mix method.hsf_seed "
   "method.sigma method.map_weight method.map_weights method.max_weights "
-  "method.prior_weight method.oc_weight"
+  "method.prior_weight method.oc_weight method.dropout method.base_weight"
 ).split()
 
 
@@ -117,6 +120,7 @@ def test_zero_is_accepted_by_rule():
     ({"backbone": {"name": "a", "path": ""}}, "backbone.dtype is missing"),
     ({"optax": {"learning_rate": 0.1, "b3": 1}}, "optax.b3 is unknown"),
     ({"optax_name": "adan_"}, "no optimizer 'adan_'"),
+    ({"schedule": {"name": "step"}}, "schedule.name .*one of constant, cosine"),
   ],
 )
 def test_the_message_has_the_value_and_the_need(change, message):
@@ -125,6 +129,25 @@ def test_the_message_has_the_value_and_the_need(change, message):
     del config[key]
     config[key] = value
   with pytest.raises(ValueError, match=f"config.*{message}"):
+    check(config)
+
+
+@pytest.mark.parametrize(
+  "group, message",
+  [
+    ({"learning_rate": 0.1}, r"x.params is None, but must be a regular"),
+    ({"params": "("}, r"x.params is '\(', but must be a regular"),
+    ({"params": "a", "b3": 1}, "x.b3 is unknown; .*l2_weight_decay.*b1"),
+    ({"params": "a", "learning_rate": 0}, "x.learning_rate is 0, but must be"),
+    ({"params": "a", "l2_weight_decay": -1}, "x.l2_weight_decay is -1, but"),
+  ],
+)
+def test_settings_of_a_group_of_parameters_are_checked(group, message):
+  config = config_files.load("anomalyclip").unlock()
+  config.param_groups.x = {"params": ".*/bias", "learning_rate": 0.1}
+  check(config)
+  config.param_groups.x = group
+  with pytest.raises(ValueError, match=f"config.param_groups.{message}"):
     check(config)
 
 

@@ -23,6 +23,24 @@ def test_the_scale_multiplies_batch_size_and_learning_rate(capsys):
   )
 
 
+def test_the_scale_multiplies_every_learning_rate():
+  config = config_files.load("anomalyclip:paper").unlock()
+  config.batch_scale = 3
+  config.schedule.warmup_learning_rate = 1e-5
+  config.param_groups = {
+    "biases": {"params": ".*/bias", "learning_rate": 0.1},
+    "others": {"params": ".*/kernel", "l2_weight_decay": 0.1},
+  }
+  scaled = batch_size.scaled(config.lock())
+  assert scaled.schedule.warmup_learning_rate == 3 * 1e-5
+  assert scaled.param_groups.biases.learning_rate == 3 * 0.1
+  assert scaled.param_groups.others.to_dict() == {
+    "params": ".*/kernel",
+    "l2_weight_decay": 0.1,
+  }
+  assert config.param_groups.biases.learning_rate == 0.1
+
+
 @pytest.mark.parametrize(
   "size, devices, padding", [(8, 64, 56), (3, 4, 1), (9, 4, 3), (1, 8, 7)]
 )
@@ -43,6 +61,9 @@ def test_runs_of_older_versions_have_the_scale_1(tmp_path):
   run_lib.save_config(tmp_path, config)
   stored = json.loads(path.read_text())
   assert stored.pop("batch_scale") == 1
+  assert stored.pop("l2_weight_decay") == 0.0
+  assert stored.pop("param_groups") == {}
+  assert stored.pop("schedule")["name"] == "constant"
   path.write_text(json.dumps(stored))
   assert run_lib.read_config(tmp_path).batch_scale == 1
   run_lib.save_config(tmp_path, config)  # The same configuration.

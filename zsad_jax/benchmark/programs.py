@@ -124,7 +124,7 @@ class Programs:
     """Return the update step, from stored features or from images."""
     config, (params, stats) = self._config, self._model
     trainable = self._method.trainable_mask(params)
-    tx = optimizer.make(config.optax_name, config.optax.to_dict(), trainable)
+    tx = optimizer.from_config(config, trainable, steps_per_epoch=1)
     opt, step = jax.eval_shape(tx.init, params), _struct((), jnp.int32)
     state = {
       "model": {"params": params, "stats": stats},

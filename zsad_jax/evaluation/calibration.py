@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from zsad_jax.datasets import naming, references
+from zsad_jax.evaluation import transductive
 from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.metrics.accumulators import StreamingPixelMetrics
@@ -43,7 +44,7 @@ def store(run: run_lib.Run) -> None:
     )
   evaluator = Evaluator.from_config(
     config,
-    run.method,
+    transductive.without(run.method),  # As in predictions.
     run.backbone,
     distributed.make_mesh(),
     few_shot=few_shot,

@@ -1,7 +1,7 @@
 """Predictions of one category, accumulated batch by batch into metrics."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ class CategoryResult:
     variant: definition of the metrics.
     num_examples: examples of each kind; 0: none, and no images for a figure.
     threshold: threshold of image scores for borderline examples, or None.
+    category_scores: of a `types.Transductive` method, if the scores of all
+      images are computed together from their terms; examples have the scores
+      of single images. None otherwise.
 
   Attributes:
     pixel_metrics: accumulator of all maps with known masks.
@@ -45,12 +48,14 @@ class CategoryResult:
     variant: accumulators.Variant,
     num_examples: int = 0,
     threshold: float | None = None,
+    category_scores: Callable[[np.ndarray], np.ndarray] | None = None,
   ):
     self.name, self.references = name, references
     self.listed, self._variant = list(samples), variant
     self._row: dict[str, float | int] | None = None
     self._numbers: list[np.ndarray] = []  # By batch, as the scores.
-    self._scores: list[np.ndarray] = []
+    self._scores: list[np.ndarray] = []  # Or their terms.
+    self._category_scores = category_scores
     self.pixel_metrics = variant.pixel_metrics()
     self._empty_examples = functools.partial(
       ExampleSelector,
@@ -69,6 +74,7 @@ class CategoryResult:
     has_mask: np.ndarray,
     anomaly_map: np.ndarray,
     pred_score: np.ndarray,
+    score_terms: np.ndarray | None = None,
   ) -> None:
     """Add this process's images of a batch.
 
@@ -80,6 +86,7 @@ class CategoryResult:
       has_mask: bool (n,), whether `gt_mask` is known.
       anomaly_map: float32 (n, s, s).
       pred_score: float32 (n,).
+      score_terms: float32 (n, k), needed for `category_scores`.
 
     Raises:
       ValueError: a prediction contains NaN or infinity.
@@ -102,7 +109,7 @@ class CategoryResult:
       self.examples.update(sample.label, example)
     self.pixel_metrics.update(masks[has_mask], anomaly_map[has_mask])
     self._numbers.append(numbers)
-    self._scores.append(pred_score)
+    self._scores.append(pred_score if score_terms is None else score_terms)
 
   def merge(self, gather: accumulators.Gather) -> None:
     """Merge the results of all processes; each holds the result.
@@ -149,6 +156,11 @@ class CategoryResult:
     return self._row
 
   @property
+  def needs_terms(self) -> bool:
+    """Whether `update` needs the terms of the scores."""
+    return self._category_scores is not None
+
+  @property
   def samples(self) -> list[index.Sample]:
     """The n images that could be read, in the order of `pred_score`."""
     numbers: list[Any] = [number for part in self._numbers for number in part]
@@ -162,6 +174,8 @@ class CategoryResult:
   @property
   def pred_score(self) -> np.ndarray:
     """Image scores, float32 (n,)."""
+    if self._category_scores is not None and self._scores:
+      return self._category_scores(np.concatenate(self._scores))
     return np.concatenate([*self._scores, np.zeros(0, np.float32)])
 
   def sample(self, number: int) -> index.Sample:

@@ -21,6 +21,7 @@ from zsad_jax.datasets import (
   verification,
 )
 from zsad_jax.datasets import references as references_lib
+from zsad_jax.evaluation import transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.inference import few_shot as few_shot_lib
 from zsad_jax.inference import predictor as predictor_lib
@@ -268,6 +269,7 @@ class Evaluator:
           variant=variant,
           num_examples=self.num_examples,
           threshold=self.thresholds[bool(choice.images)],
+          category_scores=transductive.category_scores(self.method, choice),
         )
         for choice in references
       ]
@@ -298,8 +300,7 @@ class Evaluator:
         for choice in choices
       ]
       batches = self._batches([samples[i] for i in numbers], dataset)
-      left = len(numbers)
-      given = self._given_pixels(choices, key, name)
+      given, left = self._given_pixels(choices, key, name), len(numbers)
       speed.start()
       for batch in batches:
         stopping.sync_point()
@@ -320,6 +321,7 @@ class Evaluator:
             batch["has_mask"][kept],
             self._smooth(prediction["anomaly_map"][kept]),
             prediction["pred_score"][kept],
+            prediction["score_terms"][kept] if result.needs_terms else None,
           )
         done = min(left, predictor_lib.round_up(self.batch_size))
         left -= done

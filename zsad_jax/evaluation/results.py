@@ -8,7 +8,7 @@ from zsad_jax import backbones, types
 from zsad_jax.datasets import duplicates, index, naming, registry
 from zsad_jax.datasets import references as references_lib
 from zsad_jax.datasets.references import NONE, References
-from zsad_jax.evaluation import published
+from zsad_jax.evaluation import published, transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.evaluation.protocol import Protocol
@@ -194,6 +194,7 @@ def check(
   published_data = bool(place.key)
   notes = protocol.check(dataset, config.data_root)
   notes += duplicates.check_dataset(dataset, published=published_data)
+  notes += [n for choice in choices for n in transductive.notes(method, choice)]
   if method.needs_references:
     choices = [c for c in choices if c.images] or [
       references_lib.sample(dataset, shots=1, seed=references_lib.SEEDS[0])

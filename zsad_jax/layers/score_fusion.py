@@ -1,9 +1,10 @@
-"""Fusion of the adapters of AdaptCLIP into one map and one score."""
+"""Fusion of several maps and scores into one, and scaling of scores."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.layers import smoothing
@@ -21,6 +22,15 @@ def harmonic_mean(values: Sequence[Float[Array, "*b"]]) -> Float[Array, "*b"]:
   return jnp.where(jnp.isfinite(result), result, 0.0)
 
 
+def min_max(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+  """Scale values to [0, 1] by the least and the largest; 0 if all are equal."""
+  values = np.asarray(values)
+  low, high = values.min(), values.max()
+  if low == high:
+    return np.zeros_like(values)
+  return (values - low) / (high - low)
+
+
 def fuse(
   maps: Sequence[Float[Array, "b h w"]],
   scores: Sequence[Float[Array, " b"]],
@@ -29,7 +39,7 @@ def fuse(
   mode: Literal["official", "paper"],
   sigma: float,
 ) -> Prediction:
-  """Fuse maps and scores of the adapters with the distance to references.
+  """Fuse AdaptCLIP's maps and scores with the distance to references.
 
   Args:
     maps: of each adapter.

@@ -92,7 +92,20 @@ def to_maps(
   return maps.reshape(b, n, *size, s)
 
 
-def image_size(backbone: ImageBackbone, features: Features) -> tuple[int, int]:
-  """Return height and width of the square images of encoded patches."""
-  side = round(features["patch_units"].shape[-2] ** 0.5)
+def prob_maps(
+  patch_logits: Float[Array, "b n l s"], size: tuple[int, int]
+) -> Float[Array, "b n h w s"]:
+  """Resize logits, corner on corner, and compute probabilities of the states.
+
+  APRIL-GAN, AdaCLIP and VCP-CLIP apply the softmax after the interpolation.
+  """
+  maps = to_maps(patch_logits, size, method="bilinear_corners")
+  return jax.nn.softmax(maps)
+
+
+def image_size(
+  backbone: ImageBackbone, features: Features, name: str = "patch_units"
+) -> tuple[int, int]:
+  """Return height and width of the square images of the patches `name`."""
+  side = round(features[name].shape[-2] ** 0.5)
   return side * backbone.patch_size, side * backbone.patch_size

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,7 @@ def tree(
   table: rules.Table,
   group: str = "param/",
   authors_name: Callable[[str], str] = lambda name: name,
+  unused: Collection[str] = (),
 ) -> dict[str, Any]:
   """Convert stored arrays of a group to a method's tree, in float32.
 
@@ -75,11 +76,13 @@ def tree(
     table: names in the authors' checkpoint and ours.
     group: prefix of the stored names.
     authors_name: maps the rest of a stored name to that in the checkpoint.
+    unused: names in the checkpoint that no code reads.
 
   Returns:
     A nested dict of arrays.
   """
   stored = {authors_name(n): x for n, x in entry.under(group).items()}
+  stored = {n: x for n, x in stored.items() if n not in unused}
   flat = rules.rename(stored, table)
   return clip_convert.unflatten(
     {path: jnp.asarray(x, jnp.float32) for path, x in flat.items()}
@@ -92,9 +95,11 @@ def named(
   table: rules.Table,
   group: str = "param/",
   authors_name: Callable[[str], str] = lambda name: name,
+  unused: Collection[str] = (),
 ) -> dict[str, Any]:
   """Flatten a tree like that of `tree`, under the stored names."""
   stored = {authors_name(n): n for n in entry.under(group)}
+  stored = {n: ours for n, ours in stored.items() if n not in unused}
   back = jax.jit(lambda flat: rules.to_torch(flat, table, stored))
   found = back(clip_convert.flatten(values))  # One program, not one per array.
   return {stored[name]: x for name, x in found.items()}
@@ -222,6 +227,7 @@ def trajectory(
   params: types.Params,
   trainable_mask: types.Params,
   state: Any = None,
+  groups: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[np.ndarray, types.Params, Any]:
   """Repeat the stored optimizer steps on one batch.
 
@@ -231,17 +237,20 @@ def trajectory(
     params: initial parameters.
     trainable_mask: `Method.trainable_mask` of them.
     state: initial value of everything else that a step changes.
+    groups: parameters with a learning rate of their own, see `optimizer.make`.
 
   Returns:
     The loss before each step; parameters and state after all steps.
   """
   settings = dict(entry.config["traj"])
-  steps, name = settings.pop("steps"), settings.pop("opt")
+  steps, opt_name = settings.pop("steps"), settings.pop("opt")
   settings.pop("not_updated")  # The same as `trainable_mask`.
+  for name in ("temperatures", "lr_temperatures"):  # The same as `groups`.
+    settings.pop(name, None)
   settings["learning_rate"] = settings.pop("lr")
   if not settings["weight_decay"]:
     settings.pop("weight_decay")  # Adam has none.
-  tx = optimizer.make(name, settings, trainable_mask)
+  tx = optimizer.make(opt_name, settings, trainable_mask, groups=groups)
 
   @jax.jit
   def advance(grads, opt, params):

@@ -228,13 +228,13 @@ def export(workdir: str | pathlib.Path, path: str | pathlib.Path) -> None:
   """
   run = run_lib.load(workdir)
   state = to_state_dict(run)
-  groups = _required_spec(run.method).groups
-  part = lambda group: {
-    name.removeprefix(f"{group}."): x
-    for name, x in state.items()
-    if name.startswith(f"{group}.")
-  }
-  nested = {group: part(group) for group in groups} if groups else state
+  nested: dict[str, Any] = {g: {} for g in _required_spec(run.method).groups}
+  for name, x in state.items():
+    group, _, rest = name.partition(".")
+    if group in nested:
+      nested[group][rest] = x
+    else:
+      nested[name] = x
   torch_file.write(path, nested)
   _log.info("read    %s, step %d", workdir, run.step)
   _log.info("wrote   %s, %d tensors", path, len(state))

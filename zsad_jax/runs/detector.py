@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, overload
@@ -20,11 +21,14 @@ from jaxtyping import Float32
 from PIL import Image
 from scipy import ndimage
 
+from zsad_jax import types
 from zsad_jax.inference import few_shot, inputs, predictor
 from zsad_jax.inference.inputs import ImageInput, ImageInputs
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import distributed
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -202,6 +206,12 @@ class Detector:
     names = inputs.check_all(images)
     if not names:
       raise ValueError("There is no reference image; expected at least one.")
+    method = self._run.method
+    if isinstance(method, types.Transductive) and method.transductive_score:
+      _log.warning(
+        "note: config.method.transductive_score has no effect on predictions: "
+        "only an evaluation scales scores over all images of a category."
+      )
     new = copy.copy(self)
     new._class_name = self._class_name if class_name is None else class_name
     model = self._few_shot_model

@@ -16,7 +16,19 @@ RENAMED = {
   "objective": {"taps": "feature_layers"},
 }
 # Section -> fields that older versions do not have, with their behavior.
-ADDED = {"": {"batch_scale": 1}, "backbone": {"attention": "exact"}}
+ADDED: Mapping[str, Mapping[str, Any]] = {
+  "": {
+    "batch_scale": 1,
+    "l2_weight_decay": 0.0,
+    "schedule": {
+      "name": "constant",
+      "warmup_epochs": 0,
+      "warmup_learning_rate": 0.0,
+    },
+    "param_groups": {},
+  },
+  "backbone": {"attention": "exact"},
+}
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:

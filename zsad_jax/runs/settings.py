@@ -6,14 +6,11 @@ dot between a section and its field. Fields without a rule are not checked.
 
 import dataclasses
 import difflib
-import inspect
 import math
 import numbers
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import optax
 
 from zsad_jax import types
 from zsad_jax.runtime import urls
@@ -103,13 +100,17 @@ _SEED = Rule("whole number", 0, _LARGEST_SEED)
 _LAYERS = Rule("list of whole number", 1, empty=False)
 _FIRST_LAYER = Rule("whole number", 1, none=True)
 _PRECISION = Rule("text", choices=PRECISIONS)
-_OPTIMIZER = {
+# Of `config.optax`, and of groups of parameters.
+OPTIMIZER = {
   "optax": _SECTION,
   "optax.learning_rate": _POSITIVE,
   "optax.b1": Rule("number", 0, 1, required=False),
   "optax.b2": Rule("number", 0, 1, required=False),
   "optax.eps": Rule("number", 0, required=False),
   "optax.weight_decay": Rule("number", 0, required=False),
+  "optax.momentum": Rule("number", 0, 1, none=True, required=False),
+  "optax.nesterov": Rule("truth value", required=False),
+  "l2_weight_decay": Rule("number", 0, required=False),
 }
 TRAINING = {
   "name": _TEXT,
@@ -142,7 +143,12 @@ TRAINING = {
   "selection": _TEXT,
   "selection_data": Rule("list of text"),
   "optax_name": _TEXT,
-  **_OPTIMIZER,
+  **OPTIMIZER,
+  "schedule": Rule("section", required=False),
+  "schedule.name": Rule("text", choices=("constant", "cosine")),
+  "schedule.warmup_epochs": Rule("whole number", 0),
+  "schedule.warmup_learning_rate": _AT_LEAST_0,
+  "param_groups": Rule("section", required=False),
   "memory": _SECTION,
   "memory.feature_layers": _LAYERS,
   "memory.vv_from": _FIRST_LAYER,
@@ -194,7 +200,7 @@ _READ = ("backbone.path", "data_root", "train_data", "test_data")
 _READ += ("selection_data",)
 _LOCAL = ("decoded_cache", "features.folder")
 # Sections whose fields are arguments of a function: others are errors.
-_CLOSED = ("backbone", "features", "memory", "model", "objective")
+_CLOSED = ("backbone", "features", "memory", "model", "objective", "schedule")
 
 
 def check(
@@ -233,7 +239,7 @@ def check(
       continue
     if problem := rule.problem(values[field]):
       raise ValueError(
-        f"{start}config.{name} is {_shown(values[field])}, but {problem}."
+        f"{start}config.{name} is {shown(values[field])}, but {problem}."
       )
   _check_paths(found, start)
   for section in set(_CLOSED) & found.keys():
@@ -291,31 +297,6 @@ def check_pretraining(config: types.Config) -> None:
       raise ValueError(f"{text}.")
 
 
-def check_optimizer(name: str, settings: Mapping[str, Any]) -> None:
-  """Check that an optimizer of optax takes the settings.
-
-  Args:
-    name: `config.optax_name`.
-    settings: `config.optax`.
-
-  Raises:
-    ValueError: there is no such optimizer, it has no such setting, or a number
-      is not finite.
-  """
-  function = getattr(optax, name, None)
-  if not inspect.isfunction(function):
-    raise ValueError(f"config.optax_name: optax has no optimizer {name!r}.")
-  known = inspect.signature(function).parameters
-  for field, value in settings.items():
-    if field not in known:
-      raise ValueError(
-        f"config.optax.{field} is unknown; the settings of {name} are "
-        f"{', '.join(known)}."
-      )
-    if _is_number(value) and not math.isfinite(value):
-      raise ValueError(f"config.optax.{field} is {value}, but must be finite.")
-
-
 def check_image_size(
   config: types.Config, backbone: types.ImageBackbone, *, source: str = ""
 ) -> None:
@@ -356,7 +337,7 @@ def check_types(cls: type, values: Mapping[str, Any], prefix: str) -> None:
   for name, value in values.items():
     rule = _rule_of(hints.get(name))
     if rule and (problem := rule.problem(value)):
-      raise ValueError(f"{prefix}.{name} is {_shown(value)}, but {problem}.")
+      raise ValueError(f"{prefix}.{name} is {shown(value)}, but {problem}.")
 
 
 _KIND_OF_TYPE = {
@@ -385,7 +366,7 @@ def _rule_of(hint: Any) -> Rule | None:
   return None
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
   """Return a value as text, cut after some characters."""
   text = repr(value)
   return text if len(text) <= 80 else f"{text[:80]}..."

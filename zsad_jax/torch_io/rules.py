@@ -28,6 +28,10 @@ LAYOUTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     lambda x: x.transpose(2, 3, 0, 1),
     lambda x: x.transpose(2, 3, 0, 1),
   ),
+  # The weight of a 1-D convolution is (out, in, width).
+  "conv1d": (lambda x: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)),
+  # One of width 1 is a Linear.
+  "pointwise": (lambda x: x[:, :, 0].T, lambda x: x.T[:, :, None]),
   # Prompt learners have one or two leading axes of size 1.
   "lead1": (lambda x: x[0], lambda x: x[None]),
   "lead2": (lambda x: x[0, 0], lambda x: x[None, None]),
@@ -37,6 +41,8 @@ _GROUP = re.compile(r"\([^()]*\)")  # A group of a pattern.
 _MIN_AXES = {
   "conv": 4,
   "transposed_conv": 4,
+  "conv1d": 3,
+  "pointwise": 3,
   "linear": 2,
   "lead1": 1,
   "lead2": 2,
@@ -71,7 +77,7 @@ class CheckpointSpec:
     names: rules of the parameters.
     stats: rules of the running statistics.
     groups: keys of the file's nested dicts, which are also the first parts of
-      all names; () if the file is a flat dict.
+      the names of their tensors; all other tensors are not nested.
     unused: function of method and backbone that returns the shapes, by name,
       of tensors that are stored but never used.
     buffers: function of method and backbone that returns the arrays, by name,
@@ -118,6 +124,22 @@ def linear(pattern: str, path: str) -> Table:
   """Return the rules of a Linear with bias."""
   return (
     Rule(rf"{pattern}\.weight", f"{path}/kernel", "linear"),
+    Rule(rf"{pattern}\.bias", f"{path}/bias"),
+  )
+
+
+def conv1d(pattern: str, path: str) -> Table:
+  """Return the rules of a 1-D convolution with bias."""
+  return (
+    Rule(rf"{pattern}\.weight", f"{path}/kernel", "conv1d"),
+    Rule(rf"{pattern}\.bias", f"{path}/bias"),
+  )
+
+
+def pointwise(pattern: str, path: str) -> Table:
+  """Return the rules of a 1-D convolution of width 1 with bias."""
+  return (
+    Rule(rf"{pattern}\.weight", f"{path}/kernel", "pointwise"),
     Rule(rf"{pattern}\.bias", f"{path}/bias"),
   )
 

@@ -9,9 +9,10 @@ _log = logging.getLogger(__name__)
 
 
 def scaled(config: types.Config) -> types.Config:
-  """Return a configuration with batch size and learning rate multiplied.
+  """Return a configuration with batch size and learning rates multiplied.
 
-  Both by `config.batch_scale`: the linear scaling rule of Goyal et al.,
+  All by `config.batch_scale`, the rates of a warm-up and of groups of
+  parameters included: the linear scaling rule of Goyal et al.,
   arXiv:1706.02677, whose warm-up is left out. A factor of 1 changes nothing.
 
   Args:
@@ -24,6 +25,11 @@ def scaled(config: types.Config) -> types.Config:
   with new.unlocked():
     new.batch_size = factor * config.batch_size
     new.optax.learning_rate = factor * config.optax.learning_rate
+    if "schedule" in new:
+      new.schedule.warmup_learning_rate *= factor
+    for group in new.get("param_groups", {}).values():
+      if "learning_rate" in group:
+        group.learning_rate *= factor
   _log.info(
     f"config.batch_scale is {factor}: the batch size is {new.batch_size} "
     f"({factor} x {config.batch_size}), the learning rate "

@@ -64,6 +64,11 @@ class Clip:
     """Channels of the text tower."""
     return self.config.text_width
 
+  @property
+  def text_layers(self) -> int:
+    """Number of blocks of the text tower."""
+    return self.config.text_layers
+
   def with_dtype(self, dtype: str) -> "Clip":
     """Return a copy that computes matrix products in another data type.
 
@@ -248,6 +253,23 @@ class Clip:
     variables = {"params": self.params["text"]}
     return tower.apply(  # pyright: ignore[reportReturnType]
       variables, embeds, jnp.asarray(end), **hooks
+    )
+
+  def project_text(
+    self, tokens: Float[Array | np.ndarray, "*b c"]
+  ) -> Float[Array, "*b d"]:
+    """Project tokens of the last text block into the joint embedding space.
+
+    Args:
+      tokens: tokens before the tower's last LayerNorm.
+
+    Returns:
+      The embeddings, not of unit length.
+    """
+    tower = TextTower(self.config, self.config.activation)
+    variables = {"params": self.params["text"]}
+    return tower.apply(  # pyright: ignore[reportReturnType]
+      variables, tokens, method="project"
     )
 
 

@@ -109,3 +109,7 @@ class TextTower(nn.Module):
     last = jnp.take_along_axis(out["tokens"], rows, axis=1)
     last = last.reshape(*end.shape, -1)
     return last @ self.text_projection, out
+
+  def project(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+    """Apply ln_final and the projection to tokens of the last block."""
+    return self.ln_final(x) @ self.text_projection
