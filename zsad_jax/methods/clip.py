@@ -15,11 +15,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zsad_jax import types
-from zsad_jax.layers import dual_path, prompts, ranges, similarity
+from zsad_jax.layers import (
+  dual_path,
+  prompts,
+  ranges,
+  similarity,
+  text_ensemble,
+)
 from zsad_jax.types import ANOMALOUS
 
 
@@ -68,22 +73,12 @@ class Method(types.Method):
     Returns:
       "text_units" (n, 2, d): per state the normalized mean of unit embeddings.
     """
-    embed = jax.jit(
-      lambda ids, end: similarity.unit(
-        backbone.text(
-          backbone.embed_tokens(ids), end, activation=self.activation
-        )[0]
-      )
+    means = text_ensemble.embed(
+      backbone, class_names, self.state_prompts, activation=self.activation
     )
-    units = []
-    for name in class_names:
-      states = self.state_prompts(name)
-      ids, end = backbone.tokenize([*states[0], *states[1]])
-      each = jnp.split(embed(ids, end), [len(states[0])])
-      units.append(jnp.stack([x.mean(axis=0) for x in each]))
-    return {"text_units": similarity.unit(jnp.stack(units))}
+    return {"text_units": similarity.unit(means)}
 
-  def state_prompts(self, name: str) -> tuple[list[str], list[str]]:
+  def state_prompts(self, name: str) -> Sequence[Sequence[str]]:
     """Return the normal and the anomalous prompts for a class."""
     name = name.replace("_", " ")
     if self.prompts == "pair":
