@@ -70,7 +70,8 @@ def test_text_by_hand(world):
     ]
   )
   embeds = np.asarray(aux["embeds"])
-  assert embeds.shape[1] == 8  # Start, five words, the class, end.
+  # Start, five words, the class, end.
+  assert embeds.shape[1] == vcpclip.NUM_WORDS + 1
   rows = [np.concatenate([x[:6], vectors, x[7:]]) for x in embeds]
   deep = jax.tree.map(np.asarray, params["deep"])
   tokens = np.concatenate([deep["first"][None], deep["rest"]])
@@ -220,6 +221,9 @@ def test_settings_that_do_not_fit_are_refused(small_clip):
     vcpclip.Method(num_heads=7).init(jax.random.key(0), small_clip)
   with pytest.raises(ValueError, match="dropout has to be less than 1"):
     run_lib.make_method("vcpclip", {"dropout": 1.0})
+  run_lib.make_method("vcpclip", {"num_class_vectors": 69})
+  with pytest.raises(ValueError, match="77 tokens, got prompts of 78"):
+    run_lib.make_method("vcpclip", {"num_class_vectors": 70})
 
 
 def test_parameter_count_at_full_size():

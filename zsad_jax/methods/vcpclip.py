@@ -7,8 +7,7 @@
 "Code" is the authors' train.py, test.py and models/. The class name in the
 prompts is replaced by vectors that depend on the image (Pre-VCP); every text
 block has learned tokens. Projected patches are compared with this text (base
-branch), raw patches with text that has attended to them (Post-VCP). Of the
-classes, only the images are used, so that one text per image is encoded.
+branch), raw patches with text that has attended to them (Post-VCP).
 
 The default is the authors' code; a field of `Method` gives the alternative:
 
@@ -44,6 +43,8 @@ from zsad_jax.types import ANOMALOUS, Backbone, Batch, Features, Params
 
 # The last word is replaced by the class vectors.
 PROMPTS = ("a photo of a good X", "a photo of a damaged X")
+NUM_WORDS = 7  # Their other tokens, start and end included.
+MAX_TOKENS = 77  # Of CLIP's text tower.
 INITIAL_SCALE = math.log(1 / 0.07)  # Of both branches; its exponential is used.
 
 
@@ -89,6 +90,12 @@ class Method(types.Method):
     ranges.check(self, counts.split(), positive, shares)
     if self.dropout == 1:
       raise ValueError("config.method.dropout has to be less than 1, got 1.")
+    tokens = NUM_WORDS + self.num_class_vectors + self.deep_length
+    if tokens > MAX_TOKENS:
+      raise ValueError(
+        "config.method.num_class_vectors and deep_length have to leave room in "
+        f"CLIP's {MAX_TOKENS} tokens, got prompts of {tokens}."
+      )
 
   @property
   def checkpoint_spec(self) -> rules.CheckpointSpec:
