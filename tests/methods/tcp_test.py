@@ -116,6 +116,11 @@ def test_the_distance_is_of_all_classes(monkeypatch):
   _, (parts, _) = SMALL.loss(
     {}, {}, backbone, {"fixed_units": fixed}, features, batch, None
   )
+  none = dataclasses.replace(SMALL, fixed_weight=0.0)
+  _, (others, _) = none.loss(
+    {}, {}, backbone, {"fixed_units": fixed}, features, batch, None
+  )
+  assert set(parts) == {*others, "fixed_text"}
   cosines = (numpy_reference.unit(text) * np.asarray(fixed)).sum(axis=-1)
   np.testing.assert_allclose(
     parts["fixed_text"], 8 * (1 - cosines.mean()), rtol=1e-5

@@ -66,7 +66,7 @@ class Method(types.Method):
     reduction: width of the embedding divided by that of the hidden layer.
     fixed_prompts: written prompts, see above.
     states: phrases for a normal and an anomalous object; "{}" is the name.
-    fixed_weight: weight of the distance to the written prompts.
+    fixed_weight: weight of the distance to the written prompts; 0 for none.
     feature_layer: layer (1-based) of the patches; None for the last one.
     vv_from: first layer of the value-value stream; None for plain CLIP.
     cls_ln_post: send the class token through ln_post, as CLIP does.
@@ -256,10 +256,12 @@ class Method(types.Method):
     without an image in the batch, too.
     """
     del rng  # No dropout.
-    result = self.forward(params, backbone, aux, features, all_classes=True)
+    needed = self.fixed_weight > 0
+    result = self.forward(params, backbone, aux, features, all_classes=needed)
     parts = text_pairs.loss_parts(result, batch, self.map_weight)
-    cosines = jnp.sum(result["all_text_units"] * aux["fixed_units"], axis=-1)
-    parts["fixed_text"] = self.fixed_weight * (1 - cosines.mean())
+    if needed:
+      cosines = jnp.sum(result["all_text_units"] * aux["fixed_units"], axis=-1)
+      parts["fixed_text"] = self.fixed_weight * (1 - cosines.mean())
     return losses.total(parts), (parts, stats)
 
   def predict(

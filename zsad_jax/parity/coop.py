@@ -168,14 +168,13 @@ def _variant(method, params, backbone, images, entry, name):
   settings: dict[str, Any] = dict(_VARIANTS[name])
   if settings.get("class_contexts"):
     settings["class_contexts"] = len(names)
-  if n_ctx := entry.config.get(name, {}).get("n_ctx"):
-    settings["context_length"] = n_ctx
+  if f"{prefix}/param/ctx" in entry:
+    params = golden_lib.tree(entry, coop.TORCH_NAMES, f"{prefix}/param/")
+    settings["context_length"] = params["context"].shape[-2]
   method = dataclasses.replace(method, **settings)
   if method.initial:
     params, _ = method.init(jax.random.key(0), backbone)
     yield f"{prefix}/ctx", params["context"]
-  elif f"{prefix}/param/ctx" in entry:
-    params = golden_lib.tree(entry, coop.TORCH_NAMES, f"{prefix}/param/")
   yield from _prompts(method, params, backbone, entry, names, f"{prefix}/")
   aux = method.prepare(backbone, names)
   trained = golden_lib.train(
