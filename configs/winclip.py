@@ -47,8 +47,7 @@ def _build(base: str) -> Config:
   config = common.like_anomalyclip(common.get_config("winclip"))
   config.epochs = 0
   config.smooth_sigma = 0.0
-  if base == common.EMBEDDED:
-    config.image_size = 168  # 1.5 times that of pretraining, as `clip` has.
+  if base == common.EMBEDDED:  # The size of pretraining, as 240 px.
     return config
   config.backbone.update(
     name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"
