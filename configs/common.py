@@ -146,6 +146,23 @@ def like_anomalyclip(config: Config) -> Config:
   return config
 
 
+def like_coop(config: Config) -> Config:
+  """Set the recipe that CoOp, CoCoOp and TCP share.
+
+  Weight decay and learning rates are those of Dassl, the authors' library. The
+  number of epochs on the auxiliary images is not published: 15.
+  """
+  config.optax_name = "sgd"
+  config.optax = dict(learning_rate=0.002, momentum=0.9)
+  config.l2_weight_decay = 5e-4
+  config.schedule.update(
+    name="cosine", warmup_epochs=1, warmup_learning_rate=1e-5
+  )
+  config.batch_size, config.epochs = 8, 15
+  config.mosaic_prob = 0.0
+  return config
+
+
 def on_mvtec_and_visa(config: Config, base: str) -> Config:
   """Set the auxiliary and target sets of these three methods."""
   sets = (("mvtec",), ("visa",))

@@ -126,6 +126,10 @@ class TextBackbone(Protocol):
 class Backbone(ImageBackbone, TextBackbone, Protocol):
   """Frozen vision-language model with a shared embedding space."""
 
+  def logit_scale(self) -> Any:
+    """Return the factor of the cosines that the model was trained with."""
+    ...
+
 
 @runtime_checkable
 class DetectionModel(Protocol):

@@ -183,6 +183,30 @@ def test_the_paper_config_is_the_authors_recipe(name):
   assert method == type(method)()
 
 
+# configs and trainers of the authors' code; batch and epochs are those that
+# FAPrompt's methods share.
+DASSL = dict(name="cosine", warmup_epochs=1, warmup_learning_rate=1e-5)
+SGD = ("sgd", dict(learning_rate=0.002, momentum=0.9))
+ADAM = ("adam", dict(learning_rate=0.002, b1=0.9, b2=0.999, eps=1e-3))
+
+
+@pytest.mark.parametrize(
+  "name, recipe", [("coop", SGD), ("cocoop", SGD), ("tcp", ADAM)]
+)
+def test_the_paper_config_has_the_optimizer_of_dassl(name, recipe):
+  for variant in ("paper", "paper_mvtec", "embedded"):
+    config = CONFIGS[name].get_config(variant)
+    assert (config.optax_name, config.optax.to_dict()) == recipe
+    assert config.schedule.to_dict() == DASSL
+    assert config.l2_weight_decay == 5e-4
+    assert (config.batch_size, config.epochs) == (8, 15)
+    assert (config.smooth_sigma, config.selection) == (4.0, "last")
+  config = CONFIGS[name].get_config("paper")
+  assert (config.train_data, config.test_data) == (("mvtec",), ("visa",))
+  method = run_lib.make_method(name, config.method.to_dict())
+  assert method == type(method)()
+
+
 def test_unknown_names_are_errors_that_list_the_known_ones():
   with pytest.raises(ValueError, match="embedded.*paper_mvtec"):
     CONFIGS["adaclip"].get_config("papers")

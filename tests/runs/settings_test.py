@@ -73,7 +73,9 @@ ZERO = (
   "objective.positive objective.visible "
   "model.vision_heads model.text_heads method.hsf_mix method.hsf_seed "
   "method.sigma method.map_weight method.map_weights method.max_weights "
-  "method.prior_weight method.oc_weight method.dropout method.base_weight"
+  "method.prior_weight method.oc_weight method.class_contexts "
+  "method.class_token_block method.class_token_weight method.fixed_weight "
+  "method.dropout method.base_weight"
 ).split()
 
 

@@ -106,8 +106,9 @@ def make_method(name: str, layers: int, **fields: Any) -> Any:
     "vv_from": lambda _: layers // 4 + 1,
   }
   for field, fitted in fit.items():
-    if layers != 24 and hasattr(method, field):
-      fields.setdefault(field, fitted(getattr(method, field)))
+    value = getattr(method, field, None)  # None does not depend on the depth.
+    if layers != 24 and value is not None:
+      fields.setdefault(field, fitted(value))
   return dataclasses.replace(method, **fields)
 
 

@@ -42,11 +42,29 @@ def overwrite_positions(
   Returns:
     The nodes with the vectors.
   """
-  b, m = x.shape[0], vectors.shape[1]
-  vectors = jnp.broadcast_to(vectors, (b, *vectors.shape[1:]))
-  index = jnp.clip(positions - 1, 0, m - 1)[..., None]
-  overwritten = ((positions >= 1) & (positions <= m))[..., None]
-  return jnp.where(overwritten, jnp.take_along_axis(vectors, index, axis=1), x)
+  m = vectors.shape[1]
+  return overwrite(x, vectors, jnp.where(positions > m, -1, positions - 1))
+
+
+def overwrite(
+  x: Float[Array, "b n c"],
+  vectors: Float[Array, "_ m c"],
+  index: Int[Array, "b n"],
+) -> Float[Array, "b n c"]:
+  """Replace tokens by vectors.
+
+  Args:
+    x: tokens.
+    vectors: one set for all rows (leading axis 1) or one for each.
+    index: of the vector that replaces a token; negative for none.
+
+  Returns:
+    The tokens with the vectors.
+  """
+  vectors = jnp.broadcast_to(vectors, (len(x), *vectors.shape[1:]))
+  chosen = jnp.clip(index, 0, vectors.shape[1] - 1)[..., None]
+  chosen = jnp.take_along_axis(vectors, chosen, axis=1)
+  return jnp.where((index >= 0)[..., None], chosen, x)
 
 
 def extend_mask(mask: Bool[Array, "b n n"], m: int) -> Bool[Array, "b o o"]:

@@ -272,6 +272,10 @@ class Clip:
       variables, tokens, method="project"
     )
 
+  def logit_scale(self) -> Float[Array, ""]:
+    """Return the factor of the cosines that CLIP was trained with."""
+    return jnp.exp(self.params["logit_scale"])
+
 
 def normalize(
   pixels: UInt8[Array | np.ndarray, "*b h w 3"],

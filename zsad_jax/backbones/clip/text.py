@@ -47,6 +47,7 @@ class TextTower(nn.Module):
     attention_mask: Bool[Array, "k t t"] | None = None,
     prompts: Mapping[int, Float[Array, "_ m c"]] | None = None,
     prompt_mode: str = "overwrite",
+    prompt_weight: float = 1.0,
     round_fp16: bool = False,
   ) -> tuple[Float[Array, "k *s d"], dict[str, Array]]:
     """Encode token embeddings.
@@ -65,6 +66,8 @@ class TextTower(nn.Module):
         axis 1) or for each text (k). No position is added to them.
       prompt_mode: "overwrite" replaces tokens 1 ... m (all official code);
         "insert" adds the vectors to the sequence at the first prompted block.
+      prompt_weight: share of the prompts in the tokens that they overwrite;
+        the rest is these tokens.
       round_fp16: round prompts and their gradients to float16, as the
         official code of AnomalyCLIP and FAPrompt does on a GPU.
 
@@ -94,10 +97,13 @@ class TextTower(nn.Module):
     for i, block in enumerate(self.resblocks):
       if i in prompts:
         prompt = rounding.to_float16(prompts[i]) if round_fp16 else prompts[i]
+        before = x
         if trie and prompt_mode == "overwrite":
           x = tokens.overwrite_positions(x, prompt, positions)
         else:
           x = tokens.set_after_start(x, prompt, replace=replaced)
+        if prompt_weight != 1.0:
+          x = prompt_weight * x + (1 - prompt_weight) * before
         if not replaced:
           end, replaced = end + prompt.shape[1], True
           if attention_mask is not None:
