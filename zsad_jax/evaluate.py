@@ -3,10 +3,13 @@ r"""Evaluate trained runs on data sets: tables, figures and an HTML page.
 python -m zsad_jax.evaluate --workdir=runs/adaclip --data=elpv
 python -m zsad_jax.evaluate --workdir=runs/adaptclip,runs/anomalyclip \
     --shots=1,2,4
+python -m zsad_jax.evaluate --ensemble=runs/adaclip,runs/faprompt \
+    --workdir=runs/ensemble
 python -m zsad_jax.evaluate --list_tables
 
 Methods without reference images get a memory bank of their patches for
-few-shot evaluation. Runs that differ in their seeds alone are averaged.
+few-shot evaluation. Runs that differ in their seeds alone are averaged. An
+ensemble is the mean of the scores and maps of several runs.
 docs/evaluation.md describes protocols, metrics and reports.
 """
 
@@ -25,7 +28,7 @@ from zsad_jax.datasets.references import FromTest
 from zsad_jax.evaluation import paper_results, protocol, results
 from zsad_jax.metrics import accumulators
 from zsad_jax.reporting import details, report, writer
-from zsad_jax.runs import peers
+from zsad_jax.runs import ensemble, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli, mirror
 
@@ -100,6 +103,12 @@ def define_flags() -> None:
   _define_few_shot_flags()
   _define_variant_flag()
   flags.DEFINE_list("workdir", [], "Folders of runs, separated by commas.")
+  flags.DEFINE_list(
+    "ensemble",
+    [],
+    "Folders of runs whose scores and maps are averaged; --workdir is the "
+    "folder of the ensemble, which is used like that of a run afterwards.",
+  )
   flags.DEFINE_list(
     "data",
     None,
@@ -183,6 +192,8 @@ def main(options: flags.FlagValues) -> int:
   if not options.workdir:
     raise ValueError("Give --workdir=RUN[,RUN...] or --list_tables.")
   check_flags(options)
+  if options.ensemble:
+    ensemble.write(options.workdir[0], options.ensemble)
   tables, reports = paper_results.Tables(cells), []
   choose = chooser(
     _integers(options, "shots"),
@@ -217,6 +228,8 @@ def check_flags(options: flags.FlagValues) -> None:
   for workdir, path in zip(options.workdir, real):
     if real.count(path) > 1:
       raise ValueError(f"--workdir: {workdir} is given more than once.")
+  if options.ensemble and len(options.workdir) != 1:
+    raise ValueError("--ensemble: --workdir is the one folder of the ensemble.")
   if options["seeds"].present and not any(_integers(options, "shots")):
     raise ValueError("--seeds are those of references: give --shots, too.")
   if options.official_references and not any(_integers(options, "shots")):
@@ -244,7 +257,7 @@ def _output(options):
 
 def _read_config(workdir, options):
   """Return the configuration of a run, with the settings of the flags."""
-  config = run_lib.read_config(workdir)
+  config = ensemble.read_config(workdir)
   if options.data_root is not None:
     config.data_root = options.data_root
   if options.masks is not None:
@@ -270,7 +283,7 @@ def _plan(workdir, config, choose, options):
     variant=options.variant,
     allow_trained=options.allow_trained or config.get("allow_trained", False),
   )
-  method = run_lib.make_method(config.method_name, config.method.to_dict())
+  method = ensemble.make_method(config)
   papers = []
   for place, spec in place_of.items():
     dataset = run_lib.open_dataset(config, spec)
@@ -333,7 +346,7 @@ def _evaluate(
   plan: Plan, names: Any, choose: writer.Choose, options: flags.FlagValues
 ) -> list[details.Report]:
   """Return the reports of one run on all data sets."""
-  run, reports = run_lib.load(plan.workdir), []
+  run, reports = ensemble.load(plan.workdir), []
   config: Any = run.config
   if options.data_root is not None:
     with config.unlocked():

@@ -12,12 +12,11 @@ import numpy as np
 from jaxtyping import Shaped
 
 from zsad_jax.datasets import naming, references
-from zsad_jax.evaluation.evaluator import Evaluator
+from zsad_jax.evaluation import ensemble
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.metrics.accumulators import StreamingPixelMetrics
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import distributed
 
 _MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colour scale.
 _FILES = {0: threshold_lib.FILE, 1: threshold_lib.FEW_SHOT_FILE}  # By shots.
@@ -41,13 +40,7 @@ def store(run: run_lib.Run) -> None:
       f"{config.name} needs references, but the auxiliary data "
       f"({', '.join(config.train_data)}) has none."
     )
-  evaluator = Evaluator.from_config(
-    config,
-    run.method,
-    run.backbone,
-    distributed.make_mesh(),
-    few_shot=few_shot,
-  )
+  evaluator = ensemble.evaluator_of(run, few_shot=few_shot)
   found = {shots: [] for shots in (0, 1) if (zero_shot, few_shot)[shots]}
   for data in datasets:
     choices = [

@@ -16,7 +16,11 @@ RENAMED = {
   "objective": {"taps": "feature_layers"},
 }
 # Section -> fields that older versions do not have, with their behavior.
-ADDED = {"": {"batch_scale": 1}, "backbone": {"attention": "exact"}}
+ADDED: Mapping[str, Mapping[str, Any]] = {
+  "": {"batch_scale": 1},
+  "backbone": {"attention": "exact"},
+  "memory": {"score": "pixels"},
+}
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
       f"{path} does not exist: the auxiliary data had no normal images to "
       "serve as references. Give a --threshold (in Python, `threshold=`)."
     )
+  if (workdir / "ensemble.json").is_file():
+    raise FileNotFoundError(
+      f"{path} does not exist: set the threshold of the ensemble by python -m "
+      f"zsad_jax.calibrate --workdir={workdir}, or give a --threshold (in "
+      "Python, `threshold=`)."
+    )
   raise FileNotFoundError(
     f"{path} does not exist: training was not finished. Run the training "
     "command again; it goes on where it stopped."

@@ -1,0 +1,206 @@
+"""Ensembles of runs: mean of scores and maps, references, refusals."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from tests.commands.few_shot_test import Definer
+from tests.helpers import small_run
+from zsad_jax import evaluate, train
+from zsad_jax.backbones.clip import load as clip_load
+from zsad_jax.datasets import references
+from zsad_jax.evaluation import ensemble as evaluation
+from zsad_jax.evaluation import evaluator as evaluator_lib
+from zsad_jax.evaluation import published
+from zsad_jax.inference import ensemble as inference
+from zsad_jax.runs import ensemble, ensemble_detector
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import config_files
+
+# Runs without training: temperature, image size, sigma.
+MEMBERS = {"a": (0.07, 32, 1.0), "b": (0.02, 32, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Members, an ensemble of both, one of a single run, and a data set."""
+  folder = tmp_path_factory.mktemp("ensembles")
+  small_run.write_mvtec(folder / "parts", classes=("bolt",))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+    for name, (temperature, size, sigma) in MEMBERS.items():
+      config = config_files.load("clip").unlock()
+      small_run._shrink(config, str(folder / "parts"))
+      config.method.update(prompts="pair", temperature=temperature)
+      config.epochs, config.image_size, config.smooth_sigma = 0, size, sigma
+      train.train(config.lock(), folder / name)
+    yield folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+  ensemble.write(folder / "one", [str(folder / "b")])
+  ensemble.write(folder / "two", [str(folder / name) for name in MEMBERS])
+  return {name: ensemble.load(folder / name) for name in (*MEMBERS, "two")}
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs, folder):
+  """By run: scores and maps of each choice of references."""
+  updates = {}
+  dataset = run_lib.open_dataset(runs["b"].config, str(folder / "parts"))
+  choices = references.NONE, references.sample(dataset, shots=2, seed=10)
+
+  class Recorder(evaluator_lib.CategoryResult):
+    def update(self, numbers, gt_mask, has_mask, anomaly_map, pred_score):
+      found.setdefault(self.references.label, []).append(
+        (anomaly_map, pred_score)
+      )
+      super().update(numbers, gt_mask, has_mask, anomaly_map, pred_score)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluator_lib, "CategoryResult", Recorder)
+    for name, run in runs.items():
+      found = {}
+      evaluator = evaluation.evaluator_of(run, few_shot=True)
+      evaluator.evaluate(run.params, run.stats, dataset, choices)
+      updates[name] = {
+        label: tuple(map(np.concatenate, zip(*parts)))
+        for label, parts in found.items()
+      }
+  return updates
+
+
+@pytest.mark.parametrize("choice", ["0-shot", "2-shot_seed10"])
+def test_evaluation_averages_the_members(evaluated, choice):
+  of = {name: found[choice] for name, found in evaluated.items()}
+  for ours, a, b in zip(of["two"], of["a"], of["b"]):
+    np.testing.assert_array_equal(ours, (a + b) / 2)
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_an_ensemble_of_one_is_its_run(runs, folder):
+  run, alone = ensemble.load(folder / "one"), runs["b"]
+  for ours, theirs in zip(
+    jax.tree.leaves((run.params, run.stats, run.backbone)),
+    jax.tree.leaves((alone.params, alone.stats, alone.backbone)),
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+  (member,) = evaluation.evaluator_of(run).members
+  single = evaluation.evaluator_of(alone)
+  for field in dataclasses.fields(single):
+    if field.name not in ("backbone", "mesh"):
+      assert getattr(member, field.name) == getattr(single, field.name)
+  prediction = {
+    "anomaly_map": np.random.default_rng(0).random((2, 4, 4), np.float32),
+    "pred_score": np.random.default_rng(1).random(2, np.float32),
+  }
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    inference.mean_prediction([prediction]),
+    prediction,
+  )
+
+
+def test_maps_of_several_sizes_are_resized_to_the_largest():
+  ramp = np.tile(np.arange(4, dtype=np.float32), (2, 4, 1))
+  large = np.ones((2, 8, 8), np.float32)
+  found = inference.mean_maps([ramp, large])
+  values = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+  np.testing.assert_allclose(found[1, 3], (1 + np.array(values)) / 2, 1e-6)
+
+
+def test_detection_averages_the_members(runs, folder):
+  images = sorted(map(str, (folder / "parts/bolt/test/bright").iterdir()))[:2]
+  normal = sorted(map(str, (folder / "parts/bolt/train/good").iterdir()))
+  of = {}
+  for name, run in runs.items():
+    detector = ensemble_detector.make_detector(run, threshold=0.5)
+    of[name] = detector.with_references(normal[:2])(images)
+  for two, a, b in zip(of["two"], of["a"], of["b"]):
+    for name in ("score", "zero_shot_score", "anomaly_map", "raw_map"):
+      mean = (getattr(a, name) + getattr(b, name)) / 2
+      np.testing.assert_allclose(getattr(two, name), mean, rtol=1e-6)
+    assert two.label == ("anomalous" if two.score >= 0.5 else "normal")
+    assert [member.score for member in two.members] == [a.score, b.score]
+
+
+@pytest.mark.slow
+def test_members_may_differ_in_everything(folder, tmp_path):
+  """Another method, image size and sigma; each reads images at its size."""
+  config = small_run.get_anomalyclip_config(str(folder / "parts"))
+  config.epochs, config.image_size, config.smooth_sigma = 0, 48, 2.0
+  train.train(config.lock(), tmp_path / "large")
+  ensemble.write(tmp_path / "all", [str(folder / "a"), str(tmp_path / "large")])
+  images = sorted(map(str, (folder / "parts/bolt/test/bright").iterdir()))
+  all_of, small, large = (
+    ensemble_detector.make_detector(ensemble.load(path), threshold=0.5)(images)
+    for path in (tmp_path / "all", folder / "a", tmp_path / "large")
+  )
+  for found, a, b in zip(all_of, small, large):
+    np.testing.assert_allclose(found.score, (a.score + b.score) / 2, rtol=1e-6)
+    mean = (a.anomaly_map + b.anomaly_map) / 2
+    np.testing.assert_allclose(found.anomaly_map, mean, atol=1e-6)
+    assert found.raw_map.shape == (48, 48)
+  run = ensemble.load(tmp_path / "all")
+  dataset = run_lib.open_dataset(run.config, str(folder / "parts"))
+  evaluator = evaluation.evaluator_of(run)
+  (category,) = evaluator.categories(run.params, run.stats, dataset)
+  scores = dict(
+    zip((s.image_path for s in category.samples), category.pred_score)
+  )
+  for image, found in zip(images, all_of):
+    np.testing.assert_allclose(scores[image], found.score, rtol=1e-4)
+
+
+def test_results_name_the_members(runs, folder, tmp_path):
+  known = flags.FlagValues()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate, "flags", Definer(known))
+    patch.setattr(ensemble, "load", lambda workdir: runs["two"])
+    evaluate.define_flags()
+    members = f"{folder}/a,{folder}/b"
+    given = [f"--ensemble={members}", f"--workdir={tmp_path}/new"]
+    known(["evaluate", *given])
+    assert evaluate.main(known) == 0
+  assert ensemble.is_ensemble(tmp_path / "new")
+  path = next((tmp_path / "new/evaluation").glob("*/results.json"))
+  document = json.loads(path.read_text())
+  assert document["method"] == "ensemble of 2: a, b"
+  members = document["config"]["members"]
+  assert members["02"]["method"]["temperature"] == 0.02
+  assert published.paper_config(runs["two"].config) == ""
+  fields = published.settings(runs["two"].config)
+  assert fields["01.method.temperature"] == 0.07
+
+
+def test_what_cannot_be_combined_is_refused(runs, folder, tmp_path):
+  pair, states = str(folder / "b"), str(folder / "a")
+  shutil.copytree(folder / "b", tmp_path / "fast")
+  path = tmp_path / "fast/config.json"
+  path.write_text(path.read_text().replace('"highest"', '"default"'))
+  for workdir, members, message in (
+    ("new", [pair, pair], "more than once"),
+    ("new", [pair, str(folder / "one")], "is an ensemble itself"),
+    ("new", [pair, str(tmp_path / "fast")], "matmul_precision is highest"),
+    ("new", [pair, str(tmp_path / "none")], "does not exist"),
+    ("new", [pair, "gs://bucket/run"], "is a URL"),
+    (folder / "b", [states], "holds a run"),
+    (folder / "one", [states], "is an ensemble of other runs"),
+  ):
+    with pytest.raises((ValueError, OSError), match=message):
+      ensemble.write(tmp_path / workdir, members)
+  assert not (tmp_path / "new").exists()
+  ensemble.write(folder / "one", [pair])  # The same once more.
+  (tmp_path / "bad").mkdir()
+  (tmp_path / "bad" / ensemble.FILE).write_text('{"members": []}')
+  with pytest.raises(ValueError, match="members must be a list"):
+    ensemble.load(tmp_path / "bad")
+  detector = ensemble_detector.make_detector(runs["two"])
+  with pytest.raises(FileNotFoundError, match=r"zsad_jax\.calibrate"):
+    detector(next((folder / "parts/bolt/test/good").iterdir()))

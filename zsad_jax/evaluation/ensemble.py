@@ -1,0 +1,79 @@
+"""Evaluation of ensembles: members predict the same images in turn."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from zsad_jax.datasets import index, pipeline
+from zsad_jax.evaluation.evaluator import Evaluator
+from zsad_jax.inference import ensemble as ensemble_lib
+from zsad_jax.runs import ensemble as ensemble_run
+from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import distributed
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleEvaluator(Evaluator):
+  """Evaluator of the mean of scores and smoothed maps of several detectors.
+
+  Each member reads the images at its own size. Masks are read, and metrics
+  computed, at the largest one. Parameters and statistics are those of all
+  members, in their order.
+
+  Attributes:
+    members: evaluators of the members, with the batch size of the ensemble.
+  """
+
+  members: tuple[Evaluator, ...] = ()
+
+  def predictor(self, dataset: index.Dataset) -> tuple[Any, ...]:
+    """Return the compiled functions of all members."""
+    return tuple(member.predictor(dataset) for member in self.members)
+
+  def predict_batches(
+    self,
+    predictor: Any,
+    params: Any,
+    stats: Any,
+    dataset: index.Dataset,
+    samples: Sequence[index.Sample],
+    references: Sequence[Sequence[str]],
+  ) -> tuple[pipeline.Batches, Iterator[tuple[Any, list[Any]]]]:
+    """Predict images of one category; see `Evaluator.predict_batches`."""
+    states = zip(params.values(), stats.values())
+    found = [
+      member.predict_batches(own, *state, dataset, samples, references)
+      for member, own, state in zip(self.members, predictor, states)
+    ]
+    sizes = [member.image_size for member in self.members]
+    lead = sizes.index(self.image_size)
+
+    def predict():
+      for parts in zip(*(batches for _, batches in found), strict=True):
+        by_choice = zip(*(predictions for _, predictions in parts))
+        mean = [ensemble_lib.mean_prediction(each) for each in by_choice]
+        yield parts[lead][0], mean
+
+    return found[lead][0], predict()
+
+
+def evaluator_of(run: run_lib.Run, **settings: Any) -> Evaluator:
+  """Return the evaluator of a run or of an ensemble.
+
+  Args:
+    run: the run, or an `ensemble.Ensemble`.
+    **settings: see `Evaluator.from_config`.
+  """
+  mesh = distributed.make_mesh()
+  make = lambda run: Evaluator.from_config(
+    run.config, run.method, run.backbone, mesh, **settings
+  )
+  if not isinstance(run, ensemble_run.Ensemble):
+    return make(run)
+  config: Any = run.config
+  members = [
+    dataclasses.replace(make(member), batch_size=config.eval_batch_size)
+    for member in run.members
+  ]
+  lead = max(members, key=lambda member: member.image_size)
+  return EnsembleEvaluator(**vars(lead), members=tuple(members))
