@@ -25,7 +25,7 @@ from absl import flags
 from zsad_jax import metrics
 from zsad_jax.datasets import masks, naming, references, registry
 from zsad_jax.datasets.references import FromTest
-from zsad_jax.evaluation import paper_results, protocol, results
+from zsad_jax.evaluation import paper_results, protocol, recipes, results
 from zsad_jax.metrics import accumulators
 from zsad_jax.reporting import details, report, writer
 from zsad_jax.runs import ensemble, peers
@@ -135,7 +135,9 @@ def define_flags() -> None:
     "paper_results", None, "Folder of the published tables (CSV)."
   )
   flags.DEFINE_bool(
-    "list_tables", False, "List the published tables and what each needs."
+    "list_tables",
+    False,
+    "List the published tables, and the configurations of their rows.",
   )
   flags.DEFINE_bool("allow_trained", False, "Allow testing on training data.")
   flags.DEFINE_bool(
@@ -187,7 +189,7 @@ def main(options: flags.FlagValues) -> int:
     masks.parse(options.masks)  # Before anything is loaded.
   cells = _cells(options)
   if options.list_tables:
-    print(paper_results.list_tables(cells))
+    print(recipes.list_tables(cells))
     return 0
   if not options.workdir:
     raise ValueError("Give --workdir=RUN[,RUN...] or --list_tables.")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -15,7 +16,6 @@ from zsad_jax import evaluate, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import ensemble as evaluation
-from zsad_jax.evaluation import evaluator as evaluator_lib
 from zsad_jax.evaluation import published
 from zsad_jax.inference import ensemble as inference
 from zsad_jax.runs import ensemble, ensemble_detector
@@ -49,39 +49,84 @@ def runs(folder):
   return {name: ensemble.load(folder / name) for name in (*MEMBERS, "two")}
 
 
+def detect(run, images, normal=()):
+  """Return the results for images of the class "bolt"."""
+  detector = ensemble_detector.make_detector(
+    run, class_name="bolt", threshold=0.5
+  )
+  return (detector.with_references(normal) if normal else detector)(images)
+
+
+def files(folder, part):
+  return sorted(map(str, (folder / "parts/bolt" / part).iterdir()))
+
+
 @pytest.fixture(scope="module")
-def evaluated(runs, folder):
-  """By run: scores and maps of each choice of references."""
-  updates = {}
-  dataset = run_lib.open_dataset(runs["b"].config, str(folder / "parts"))
-  choices = references.NONE, references.sample(dataset, shots=2, seed=10)
-
-  class Recorder(evaluator_lib.CategoryResult):
-    def update(self, numbers, gt_mask, has_mask, anomaly_map, pred_score):
-      found.setdefault(self.references.label, []).append(
-        (anomaly_map, pred_score)
-      )
-      super().update(numbers, gt_mask, has_mask, anomaly_map, pred_score)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluator_lib, "CategoryResult", Recorder)
-    for name, run in runs.items():
-      found = {}
-      evaluator = evaluation.evaluator_of(run, few_shot=True)
-      evaluator.evaluate(run.params, run.stats, dataset, choices)
-      updates[name] = {
-        label: tuple(map(np.concatenate, zip(*parts)))
-        for label, parts in found.items()
-      }
-  return updates
+def detected(runs, folder):
+  """Results of the ensemble, of a member in it, and of the other one alone."""
+  images = files(folder, "test/bright")
+  two, b = (detect(runs[name], images) for name in ("two", "b"))
+  return {"two": two, "a": [each.members[0] for each in two], "b": b}
 
 
-@pytest.mark.parametrize("choice", ["0-shot", "2-shot_seed10"])
-def test_evaluation_averages_the_members(evaluated, choice):
-  of = {name: found[choice] for name, found in evaluated.items()}
-  for ours, a, b in zip(of["two"], of["a"], of["b"]):
-    np.testing.assert_array_equal(ours, (a + b) / 2)
-    assert np.abs(a - b).max() > 1e-3
+def test_detection_averages_the_members(detected):
+  for two, a, b in zip(*(detected[name] for name in ("two", "a", "b"))):
+    for name in ("score", "anomaly_map", "raw_map"):
+      mean = (getattr(a, name) + getattr(b, name)) / 2
+      np.testing.assert_allclose(getattr(two, name), mean, rtol=1e-6)
+    assert abs(a.score - b.score) > 1e-3
+    assert two.label == ("anomalous" if two.score >= 0.5 else "normal")
+    assert two.members[1].score == b.score
+
+
+def evaluated(run, folder, choices=(references.NONE,)):
+  """Return the scores by image, for each choice of references."""
+  dataset = run_lib.open_dataset(run.config, str(folder / "parts"))
+  evaluator = evaluation.evaluator_of(run, few_shot=len(choices) > 1)
+  return [
+    dict(zip((s.image_path for s in each.samples), each.pred_score))
+    for each in evaluator.categories(run.params, run.stats, dataset, choices)
+  ]
+
+
+def test_evaluation_averages_the_members(runs, detected, folder):
+  """The evaluator and the detectors of the members are independent."""
+  (scores,) = evaluated(runs["two"], folder)
+  images = files(folder, "test/bright")
+  for image, a, b in zip(images, detected["a"], detected["b"]):
+    mean = (a.score + b.score) / 2
+    np.testing.assert_allclose(scores[image], mean, rtol=1e-5)
+
+
+def test_maps_of_the_members_are_averaged(runs, folder):
+  """Members that return given maps, of a batch of two with padding."""
+  rng, batch = np.random.default_rng(0), {"weight": np.array([1, 1, 0])}
+  given = [
+    {
+      "anomaly_map": rng.random((3, 8, 8), np.float32),
+      "pred_score": rng.random(3, np.float32),
+    }
+    for _ in range(2)
+  ]
+  evaluator = evaluation.evaluator_of(runs["two"])
+  members = tuple(
+    types.SimpleNamespace(
+      image_size=32, predict_batches=lambda *_, x=x: ([], iter([(batch, [x])]))
+    )
+    for x in given
+  )
+  object.__setattr__(evaluator, "members", members)
+  dataset = run_lib.open_dataset(runs["two"].config, str(folder / "parts"))
+  state = {"01": {}, "02": {}}
+  _, predicted = evaluator.predict_batches(
+    (0, 0), state, state, dataset, dataset.test, [()]
+  )
+  ((found_batch, (mean,)),) = predicted
+  assert found_batch is batch
+  for name in ("anomaly_map", "pred_score"):
+    np.testing.assert_array_equal(
+      mean[name], (given[0][name] + given[1][name]) / 2
+    )
 
 
 def test_an_ensemble_of_one_is_its_run(runs, folder):
@@ -115,21 +160,6 @@ def test_maps_of_several_sizes_are_resized_to_the_largest():
   np.testing.assert_allclose(found[1, 3], (1 + np.array(values)) / 2, 1e-6)
 
 
-def test_detection_averages_the_members(runs, folder):
-  images = sorted(map(str, (folder / "parts/bolt/test/bright").iterdir()))[:2]
-  normal = sorted(map(str, (folder / "parts/bolt/train/good").iterdir()))
-  of = {}
-  for name, run in runs.items():
-    detector = ensemble_detector.make_detector(run, threshold=0.5)
-    of[name] = detector.with_references(normal[:2])(images)
-  for two, a, b in zip(of["two"], of["a"], of["b"]):
-    for name in ("score", "zero_shot_score", "anomaly_map", "raw_map"):
-      mean = (getattr(a, name) + getattr(b, name)) / 2
-      np.testing.assert_allclose(getattr(two, name), mean, rtol=1e-6)
-    assert two.label == ("anomalous" if two.score >= 0.5 else "normal")
-    assert [member.score for member in two.members] == [a.score, b.score]
-
-
 @pytest.mark.slow
 def test_members_may_differ_in_everything(folder, tmp_path):
   """Another method, image size and sigma; each reads images at its size."""
@@ -137,25 +167,23 @@ def test_members_may_differ_in_everything(folder, tmp_path):
   config.epochs, config.image_size, config.smooth_sigma = 0, 48, 2.0
   train.train(config.lock(), tmp_path / "large")
   ensemble.write(tmp_path / "all", [str(folder / "a"), str(tmp_path / "large")])
-  images = sorted(map(str, (folder / "parts/bolt/test/bright").iterdir()))
-  all_of, small, large = (
-    ensemble_detector.make_detector(ensemble.load(path), threshold=0.5)(images)
+  images = files(folder, "test/bright")
+  normal = files(folder, "train/good")[:2]
+  run = ensemble.load(tmp_path / "all")
+  found, small, large = (
+    detect(ensemble.load(path), images, normal)
     for path in (tmp_path / "all", folder / "a", tmp_path / "large")
   )
-  for found, a, b in zip(all_of, small, large):
-    np.testing.assert_allclose(found.score, (a.score + b.score) / 2, rtol=1e-6)
+  given = references.References({"bolt": tuple(normal)}, 2, 10)
+  scores = evaluated(run, folder, (references.NONE, given))
+  for image, both, a, b in zip(images, found, small, large):
+    np.testing.assert_allclose(both.score, (a.score + b.score) / 2, rtol=1e-6)
     mean = (a.anomaly_map + b.anomaly_map) / 2
-    np.testing.assert_allclose(found.anomaly_map, mean, atol=1e-6)
-    assert found.raw_map.shape == (48, 48)
-  run = ensemble.load(tmp_path / "all")
-  dataset = run_lib.open_dataset(run.config, str(folder / "parts"))
-  evaluator = evaluation.evaluator_of(run)
-  (category,) = evaluator.categories(run.params, run.stats, dataset)
-  scores = dict(
-    zip((s.image_path for s in category.samples), category.pred_score)
-  )
-  for image, found in zip(images, all_of):
-    np.testing.assert_allclose(scores[image], found.score, rtol=1e-4)
+    np.testing.assert_allclose(both.anomaly_map, mean, atol=1e-6)
+    assert both.raw_map.shape == (48, 48)
+    zero_shot, few_shot = (each[image] for each in scores)
+    np.testing.assert_allclose(zero_shot, both.zero_shot_score, rtol=1e-4)
+    np.testing.assert_allclose(few_shot, both.score, rtol=1e-4)
 
 
 def test_results_name_the_members(runs, folder, tmp_path):

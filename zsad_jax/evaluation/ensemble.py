@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zsad_jax.datasets import index, pipeline
+from zsad_jax.datasets import index
 from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.inference import ensemble as ensemble_lib
 from zsad_jax.runs import ensemble as ensemble_run
@@ -38,7 +38,7 @@ class EnsembleEvaluator(Evaluator):
     dataset: index.Dataset,
     samples: Sequence[index.Sample],
     references: Sequence[Sequence[str]],
-  ) -> tuple[pipeline.Batches, Iterator[tuple[Any, list[Any]]]]:
+  ) -> tuple[Any, Iterator[tuple[Any, list[Any]]]]:
     """Predict images of one category; see `Evaluator.predict_batches`."""
     states = zip(params.values(), stats.values())
     found = [

@@ -246,7 +246,7 @@ class Evaluator:
     dataset: index.Dataset,
     samples: Sequence[index.Sample],
     references: Sequence[Sequence[str]],
-  ) -> tuple[pipeline.Batches, Iterator[tuple[Any, list[Any]]]]:
+  ) -> tuple[Any, Iterator[tuple[Any, list[Any]]]]:
     """Predict images of one category that have the same references.
 
     Args:

@@ -171,7 +171,7 @@ class Method(types.Method):
 
   def prompts(
     self, params: types.Params, aux: Mapping[str, Array]
-  ) -> Float[Array, "1+k t c"]:
+  ) -> Float[Array, "n t c"]:
     """Return token embeddings of all prompts with the learned vectors."""
     context = params["context"]
     if self.num_anomalous == 1:
@@ -192,7 +192,7 @@ class Method(types.Method):
     params: types.Params,
     backbone: types.Backbone,
     aux: Mapping[str, Array],
-  ) -> Float[Array, "1+k d"]:
+  ) -> Float[Array, "n d"]:
     """Embed all prompts, the normal one first, not normalized (Sec. 3.2)."""
     embed, _ = backbone.text(
       self.prompts(params, aux),
@@ -204,7 +204,7 @@ class Method(types.Method):
     )
     return embed
 
-  def text_units(self, text: Float[Array, "1+k d"]) -> Float[Array, "2 d"]:
+  def text_units(self, text: Float[Array, "n d"]) -> Float[Array, "2 d"]:
     """Return unit embeddings of both states from those of all prompts."""
     if self.num_anomalous == 1:
       return similarity.unit(text)
