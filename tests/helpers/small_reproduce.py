@@ -51,6 +51,8 @@ def install(patch, data: str) -> None:
   # Other tests of the same process need their compiled programs.
   patch.setattr(jax, "clear_caches", lambda: None)
   patch.setattr(recipes, "packaged", functools.partial(packaged, data))
+  fresh = functools.cache(recipes._recipes.__wrapped__)
+  patch.setattr(recipes, "_recipes", fresh)
 
 
 class _Setter:

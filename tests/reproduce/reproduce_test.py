@@ -298,7 +298,7 @@ def test_killed_at_random_moments(data, tmp_path):
       stderr=subprocess.STDOUT,
       text=True,
     )
-    time.sleep(moments.uniform(8, 25))
+    time.sleep(moments.uniform(10, 60))
     process.send_signal(signal.SIGKILL)
     out, _ = process.communicate()
     for path, stamp in times.items():

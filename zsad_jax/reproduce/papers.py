@@ -76,13 +76,13 @@ class Table:
 
   @functools.cached_property
   def jobs(self) -> list[Job]:
-    """What is needed for all rows that can be reproduced."""
+    """Jobs of all rows that can be reproduced."""
     found = [self._jobs_of(row).values() for row in self.rows]
     return jobs_lib.merged([job for each in found for job in each])
 
   @functools.cached_property
   def notes(self) -> list[str]:
-    """What is left out, and why."""
+    """Rows and columns that are left out, and the reasons."""
     data = {key: self._settings_root() for key in self._datasets(self.rows)}
     away = [key for key, root in data.items() if not self._has(key, root)]
     lines = []
