@@ -20,6 +20,7 @@ from zsad_jax.evaluation import published
 from zsad_jax.inference import ensemble as inference
 from zsad_jax.runs import ensemble, ensemble_detector
 from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import config_files
 
 # Runs without training: temperature, image size, sigma.
@@ -205,6 +206,20 @@ def test_results_name_the_members(runs, folder, tmp_path):
   assert published.paper_config(runs["two"].config) == ""
   fields = published.settings(runs["two"].config)
   assert fields["01.method.temperature"] == 0.07
+
+
+def test_the_threshold_is_the_mean_of_the_members(folder, tmp_path):
+  for name, score in (("a", 0.25), ("b", 0.5)):
+    shutil.copytree(folder / name, tmp_path / name)
+    threshold_lib.Threshold(score, 0.0, score, "").write(tmp_path / name)
+  members = [str(tmp_path / name) for name in MEMBERS]
+  ensemble.write(tmp_path / "two", members)
+  found = threshold_lib.read(tmp_path / "two")
+  assert (found.image_score, found.map_high) == (0.375, 0.375)
+  threshold_lib.Threshold(0.75, 0.0, 1.0, "").write(tmp_path / "two")
+  ensemble.write(tmp_path / "two", members)  # It is kept.
+  assert threshold_lib.read(tmp_path / "two").image_score == 0.75
+  assert not (tmp_path / "two" / threshold_lib.FEW_SHOT_FILE).exists()
 
 
 def test_what_cannot_be_combined_is_refused(runs, folder, tmp_path):

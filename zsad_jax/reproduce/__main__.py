@@ -131,9 +131,9 @@ def _reproduce(table, settings):
   show()
   for number, job in enumerate(table.jobs, 1):
     print(f"\n[{number}/{len(table.jobs)}] {job.workdir(settings)}", flush=True)
-    jobs.run(job, settings)
-    show()
-    table.write(settings.root)
+    if jobs.run(job, settings):
+      show()
+      table.write(settings.root)
   print(f"\nTable: {table.write(settings.root)}")
 
 

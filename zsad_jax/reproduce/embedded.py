@@ -77,6 +77,7 @@ class Table:
   ):
     self._settings, self._seeds = settings, tuple(seeds)
     self._shots, self._cells = tuple(shots), cells
+    self._finished: dict[Job, dict[str, Any]] = {}
     listed = all_names()
     for name in only:
       if recipes.packaged(_spec(name, _BASES[0])) is None:
@@ -151,7 +152,11 @@ class Table:
     found = []
     for job in row.jobs:
       (target,) = job.targets
-      results = job.results(target, self._settings)
+      results = self._finished.get(job)
+      if results is None:
+        results = job.results(target, self._settings)
+        if len(results) == len(target.labels()):
+          self._finished[job] = results  # They do not change any more.
       labels = target.labels(row.shots)
       found += [results[label] for label in labels if label in results]
     return found

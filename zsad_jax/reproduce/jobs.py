@@ -5,7 +5,6 @@ the workdirs, interrupted trainings go on from their last checkpoint.
 """
 
 import dataclasses
-import gc
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -170,15 +169,15 @@ def is_available(data: str, data_root: str | None) -> bool:
   return registry.find(name, data_root) is not None
 
 
-def run(job: Job, settings: Settings) -> None:
-  """Do what is missing of a job.
+def run(job: Job, settings: Settings) -> bool:
+  """Do what is missing of a job; return whether that was anything.
 
   Raises:
     stopping.Stopped: a signal stopped it; the next call goes on.
   """
   left = [t for t in job.targets if not job.is_done(t, settings)]
   if not left:
-    return
+    return False
   for member in job.members:
     if not _is_trained(member, settings):
       _train(member.config(settings), member.workdir(settings))
@@ -193,7 +192,7 @@ def run(job: Job, settings: Settings) -> None:
   # The programs of one run are of no use to the next one.
   del loaded
   jax.clear_caches()
-  gc.collect()
+  return True
 
 
 def _stage(target, label):

@@ -73,6 +73,9 @@ class Table:
       groups.setdefault((cell.method, cell.shots), []).append(cell)
     self.rows = [Row(*key, tuple(found)) for key, found in groups.items()]
     self._only = tuple(only)
+    # Finished results and jobs of rows: they do not change any more.
+    self._finished: dict[tuple[Job, Target], Any] = {}
+    self._known_jobs: dict[tuple[str, str], dict[str, Job]] = {}
 
   @functools.cached_property
   def jobs(self) -> list[Job]:
@@ -251,6 +254,13 @@ class Table:
 
   def _jobs_of(self, row) -> dict[str, Job]:
     """Return the job of a row for each of its data sets that can be had."""
+    key = row.method, row.shots
+    if key not in self._known_jobs:
+      self._known_jobs[key] = self._find_jobs(row)
+    return self._known_jobs[key]
+
+  def _find_jobs(self, row):
+    """Return the jobs of `_jobs_of`."""
     found, recipe = {}, row.recipe
     if recipe is None or (self._only and recipe.method not in self._only):
       return found
@@ -302,10 +312,13 @@ class Table:
     if job is None:
       return None
     target = job.targets[0]
-    results = job.results(target, self._settings)
     labels = target.labels(int(row.shots))
-    if not all(label in results for label in labels):
-      return None
+    results = self._finished.get((job, target))
+    if results is None:
+      results = job.results(target, self._settings)
+      if not all(label in results for label in labels):
+        return None
+      self._finished[job, target] = results
     values = [_of(results[label], category, metric) for label in labels]
     if any(value is None or math.isnan(value) for value in values):
       return None

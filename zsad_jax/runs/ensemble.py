@@ -2,7 +2,8 @@
 
 The folder is used like that of a run: by `evaluate`, `predict`, `calibrate`
 and `zsad_jax.load`. Scores and maps are the means over the members, which may
-differ in everything but the precision of matrix products.
+differ in everything but the precision of matrix products. The threshold is the
+mean of theirs until another one is stored.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import ml_collections
 
 from zsad_jax import types
 from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import files, urls
 
 FILE = "ensemble.json"
@@ -88,8 +90,24 @@ def write(workdir: str | os.PathLike[str], members: Sequence[str]) -> None:
       f"{folder} is an ensemble of other runs ({', '.join(_listed(folder))}); "
       "choose another --workdir or remove it."
     )
+  for file in (threshold_lib.FILE, threshold_lib.FEW_SHOT_FILE):
+    _write_threshold(folder, [pathlib.Path(each) for each in members], file)
   text = json.dumps({"members": listed}, indent=1) + "\n"
   files.write_text(folder / FILE, text)
+
+
+def _write_threshold(folder, members, file):
+  """Write the mean threshold of the members, if all have one."""
+  few_shot = file == threshold_lib.FEW_SHOT_FILE
+  if not all((member / file).is_file() for member in members):
+    return
+  found = [threshold_lib.read(member, few_shot=few_shot) for member in members]
+  mean = lambda name: math.fsum(getattr(x, name) for x in found) / len(found)
+  names = ("image_score", "map_low", "map_high")
+  source = f"mean of the thresholds of {len(found)} runs"
+  score, low, high = map(mean, names)
+  stored = threshold_lib.Threshold(score, low, high, source)
+  stored.write(folder, file)
 
 
 def is_ensemble(workdir: str | os.PathLike[str]) -> bool:

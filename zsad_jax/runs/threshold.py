@@ -67,9 +67,8 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
     )
   if (workdir / "ensemble.json").is_file():
     raise FileNotFoundError(
-      f"{path} does not exist: set the threshold of the ensemble by python -m "
-      f"zsad_jax.calibrate --workdir={workdir}, or give a --threshold (in "
-      "Python, `threshold=`)."
+      f"{path} does not exist: not all runs of the ensemble have a threshold. "
+      f"Set one: python -m zsad_jax.calibrate --workdir={workdir}."
     )
   raise FileNotFoundError(
     f"{path} does not exist: training was not finished. Run the training "
