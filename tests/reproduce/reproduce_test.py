@@ -5,8 +5,6 @@ import csv
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 import types
 
@@ -287,31 +285,24 @@ def test_killed_at_random_moments(data, tmp_path):
   arguments = ["-m", "tests.helpers.small_reproduce", str(data / "parts")]
   arguments += ["--table=embedded", "--seeds=1,2", "--shots=1"]
   arguments += [f"--workdir={tmp_path}", "--methods=clip,anomalyclip"]
-  moments, times = random.Random(0), {}
-  for _ in range(20):
+  moments, times, out = random.Random(0), {}, ""
+  for kill in (True, True, True, False):
     (env,) = launch.environments(1)
-    process = subprocess.Popen(
-      [sys.executable, *arguments],
-      cwd=launch.ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    time.sleep(moments.uniform(10, 60))
-    process.send_signal(signal.SIGKILL)
-    out, _ = process.communicate()
+    process = launch.start(arguments, env)
+    if kill:
+      time.sleep(moments.uniform(20, 60))
+      process.kill()
+    out, errors = process.communicate()
+    assert process.returncode == (-signal.SIGKILL if kill else 0), errors
     for path, stamp in times.items():
-      assert path.stat().st_mtime_ns == stamp, out
+      assert path.stat().st_mtime_ns == stamp, path
     times = {
       path: path.stat().st_mtime_ns
-      for folder in tmp_path.glob("*/finished.json")
-      for stage in json.loads(folder.read_text())["stages"].items()
-      if stage[0].startswith("reproduction")
-      for path in [folder.parent / name for name in stage[1]]
+      for file in tmp_path.glob("*/finished.json")
+      for name, files in json.loads(file.read_text())["stages"].items()
+      if name.startswith("reproduction")
+      for path in [file.parent / each for each in files]
     }
-    if process.returncode == 0:
-      break
-  assert process.returncode == 0, out
   document = json.loads((tmp_path / "embedded.json").read_text())
-  assert all(row["mean"] for row in document["rows"])
+  assert all(row["mean"] for row in document["rows"]) and len(times) == 10
+  assert "clip, random weights, 0-shot: image" in out
