@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -229,7 +230,7 @@ def main(options: flags.FlagValues) -> int:
   return 0
 
 
-def calibrated(workdir: pathlib.Path) -> tuple[run_lib.Run, finished.Stages]:
+def calibrated(workdir: pathlib.Path) -> tuple[Any, finished.Stages]:
   """Load a trained run, and set its thresholds unless that was done before.
 
   Returns:

@@ -230,12 +230,15 @@ def test_what_cannot_be_reproduced_is_refused(small, data, tmp_path):
   )
   table = "--table=faprompt/1"
   for options, message in (
-    ([table, paper, f"--data_root={tmp_path}"], "BTAD are left out"),
+    (
+      [table, paper, f"--data_root={tmp_path}"],
+      "Missing are: training data mvtec, test data btad",
+    ),
     (["--table=faprompt/9", paper], "no 'faprompt/9'; it is embedded, or fa"),
     ([table, paper, "--seeds=1"], "--seeds belongs to --table=embedded"),
     (["--table=embedded", "--methods=a_clip"], "no configuration 'a_clip'"),
     (["--table=embedded", "--seeds=x"], "'x' is not a positive integer"),
-    ([table, paper, "--methods=clip", f"--data_root={data}"], "by --methods"),
+    ([table, paper, "--methods=clip", f"--data_root={data}"], "reasons above"),
   ):
     with pytest.raises(ValueError, match=message):
       command(*options, f"--workdir={tmp_path}/runs")

@@ -23,7 +23,7 @@ from absl import flags
 from zsad_jax.evaluation import paper_results
 from zsad_jax.reproduce import embedded, jobs, papers
 from zsad_jax.runs import lock
-from zsad_jax.runtime import cli, stopping
+from zsad_jax.runtime import cli, environment, stopping
 
 
 def define_flags() -> None:
@@ -101,9 +101,11 @@ def main(options: flags.FlagValues) -> int:
   for note in table.notes:
     print(f"  {note}")
   if not table.jobs:
+    needs = ", ".join(table.missing) or "nothing"
     raise ValueError(
-      f"--table={options.table}: no row can be reproduced. "
-      + " ".join(table.notes)
+      f"--table={options.table}: no row can be reproduced, for the reasons "
+      f"above. Missing are: {needs}. Data sets are searched in "
+      f"{options.data_root or environment.data_root()}, see docs/data.md."
     )
   for number, job in enumerate(table.jobs, 1):
     workdir = job.workdir(settings)

@@ -92,6 +92,7 @@ class Table:
       for row in self._rows_of(name, base)
     ]
     self.notes: list[str] = []
+    self.missing: list[str] = []  # Weights and data come with the package.
 
   @functools.cached_property
   def jobs(self) -> list[Job]:

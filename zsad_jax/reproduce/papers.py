@@ -99,6 +99,20 @@ class Table:
       lines += [f"{row}: {reason}" for reason in self._reasons(row)]
     return lines
 
+  @property
+  def missing(self) -> list[str]:
+    """Weights and data sets that are missing, each once."""
+    found = []
+    for row in self.rows:
+      for key in self._datasets([row]):
+        recipe: Any = row.recipe
+        if base := recipe.base_for(key):
+          config = RunSpec(recipe.spec(base)).config(self._settings)
+          found += jobs_lib.missing(config)
+        if not self._has(key):
+          found.append(f"test data {key}")
+    return sorted(dict.fromkeys(found), reverse=True)  # Weights first.
+
   def row_jobs(self, row: Row) -> list[Job]:
     """Return the jobs of a row."""
     return list(self._jobs_of(row).values())
@@ -298,8 +312,8 @@ class Table:
         found.setdefault("there is no such configuration", []).append(key)
         continue
       config = RunSpec(recipe.spec(base)).config(self._settings)
-      for reason in jobs_lib.missing(config):
-        text = f"{recipe.spec(base)} misses {reason}"
+      if reasons := jobs_lib.missing(config):
+        text = f"{recipe.spec(base)} misses {', '.join(reasons)}"
         found.setdefault(text, []).append(key)
     return [
       f"left out on {', '.join(DATASETS[key] for key in keys)}: {reason}."
