@@ -13,7 +13,10 @@ python -m zsad_jax.train --config=configs/anomalyclip.py
                                      length and d2 ... d12 depth of the deep
                                      tokens, multilayer (the feature layers of
                                      the first paper), no_vv (plain CLIP
-                                     patches), cls_ln_post, insert
+                                     patches), cls_ln_post, insert, ensemble
+                                     (Ensemble* of the FAPrompt paper: ten
+                                     anomalous prompts), unitmean (their mean
+                                     after normalization)
 
 Few-shot (AnomalyCLIP+ of the AdaptCLIP paper): evaluate with --shots=1,2,4.
 
@@ -35,6 +38,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
   "no_vv": dict(vv_from=None),
   "cls_ln_post": dict(cls_ln_post=True),
   "insert": dict(deep_mode="insert"),
+  "ensemble": dict(num_anomalous=10),
+  "unitmean": dict(num_anomalous=10, anomalous_mean="unit"),
 }
 
 

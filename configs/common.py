@@ -70,8 +70,10 @@ def get_config(method: str) -> Config:
       "disk", or "none" to encode at each step), dtype and folder, see
       zsad_jax/training/feature_cache.py.
     skip_corrupt: leave out and count images that cannot be read.
-    memory: layers that references are compared with, and the first one of the
-      value-value stream (None: plain CLIP), for methods that define none.
+    memory: layers that references are compared with, the first one of the
+      value-value stream (None: plain CLIP), and what the largest distance in
+      the score is taken of, "patches" or "pixels" of the resized map; for
+      methods that define none.
     eval_batch_size: images per step of evaluation, over all devices.
     log_steps, checkpoint_steps: steps between two lines, two checkpoints.
     tensorboard: write TensorBoard files, too.
@@ -113,7 +115,9 @@ def get_config(method: str) -> Config:
   config.selection = "last"
   config.selection_data = ()
 
-  config.memory = dict(feature_layers=(5, 6, 7, 8), vv_from=optional(5, int))
+  config.memory = dict(
+    feature_layers=(5, 6, 7, 8), vv_from=optional(5, int), score="pixels"
+  )
 
   config.eval_batch_size = 8
   config.smooth_sigma = 4.0
@@ -134,6 +138,7 @@ def on_vit_l_14_336(config: Config) -> Config:
   config.eval_batch_size = 1
   config.prompt_names = "verbatim"
   config.memory.feature_layers, config.memory.vv_from = (6, 12, 18, 24), 6
+  config.memory.score = "patches"
   return config
 
 

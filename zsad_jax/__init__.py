@@ -14,7 +14,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from zsad_jax.runs.detector import Detection, Detector, load
+  from zsad_jax.runs.detector import Detection, Detector
+  from zsad_jax.runs.ensemble_detector import load
 
 __version__ = "0.1.0"
 __all__ = ["Detection", "Detector", "load"]
@@ -29,7 +30,8 @@ def __getattr__(name: str) -> Any:
   """Import a name of the public API on first use (PEP 562)."""
   if name not in __all__:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module("zsad_jax.runs.detector"), name)
+  module = "ensemble_detector" if name == "load" else "detector"
+  return getattr(importlib.import_module(f"zsad_jax.runs.{module}"), name)
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,6 @@ threshold with the best F1. It is stored in the run, where `predict` and
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,8 +26,7 @@ from absl import flags
 from zsad_jax.datasets import duplicates, image_files
 from zsad_jax.evaluation import calibration, protocol
 from zsad_jax.metrics import exact, streaming
-from zsad_jax.runs import detector as detector_lib
-from zsad_jax.runs import lock, peers
+from zsad_jax.runs import ensemble, ensemble_detector, lock, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli
@@ -74,7 +72,7 @@ def calibrate(
       f"{next(iter(seen))}: scores of other images may be higher."
     )
   # The threshold is about to be set: labels of this detector are not used.
-  detector = detector_lib.Detector(
+  detector = ensemble_detector.make_detector(
     run, class_name=class_name, threshold=math.inf
   )
   if images.references:
@@ -245,7 +243,7 @@ def main(options: flags.FlagValues) -> None:
     print(f"note: {error} At its end, training replaces the threshold.")
   image_files.check_normal([*options.arguments, *options.references])
   calibrate(
-    run_lib.load(pathlib.Path(options.workdir)),
+    ensemble.load(options.workdir),
     options.arguments,
     rate=options.rate,
     anomalous=options.anomalous,

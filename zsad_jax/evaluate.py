@@ -3,10 +3,13 @@ r"""Evaluate trained runs on data sets: tables, figures and an HTML page.
 python -m zsad_jax.evaluate --workdir=runs/adaclip --data=elpv
 python -m zsad_jax.evaluate --workdir=runs/adaptclip,runs/anomalyclip \
     --shots=1,2,4
+python -m zsad_jax.evaluate --ensemble=runs/adaclip,runs/faprompt \
+    --workdir=runs/ensemble
 python -m zsad_jax.evaluate --list_tables
 
 Methods without reference images get a memory bank of their patches for
-few-shot evaluation. Runs that differ in their seeds alone are averaged.
+few-shot evaluation. Runs that differ in their seeds alone are averaged. An
+ensemble is the mean of the scores and maps of several runs.
 docs/evaluation.md describes protocols, metrics and reports.
 """
 
@@ -22,10 +25,10 @@ from absl import flags
 from zsad_jax import metrics
 from zsad_jax.datasets import masks, naming, references, registry
 from zsad_jax.datasets.references import FromTest
-from zsad_jax.evaluation import paper_results, protocol, results
+from zsad_jax.evaluation import paper_results, protocol, recipes, results
 from zsad_jax.metrics import accumulators
 from zsad_jax.reporting import details, report, writer
-from zsad_jax.runs import peers
+from zsad_jax.runs import ensemble, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli, mirror
 
@@ -101,6 +104,12 @@ def define_flags() -> None:
   _define_variant_flag()
   flags.DEFINE_list("workdir", [], "Folders of runs, separated by commas.")
   flags.DEFINE_list(
+    "ensemble",
+    [],
+    "Folders of runs whose scores and maps are averaged; --workdir is the "
+    "folder of the ensemble, which is used like that of a run afterwards.",
+  )
+  flags.DEFINE_list(
     "data",
     None,
     "Data sets: registered names or folders. Default: the test data of each "
@@ -126,7 +135,9 @@ def define_flags() -> None:
     "paper_results", None, "Folder of the published tables (CSV)."
   )
   flags.DEFINE_bool(
-    "list_tables", False, "List the published tables and what each needs."
+    "list_tables",
+    False,
+    "List the published tables, and the configurations of their rows.",
   )
   flags.DEFINE_bool("allow_trained", False, "Allow testing on training data.")
   flags.DEFINE_bool(
@@ -178,11 +189,13 @@ def main(options: flags.FlagValues) -> int:
     masks.parse(options.masks)  # Before anything is loaded.
   cells = _cells(options)
   if options.list_tables:
-    print(paper_results.list_tables(cells))
+    print(recipes.list_tables(cells))
     return 0
   if not options.workdir:
     raise ValueError("Give --workdir=RUN[,RUN...] or --list_tables.")
   check_flags(options)
+  if options.ensemble:
+    ensemble.write(options.workdir[0], options.ensemble)
   tables, reports = paper_results.Tables(cells), []
   choose = chooser(
     _integers(options, "shots"),
@@ -217,6 +230,8 @@ def check_flags(options: flags.FlagValues) -> None:
   for workdir, path in zip(options.workdir, real):
     if real.count(path) > 1:
       raise ValueError(f"--workdir: {workdir} is given more than once.")
+  if options.ensemble and len(options.workdir) != 1:
+    raise ValueError("--ensemble: --workdir is the one folder of the ensemble.")
   if options["seeds"].present and not any(_integers(options, "shots")):
     raise ValueError("--seeds are those of references: give --shots, too.")
   if options.official_references and not any(_integers(options, "shots")):
@@ -244,7 +259,7 @@ def _output(options):
 
 def _read_config(workdir, options):
   """Return the configuration of a run, with the settings of the flags."""
-  config = run_lib.read_config(workdir)
+  config = ensemble.read_config(workdir)
   if options.data_root is not None:
     config.data_root = options.data_root
   if options.masks is not None:
@@ -270,7 +285,7 @@ def _plan(workdir, config, choose, options):
     variant=options.variant,
     allow_trained=options.allow_trained or config.get("allow_trained", False),
   )
-  method = run_lib.make_method(config.method_name, config.method.to_dict())
+  method = ensemble.make_method(config)
   papers = []
   for place, spec in place_of.items():
     dataset = run_lib.open_dataset(config, spec)
@@ -333,7 +348,7 @@ def _evaluate(
   plan: Plan, names: Any, choose: writer.Choose, options: flags.FlagValues
 ) -> list[details.Report]:
   """Return the reports of one run on all data sets."""
-  run, reports = run_lib.load(plan.workdir), []
+  run, reports = ensemble.load(plan.workdir), []
   config: Any = run.config
   if options.data_root is not None:
     with config.unlocked():

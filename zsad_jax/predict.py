@@ -6,7 +6,8 @@ A PATH is an image, a folder (searched with its subfolders) or a glob pattern.
 With --references=PATH[,PATH] (images, folders, patterns, or a .txt list of
 normal images of the same class) the images are compared with these references.
 Nothing is trained, so references may differ from call to call; the score
-without them is printed as well.
+without them is printed as well. With --ensemble=RUN,RUN --workdir is the new
+folder of an ensemble of runs, whose scores and maps are averaged.
 
 Prints score and label of each image, and writes under --output:
 
@@ -30,7 +31,7 @@ from zsad_jax import backbones
 from zsad_jax.datasets import duplicates, image_files
 from zsad_jax.reporting import predictions
 from zsad_jax.runs import detector as detector_lib
-from zsad_jax.runs import peers
+from zsad_jax.runs import ensemble, ensemble_detector, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress
@@ -71,7 +72,7 @@ def predict(
   duplicates.refuse(images, normal, problem)
   peers.check_images("the images to score", images)
   peers.check_images("the references", normal)
-  detector = detector_lib.Detector(
+  detector = ensemble_detector.make_detector(
     run, class_name=class_name, threshold=limit, batch_size=batch_size
   )
   if normal:
@@ -158,6 +159,9 @@ def summary(
 def define_flags() -> None:
   """Define the command's flags, only when it is run."""
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+  flags.DEFINE_list(
+    "ensemble", [], "Folders of runs that --workdir combines from now on."
+  )
   flags.DEFINE_string("output", "predictions", "Folder for the results.")
   flags.DEFINE_string("class_name", "object", "Object class in the images.")
   flags.DEFINE_list(
@@ -181,7 +185,9 @@ def main(options: flags.FlagValues) -> None:
       f"--threshold is {options.threshold}; expected a finite number."
     )
   image_files.check_normal(options.references)
-  run = run_lib.load(options.workdir)
+  if options.ensemble:
+    ensemble.write(options.workdir, options.ensemble)
+  run = ensemble.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):
     print(note)

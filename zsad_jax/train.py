@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -239,12 +240,22 @@ def main(options: flags.FlagValues) -> int:
   return 0
 
 
-def _finish(config, workdir):
-  """Calibrate and evaluate a trained run, unless that was done before."""
+def calibrated(workdir: pathlib.Path) -> tuple[Any, finished.Stages]:
+  """Load a trained run, and set its thresholds unless that was done before.
+
+  Returns:
+    The run, and its completed stages.
+  """
   run = run_lib.load(workdir)
   stages = finished.Stages(workdir, run.step)
   if not stages.is_done("calibration"):
     _calibrate(run, stages)
+  return run, stages
+
+
+def _finish(config, workdir):
+  """Calibrate and evaluate a trained run, unless that was done before."""
+  run, stages = calibrated(workdir)
   how = protocol.Protocol.from_config(
     config, allow_trained=config.allow_trained
   )

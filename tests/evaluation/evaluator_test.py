@@ -8,6 +8,7 @@ from PIL import Image
 
 from zsad_jax.datasets import index, references
 from zsad_jax.evaluation import evaluator
+from zsad_jax.evaluation import speed as speed_lib
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.examples import Example, ExampleSelector
 from zsad_jax.metrics import accumulators
@@ -110,9 +111,9 @@ def test_the_selector_keeps_the_extreme_images():
 
 def test_speed_counts_batches_without_compilation(monkeypatch):
   clock, compiled = [0.0], [0]
-  monkeypatch.setattr(evaluator.time, "perf_counter", lambda: clock[0])
-  monkeypatch.setattr(evaluator, "_compilations", lambda: compiled[0])
-  speed = evaluator.Speed()
+  monkeypatch.setattr(speed_lib.time, "perf_counter", lambda: clock[0])
+  monkeypatch.setattr(speed_lib, "_compilations", lambda: compiled[0])
+  speed = speed_lib.Speed()
   for seconds, programs, images in ((50, 2, 8), (2, 0, 8), (1, 0, 4)):
     clock[0] += seconds
     compiled[0] += programs
@@ -120,7 +121,7 @@ def test_speed_counts_batches_without_compilation(monkeypatch):
     clock[0] += 7  # A figure is drawn.
     speed.start()
   assert speed.compute() == 4.0
-  assert np.isnan(evaluator.Speed().compute())
+  assert np.isnan(speed_lib.Speed().compute())
 
 
 def test_references_of_the_test_part_are_not_scored():

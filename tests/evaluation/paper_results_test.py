@@ -114,13 +114,6 @@ def test_a_table_of_another_form_is_named(tmp_path):
     paper_results.read(tmp_path / "none")
 
 
-def test_the_list_says_what_a_table_needs():
-  text = paper_results.list_tables(paper_results.read())
-  entry = text[text.index("adaclip, Table 10:") :].splitlines()
-  assert "312 numbers" in entry[1] and "data visa" in entry[1]
-  assert "configurations adaclip" in entry[1]
-
-
 # ---- Protocols.
 
 

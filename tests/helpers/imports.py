@@ -24,6 +24,7 @@ LEVELS = {
   "commands": 7,  # The modules of the root that are named nowhere else.
   "parity": 7,
   "benchmark": 7,
+  "reproduce": 8,
 }
 
 

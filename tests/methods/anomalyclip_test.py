@@ -16,6 +16,7 @@ from zsad_jax.backbones.clip import config
 from zsad_jax.backbones.clip import model as clip
 from zsad_jax.methods import anomalyclip
 from zsad_jax.runs import run as run_lib
+from zsad_jax.runtime import config_files
 
 SMALL = anomalyclip.Method(
   feature_layers=(3,), vv_from=2, context_length=3, deep_length=2, deep_depth=3
@@ -232,11 +233,52 @@ def test_cutting_the_padding_changes_nothing(small_clip, params, aux):
   )
 
 
-def test_parameter_count_at_full_size():
+def shapes_at_full_size(method):
+  """Return the shapes of parameters and statistics with ViT-L/14@336."""
   backbone = clip.Clip({}, config.MODELS["ViT-L-14-336"])
-  params, stats = jax.eval_shape(
-    lambda: anomalyclip.Method().init(jax.random.key(0), backbone)
-  )
+  return jax.eval_shape(lambda: method.init(jax.random.key(0), backbone))
+
+
+def test_parameter_count_at_full_size():
+  params, stats = shapes_at_full_size(anomalyclip.Method())
   # The published 5,555,200 without 5,512,192 that are never used.
   assert sum(x.size for x in jax.tree.leaves(params)) == 43_008
   assert not stats and len(params["deep"]) == 8
+
+
+# ---- Ensemble*: several anomalous prompts.
+
+
+STAR = dataclasses.replace(SMALL, num_anomalous=4)
+
+
+def test_parameter_count_of_the_ensemble_at_full_size():
+  config = config_files.load("anomalyclip:paper,ensemble")
+  method = run_lib.make_method("anomalyclip", config.method.to_dict())
+  params, stats = shapes_at_full_size(method)
+  assert sum(x.size for x in jax.tree.leaves(params)) == 125_952 and not stats
+  found = method.checkpoint_spec
+  assert found.names[1].path == "context/anomalous"
+
+
+def test_the_ensemble_compares_the_mean_of_its_anomalous_prompts():
+  text = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+  unit, mean = numpy_reference.unit, lambda x: x[1:].mean(axis=0)
+  ours = STAR.text_units(jnp.asarray(text))
+  close(ours, unit(np.stack([text[0], mean(text)])))
+  units = dataclasses.replace(STAR, anomalous_mean="unit")
+  ours = units.text_units(jnp.asarray(text))
+  close(ours, unit(np.stack([text[0], mean(unit(text))])))
+
+
+def test_prompts_of_the_ensemble(small_clip, aux):
+  params = numpy_reference.initial(STAR, small_clip)
+  ours = np.asarray(STAR.prompts(params, aux))
+  context = params["context"]
+  np.testing.assert_array_equal(ours[0, 1:4], context["normal"])
+  np.testing.assert_array_equal(ours[1:, 1:4], context["anomalous"])
+  for row in ours[1:]:
+    np.testing.assert_array_equal(row[4:], aux["embeds"][1, 4:])
+  buffers = STAR.checkpoint_spec.buffers(STAR, small_clip)
+  shape = buffers["prompt_learner.tokenized_prompts_neg"].shape
+  assert shape == (1, 4, 77)

@@ -12,13 +12,11 @@ import numpy as np
 from jaxtyping import Shaped
 
 from zsad_jax.datasets import naming, references
-from zsad_jax.evaluation import transductive
-from zsad_jax.evaluation.evaluator import Evaluator
+from zsad_jax.evaluation import ensemble
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.metrics.accumulators import StreamingPixelMetrics
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import distributed
 
 _MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colour scale.
 _FILES = {0: threshold_lib.FILE, 1: threshold_lib.FEW_SHOT_FILE}  # By shots.
@@ -42,12 +40,9 @@ def store(run: run_lib.Run) -> None:
       f"{config.name} needs references, but the auxiliary data "
       f"({', '.join(config.train_data)}) has none."
     )
-  evaluator = Evaluator.from_config(
-    config,
-    transductive.without(run.method),  # As in predictions.
-    run.backbone,
-    distributed.make_mesh(),
-    few_shot=few_shot,
+  # Scores of single images, as in predictions.
+  evaluator = ensemble.evaluator_of(
+    run, transductive_scores=False, few_shot=few_shot
   )
   found = {shots: [] for shots in (0, 1) if (zero_shot, few_shot)[shots]}
   for data in datasets:

@@ -1,9 +1,6 @@
 """Evaluation of a method on a data set: one row of metrics per category."""
 
 import dataclasses
-import functools
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +18,7 @@ from zsad_jax.datasets import (
   verification,
 )
 from zsad_jax.datasets import references as references_lib
+from zsad_jax.evaluation import speed as speed_lib
 from zsad_jax.evaluation import transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.inference import few_shot as few_shot_lib
@@ -71,54 +69,6 @@ class Evaluation:
   images_per_second: float
   skipped: list[str]
   mask_notes: list[str]
-
-
-class Speed:
-  """Number of predictions in the time that they took.
-
-  Batches during which a program was compiled are left out, images and time.
-  """
-
-  def __init__(self) -> None:
-    self._images, self._seconds = 0, 0.0
-    self.start()
-
-  def start(self) -> None:
-    """Begin the time of the next batch."""
-    self._begin, self._compiled = time.perf_counter(), _compilations()
-
-  def add(self, images: int) -> None:
-    """Count the images of a batch, and begin the time of the next one."""
-    if self._compiled == _compilations():
-      self._images += images
-      self._seconds += time.perf_counter() - self._begin
-    self.start()
-
-  def compute(self) -> float:
-    """Return images per second of all processes; nan if there is none."""
-    parts = distributed.all_gather_object((self._images, self._seconds))
-    images = sum(part[0] for part in parts)
-    seconds = max(part[1] for part in parts)
-    return images / seconds if images and seconds else math.nan
-
-
-@functools.cache
-def _compilation_times() -> list[float]:
-  """Return a list that receives the time of each compilation from now on."""
-  times: list[float] = []
-
-  def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
-    del kwargs
-    if event.endswith("backend_compile_duration"):
-      times.append(duration_secs)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  return times
-
-
-def _compilations() -> int:
-  """Return the number of programs that were compiled, or read from a cache."""
-  return len(_compilation_times())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +171,7 @@ class Evaluator:
       on_category: called with each category, for example to draw figures.
     """
     rows = {choice.label: {} for choice in references}
-    skipped, speed, findings = {}, Speed(), []
+    skipped, speed, findings = {}, speed_lib.Speed(), []
     for category in self.categories(params, stats, dataset, references, speed):
       rows[category.references.label][category.name] = category.compute()
       skipped |= dict.fromkeys(category.skipped)
@@ -240,7 +190,7 @@ class Evaluator:
     stats: types.Params,
     dataset: index.Dataset,
     references: Sequence[references_lib.References] = (references_lib.NONE,),
-    speed: Speed | None = None,
+    speed: speed_lib.Speed | None = None,
   ) -> Iterator[CategoryResult]:
     """Yield each category, once for each choice of references.
 
@@ -248,13 +198,7 @@ class Evaluator:
     one. An image is encoded once for all choices. Arguments are those of
     `evaluate`.
     """
-    predictor = predictor_lib.Predictor(
-      self.method,
-      self.backbone,
-      prompt_names(dataset, self.prompt_names),
-      self.mesh,
-      smooth_sigma=self.smooth_sigma,
-    )
+    predictor = self.predictor(dataset)
     variant = accumulators.variant(self.variant)
     reported = progress.Progress("Evaluation", len(dataset.test))
     for class_name in dataset.class_names:
@@ -280,33 +224,83 @@ class Evaluator:
         dataset,
         results,
         reported,
-        speed or Speed(),
+        speed or speed_lib.Speed(),
       )
       for result in results:
         result.merge(distributed.all_gather_object)
         yield result
+
+  def predictor(self, dataset: index.Dataset) -> Any:
+    """Return the compiled functions for the classes of a data set."""
+    return predictor_lib.Predictor(
+      self.method,
+      self.backbone,
+      prompt_names(dataset, self.prompt_names),
+      self.mesh,
+      smooth_sigma=self.smooth_sigma,
+    )
+
+  def predict_batches(
+    self,
+    predictor: Any,
+    params: Any,
+    stats: Any,
+    dataset: index.Dataset,
+    samples: Sequence[index.Sample],
+    references: Sequence[Sequence[str]],
+  ) -> tuple[Any, Iterator[tuple[Any, list[Any]]]]:
+    """Predict images of one category that have the same references.
+
+    Args:
+      predictor: returned by `predictor`.
+      params: trained parameters.
+      stats: running statistics.
+      dataset: data set of the images.
+      samples: the images.
+      references: paths of the references of each prediction; () for none.
+
+    Returns:
+      The batches, which collect messages, and an iterator over each batch and
+      its predictions by references: this process's rows, maps smoothed.
+    """
+    class_id = dataset.class_names.index(samples[0].class_name)
+    banks = [self._memory_bank(predictor, x, class_id) for x in references]
+    batches = self._batches(samples, dataset)
+
+    def predict():
+      for batch in batches:
+        stopping.sync_point()
+        features = predictor.encode(batch)
+        found = distributed.local_rows(
+          predictor.predict(params, stats, features, banks)
+        )
+        keep = batch["weight"] > 0
+        for each in found:
+          each["anomaly_map"] = self._smooth(each["anomaly_map"], keep)
+        yield batch, found
+
+    return batches, predict()
 
   def _predict(
     self, predictor, params, stats, dataset, results, reported, speed
   ):
     """Predict the images of a category and update its results."""
     name, samples = results[0].name, results[0].listed
-    class_id = dataset.class_names.index(name)
     choices = [result.references for result in results]
     scored = [_scored(samples, choice) for choice in choices]
     for key, numbers in _by_references(samples, choices).items():
-      banks = [
-        self._memory_bank(predictor, choice.of(key, name), class_id)
-        for choice in choices
-      ]
-      batches = self._batches([samples[i] for i in numbers], dataset)
-      given, left = self._given_pixels(choices, key, name), len(numbers)
+      batches, predicted = self.predict_batches(
+        predictor,
+        params,
+        stats,
+        dataset,
+        [samples[i] for i in numbers],
+        [choice.of(key, name) for choice in choices],
+      )
+      left = len(numbers)
+      given = self._given_pixels(choices, key, name)
       speed.start()
-      for batch in batches:
-        stopping.sync_point()
-        predictions = distributed.local_rows(
-          predictor.predict(params, stats, predictor.encode(batch), banks)
-        )
+      for batch, predictions in predicted:
         keep = batch["weight"] > 0  # Not the padding of the last batch.
         for i in np.flatnonzero(keep) if given else ():
           _check_not_given(
@@ -319,7 +313,7 @@ class Evaluator:
             numbers[batch["index"][kept]],
             batch["mask"][kept],
             batch["has_mask"][kept],
-            self._smooth(prediction["anomaly_map"][kept]),
+            prediction["anomaly_map"][kept],
             prediction["pred_score"][kept],
             prediction["score_terms"][kept] if result.needs_terms else None,
           )
@@ -360,15 +354,17 @@ class Evaluator:
       cache=self.cache,
     )
 
-  def _smooth(self, maps):
+  def _smooth(self, maps, keep):
     """Smooth maps by scipy's Gaussian over height and width.
 
-    Where that is faster, the predictor has smoothed them already.
+    Where that is faster, the predictor has smoothed them already. The padding
+    of the last batch is left as it is.
     """
     if not self.smooth_sigma or kernels.smooths_maps():
       return maps
-    sigmas = (0, self.smooth_sigma, self.smooth_sigma)
-    return ndimage.gaussian_filter(maps, sigmas)
+    smooth, sigmas = np.array(maps), (0, self.smooth_sigma, self.smooth_sigma)
+    smooth[keep] = ndimage.gaussian_filter(smooth[keep], sigmas)
+    return smooth
 
 
 def _check_not_given(image, sample, given):

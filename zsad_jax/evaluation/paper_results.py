@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from zsad_jax import methods, metrics
 from zsad_jax.runtime import environment
@@ -255,39 +255,3 @@ def compare(
         Comparison(name, dataset, shots, metric, ours, cell.value, source)
       )
   return found
-
-
-def list_tables(cells: Sequence[Cell]) -> str:
-  """Return a text that lists the tables and what reproducing each needs."""
-  groups = collections.defaultdict(list)
-  for cell in cells:
-    groups[cell.paper, cell.table, cell.caption].append(cell)
-  known = {name: key for key, name in DATASETS.items()}
-  configs = {methods.paper_name(name): name for name in methods.names()}
-  configs |= {
-    paper: f"{name}:paper,{variant}"
-    for name in methods.names()
-    for variant, paper in methods.paper_variants(name).items()
-  }
-  lines = []
-  for (paper, table, caption), of_table in groups.items():
-    printed = {c.method for c in of_table}
-    names = sorted({configs[m] for m in printed if m in configs})
-    plus = sorted({m for m in printed if m.rstrip("+") in configs} - {*configs})
-    data = sorted({known[c.dataset] for c in of_table if c.dataset in known})
-    shots = sorted({c.shots for c in of_table if c.shots.isdecimal()})
-    doubtful = sum(c.doubtful for c in of_table)
-    needs = (
-      (
-        f"configurations {', '.join(names + plus)}; data "
-        f"{', '.join(data) or 'of other tables (averages)'}; shots "
-        f"{', '.join(shots)}"
-      )
-      if names or plus
-      else "methods that are not in this package"
-    )
-    lines += [
-      f"{paper}, {table}: {caption}",
-      f"  {len(of_table)} numbers, {doubtful} doubtful; needs {needs}",
-    ]
-  return "\n".join(lines)

@@ -42,6 +42,12 @@ def settings(config: Any) -> dict[str, Any]:
     Values by name, such as "backbone.name"; data sets by registered name or
     real path; every field of the method, and also "seed".
   """
+  if "members" in config:  # An ensemble.
+    return {
+      f"{name}.{field}": value
+      for name, member in config.members.items()
+      for field, value in settings(member).items()
+    }
   document = json.loads(config.to_json_best_effort())
   if "method_name" in document:
     method: Any = run_lib.make_method(
@@ -65,6 +71,8 @@ def paper_config(config: Any) -> str:
   image size, training data, method, optimizer, and so on. A field that the
   configuration of an older run lacks has no other value.
   """
+  if "members" in config:
+    return ""  # Its printed numbers belong to no configuration.
   try:
     own = settings(config)
   except ValueError:

@@ -8,13 +8,11 @@ from zsad_jax import backbones, types
 from zsad_jax.datasets import duplicates, index, naming, registry
 from zsad_jax.datasets import references as references_lib
 from zsad_jax.datasets.references import NONE, References
-from zsad_jax.evaluation import published, transductive
+from zsad_jax.evaluation import ensemble, published, transductive
 from zsad_jax.evaluation.category import CategoryResult
-from zsad_jax.evaluation.evaluator import Evaluator
 from zsad_jax.evaluation.protocol import Protocol
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import distributed
 
 # Costs of a run: parameters, seconds, images per second.
 COSTS = ("trained_parameters", "training_seconds", "images_per_second")
@@ -125,11 +123,8 @@ def evaluate_run(
   notes, choices = check(run.method, config, dataset, place, protocol, choices)
   thresholds = [stored_threshold(run, few_shot=few) for few in (False, True)]
   zero_shot, few_shot = (each and each.image_score for each in thresholds)
-  evaluator = Evaluator.from_config(
-    config,
-    run.method,
-    run.backbone,
-    distributed.make_mesh(),
+  evaluator = ensemble.evaluator_of(
+    run,
     skip_corrupt=skip_corrupt,
     few_shot=any(choice.images for choice in choices),
     variant=protocol.variant,

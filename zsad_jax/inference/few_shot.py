@@ -1,24 +1,33 @@
 """Few-shot extension of zero-shot methods by a memory bank of normal patches.
 
 AnomalyCLIP+ of Gao et al. (AdaptCLIP, AAAI 2026): WinCLIP's patch association,
-added to a frozen zero-shot method. The paper leaves two details open, which
-are chosen here: distances are halved and averaged over layers, and the image
-score is the mean of the method's score and the largest distance.
+added to a frozen zero-shot method. The paper leaves details open, which are
+chosen here: distances are halved and averaged over layers, and the image score
+is the mean of the method's score and the largest distance, of a pixel of the
+resized map or of a patch. The layers of the zero-shot map are those of the
+method; AnomalyCLIP with the same four layers is its variant `multilayer`.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from zsad_jax import types
 from zsad_jax.layers import dual_path, memory_bank, similarity
 
+Score = Literal["pixels", "patches"]
+
 
 def with_memory_bank(
-  method: types.Method, *, feature_layers: Sequence[int], vv_from: int | None
+  method: types.Method,
+  *,
+  feature_layers: Sequence[int],
+  vv_from: int | None,
+  score: Score = "pixels",
 ) -> types.DetectionModel:
   """Return a few-shot detector for a method.
 
@@ -26,10 +35,12 @@ def with_memory_bank(
     method: returned as it is if it compares with references itself.
     feature_layers: layers (1-based) whose patches are compared.
     vv_from: first layer of the value-value stream; None for plain CLIP.
+    score: what the largest distance is taken of. Runs of older versions have
+      no such field.
   """
   if method.compares_references:
     return method
-  return WithMemoryBank(method, tuple(feature_layers), vv_from)
+  return WithMemoryBank(method, tuple(feature_layers), vv_from, score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +53,13 @@ class WithMemoryBank:
     method: the zero-shot method.
     feature_layers: layers (1-based) whose patches are compared.
     vv_from: first layer of the value-value stream; None for plain CLIP.
+    score: what the largest distance is taken of.
   """
 
   method: types.Method
   feature_layers: tuple[int, ...]
   vv_from: int | None
+  score: Score = "pixels"
 
   def prepare(self, backbone: Any, class_names: Sequence[str]) -> Any:
     """Return the method's class-dependent values."""
@@ -93,19 +106,28 @@ class WithMemoryBank:
     self, zero_shot: types.Prediction, features: types.Features
   ) -> types.Prediction:
     """Average a zero-shot prediction with the distance to the references."""
-    bank, layers = features["memory_bank"], range(len(self.feature_layers))
-    distances = [
-      memory_bank.nearest(features["patch_units"][:, i], bank[:, :, i])[0]
-      for i in layers
-    ]
-    # Half of a cosine distance is in [0, 1], as probabilities are.
-    distance = 0.5 * sum(distances[1:], distances[0]) / len(distances)
+    distances = self.distances(features)
+    distance = sum(distances[1:], distances[0]) / len(distances)
     _, height, width = zero_shot["anomaly_map"].shape
     few = similarity.to_map(
       distance[..., None], (height, width), method="bilinear"
     )
     few = few[..., 0]
+    largest = (
+      distance.max(axis=1) if self.score == "patches" else few.max(axis=(1, 2))
+    )
     return {
       "anomaly_map": 0.5 * (zero_shot["anomaly_map"] + few),
-      "pred_score": 0.5 * (zero_shot["pred_score"] + few.max(axis=(1, 2))),
+      "pred_score": 0.5 * (zero_shot["pred_score"] + largest),
     }
+
+  def distances(self, features: types.Features) -> list[Float[Array, "b l"]]:
+    """Return the halved cosine distance to the references of each layer.
+
+    Half of a cosine distance is in [0, 1], as probabilities are.
+    """
+    bank, layers = features["memory_bank"], range(len(self.feature_layers))
+    return [
+      0.5 * memory_bank.nearest(features["patch_units"][:, i], bank[:, :, i])[0]
+      for i in layers
+    ]

@@ -5,6 +5,7 @@ equations. Optional constants:
 
   PAPER_NAME      the method's name in the papers' tables
   PAPER_VARIANTS  names of its ablations there, by variant of its configuration
+  PAPER_ENSEMBLES number of runs, by the name of an ensemble of runs there
   SUMMED_LOSSES   parts of the loss that are sums over images, not means
   TINY            settings for a backbone of three blocks of width 64, for tests
 """
@@ -85,6 +86,11 @@ def paper_name(name: str) -> str:
 def paper_variants(name: str) -> Mapping[str, str]:
   """Return the names in the papers' tables by variant of a method."""
   return vars(module(name)).get("PAPER_VARIANTS", {})
+
+
+def paper_ensembles(name: str) -> Mapping[str, int]:
+  """Return the number of runs by name of an ensemble in the papers' tables."""
+  return vars(module(name)).get("PAPER_ENSEMBLES", {})
 
 
 def summed_losses(name: str) -> tuple[str, ...]:

@@ -18,6 +18,11 @@ published numbers; a field of `Method` gives the other:
   cls_ln_post    the class token skips ln_post, unlike CLIP's own embedding
   round_fp16     deep tokens are rounded to float16
 The temperature is 0.07, not CLIP's own logit scale, in the code and here.
+
+FAPrompt's paper compares with two ensembles, for which there is no code. The
+one with `num_anomalous` = 10, "Ensemble*", learns several anomalous prompts
+with FAPrompt's orthogonality loss; their mean embedding is compared. The other
+one, "Ensemble", combines ten runs (`zsad evaluate --ensemble`).
 """
 
 import dataclasses
@@ -29,9 +34,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zsad_jax import losses, types
-from zsad_jax.layers import dual_path, prompt_learner, ranges, similarity
-from zsad_jax.torch_io.rules import CheckpointSpec, Rule
-from zsad_jax.types import ANOMALOUS
+from zsad_jax.layers import (
+  compound_prompts,
+  dual_path,
+  prompt_learner,
+  ranges,
+  similarity,
+)
+from zsad_jax.torch_io.rules import CheckpointSpec, Rule, Table
+from zsad_jax.types import ANOMALOUS, NORMAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +63,10 @@ class Method(types.Method):
     deep_mode: "overwrite" or "insert", see above.
     cls_ln_post: see above.
     round_fp16: see above.
+    num_anomalous: K, anomalous prompts; more than one: Ensemble*.
+    anomalous_mean: of Ensemble*, the mean of "raw" embeddings, as FAPrompt's
+      code has it, or of "unit" embeddings.
+    oc_weight: of Ensemble*, weight of the orthogonality loss (FAPrompt's code).
   """
 
   feature_layers: tuple[int, ...] = (24,)
@@ -66,20 +81,35 @@ class Method(types.Method):
   deep_mode: Literal["overwrite", "insert"] = "overwrite"
   cls_ln_post: bool = False
   round_fp16: bool = True
+  num_anomalous: int = 1
+  anomalous_mean: Literal["raw", "unit"] = "raw"
+  oc_weight: float = 0.1
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
     counts = ["context_length", "deep_length", "deep_depth"]
-    counts += ["feature_layers", "vv_from"]
+    counts += ["feature_layers", "vv_from", "num_anomalous"]
     ranges.check(
-      self, counts=counts, positive=["temperature"], weights=["map_weight"]
+      self,
+      counts=counts,
+      positive=["temperature"],
+      weights=["map_weight", "oc_weight"],
     )
+
+  @property
+  def torch_names(self) -> Table:
+    """Names of the parameters in the authors' checkpoint."""
+    if self.num_anomalous == 1:
+      return TORCH_NAMES
+    normal, _, *rest = TORCH_NAMES
+    several = Rule(r"prompt_learner\.ctx_neg", "context/anomalous", "lead1")
+    return (normal, several, *rest)
 
   @property
   def checkpoint_spec(self) -> CheckpointSpec:
     """Layout of the authors' checkpoint."""
     return prompt_learner.checkpoint(
-      TORCH_NAMES,
+      self.torch_names,
       "prompt_learner",
       templates=self.prompt_templates(),
       unused_depth=self.deep_depth,
@@ -95,11 +125,15 @@ class Method(types.Method):
   ) -> tuple[types.Params, types.Params]:
     """Initialize all learned vectors, normal with deviation 0.02."""
     c, rngs = backbone.text_width, jax.random.split(rng, 3)
-    vectors = lambda rng: prompt_learner.init(rng, self.context_length, c)
+    vectors = lambda rng, *several: prompt_learner.init(
+      rng, *several, self.context_length, c
+    )
     deep = prompt_learner.init_deep(
       rngs[2], self.deep_depth, self.deep_length, c
     )
-    context = {"normal": vectors(rngs[0]), "anomalous": vectors(rngs[1])}
+    several = () if self.num_anomalous == 1 else (self.num_anomalous,)
+    anomalous = vectors(rngs[1], *several)
+    context = {"normal": vectors(rngs[0]), "anomalous": anomalous}
     return {"context": context, "deep": deep}, {}
 
   def prepare(
@@ -116,7 +150,9 @@ class Method(types.Method):
     words = " ".join(["X"] * m)
     return (
       prompt_learner.PromptTemplate(f"{words} object.", m),
-      prompt_learner.PromptTemplate(f"{words} damaged object.", m),
+      prompt_learner.PromptTemplate(
+        f"{words} damaged object.", m, self.num_anomalous
+      ),
     )
 
   def encode(
@@ -135,28 +171,46 @@ class Method(types.Method):
 
   def prompts(
     self, params: types.Params, aux: Mapping[str, Array]
-  ) -> Float[Array, "2 t c"]:
-    """Return token embeddings of both prompts with the learned vectors."""
+  ) -> Float[Array, "n t c"]:
+    """Return token embeddings of all prompts with the learned vectors."""
     context = params["context"]
-    vectors = jnp.stack([context["normal"], context["anomalous"]])
-    return prompt_learner.with_context(aux["embeds"], vectors)
+    if self.num_anomalous == 1:
+      vectors = jnp.stack([context["normal"], context["anomalous"]])
+    else:
+      normal = context["normal"][None]
+      vectors = jnp.concatenate([normal, context["anomalous"]])
+    return prompt_learner.with_context(aux["embeds"][self._states()], vectors)
+
+  def _states(self) -> Any:
+    """Return the state of each prompt, to index templates."""
+    if self.num_anomalous == 1:
+      return slice(None)
+    return jnp.array([NORMAL] + [ANOMALOUS] * self.num_anomalous)
 
   def text(
     self,
     params: types.Params,
     backbone: types.Backbone,
     aux: Mapping[str, Array],
-  ) -> Float[Array, "2 d"]:
-    """Embed both states, without normalization (Sec. 3.2)."""
+  ) -> Float[Array, "n d"]:
+    """Embed all prompts, the normal one first, not normalized (Sec. 3.2)."""
     embed, _ = backbone.text(
       self.prompts(params, aux),
-      aux["end"],
+      aux["end"][self._states()],
       activation=self.activation,
       prompts=prompt_learner.deep_prompts(params["deep"]),
       prompt_mode=self.deep_mode,
       round_fp16=self.round_fp16,
     )
     return embed
+
+  def text_units(self, text: Float[Array, "n d"]) -> Float[Array, "2 d"]:
+    """Return unit embeddings of both states from those of all prompts."""
+    if self.num_anomalous == 1:
+      return similarity.unit(text)
+    if self.anomalous_mean == "unit":
+      text = similarity.unit(text)
+    return compound_prompts.prototypes(text[:ANOMALOUS], text[ANOMALOUS:])
 
   def forward(
     self,
@@ -174,15 +228,17 @@ class Method(types.Method):
       features: see `encode`.
 
     Returns:
-      Dict of: text_units (2, d); image_logits (b, 2); patch_prob
-      (b, layers, l, 2).
+      Dict of: text (1 + K, d), text_units (2, d); image_logits (b, 2);
+      patch_prob (b, layers, l, 2).
     """
-    text_units = similarity.unit(self.text(params, backbone, aux))
+    text = self.text(params, backbone, aux)
+    text_units = self.text_units(text)
     cosines = similarity.cosines(features["class_unit"], text_units)
     patch_prob = similarity.state_prob(
       features["patch_units"], text_units, self.temperature
     )
     return {
+      "text": text,
       "text_units": text_units,
       "image_logits": cosines / self.temperature,
       "patch_prob": patch_prob,
@@ -207,7 +263,10 @@ class Method(types.Method):
     batch: types.Batch,
     rng: jax.Array | None,
   ) -> tuple[Array, tuple[dict[str, Array], types.Params]]:
-    """Return cross-entropy + lambda (focal + Dice) of all layers (Code)."""
+    """Return cross-entropy + lambda (focal + Dice) of all layers (Code).
+
+    Ensemble* adds the orthogonality of its anomalous prompts.
+    """
     del rng  # No dropout.
     result = self.forward(params, backbone, aux, features)
     image, pixel = self.loss_terms(result, batch)
@@ -218,6 +277,10 @@ class Method(types.Method):
       "image_ce": losses.weighted_mean(image, weight),
       **{name: self.map_weight * x for name, x in pixel_parts.items()},
     }
+    if self.num_anomalous > 1:
+      parts["orthogonality"] = self.oc_weight * compound_prompts.orthogonality(
+        result["text"][ANOMALOUS:], ordered=False
+      )
     return losses.total(parts), (parts, stats)
 
   def predict(
@@ -250,6 +313,8 @@ TORCH_NAMES = (
   prompt_learner.DEEP_RULE,
 )
 PAPER_NAME = "AnomalyCLIP"  # In the tables of the papers.
+PAPER_VARIANTS = {"ensemble": "AnomalyCLIP Ensemble*"}
+PAPER_ENSEMBLES = {"AnomalyCLIP Ensemble": 10}
 # Settings for a backbone of three blocks of width 64, for tests.
 TINY = dict(
   feature_layers=(2, 3),

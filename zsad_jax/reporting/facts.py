@@ -151,7 +151,7 @@ def document(
     },
     "config": config,
     **environment,
-    "images_per_second": defined(result.costs["images_per_second"]),
+    **{name: defined(value) for name, value in result.costs.items()},
     "skipped": result.skipped,
   }
   return json.dumps(content, indent=1, allow_nan=False)

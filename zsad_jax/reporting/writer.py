@@ -292,6 +292,13 @@ class Writer:
       file.write(printable(text.getvalue()))
 
 
+def results_folder(
+  output: pathlib.Path, result: results_lib.Result
+) -> pathlib.Path:
+  """Return the folder with the tables of a result."""
+  return output / result.dataset / _subfolder(result.references)
+
+
 def _subfolder(choice: References) -> str:
   """Return the folder of a choice below that of the data set."""
   return choice.label if choice.shots != 0 else ""

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any, Literal, overload
 
@@ -336,37 +335,3 @@ class Detector:
 def _digest(pixels: np.ndarray) -> bytes:
   """Return a digest of decoded pixels, equal for copies of an image."""
   return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
-
-
-def load(
-  workdir: str | os.PathLike[str],
-  *,
-  class_name: str = "object",
-  threshold: float | None = None,
-  batch_size: int = 8,
-) -> Detector:
-  """Load a trained run for prediction.
-
-  Sets JAX's default matmul precision to that of the run.
-
-  Args:
-    workdir: folder of a run made by `zsad_jax.train` or `zsad_jax.convert`.
-    class_name: object class in the images, for methods whose text prompts
-      contain it.
-    threshold: decision threshold; None for the one stored with the run.
-    batch_size: largest number of images per call of the model.
-
-  Returns:
-    A detector without references; see `Detector.with_references`.
-
-  Raises:
-    FileNotFoundError: the folder holds no run, or the run has no checkpoint or
-      no weights. A missing threshold is an error when images are scored.
-    ValueError: the files do not match, or an argument is out of range.
-  """
-  return Detector(
-    run_lib.load(os.fspath(workdir)),
-    class_name=class_name,
-    threshold=threshold,
-    batch_size=batch_size,
-  )

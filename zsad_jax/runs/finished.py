@@ -18,15 +18,17 @@ class Stages:
 
   Args:
     workdir: folder of the run.
-    step: last step; stages of other steps do not count.
+    step: last step; stages of other steps do not count. None: the step of the
+      file, to read it only.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int) -> None:
+  def __init__(self, workdir: pathlib.Path, step: int | None = None) -> None:
     self._workdir = workdir
     self._document: dict[str, Any] = {"step": step, "stages": {}}
     try:
       found = json.loads((workdir / FILE).read_text(encoding="utf-8"))
-      if found["step"] == step and isinstance(found["stages"], dict):
+      same = step is None or found["step"] == step
+      if same and isinstance(found["stages"], dict):
         self._document = found
     except (OSError, ValueError, KeyError, TypeError):
       pass  # Computed again.
@@ -37,6 +39,10 @@ class Stages:
     return bool(written) and all(
       (self._workdir / name).is_file() for name in written
     )
+
+  def files(self, stage: str) -> list[pathlib.Path]:
+    """Return the files that a completed stage wrote."""
+    return [self._workdir / name for name in self._document["stages"][stage]]
 
   def mark(self, stage: str, paths: Sequence[pathlib.Path]) -> None:
     """Record a completed stage and the files in the workdir that it wrote."""

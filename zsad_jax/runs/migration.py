@@ -28,6 +28,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "param_groups": {},
   },
   "backbone": {"attention": "exact"},
+  "memory": {"score": "pixels"},
 }
 
 

@@ -118,26 +118,36 @@ def save_config(workdir: pathlib.Path, config: types.Config) -> None:
   its fields, and replaced.
 
   Raises:
-    ValueError: the workdir holds a run of another configuration.
+    ValueError: see `check_config`.
   """
+  check_config(workdir, config)
   text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
+  files.write_text(workdir / "config.json", text)
+
+
+def check_config(workdir: pathlib.Path, config: types.Config) -> None:
+  """Check that a workdir holds no run of another configuration.
+
+  Raises:
+    ValueError: it does, or its configuration cannot be read.
+  """
   path = workdir / "config.json"
-  if path.exists():
-    new = _complete(json.loads(text))
-    try:
-      old = _complete(files.read_json_object(path))
-    except ValueError as error:
-      raise ValueError(
-        f"{path} cannot be compared with this configuration; choose another "
-        f"--workdir, or remove this one. ({error})"
-      ) from error
-    changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
-    if changed:
-      raise ValueError(
-        f"{workdir} holds a run of another configuration (different: "
-        f"{', '.join(changed)}); choose another --workdir or remove it."
-      )
-  files.write_text(path, text)
+  if not path.exists():
+    return
+  new = _complete(json.loads(config.to_json_best_effort()))
+  try:
+    old = _complete(files.read_json_object(path))
+  except ValueError as error:
+    raise ValueError(
+      f"{path} cannot be compared with this configuration; choose another "
+      f"--workdir, or remove this one. ({error})"
+    ) from error
+  changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+  if changed:
+    raise ValueError(
+      f"{workdir} holds a run of another configuration (different: "
+      f"{', '.join(changed)}); choose another --workdir or remove it."
+    )
 
 
 def _complete(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -152,6 +152,7 @@ TRAINING = {
   "memory": _SECTION,
   "memory.feature_layers": _LAYERS,
   "memory.vv_from": _FIRST_LAYER,
+  "memory.score": Rule("text", choices=("pixels", "patches"), required=False),
   "eval_batch_size": _COUNT,
   "smooth_sigma": _AT_LEAST_0,
   "log_steps": _COUNT,

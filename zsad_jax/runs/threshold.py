@@ -65,6 +65,11 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
       f"{path} does not exist: the auxiliary data had no normal images to "
       "serve as references. Give a --threshold (in Python, `threshold=`)."
     )
+  if (workdir / "ensemble.json").is_file():
+    raise FileNotFoundError(
+      f"{path} does not exist: not all runs of the ensemble have a threshold. "
+      f"Set one: python -m zsad_jax.calibrate --workdir={workdir}."
+    )
   raise FileNotFoundError(
     f"{path} does not exist: training was not finished. Run the training "
     "command again; it goes on where it stopped."

@@ -1,0 +1,1 @@
+"""Reproduction of published tables and of the project's own table."""
