@@ -15,7 +15,7 @@ from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
 
-class Compared:
+class Compared(detector_lib.Detector):
   """A detector whose score is 1 for an image without other references."""
 
   log: list = []

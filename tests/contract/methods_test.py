@@ -207,12 +207,12 @@ def test_checkpoint_round_trip(trained_setup, small_clip, tmp_path):
   method, params, stats, *_ = trained_setup
   saved = checkpoint.Checkpoints(tmp_path / "checkpoints")
   model = {"params": params, "stats": stats}
-  saved.save(7, {"epoch": 1}, model=model)
+  saved.save(7, {"step": 7, "epoch": 1}, model=model)
   saved.close()
   again = checkpoint.Checkpoints(tmp_path / "checkpoints")
   other = jax.tree.map(jnp.zeros_like, model)
   found, meta = again.restore(model=other)
-  assert again.latest_step == 7 and meta == {"epoch": 1}
+  assert again.latest_step == 7 and meta == {"step": 7, "epoch": 1}
   jax.tree.map(np.testing.assert_array_equal, found["model"], model)
   wrong = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), model)
   with pytest.raises(ValueError, match="does not fit this configuration"):

@@ -13,8 +13,14 @@ def test_a_row_has_the_configuration_of_its_method():
     ("AnomalyCLIP Ensemble", "0", Recipe("anomalyclip", runs=10)),
     ("AdaptCLIP+", "1", None),
     ("PatchCore", "full", None),
+    ("WinCLIP", "0", Recipe("winclip", "anomalyclip")),
+    ("WinCLIP+", "1", Recipe("winclip", "anomalyclip")),
+    ("CLIP-AC", "0", Recipe("clip", "ac")),
+    ("TCP_V2", "0", Recipe("tcp", "v2")),
   ):
-    assert recipes.find(printed, shots) == expected
+    assert recipes.find(printed, shots, "adaptclip") == expected
+  caoyunkang = Recipe("winclip", "caoyunkang")
+  assert recipes.find("WinCLIP", "0", "adaclip") == caoyunkang
 
 
 def test_no_configuration_is_tested_on_what_it_was_trained_on():

@@ -13,6 +13,7 @@ class Letters:
   """A text encoder that counts letters."""
 
   text_width: int = struct.field(pytree_node=False, default=1)
+  text_layers: int = struct.field(pytree_node=False, default=0)
 
   def tokenize(self, texts):
     ids = np.zeros((len(texts), 26), np.int32)
@@ -26,6 +27,9 @@ class Letters:
 
   def text(self, embeds, end, *, activation):
     return embeds[..., 0], {}
+
+  def project_text(self, tokens):
+    return tokens
 
 
 @pytest.mark.parametrize("average", ["unit", "raw"])

@@ -206,12 +206,14 @@ def test_a_table_of_a_paper(small, data, tmp_path, capsys):
   given = ["--table=faprompt/1", paper, f"--data_root={data}"]
   given += [f"--workdir={tmp_path}/runs"]
   assert command(*given) == 0
-  assert small == ["train clip_paper", "evaluate clip_paper on btad"]
+  assert small == ["train clip_paper_pair", "evaluate clip_paper_pair on btad"]
   out = capsys.readouterr().out
   assert "Columns of VisA are left out: the data set is missing" in out
-  assert "CLIP, 0-shot: left out on MVTec AD: clip:paper_mvtec misses" in out
+  assert (
+    "CLIP, 0-shot: left out on MVTec AD: clip:paper_mvtec,pair misses" in out
+  )
   assert "SAA, 0-shot: the row is left out: not in this package." in out
-  assert "CLIP, 0-shot (clip:paper)" in out and "paper 34.5 (" in out
+  assert "CLIP, 0-shot (clip:paper,pair)" in out and "paper 34.5 (" in out
   document = json.loads((tmp_path / "runs/faprompt_1.json").read_text())
   cells = document["rows"][0]["cells"]
   ours = {(c["dataset"], c["category"]): c["ours"] for c in cells}
@@ -268,7 +270,7 @@ def test_averages_and_several_seeds_of_the_shipped_tables(tmp_path):
     if (c.dataset, c.level) == ("AVG(industrial)", "image")
   }
   assert len(average) == 8 and not {"mvtec", "headct"} & {*average}
-  recipe = recipes.find("AnomalyCLIP Ensemble", "0")
+  recipe = recipes.find("AnomalyCLIP Ensemble", "0", "faprompt")
   members = table._members(recipe, "paper")
   assert [m.seed for m in members] == [None, *range(112, 121)]
   job = jobs.Job(members, (jobs.Target("visa"),))

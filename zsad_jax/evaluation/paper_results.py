@@ -135,10 +135,11 @@ def method_name(config_name: str, few_shot: bool) -> str:
     return config_name
   parts = config_name.removeprefix(name).split("_")
   rest = "_".join(p for p in parts if p not in ("", "paper", "mvtec"))
-  if rest:
-    return methods.paper_variants(name).get(rest, config_name)
+  usual = methods.paper_name(name)
+  variants = methods.paper_variants(name)
+  printed = variants.get(rest, config_name) if rest else usual
   without = not methods.module(name).Method().num_references
-  return methods.paper_name(name) + ("+" if few_shot and without else "")
+  return printed + ("+" if few_shot and without and printed == usual else "")
 
 
 def _method_of(config_name):

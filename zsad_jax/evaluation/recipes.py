@@ -62,14 +62,21 @@ def packaged(spec: str) -> Any:
     return None
 
 
-def find(printed: str, shots: str) -> Recipe | None:
+def find(printed: str, shots: str, paper: str) -> Recipe | None:
   """Return the recipe of a row, or None.
 
   Args:
     printed: method as the table names it.
     shots: references per class as the table prints them.
+    paper: paper of the table.
   """
-  return _recipes().get(printed) if shots.isdecimal() else None
+  recipe = _recipes().get(printed) if shots.isdecimal() else None
+  if recipe is None or printed.removesuffix("+") != methods.paper_name(
+    recipe.method
+  ):
+    return recipe
+  variant = methods.variant_by_paper(recipe.method).get(paper, recipe.variant)
+  return dataclasses.replace(recipe, variant=variant)
 
 
 @functools.cache
@@ -136,7 +143,7 @@ def list_tables(cells: Sequence[Cell]) -> str:
       rows.setdefault(printed, []).append(number)
     missing = []
     for printed, numbers in rows.items():
-      recipe = find(printed, numbers[0])
+      recipe = find(printed, numbers[0], paper)
       if recipe is None:
         missing.append(printed)
         continue

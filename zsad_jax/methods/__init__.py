@@ -6,6 +6,8 @@ equations. Optional constants:
   PAPER_NAME      the method's name in the papers' tables
   PAPER_VARIANTS  names of its ablations there, by variant of its configuration
   PAPER_ENSEMBLES number of runs, by the name of an ensemble of runs there
+  VARIANT_BY_PAPER  the variant that a paper's tables show under PAPER_NAME,
+                  where the papers differ
   SUMMED_LOSSES   parts of the loss that are sums over images, not means
   TINY            settings for a backbone of three blocks of width 64, for tests
 """
@@ -91,6 +93,11 @@ def paper_variants(name: str) -> Mapping[str, str]:
 def paper_ensembles(name: str) -> Mapping[str, int]:
   """Return the number of runs by name of an ensemble in the papers' tables."""
   return vars(module(name)).get("PAPER_ENSEMBLES", {})
+
+
+def variant_by_paper(name: str) -> Mapping[str, str]:
+  """Return the variant of a method in the tables of each paper that differs."""
+  return vars(module(name)).get("VARIANT_BY_PAPER", {})
 
 
 def summed_losses(name: str) -> tuple[str, ...]:

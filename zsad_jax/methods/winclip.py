@@ -336,4 +336,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 PAPER_NAME = "WinCLIP"  # In the tables of the papers.
 PAPER_VARIANTS = {"anomalyclip": "WinCLIP", "caoyunkang": "WinCLIP"}
+VARIANT_BY_PAPER = {
+  "adaclip": "caoyunkang",
+  "adaptclip": "anomalyclip",
+  "faprompt": "anomalyclip",
+}
 TINY = {}  # Settings for a backbone of three blocks, for tests.

@@ -33,7 +33,7 @@ class Row:
   @property
   def recipe(self) -> recipes.Recipe | None:
     """How it is reproduced; None: not in this package."""
-    return recipes.find(self.method, self.shots)
+    return recipes.find(self.method, self.shots, self.cells[0].paper)
 
   def __str__(self) -> str:
     return f"{self.method}, {self.shots}-shot"
