@@ -159,6 +159,7 @@ def test_flops_of_fused_attention(monkeypatch):
   assert roofline.moved(fused, q, k) < roofline.moved(plain, q, k)
 
 
+@pytest.mark.slow
 def test_methods_with_cached_features_are_found_by_property():
   backbone = clip_model.random_clip(DEEP, 0)
   found = set(epochs.caching_methods(backbone, 42))
@@ -196,6 +197,7 @@ def test_methods_fit_towers_of_any_depth(layers, feature_layers, first):
   assert methods.make_method("clip", layers) is not None
 
 
+@pytest.mark.slow
 def test_methods_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(methods.MODELS, "shallow", SHALLOW)
   monkeypatch.setattr(methods, "torch_vision", lambda config, image: None)

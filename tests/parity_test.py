@@ -15,10 +15,14 @@ from zsad_jax.parity import __main__ as parity
 from zsad_jax.parity import golden as golden_lib
 
 
+# Each takes half a minute of compilation; `parity` compares all of them.
+SLOW = ("coop.npz", "tcp.npz", "vcpclip.npz", "winclip_variants.npz")
+
+
 @pytest.mark.parametrize(
   "file",
   [
-    f
+    pytest.param(f, marks=pytest.mark.slow if f in SLOW else ())
     for f, m in golden_lib.Golden(GOLDENS).methods.items()
     if m not in ("clip weights",)
   ],

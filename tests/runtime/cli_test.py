@@ -41,6 +41,7 @@ assert share < 0.8, share
 """
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_take_less_memory():
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   command = [sys.executable, "-c", RECOMPUTE]
