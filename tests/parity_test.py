@@ -14,7 +14,6 @@ from zsad_jax.backbones.clip import model as clip
 from zsad_jax.parity import __main__ as parity
 from zsad_jax.parity import golden as golden_lib
 
-
 # Each takes half a minute of compilation; `parity` compares all of them.
 SLOW = ("coop.npz", "tcp.npz", "vcpclip.npz", "winclip_variants.npz")
 
