@@ -264,6 +264,7 @@ def test_steps_are_measured_in_passes(tmp_path, monkeypatch, capsys):
   assert "not run: not enough free memory" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stages_add_up_to_the_whole(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(methods.MODELS, "shallow", SHALLOW)
   path = tmp_path / "numbers.json"

@@ -76,15 +76,9 @@ def test_evaluates_to_the_same_numbers(old_run):
   check_rows(rows(workdir), expected["interrupted"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  "old_run",
-  [
-    "anomalyclip",
-    pytest.param("adaptclip", marks=pytest.mark.slow),
-    pytest.param("adaclip", marks=pytest.mark.slow),
-    pytest.param("faprompt", marks=pytest.mark.slow),
-  ],
-  indirect=True,
+  "old_run", ["anomalyclip", "adaptclip", "adaclip", "faprompt"], indirect=True
 )
 def test_resumes_to_the_same_numbers(old_run):
   workdir, expected = old_run

@@ -127,6 +127,7 @@ def test_other_weights_have_other_features(data, tmp_path, monkeypatch):
   assert len(list((tmp_path / "features").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_unreadable_images_count_nothing(data, tmp_path, capsys):
   small_run.write_mvtec(tmp_path / "data")
   (tmp_path / "data/bolt/test/good/0.png").write_bytes(b"no image")
