@@ -14,7 +14,7 @@ from zsad_jax.backbones.clip import model as clip
 from zsad_jax.parity import __main__ as parity
 from zsad_jax.parity import golden as golden_lib
 
-# Minutes of compilation together; `python -m zsad_jax.parity` compares them too.
+# Minutes of compilation together; `zsad parity` compares them too.
 SLOW = (
   "anomalyclip_variants.npz",
   "april_gan.npz",
