@@ -89,6 +89,7 @@ FLAGS = {
 }
 
 
+@pytest.mark.slow  # Each flag is a compilation of its own.
 @pytest.mark.parametrize("name", FLAGS)
 def test_each_flag_changes_its_number(world, official, name):
   changes, what = FLAGS[name]
