@@ -42,10 +42,11 @@ def log(
     )
     for note in dataset.notes:
       _log.info(f"  note: {note}")
+  stored = authors_checkpoint.stored_parameters(method, backbone, params)
+  in_file = f"{stored:,} in the authors' checkpoint, "
   _log.info(
     f"Parameters: {run_lib.count_trained(method, params):,} trainable, "
-    f"{authors_checkpoint.stored_parameters(method, backbone, params):,} in "
-    "the authors' checkpoint, "
+    f"{in_file if method.checkpoint_spec else ''}"
     f"{run_lib.count(backbone):,} frozen ({config.backbone.name})"
   )
   _log.info(
