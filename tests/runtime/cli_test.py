@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from zsad_jax.runtime import cli
@@ -59,3 +60,17 @@ def test_given_xla_flags_are_kept(monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", f"{name}=true")
   cli._disable_concurrency_optimized_scheduler()
   assert os.environ["XLA_FLAGS"] == f"{name}=true"
+
+
+def test_an_error_in_a_traced_function_is_one_line(capsys):
+  @jax.jit
+  def refuse(x):
+    raise ValueError("config.method.scales: too large.")
+
+  with pytest.raises(ValueError) as raised:
+    refuse(1.0)
+  raised.value.add_note("Choose others.")
+  with pytest.raises(SystemExit):
+    cli._fail(raised.value)
+  line = "error: config.method.scales: too large. Choose others.\n"
+  assert capsys.readouterr().err == line

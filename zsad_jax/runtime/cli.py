@@ -151,7 +151,10 @@ def _fail(error: Exception | str, status: int = 1) -> NoReturn:
   if environment.debug():
     traceback.print_exc()
   absl_logging.debug("Traceback of the error:", exc_info=True)
-  text = " ".join([str(error), *getattr(error, "__notes__", ())])
+  notes = getattr(error, "__notes__", ())
+  # JAX adds a note about its traceback to errors of functions that it traces.
+  notes = [x for x in notes if "JAX_TRACEBACK_FILTERING" not in x]
+  text = " ".join([str(error), *notes])
   text = re.sub(r"^\[Errno \d+\] ", "", " ".join(text.split()))
   label = "internal error" if status == _INTERNAL else "error"
   print(f"{label}: {text}", file=sys.stderr, flush=True)
