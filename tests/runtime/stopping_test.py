@@ -26,6 +26,36 @@ def ended(monkeypatch):
   return statuses
 
 
+@pytest.mark.parametrize("cause", [True, False])
+def test_a_stop_that_a_library_replaces_by_its_own_error_is_kept(cause):
+  def exit_of_a_scope():
+    try:
+      signal.raise_signal(signal.SIGTERM)
+    except stopping.Stopped as error:
+      if cause:
+        raise RuntimeError("without proper scope nesting") from error
+      raise RuntimeError("without proper scope nesting")  # noqa: B904
+
+  with pytest.raises(stopping.Stopped, match="SIGTERM"), stopping.handled():
+    with stopping.unreplaced():
+      exit_of_a_scope()
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
+def test_other_errors_are_no_stop(error):
+  with pytest.raises(error, match="full"), stopping.unreplaced():
+    raise error("full")
+
+
+def test_an_error_in_storing_partial_results_is_shown():
+  with pytest.raises(OSError, match="full"), stopping.handled():
+    with stopping.unreplaced():
+      try:
+        signal.raise_signal(signal.SIGTERM)
+      except stopping.Stopped as error:
+        raise OSError("full") from error
+
+
 @pytest.mark.parametrize(
   "number, name",
   [

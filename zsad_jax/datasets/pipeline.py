@@ -28,6 +28,7 @@ import numpy as np
 from zsad_jax.datasets import index, masks, verification
 from zsad_jax.datasets import rows as rows_lib
 from zsad_jax.datasets.cache import DecodedCache
+from zsad_jax.runtime import stopping
 
 # Read at import; both only suppress messages on the terminal.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -84,7 +85,8 @@ class Batches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    batch = next(self._open[0])
+    with stopping.unreplaced():
+      batch = next(self._open[0])
     for error in filter(None, batch.pop("error")):
       message = error.decode(errors="surrogateescape")
       if not self._skip_corrupt:

@@ -98,7 +98,7 @@ def run(
       with stopping.at_end(_report_stop), processes.exit_on_peer_failure():
         agreement.check_command(flags.FLAGS)
         environment.check_platform()
-        with _console(), _mirrored():
+        with _console(), _mirrored(), stopping.unreplaced():
           return main(flags.FLAGS)
 
   _quiet_libraries()

@@ -375,6 +375,27 @@ def postponed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unreplaced() -> Iterator[None]:
+  """Raise `Stopped` where a library has replaced it by an internal error.
+
+  Context managers of TensorFlow raise a `RuntimeError` if a signal interrupts
+  their exit. A `ValueError` or `OSError` is left: storing partial results may
+  fail.
+  """
+  try:
+    yield
+  except (ValueError, OSError):
+    raise
+  except Exception as error:
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, Stopped):
+      cause = cause.__cause__ or cause.__context__
+    if not cause:
+      raise
+    raise cause from None
+
+
+@contextlib.contextmanager
 def at_end(cleanup: Callable[[], None]) -> Iterator[None]:
   """Call a function also where the process is ended at once."""
   _state.cleanups.append(cleanup)
