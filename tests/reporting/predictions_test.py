@@ -17,12 +17,13 @@ from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import stopping
 
+LIMITS = threshold_lib.Threshold(0.5, 0.0, 1.0, "")
+
 
 def result(path, raw_map, size, zero_shot_score=None):
   detection = detector_lib.Detection(
     score=0.123456789,
-    label="normal",
-    threshold=0.5,
+    limits=LIMITS,
     raw_map=raw_map,
     image_size=size,
     smooth_sigma=0.0,
@@ -52,8 +53,7 @@ def test_maps_are_resized_to_the_image(tmp_path):
   Image.new("RGB", (60, 20), (100, 100, 100)).save(path)
   hot = np.zeros((32, 32), np.float32)
   hot[:, 24:] = 1.0
-  limits = threshold_lib.Threshold(0.5, 0.0, 1.0, "")
-  found = predictions.overlay(result(path, hot, (20, 60)), limits)
+  found = predictions.overlay(result(path, hot, (20, 60)), LIMITS)
   image = np.asarray(found, int)
   assert image.shape == (20, 60, 3)
   change = np.abs(image - 100).sum(axis=(0, 2))

@@ -16,12 +16,13 @@ from typing import Any, Literal, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from PIL import Image
 from scipy import ndimage
 
 from zsad_jax import types
 from zsad_jax.inference import few_shot, inputs, predictor
+from zsad_jax.inference import regions as regions_lib
 from zsad_jax.inference.inputs import ImageInput, ImageInputs
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -36,9 +37,9 @@ class Detection:
 
   Attributes:
     score: image-level anomaly score in [0, 1]; higher is more anomalous.
-    label: "anomalous" where the score is at least the threshold.
-    threshold: decision threshold of the score.
-    raw_map: unsmoothed anomaly map in [0, 1] at the resolution of the model.
+    limits: thresholds of the score and of the pixels.
+    raw_map: unsmoothed anomaly map in [0, 1] at the resolution of the model: of
+      the whole image as a square, or merged from its tiles.
     image_size: height and width of the image in pixels.
     smooth_sigma: standard deviation of the Gaussian that smooths
       `anomaly_map`, in pixels of `raw_map`.
@@ -47,12 +48,34 @@ class Detection:
   """
 
   score: float
-  label: Literal["normal", "anomalous"]
-  threshold: float
-  raw_map: Float32[np.ndarray, "s s"] = dataclasses.field(repr=False)
+  limits: threshold_lib.Threshold = dataclasses.field(repr=False)
+  raw_map: Float32[np.ndarray, "m n"] = dataclasses.field(repr=False)
   image_size: tuple[int, int]
   smooth_sigma: float
   zero_shot_score: float | None = None
+
+  @property
+  def label(self) -> Literal["normal", "anomalous"]:
+    """Label: "anomalous" where the score is at least the threshold."""
+    return "anomalous" if self.score >= self.threshold else "normal"
+
+  @property
+  def threshold(self) -> float:
+    """Decision threshold of the score."""
+    return self.limits.image_score
+
+  @property
+  def normalized_score(self) -> float:
+    """Score in [0, 1] on a scale on which the threshold is 0.5."""
+    return self.limits.normalized(self.score)
+
+  @property
+  def normal_percentile(self) -> float | None:
+    """Percentage of the normal images of the calibration with a lower score.
+
+    None where these are not known.
+    """
+    return self.limits.normal_percentile(self.score)
 
   @functools.cached_property
   def anomaly_map(self) -> Float32[np.ndarray, "h w"]:
@@ -69,6 +92,31 @@ class Detection:
     # Rounding can leave [0, 1].
     return np.clip(np.asarray(resized), 0.0, 1.0)
 
+  @property
+  def mask(self) -> Bool[np.ndarray, "h w"]:
+    """Whether each pixel of the image is anomalous.
+
+    Raises:
+      ValueError: there is no pixel threshold.
+    """
+    if self.limits.pixel is None:
+      raise ValueError(
+        "The run has no pixel threshold: set one by `zsad calibrate` with "
+        "normal images."
+      )
+    return self.anomaly_map >= self.limits.pixel
+
+  @functools.cached_property
+  def regions(self) -> tuple[regions_lib.Region, ...]:
+    """Connected regions of `mask`, the largest peak first.
+
+    Raises:
+      ValueError: there is no pixel threshold.
+    """
+    labels, _ = regions_lib.label(self.mask)
+    found = regions_lib.find(self.anomaly_map, labels)
+    return tuple(sorted(found, key=lambda each: -each.peak))
+
 
 class Detector:
   """A trained run that scores images; see `load`.
@@ -84,6 +132,7 @@ class Detector:
     class_name: str = "object",
     threshold: float | None = None,
     batch_size: int = 8,
+    limits: threshold_lib.Threshold | None = None,
   ):
     """Wrap a run that is loaded already.
 
@@ -91,8 +140,9 @@ class Detector:
       run: the run.
       class_name: object class in the images, for methods whose text prompts
         contain it.
-      threshold: decision threshold; None for the one stored with the run.
+      threshold: decision threshold; None for the one of `limits`.
       batch_size: largest number of images per call of the model.
+      limits: thresholds of a calibration; None for those stored with the run.
 
     Raises:
       ValueError: the threshold is NaN, or the batch size is not positive.
@@ -106,6 +156,7 @@ class Detector:
     self._class_name = class_name
     self._threshold = threshold
     self._batch_size = batch_size
+    self._given_limits = limits
     self._few_shot: predictor.Predictor | None = None
     self._memory_bank: Any = None
     self._reference_digests: frozenset[bytes] = frozenset()
@@ -128,11 +179,21 @@ class Detector:
     Raises:
       FileNotFoundError: none was given, and the run has none.
     """
-    if self._threshold is not None:
-      return self._threshold
-    return threshold_lib.read(
-      self._run.workdir, few_shot=self.has_references
-    ).image_score
+    return self.limits.image_score
+
+  @property
+  def limits(self) -> threshold_lib.Threshold:
+    """Thresholds of scores and pixels, and the color limits of maps.
+
+    Raises:
+      FileNotFoundError: none were given, and the run has none.
+    """
+    return threshold_lib.read_or_replace(
+      self._run.workdir,
+      few_shot=self.has_references,
+      image_score=self._threshold,
+      given=self._given_limits,
+    )
 
   @overload
   def __call__(self, images: ImageInput) -> Detection: ...
@@ -186,7 +247,7 @@ class Detector:
         f"{self._config.name} needs references, normal images of the same "
         "class: give --references (in Python, use `with_references`)."
       )
-    return self._stream(images, names, self.threshold, skip_corrupt)
+    return self._stream(images, names, self.limits, skip_corrupt)
 
   def with_references(
     self, images: ImageInputs, *, class_name: str | None = None
@@ -265,7 +326,7 @@ class Detector:
       skip_corrupt=skip_corrupt,
     )
 
-  def _stream(self, images, names, threshold, skip_corrupt):
+  def _stream(self, images, names, limits, skip_corrupt):
     """Yield positions with detections or messages; see `stream`."""
     size = self._config.image_size
     batch_size = predictor.round_up(min(self._batch_size, max(1, len(images))))
@@ -288,7 +349,7 @@ class Detector:
             "itself. Score other images, or leave it out of the references."
           )
         else:
-          yield i, self._detection(names[i], image.size, threshold, *next(rows))
+          yield i, self._detection(names[i], image.size, limits, *next(rows))
       first += len(batch)
 
   def _predict(self, pixels):
@@ -308,7 +369,7 @@ class Detector:
     zero_shot_score = zero_shot[0]["pred_score"] if zero_shot else none
     return result["pred_score"], result["anomaly_map"], zero_shot_score
 
-  def _detection(self, name, size, threshold, score, raw_map, zero_shot_score):
+  def _detection(self, name, size, limits, score, raw_map, zero_shot_score):
     """Return the result of an image.
 
     Raises:
@@ -323,8 +384,7 @@ class Detector:
       )
     return Detection(
       score=float(score),
-      label="anomalous" if float(score) >= threshold else "normal",
-      threshold=threshold,
+      limits=limits,
       raw_map=np.asarray(raw_map, np.float32),
       image_size=size,
       smooth_sigma=float(self._config.smooth_sigma),

@@ -15,6 +15,7 @@ from zsad_jax.inference.inputs import ImageInputs
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import ensemble as ensemble_lib
 from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.detector import Detection
 
 
@@ -23,7 +24,7 @@ class EnsembleDetection(Detection):
   """Result of an ensemble for one image.
 
   Attributes:
-    members: results of the members, with the threshold of the ensemble. The
+    members: results of the members, with the limits of the ensemble. The
       raw map is the mean of theirs, at the size of the largest one.
   """
 
@@ -48,10 +49,15 @@ class EnsembleDetector(detector_lib.Detector):
     class_name: str = "object",
     threshold: float | None = None,
     batch_size: int = 8,
+    limits: threshold_lib.Threshold | None = None,
   ):
     """Wrap an ensemble that is loaded already; see `Detector`."""
     super().__init__(
-      run, class_name=class_name, threshold=threshold, batch_size=batch_size
+      run,
+      class_name=class_name,
+      threshold=threshold,
+      batch_size=batch_size,
+      limits=limits,
     )
     self._members = [
       detector_lib.Detector(
@@ -86,28 +92,27 @@ class EnsembleDetector(detector_lib.Detector):
     return new
 
   def _stream(
-    self, images: Any, names: Any, threshold: float, skip_corrupt: bool
+    self, images: Any, names: Any, limits: Any, skip_corrupt: bool
   ) -> Iterator[tuple[int, Detection | str]]:
     """Yield positions with detections or messages; see `stream`."""
     streams = [
-      member._stream(images, names, threshold, skip_corrupt)
+      member._stream(images, names, limits, skip_corrupt)
       for member in self._members
     ]
     for parts in zip(*streams, strict=True):
       position, found = parts[0][0], [each for _, each in parts]
       messages = [each for each in found if isinstance(each, str)]
-      yield position, messages[0] if messages else _mean(found, threshold)
+      yield position, messages[0] if messages else _mean(found, limits)
 
 
-def _mean(found, threshold: float) -> EnsembleDetection:
+def _mean(found, limits) -> EnsembleDetection:
   """Return the mean of the members' results for one image."""
   score = _mean_score([each.score for each in found])
   zero_shot = [each.zero_shot_score for each in found]
   largest = max(found, key=lambda each: each.raw_map.shape[-1])
   return EnsembleDetection(
     score=score,
-    label="anomalous" if score >= threshold else "normal",
-    threshold=threshold,
+    limits=limits,
     raw_map=inference.mean_maps([each.raw_map for each in found]),
     image_size=largest.image_size,
     smooth_sigma=largest.smooth_sigma,
@@ -126,12 +131,17 @@ def make_detector(
   class_name: str = "object",
   threshold: float | None = None,
   batch_size: int = 8,
+  limits: threshold_lib.Threshold | None = None,
 ) -> detector_lib.Detector:
-  """Return the detector of a run or an ensemble; see `load`."""
+  """Return the detector of a run or an ensemble; see `load` and `Detector`."""
   is_ensemble = isinstance(run, ensemble_lib.Ensemble)
   kind: Any = EnsembleDetector if is_ensemble else detector_lib.Detector
   return kind(
-    run, class_name=class_name, threshold=threshold, batch_size=batch_size
+    run,
+    class_name=class_name,
+    threshold=threshold,
+    batch_size=batch_size,
+    limits=limits,
   )
 
 
