@@ -181,6 +181,7 @@ def write(
       reference has changed since it was scored.
     OSError: a file cannot be read or written.
   """
+  check_name(calibration.name)
   path = _path(workdir, calibration.name)
   text = calibration_file.to_text(calibration, path)
   if not distributed.is_primary():
