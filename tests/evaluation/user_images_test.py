@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from zsad_jax.evaluation import calibration, user_images
 from zsad_jax.metrics import exact, streaming
-from zsad_jax.runs.detector import Detection
+from zsad_jax.runs.detection import Detection
 from zsad_jax.runs.threshold import Threshold
 
 LIMITS = Threshold(0.5, 0.0, 1.0, "test")

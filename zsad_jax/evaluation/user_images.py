@@ -16,7 +16,7 @@ from zsad_jax.datasets import (
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.evaluation import calibration
 from zsad_jax.metrics import exact, streaming
-from zsad_jax.runs.detector import Detection
+from zsad_jax.runs.detection import Detection
 from zsad_jax.runs.threshold import Threshold
 from zsad_jax.runtime import copies
 from zsad_jax.types import ANOMALOUS
