@@ -134,12 +134,7 @@ def evaluate_run(
     thresholds=(zero_shot, few_shot),
     tiling=protocol.tiling,
   )
-  shrinking.ShrinkWarning().check_files(
-    _some_of_each_class(dataset),
-    side=evaluator.image_size,
-    patch_size=run.backbone.patch_size,
-    tiling=protocol.tiling,
-  )
+  _warn_of_shrinking(run, evaluator.image_size, dataset, protocol.tiling)
   found = evaluator.evaluate(
     run.params, run.stats, dataset, choices, on_category=on_category
   )
@@ -254,19 +249,24 @@ def paper_key(
   return (name, place.registered) if name else None
 
 
-def _some_of_each_class(dataset):
-  """Return paths of a few test images of each class.
+def _warn_of_shrinking(run, side, dataset, tiling):
+  """Warn if a few test images of each class are shrunk by a large factor.
 
   Images of a class mostly have one size, and a data set may have many files.
   """
   by_class: dict[str, list[str]] = {}
   for sample in dataset.test:
     by_class.setdefault(sample.class_name, []).append(sample.image_path)
-  return [
-    path
-    for paths in by_class.values()
-    for path in paths[:: -(-len(paths) // _SIZES_PER_CLASS)]
-  ]
+  shrinking.ShrinkWarning().check_files(
+    [
+      path
+      for paths in by_class.values()
+      for path in paths[:: -(-len(paths) // _SIZES_PER_CLASS)]
+    ],
+    side=side,
+    patch_size=run.backbone.patch_size,
+    tiling=tiling,
+  )
 
 
 def is_papers(choice: References) -> bool:
