@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from zsad_jax.runs import ensemble as ensemble_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.detection import Detection
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,6 +188,12 @@ def load(
       no weights. A missing threshold is an error when images are scored.
     ValueError: the files do not match, or an argument is out of range.
   """
+  if tile is not None and threshold is None:
+    _log.warning(
+      "warning: tile=%d: the threshold of the run is that of whole images, and "
+      "tiles change scores. Give threshold, or use a calibration with tiles.",
+      tile,
+    )
   return make_detector(
     ensemble_lib.load(os.fspath(workdir)),
     class_name=class_name,
