@@ -12,6 +12,7 @@ over them, within the memory. The file name keeps it out of the default tests.
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import multiprocessing
 import pathlib
@@ -21,7 +22,7 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 from scipy import ndimage
 
@@ -46,11 +47,12 @@ tiling.define_flags()
 
 def texture(name):
   """Return a gray texture, float (512, 512)."""
-  try:
-    from skimage import data
-  except ImportError:
+  spec = importlib.util.find_spec("skimage")
+  if spec is None or not spec.submodule_search_locations:
     sys.exit("error: this test needs textures: pip install scikit-image")
-  return np.asarray(getattr(data, name)(), np.float32)
+  folder = pathlib.Path(spec.submodule_search_locations[0])
+  file = folder / "data" / f"{name}.png"
+  return np.asarray(Image.open(file).convert("L"), np.float32)
 
 
 def photograph(surface, rng):
@@ -168,6 +170,7 @@ def check(detector, folder, options):
 def main(arguments):
   """Run the check; the exit status tells whether it succeeded."""
   del arguments
+  logging.set_verbosity(logging.WARNING)
   options, right = flags.FLAGS, True
   tiles = tiling.from_flags(options)
   before = memory()

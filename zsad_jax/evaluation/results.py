@@ -123,7 +123,11 @@ def evaluate_run(
   config: Any = run.config
   place = place or naming.place(dataset.root)
   notes, choices = check(run.method, config, dataset, place, protocol, choices)
-  thresholds = [stored_threshold(run, few_shot=few) for few in (False, True)]
+  # Those of the run are for scores of whole images.
+  thresholds = [
+    None if protocol.tiling else stored_threshold(run, few_shot=few)
+    for few in (False, True)
+  ]
   zero_shot, few_shot = (each and each.image_score for each in thresholds)
   evaluator = ensemble.evaluator_of(
     run,

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,8 @@ from zsad_jax.runs import ensemble as ensemble_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.detection import Detection
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -236,6 +239,12 @@ def load(
       calibration,
       threshold=threshold,
       batch_size=batch_size,
+    )
+  if tile is not None and threshold is None:
+    _log.warning(
+      "warning: tile=%d: the threshold of the run is that of whole images, and "
+      "tiles change scores. Give threshold, or use a calibration with tiles.",
+      tile,
     )
   return make_detector(
     ensemble_lib.load(os.fspath(workdir)),
