@@ -131,7 +131,7 @@ def calibrate(
     file = threshold_lib.FEW_SHOT_FILE if few_shot else threshold_lib.FILE
     stored.write(run.workdir, file)
     path = run.workdir / file
-  _report(stored, results, path)
+  _report(stored, results, path, run.workdir, product)
   return stored
 
 
@@ -264,6 +264,9 @@ def _map_range(run, results, few_shot):
     stored = threshold_lib.read(run.workdir, few_shot=few_shot)
   except FileNotFoundError:
     return calibration.map_range(results.raw_maps)
+  except ValueError as error:  # The user is about to set it again.
+    print(f"note: color limits are those of the normal images: {error}")
+    return calibration.map_range(results.raw_maps)
   return stored.map_low, stored.map_high
 
 
@@ -284,7 +287,7 @@ def _store(run, product, stored, references, class_name, results):
   return calibrations.write(run.workdir, found, overwrite=product.overwrite)
 
 
-def _report(stored, results, path):
+def _report(stored, results, path, workdir, product):
   """Print thresholds, what is unusual about them, and what they label."""
   for remark in results.remarks(stored):
     print(remark)
@@ -300,6 +303,11 @@ def _report(stored, results, path):
     print(f"{what}: {' and '.join(parts)} images.")
   print(f"Threshold {stored.image_score:.6g} ({stored.source}): {path}")
   print(f"Pixel threshold {stored.pixel:.6g} ({stored.pixel_source}).")
+  if product:
+    print(
+      f"Use it: python -m zsad_jax.predict --workdir={workdir} "
+      f"--calibration={product.name} with images."
+    )
 
 
 def define_flags() -> None:

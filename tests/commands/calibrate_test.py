@@ -153,6 +153,13 @@ def test_an_image_is_named_where_none_can_be_read(images, kind, monkeypatch):
     run(images, anomalous="anomalous")
 
 
+def test_a_corrupt_threshold_is_set_again(images, capsys):
+  (images / threshold_lib.FILE).write_text("{")
+  assert run(images) == threshold_lib.read(images)
+  out = capsys.readouterr().out
+  assert "note: color limits are those of the normal images" in out
+
+
 # ---- Pixel thresholds.
 
 
@@ -261,7 +268,7 @@ def test_thresholds_that_tell_nothing_are_noted(images, value, message, capsys):
 # ---- Calibrations with names.
 
 
-def product(name="line3", **more):
+def product(name="line3", **more) -> dict[str, Any]:
   return {"product": calibrate.Product(name, **more)}
 
 

@@ -3,22 +3,26 @@
 import csv
 import dataclasses
 import json
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from scipy import ndimage
 
 from tests.commands.train_test import how
 from tests.helpers import small_run
 from tests.helpers.definer import Definer
 from zsad_jax import calibrate, evaluate, predict, train
 from zsad_jax.backbones.clip import load as clip_load
-from zsad_jax.datasets import references
+from zsad_jax.datasets import preprocess, references
 from zsad_jax.evaluation import calibration, paper_results, results
 from zsad_jax.inference import tiling
+from zsad_jax.metrics import exact
 from zsad_jax.reporting import report, tables
+from zsad_jax.runs import ensemble_detector
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
@@ -324,6 +328,47 @@ def test_a_threshold_from_normal_images(plus, folder, tmp_path, capsys):
   )
   assert "best F1 on 10 normal and 4 anomalous" in both.source
   assert both == threshold_lib.read(tmp_path, few_shot=True)
+
+
+def test_the_pixel_threshold_of_a_run_has_the_best_f1(plus, folder):
+  """Over the maps of all auxiliary images, smoothed at the model's size."""
+  detector = ensemble_detector.make_detector(plus)
+  truth, maps = [], []
+  for sample in run_lib.open_dataset(plus.config, str(folder)).test:
+    found = detector(sample.image_path)
+    maps.append(ndimage.gaussian_filter(found.raw_map, found.smooth_sigma))
+    truth.append(preprocess.load_pair(sample, len(maps[-1]))[1])
+  label, value = np.stack(truth).ravel() > 0, np.stack(maps).ravel()
+  best, _ = exact.f1_max(label.astype(int), value)
+  flagged = value >= (threshold_lib.read(plus.workdir).pixel or 0)
+  f1 = 2 * (flagged & label).sum() / (flagged.sum() + label.sum())
+  assert 0 < f1 == pytest.approx(best, abs=0.01)
+
+
+def test_a_named_calibration_scores_as_its_detector(plus, folder, tmp_path):
+  run = dataclasses.replace(plus, workdir=tmp_path)
+  normal = sorted(map(str, (folder / "nut/train/good").iterdir()))
+  copies = tmp_path / "copies"
+  shutil.copytree(folder / "nut/train/good", copies)
+  image = str(folder / "nut/test/bright/0.png")
+  stored = calibrate.calibrate(
+    run,
+    normal[2:],
+    rate=0.3,
+    reference_paths=[str(copies / "0.png"), str(copies / "1.png")],
+    product=calibrate.Product("nut", tiling=tiling.Tiling(30, 0.5)),
+  )
+  shutil.rmtree(copies)
+  expected = ensemble_detector.make_detector(
+    run, tiling=tiling.Tiling(30, 0.5), limits=stored
+  ).with_references(normal[:2])(image)
+  found = ensemble_detector.from_calibration(run, "nut")(image)
+  np.testing.assert_array_equal(found.raw_map, expected.raw_map)
+  assert (found.score, found.limits) == (expected.score, stored)
+  assert found.normal_percentile == 100 * np.mean(
+    np.array(stored.normal_scores) < found.score
+  )
+  assert not (tmp_path / threshold_lib.FEW_SHOT_FILE).exists()
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05])

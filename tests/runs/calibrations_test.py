@@ -212,7 +212,9 @@ def test_other_names_are_refused(tmp_path, name):
 @given(
   st.text(max_size=70)
   | st.text("aB0-_.", max_size=70)
-  | st.sampled_from(["a.json", "a/b", "a", "-", "line-0123456789"])
+  | st.sampled_from(
+    ["a.json", "a/b", "-", "best", "checkpoints", "line-0123456789"]
+  )
 )
 def test_a_name_is_one_component_of_a_path(tmp_path_factory, name):
   folder = tmp_path_factory.mktemp("names")
@@ -231,8 +233,11 @@ def test_a_name_is_one_component_of_a_path(tmp_path_factory, name):
   assert calibrations.names(folder / "run") == [name]
   for file in (f"{name}.json", name):
     assert file_names.safe_name(file + "_") == file + "_" and file.isascii()
-  # Copies from URLs leave out such files.
-  assert not any(map(copies._is_temporary, tree(folder)))
+  # Copies to and from URLs leave out temporary files, and upload files of
+  # checkpoints in another order.
+  for file in tree(folder / "run"):
+    assert not any(map(copies._is_temporary, file.split("/")))
+    assert not copies.unit_of(file)
 
 
 # ---- Files that are corrupt.

@@ -149,13 +149,13 @@ def describe_references(paths: Sequence[str]) -> tuple[Reference, ...]:
         f"{path} is an image of a record: a calibration with a name has "
         "references that are files."
       )
-    file, box = index.file_and_box(path)
+    file, box = index.file_and_box(os.path.abspath(path))
     digest = _sha256(pathlib.Path(file))
     stem, suffix = os.path.splitext(os.path.basename(file))
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:40]
     kind = suffix.lower() if _SUFFIX.fullmatch(suffix) else ""
     name = f"{plain}-{digest[:_DIGITS]}{kind}"
-    found.append(Reference(path, name, digest, box))
+    found.append(Reference(os.path.abspath(path), name, digest, box))
   return tuple(found)
 
 

@@ -6,6 +6,7 @@ best/            parameters of the epoch chosen by config.selection
 metrics.jsonl    losses and evaluations
 threshold.json   threshold and map range for `predict`
 threshold_few_shot.json   the same for scores with references
+calibrations/    thresholds and references by name; see `calibrations`
 lock.json        the process that trains the run at present; see `lock`
 finished.json    completed stages after training; see `finished`
 released.npz     other tensors of an authors' checkpoint
