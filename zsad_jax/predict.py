@@ -7,34 +7,49 @@ With --references=PATH[,PATH] (images, folders, patterns, or a .txt list of
 normal images of the same class) the images are compared with these references.
 Nothing is trained, so references may differ from call to call; the score
 without them is printed as well. With --ensemble=RUN,RUN --workdir is the new
-folder of an ensemble of runs, whose scores and maps are averaged.
+folder of an ensemble of runs, whose scores and maps are averaged. With
+--tile=SIZE large images are scored in overlapping tiles.
 
-Prints score and label of each image, and writes under --output:
+Prints the score, the score on a scale on which the threshold is 0.5, and the
+label of each image. --save chooses what is written under --output:
 
-  scores.csv           image, score, label, threshold; with references also
-                       zero_shot_score; status: "scored", or why there is no
-                       score, such as a signal that stopped the command.
-                       Until the end it is called scores.partial.csv.
-  references.json      the references, if there are any
-  <name>_overlay.png   the anomaly map over the image, at the image's size
-  <name>_map.npy       the anomaly map as float32 (s, s), unsmoothed, in [0, 1]
+  scores    scores.csv: a row for each image with scores, label, threshold and
+            the written files, and a status: "scored", or why there is no score,
+            such as a signal that stopped the command. It is always written;
+            until the end it is called scores.partial.csv.
+  overlays  <name>_overlay.png: the anomaly map over the image, with a caption
+  maps      <name>_map.npy: the anomaly map as float32 (s, s), unsmoothed, in
+            [0, 1]
+  masks     <name>_mask.png: anomalous pixels 255, others 0, at the image's size
+  regions   regions.csv and regions.json: connected regions of the masks
+
+Masks and regions need a pixel threshold. With references there is also
+references.json. All paths in these files are absolute.
 """
 
+import contextlib
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
 from zsad_jax import backbones
 from zsad_jax.datasets import duplicates, image_files
-from zsad_jax.reporting import predictions
+from zsad_jax.inference import tiling as tiling_lib
+from zsad_jax.reporting import (
+  overlays,
+  predictions,
+  region_files,
+  result_files,
+  score_table,
+)
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import ensemble, ensemble_detector, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli, copies, file_names, progress
+from zsad_jax.runtime import cli, copies, file_names, progress, stopping
 
 
 def predict(
@@ -47,6 +62,9 @@ def predict(
   limit: float | None = None,
   batch_size: int = 8,
   skip_corrupt: bool = False,
+  save: Sequence[str] | None = None,
+  overlay_side: int = overlays.SIDE,
+  tiling: tiling_lib.Tiling | None = None,
 ) -> None:
   """Score all images, print a line for each and write the results.
 
@@ -60,34 +78,125 @@ def predict(
     limit: threshold that replaces the one stored with the run.
     batch_size: images per call.
     skip_corrupt: count files that cannot be read instead of stopping.
+    save: outputs to write, see `result_files.choose`.
+    overlay_side: longest side of an overlay's image in pixels; 0: the image's.
+    tiling: tiles of large images; None for whole images.
 
   Raises:
     ValueError, FileNotFoundError: a path or file is missing or invalid; the
       scores before it are kept.
   """
+  if save is not None:
+    result_files.check_names(save)
   searched = image_files.search(paths)
   images = searched.images
-  normal = image_files.find(reference_paths) if reference_paths else ()
+  normal = image_files.find(reference_paths) if reference_paths else []
   problem = "is scored and a reference: leave it out of one of them."
   duplicates.refuse(images, normal, problem)
   peers.check_images("the images to score", images)
   peers.check_images("the references", normal)
+  detector = open_detector(
+    run,
+    normal,
+    class_name=class_name,
+    limit=limit,
+    batch_size=batch_size,
+    save=save,
+    tiling=tiling,
+  )
+  predictions.check_replaces_no_image(output, images)
+  found = score(detector, images, skip_corrupt=True)
+  limits = detector.limits
+  chosen = result_files.choose(save, limits)
+  if save is None and limits.pixel is None:
+    print(result_files.NOTE)
+  if normal:
+    predictions.save_references(output, class_name, normal)
+  writer = result_files.ResultWriter(
+    output,
+    chosen,
+    limits,
+    has_references=bool(normal),
+    overlay_side=overlay_side,
+  )
+  labels, skipped = write_results(
+    found, images, writer, skip_corrupt=skip_corrupt
+  )
+  print(summary(labels, limits, len(normal)), f"Results: {output}")
+  if skipped:
+    print(f"Skipped {len(skipped)} images that could not be read:")
+    print("\n".join(f"  {message}" for message in skipped))
+  if searched.note:  # Printed before the first image as well.
+    print(searched.note)
+
+
+def open_detector(
+  run: run_lib.Run,
+  normal: Sequence[str],
+  *,
+  class_name: str,
+  limit: float | None,
+  batch_size: int,
+  save: Sequence[str] | None,
+  tiling: tiling_lib.Tiling | None,
+) -> detector_lib.Detector:
+  """Return the detector that the flags ask for.
+
+  Args:
+    run: a trained run.
+    normal: references, may be empty.
+    class_name: see `predict`.
+    limit: see `predict`.
+    batch_size: see `predict`.
+    save: outputs to write, checked before references are encoded.
+    tiling: see `predict`.
+
+  Raises:
+    ValueError, FileNotFoundError: see `predict`.
+  """
   detector = ensemble_detector.make_detector(
     run, class_name=class_name, threshold=limit, batch_size=batch_size
   )
-  if normal:
-    detector = detector.with_references(normal)
-  predictions.check_replaces_no_image(output, images)
-  found = score(detector, images, skip_corrupt=True)
-  threshold = threshold_lib.read_or_replace(
-    run.workdir, few_shot=bool(normal), image_score=limit
+  if not normal:
+    return detector
+  limits = threshold_lib.read_or_replace(
+    run.workdir, few_shot=True, image_score=limit
   )
-  if normal:
-    predictions.save_references(output, class_name, normal)
+  result_files.choose(save, limits)
+  return detector.with_references(normal)
+
+
+def write_results(
+  found: Iterable[predictions.ImageResult | str],
+  images: Sequence[str],
+  writer: result_files.ResultWriter,
+  *,
+  skip_corrupt: bool,
+) -> tuple[list[str], list[str]]:
+  """Write the files and table rows of all images and print a line for each.
+
+  Args:
+    found: the result of each image, or a message if it is unreadable.
+    images: their paths.
+    writer: writes the files of an image.
+    skip_corrupt: go on after an image that is unreadable.
+
+  Returns:
+    The labels of the scored images and the messages of the others.
+
+  Raises:
+    ValueError: an image is unreadable.
+    OSError: a file cannot be written.
+  """
   reported = progress.Progress("Predictions", len(images))
   labels, skipped = [], []
-  table = predictions.ScoreTable(output, images, has_references=bool(normal))
-  with table:
+  with contextlib.ExitStack() as stack:
+    table = stack.enter_context(
+      score_table.ScoreTable(writer.output, images, writer.columns)
+    )
+    regions = None
+    if "regions" in writer.save:
+      regions = stack.enter_context(region_files.RegionTables(writer.output))
     for number, result in enumerate(found, 1):
       if isinstance(result, str):
         if not skip_corrupt:
@@ -95,18 +204,16 @@ def predict(
         table.skip(f"not read: {result}")
         skipped.append(result)
         continue
-      predictions.save_overlay(output, result, threshold)
-      predictions.save_map(output, result)
-      table.add(result)
+      row = writer.write(result)
+      with stopping.postponed():
+        if regions and row.found:
+          size = result.detection.image_size
+          regions.add(str(row.values["image"]), size, row.found)
+        table.add(row)
       print(line(result), flush=True)
       labels.append(result.detection.label)
       reported.update(number)
-  print(summary(labels, threshold, len(normal)), f"Results: {output}")
-  if skipped:
-    print(f"Skipped {len(skipped)} images that could not be read:")
-    print("\n".join(f"  {message}" for message in skipped))
-  if searched.note:  # Printed before the first image as well.
-    print(searched.note)
+  return labels, skipped
 
 
 def score(
@@ -136,7 +243,8 @@ def line(result: predictions.ImageResult) -> str:
   """Return the line to print for an image."""
   found = result.detection
   path = file_names.shown(copies.origin(result.path))
-  text = f"{found.score:.4g}  {found.label:9}  {path}"
+  scores = f"{found.score:.4g}  {found.normalized_score:.2f}"
+  text = f"{scores}  {found.label:9}  {path}"
   if found.zero_shot_score is None:
     return text
   return f"{text}  (zero-shot {found.zero_shot_score:.4g})"
@@ -172,6 +280,19 @@ def define_flags() -> None:
   flags.DEFINE_float(
     "threshold", None, "Threshold that replaces the one stored with the run."
   )
+  flags.DEFINE_list(
+    "save",
+    None,
+    "Outputs to write: some of scores, overlays, maps, masks and regions. By "
+    "default all, masks and regions where there is a pixel threshold.",
+  )
+  flags.DEFINE_integer(
+    "overlay_side",
+    overlays.SIDE,
+    "Longest side of the image in an overlay, in pixels; 0: as the image.",
+    0,
+  )
+  tiling_lib.define_flags()
   flags.DEFINE_integer("batch_size", 8, "Images per call.", 1)
   flags.DEFINE_bool("skip_corrupt", False, "Skip images that cannot be read.")
 
@@ -200,6 +321,9 @@ def main(options: flags.FlagValues) -> None:
     limit=options.threshold,
     batch_size=options.batch_size,
     skip_corrupt=options.skip_corrupt,
+    save=options.save,
+    overlay_side=options.overlay_side,
+    tiling=tiling_lib.from_flags(options),
   )
 
 

@@ -10,9 +10,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from absl import flags
 from jaxtyping import Float, Float32
 
 _LARGEST_OVERLAP = 0.9
+_DEFAULT_OVERLAP = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Tiling:
   """
 
   size: int
-  overlap: float = 0.25
+  overlap: float = _DEFAULT_OVERLAP
 
   def __post_init__(self) -> None:
     if self.size < 1:
@@ -113,6 +115,38 @@ class Grid:
     rows, columns = self.axes
     row, column = divmod(number, len(columns.offsets))
     return rows.offsets[row], columns.offsets[column]
+
+
+def define_flags() -> None:
+  """Define the flags --tile and --tile_overlap; see `from_flags`."""
+  flags.DEFINE_integer(
+    "tile",
+    None,
+    "Side of tiles in pixels of the images, for large images with small "
+    "defects: each tile is resized to the size of the model, and the maps of "
+    "the tiles are merged. Default: the whole image is resized.",
+    lower_bound=1,
+  )
+  flags.DEFINE_float(
+    "tile_overlap",
+    _DEFAULT_OVERLAP,
+    "Share of a tile that the next one covers, at least.",
+    lower_bound=0,
+    upper_bound=_LARGEST_OVERLAP,
+  )
+
+
+def from_flags(options: flags.FlagValues) -> Tiling | None:
+  """Return the tiling of the flags of `define_flags`; None without --tile.
+
+  Raises:
+    ValueError: there is an overlap without a size, or a value is out of range.
+  """
+  if options.tile is not None:
+    return Tiling(options.tile, options.tile_overlap)
+  if options["tile_overlap"].present:
+    raise ValueError("--tile_overlap is that of tiles: give --tile, too.")
+  return None
 
 
 class MapMerger:

@@ -8,6 +8,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -23,6 +24,7 @@ _ANCHORS = np.array(
 )
 _OPACITY = 0.7  # Of the highest value; the surface stays visible through it.
 _OPACITY_POWER = 1.2  # Above 1: less opacity for low background values.
+_BLOCK = 1 << 18  # Pixels that are blended at once, to save memory.
 
 COLUMNS = ("image", "ground truth", "anomaly map", "overlay")
 TILE = 224  # Side in pixels.
@@ -65,10 +67,15 @@ def overlay(
   Raises:
     ValueError: `low` exceeds `high`.
   """
-  scaled = _scale(anomaly_map, low, high)
-  opacity = _OPACITY * scaled[..., None] ** _OPACITY_POWER
-  blend = (1.0 - opacity) * image + opacity * heat_colours(scaled)
-  return np.rint(blend).astype(np.uint8)
+  blended = np.empty_like(image)
+  step = max(1, _BLOCK // image.shape[1])
+  for top in range(0, len(image), step):
+    rows = slice(top, top + step)
+    scaled = _scale(anomaly_map[rows], low, high)
+    opacity = _OPACITY * scaled[..., None] ** _OPACITY_POWER
+    blend = (1.0 - opacity) * image[rows] + opacity * heat_colours(scaled)
+    blended[rows] = np.rint(blend)
+  return blended
 
 
 def example_strip(
@@ -141,9 +148,9 @@ def comparison_grid(
     top = _HEAD + i * _ROW
     for column, tile in enumerate(_tiles(image, mask, one_map, low, high)):
       canvas.paste(tile, (_left(column), top))
-    line = _shorten(caption, _font(_TEXT_SIZE), width - 2 * _MARGIN)
+    line = _shorten(caption, load_font(_TEXT_SIZE), width - 2 * _MARGIN)
     draw.text(
-      (_MARGIN, top + TILE + 15), line, _INK, _font(_TEXT_SIZE), anchor="lm"
+      (_MARGIN, top + TILE + 15), line, _INK, load_font(_TEXT_SIZE), anchor="lm"
     )
   return canvas
 
@@ -219,16 +226,16 @@ def _black_and_white(gt_mask):
 def _no_mask():
   tile = Image.new("RGB", (TILE, TILE), _EMPTY)
   ImageDraw.Draw(tile).text(
-    (TILE // 2, TILE // 2), "no mask", _FAINT, _font(_TEXT_SIZE), anchor="mm"
+    (TILE // 2, TILE // 2), "no mask", _FAINT, load_font(_TEXT_SIZE), anchor="mm"
   )
   return tile
 
 
 def _draw_head(canvas, draw, title, low, high):
   """Draw title and colour scale in one line, names of the columns below."""
-  font, small = _font(_TITLE_SIZE), _font(_TEXT_SIZE)
+  font, small = load_font(_TITLE_SIZE), load_font(_TEXT_SIZE)
   middle, right = _MARGIN + 10, canvas.width - _MARGIN
-  low_text, high_text = _scale_labels(low, high)
+  low_text, high_text = scale_labels(low, high)
   bar = right - round(small.getlength(high_text)) - _GAP - _BAR[0]
   draw.text((right, middle), high_text, _INK, small, anchor="rm")
   ramp = heat_colours(np.linspace(0.0, 1.0, _BAR[0]))
@@ -246,7 +253,7 @@ def _draw_head(canvas, draw, title, low, high):
     draw.text((_left(column), _HEAD - _GAP), name, _FAINT, small, anchor="ls")
 
 
-def _scale_labels(low, high):
+def scale_labels(low: float, high: float) -> tuple[str, str]:
   """Format both ends so that their distance has two significant digits."""
   span = high - low or 1.0
   decimals = max(0, 1 - math.floor(math.log10(span)))
@@ -257,7 +264,12 @@ def _left(column):
   return _MARGIN + column * (TILE + _GAP)
 
 
-def _font(size):
+def load_font(size: int) -> Any:
+  """Return the font of all figures, which has Latin characters only.
+
+  Args:
+    size: height of a line in pixels.
+  """
   return ImageFont.load_default(size=size)
 
 

@@ -108,14 +108,12 @@ class Detection:
 
   @functools.cached_property
   def regions(self) -> tuple[regions_lib.Region, ...]:
-    """Connected regions of `mask`, the largest peak first.
+    """Connected regions of `mask`, the largest peak first, at most 1000.
 
     Raises:
       ValueError: there is no pixel threshold.
     """
-    labels, _ = regions_lib.label(self.mask)
-    found = regions_lib.find(self.anomaly_map, labels)
-    return tuple(sorted(found, key=lambda each: -each.peak))
+    return regions_lib.find(self.anomaly_map, self.mask).regions
 
 
 class Detector:
