@@ -8,7 +8,8 @@ normal images of the same class) the images are compared with these references.
 Nothing is trained, so references may differ from call to call; the score
 without them is printed as well. With --ensemble=RUN,RUN --workdir is the new
 folder of an ensemble of runs, whose scores and maps are averaged. With
---tile=SIZE large images are scored in overlapping tiles.
+--tile=SIZE large images are scored in overlapping tiles. With --watch=FOLDER
+and no PATH, images are scored as they appear there, until Ctrl-C.
 
 Prints the score, the score on a scale on which the threshold is 0.5, and the
 label of each image. --save chooses what is written under --output:
@@ -50,6 +51,7 @@ from zsad_jax.runs import ensemble, ensemble_detector, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress, stopping
+from zsad_jax.watch import command, settings
 
 
 def predict(
@@ -270,6 +272,9 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "ensemble", [], "Folders of runs that --workdir combines from now on."
   )
+  flags.DEFINE_string(
+    "watch", None, "Score the images that appear in this folder, until Ctrl-C."
+  )
   flags.DEFINE_string("output", "predictions", "Folder for the results.")
   flags.DEFINE_string("class_name", "object", "Object class in the images.")
   flags.DEFINE_list(
@@ -299,6 +304,14 @@ def define_flags() -> None:
 
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
+  if options.watch is not None:
+    if options.arguments:
+      raise ValueError("--watch names the images; leave out other paths.")
+    if options.ensemble:
+      ensemble.write(options.workdir, options.ensemble)
+    command.run(options, line)
+    return
+  settings.refuse(pathlib.Path(options.output))
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
   if options.threshold is not None and not math.isfinite(options.threshold):

@@ -226,7 +226,11 @@ def _black_and_white(gt_mask):
 def _no_mask():
   tile = Image.new("RGB", (TILE, TILE), _EMPTY)
   ImageDraw.Draw(tile).text(
-    (TILE // 2, TILE // 2), "no mask", _FAINT, load_font(_TEXT_SIZE), anchor="mm"
+    (TILE // 2, TILE // 2),
+    "no mask",
+    _FAINT,
+    load_font(_TEXT_SIZE),
+    anchor="mm",
   )
   return tile
 

@@ -84,10 +84,11 @@ class Journal:
       flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
       self._descriptor = os.open(self._path, flags, 0o644)
     try:
-      end = 0
+      complete = 0
       for record, end in self._lines(mend=True):
         self._note(record)
-      os.ftruncate(self._descriptor, end)
+        complete = end
+      os.ftruncate(self._descriptor, complete)
       for table in self._tables:
         self._make(table)
     except BaseException:

@@ -6,47 +6,21 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from zsad_jax.reporting import predictions
+from zsad_jax.reporting import predictions, result_files
 from zsad_jax.runs import lock
 from zsad_jax.runs.detector import Detection
 from zsad_jax.runtime import file_names, mirror, stopping
-from zsad_jax.watch import settings
+from zsad_jax.watch import settings, tables
 from zsad_jax.watch.arrivals import Arrivals, Identity
 from zsad_jax.watch.journal import Journal, Table
 
 _RETRY = 5.0  # Seconds until a result is written again that was not.
 _WARM_UP_SIDE = 64  # Pixels of the images before the first one.
 _log = logging.getLogger(__name__)
-
-
-class Row(Protocol):
-  """Row of an image, see `result_files.ImageRow`."""
-
-  @property
-  def values(self) -> Mapping[str, Any]:
-    """Values by column."""
-    ...
-
-  @property
-  def regions(self) -> Sequence[Mapping[str, Any]]:
-    """Regions, JSON values."""
-    ...
-
-
-class Writer(Protocol):
-  """Writer of the files of an image, see `result_files.ResultWriter`."""
-
-  def write(self, result: predictions.ImageResult) -> Any:
-    """Write the files of an image; return its `Row`."""
-    ...
-
-  def unscored(self, path: str, status: str) -> Any:
-    """Return the `Row` of an image without a score."""
-    ...
 
 
 class _Unscored(str):
@@ -74,7 +48,7 @@ class Watcher:
   """
 
   detector: Any
-  writer: Writer
+  writer: result_files.ResultWriter
   folder: pathlib.Path
   output: pathlib.Path
   tables: Sequence[Table]
@@ -89,11 +63,16 @@ class Watcher:
     self._idle = False
     self._labels = {"normal": 0, "anomalous": 0, "": 0}
 
-  def run(self, checked: Mapping[str, Any]) -> None:
+  def run(
+    self,
+    checked: Mapping[str, Any],
+    prepare: Callable[[], object] = lambda: None,
+  ) -> None:
     """Score images until a signal.
 
     Args:
       checked: settings that all images of the folder share, see `settings`.
+      prepare: called once the folder of the results is known to be ours.
 
     Raises:
       Stopped: at a signal.
@@ -103,6 +82,7 @@ class Watcher:
     check_folders(self.folder, self.output)
     with lock.hold(self.output, "--output"):
       settings.check(self.output, checked)
+      prepare()
       with Journal(self.output, self.tables) as journal:
         if journal.count:
           print(f"{self.output} has the results of {journal.count} images.")
@@ -183,7 +163,7 @@ class Watcher:
         print(line, flush=True)
 
   def _score(self, images) -> list[Any]:
-    """Return a `Detection`, an `_Unscored` or why it is unreadable, for each."""
+    """Return for each a `Detection`, an `_Unscored` or why it is unreadable."""
     if not images:
       return []
     paths = [image.path for image in images]
@@ -214,8 +194,7 @@ class Watcher:
       row = self.writer.unscored(image.path, line)
     if not image.is_current:
       return ""  # The files would be those of another image.
-    values = {**row.values, "regions": [dict(each) for each in row.regions]}
-    self._journal.add(image, name, values)
+    self._journal.add(image, name, tables.record(row))
     self._labels[getattr(found, "label", "")] += 1
     return line
 
@@ -245,4 +224,3 @@ def check_folders(folder: pathlib.Path, output: pathlib.Path) -> None:
       f"--watch and --output are both {folder}; give another folder for the "
       "results."
     )
-

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from zsad_jax.reporting import score_table
 from zsad_jax.runtime import files
 
 FILE = "watch.json"
@@ -25,7 +26,7 @@ def check(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
   path = output / FILE
   wanted = json.loads(json.dumps(dict(settings)))
   if not path.exists():
-    for name in ("scores.csv", "scores.partial.csv"):
+    for name in (score_table.SCORES, score_table.PARTIAL_SCORES):
       if (output / name).exists():
         raise ValueError(
           f"{output / name} was written without --watch; choose another "

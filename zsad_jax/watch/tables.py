@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zsad_jax.reporting import region_files, result_files
+from zsad_jax.reporting import region_files, result_files, score_table
 from zsad_jax.watch.journal import Record, Table
 
-SCORES = "scores.csv"
-_REGIONS = "regions"  # Column with their number; in the journal, their list.
+# Column with the number of regions; in the journal, the list of them.
+_REGIONS, _COUNT = "regions", "region_count"
 
 
 def record(row: result_files.ImageRow) -> dict[str, Any]:
@@ -17,8 +17,12 @@ def record(row: result_files.ImageRow) -> dict[str, Any]:
     row: of an image; its regions are a list in the journal, None where they
       were not searched.
   """
-  searched = row.values.get(_REGIONS) is not None
-  return {**row.values, _REGIONS: row.regions if searched else None}
+  count = row.values.get(_REGIONS)
+  return {
+    **row.values,
+    _COUNT: count,
+    _REGIONS: None if count is None else row.regions,
+  }
 
 
 def make(columns: Sequence[str]) -> list[Table]:
@@ -27,7 +31,9 @@ def make(columns: Sequence[str]) -> list[Table]:
   Args:
     columns: of the table of scores, see `result_files.columns`.
   """
-  scores = Table(SCORES, columns, lambda line: [_cells(columns, line)])
+  scores = Table(
+    score_table.SCORES, columns, lambda line: [_cells(columns, line)]
+  )
   if _REGIONS not in columns:
     return [scores]
   regions = Table(region_files.CSV, region_files.COLUMNS, _region_rows)
@@ -36,8 +42,8 @@ def make(columns: Sequence[str]) -> list[Table]:
 
 def _cells(columns: Sequence[str], line: Record) -> list[str]:
   values = {name: line.get(name) for name in columns}
-  if values.get(_REGIONS) is not None:
-    values[_REGIONS] = len(line[_REGIONS])
+  if _REGIONS in values:
+    values[_REGIONS] = line.get(_COUNT)
   return result_files.ImageRow(values).cells()
 
 

@@ -1,0 +1,96 @@
+"""Detectors of commands that score images for a long time.
+
+Their thresholds are read once: what is stored in the run later has no effect.
+"""
+
+import hashlib
+import math
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from zsad_jax.datasets import image_files, index
+from zsad_jax.runs import detector as detector_lib
+from zsad_jax.runs import ensemble, ensemble_detector
+from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runtime import processes
+
+
+class Opened(NamedTuple):
+  """A detector and how it was made.
+
+  Attributes:
+    name: name of the run's configuration.
+    detector: the detector.
+    class_name: object class in the images.
+    references: the references.
+    settings: by flag, all that scores and labels depend on; JSON values.
+  """
+
+  name: str
+  detector: detector_lib.Detector
+  class_name: str
+  references: list[str]
+  settings: dict[str, Any]
+
+
+def from_flags(options: Any) -> Opened:
+  """Return the detector that the flags of a command ask for.
+
+  Args:
+    options: flags --workdir, --class_name, --references, --threshold and
+      --batch_size.
+
+  Raises:
+    ValueError, FileNotFoundError: a flag or a file is missing or invalid.
+  """
+  limit = options.threshold
+  if limit is not None and not math.isfinite(limit):
+    raise ValueError(f"--threshold is {limit}; expected a finite number.")
+  image_files.check_normal(options.references)
+  run = ensemble.load(options.workdir)
+  config: Any = run.config
+  normal = image_files.find(options.references) if options.references else []
+  limits = threshold_lib.read_or_replace(
+    run.workdir, few_shot=bool(normal), image_score=limit
+  )
+  detector = ensemble_detector.make_detector(
+    run,
+    class_name=options.class_name,
+    batch_size=options.batch_size,
+    limits=limits,
+  )
+  if normal:
+    detector = detector.with_references(normal)
+  settings = {
+    "--workdir": os.path.realpath(run.workdir),
+    "the step of the run": run.step,
+    "--class_name": options.class_name,
+    "--threshold": limits.image_score,
+    "the pixel threshold": limits.pixel,
+    "--references": [_described(path) for path in normal],
+  }
+  return Opened(config.name, detector, options.class_name, normal, settings)
+
+
+def check_alone(what: str) -> None:
+  """Refuse a run of several processes.
+
+  Args:
+    what: the flag or command, for the message.
+
+  Raises:
+    ValueError: there are several.
+  """
+  if (number := processes.count()) > 1:
+    raise ValueError(
+      f"{what} needs a single process, but {number} were started: start the "
+      "command once, without a launcher."
+    )
+
+
+def _described(path: str) -> str:
+  """Return the name of a reference and a digest of its file."""
+  file = pathlib.Path(index.file_and_box(path)[0])
+  digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+  return f"{os.path.basename(path)} {digest}"
