@@ -9,7 +9,10 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+from absl import flags
+
 from zsad_jax.datasets import image_files, index
+from zsad_jax.inference import tiling as tiling_lib
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import ensemble, ensemble_detector
 from zsad_jax.runs import threshold as threshold_lib
@@ -34,12 +37,26 @@ class Opened(NamedTuple):
   settings: dict[str, Any]
 
 
+def define_flags() -> None:
+  """Define the flags of a detector; --workdir is defined by the command."""
+  flags.DEFINE_string("class_name", "object", "Object class in the images.")
+  flags.DEFINE_list(
+    "references",
+    [],
+    "Normal images to compare with: images, folders, patterns or .txt lists.",
+  )
+  flags.DEFINE_float(
+    "threshold", None, "Threshold that replaces the one stored with the run."
+  )
+  tiling_lib.define_flags()
+
+
 def from_flags(options: Any) -> Opened:
   """Return the detector that the flags of a command ask for.
 
   Args:
-    options: flags --workdir, --class_name, --references, --threshold and
-      --batch_size.
+    options: those of `define_flags`, --workdir and, unless images are scored
+      one by one, --batch_size.
 
   Raises:
     ValueError, FileNotFoundError: a flag or a file is missing or invalid.
@@ -57,7 +74,7 @@ def from_flags(options: Any) -> Opened:
   detector = ensemble_detector.make_detector(
     run,
     class_name=options.class_name,
-    batch_size=options.batch_size,
+    batch_size=options["batch_size"].value if "batch_size" in options else 1,
     limits=limits,
   )
   if normal:

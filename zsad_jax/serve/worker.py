@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from zsad_jax.datasets import preprocess
+from zsad_jax.inference import regions as regions_lib
 from zsad_jax.reporting import overlays, region_files
 from zsad_jax.runs.detector import Detection
 from zsad_jax.serve import uploads
@@ -27,6 +28,10 @@ class Full(Exception):
 
 class Invalid(Exception):
   """The image cannot be scored; the message has the reason."""
+
+
+class Failed(Exception):
+  """The image has no result; the log has the reason."""
 
 
 class Job(NamedTuple):
@@ -90,12 +95,12 @@ class Worker:
 
     Raises:
       Full: as many images wait as may.
-      RuntimeError: the thread has ended.
+      Failed: the thread has ended.
     """
     job = Job(data, draw, concurrent.futures.Future())
     with self._changed:
       if not self.is_alive:
-        raise RuntimeError("The worker has ended.")
+        raise Failed
       if len(self._jobs) >= self._capacity:
         self._drop_cancelled()
       if len(self._jobs) >= self._capacity:
@@ -125,7 +130,7 @@ class Worker:
         left, self._jobs = self._jobs, collections.deque()
       for job in left:
         if job.answer.set_running_or_notify_cancel():
-          job.answer.set_exception(RuntimeError("The worker has ended."))
+          job.answer.set_exception(Failed())
 
   def _answer(self, job):
     """Score an image; no error ends the thread."""
@@ -137,8 +142,11 @@ class Worker:
       job.answer.set_exception(error)
     except Exception as error:
       _log.error("internal error: %s", _one_line(error))
-      # Without its traceback, which refers to the image.
-      job.answer.set_exception(RuntimeError("internal error"))
+      # Without the error's traceback, which refers to the image.
+      job.answer.set_exception(Failed())
+    except BaseException:  # The end of the thread.
+      job.answer.set_exception(Failed())
+      raise
 
   def _score(self, job) -> bytes:
     start = time.monotonic()
@@ -166,8 +174,10 @@ def values(found: Detection, seconds: float) -> dict[str, Any]:
     found: the result of an image.
     seconds: time that it took, without the queue.
   """
-  has_pixel = found.limits.pixel is not None
   height, width = found.image_size
+  regions = None
+  if found.limits.pixel is not None:
+    regions = regions_lib.find(found.anomaly_map, found.mask)
   return {
     "score": found.score,
     "normalized_score": found.normalized_score,
@@ -176,7 +186,8 @@ def values(found: Detection, seconds: float) -> dict[str, Any]:
     "normal_percentile": found.normal_percentile,
     "zero_shot_score": found.zero_shot_score,
     "pixel_threshold": found.limits.pixel,
-    "regions": region_files.records(found.found) if has_pixel else None,
+    "region_count": regions and regions.count,
+    "regions": regions and region_files.records(regions),
     "image_size": {"width": width, "height": height},
     "seconds": round(seconds, 4),
   }
