@@ -50,6 +50,7 @@ from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, stopping
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+TABLES = ("scores.csv", "regions.csv", "regions.json")
 SECONDS = 25.0  # A signal has to end a command within them.
 UNFINISHED = re.compile(
   r"error: .*(--workdir names|no complete checkpoint|training was not finished)"
@@ -209,7 +210,7 @@ def numbers(folder: pathlib.Path) -> dict[str, str]:
       for line in lines:
         line.pop("images_per_second", None)
       data = json.dumps(lines).encode()
-    elif path.name.startswith("threshold") or path.name == "scores.csv":
+    elif path.name.startswith("threshold") or path.name in TABLES:
       data = path.read_bytes().replace(bytes(folder), b"")
     elif path.suffix in (".npy", ".safetensors"):
       data = path.read_bytes()
@@ -238,13 +239,35 @@ def check_files(folder: pathlib.Path) -> None:
     elif path.suffix == ".safetensors":
       safetensors.numpy.load(data)
     elif path.name == "scores.csv":
-      rows = list(csv.DictReader(io.StringIO(data.decode())))
-      assert not any(None in (*r, *r.values()) for r in rows)
+      rows = read_csv(data)
       if "status" in rows[0]:  # Of `predict`.
         assert len(rows) == len(list((folder / "data").rglob("test/*/*.png")))
         assert all((r["status"] == "scored") == bool(r["score"]) for r in rows)
+        check_named(path.parent, [r for r in rows if r["score"]])
+    elif path.name == "scores.partial.csv":
+      rows = read_csv(data[: data.rfind(b"\n") + 1])
+      check_named(path.parent, [r for r in rows if r["score"]])
     elif path.suffix == ".html":
       assert data.endswith(b"</html>\n"), path
+
+
+def read_csv(data: bytes) -> list[dict[str, str]]:
+  """Return the rows of a table, which is complete."""
+  rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+  assert not any(None in (*r, *r.values()) for r in rows)
+  return rows
+
+
+def check_named(folder: pathlib.Path, rows: list[dict[str, str]]) -> None:
+  """Check that all files in a table of scores exist, and its regions."""
+  for row in rows:
+    for column in {"overlay", "map", "mask"} & row.keys():
+      assert pathlib.Path(row[column]).is_file(), row
+  regions = folder / "regions.csv"
+  if regions.is_file() and (folder / "scores.csv").is_file():
+    assert len(read_csv(regions.read_bytes())) == sum(
+      int(row["regions"]) for row in rows
+    )
 
 
 def interrupt(

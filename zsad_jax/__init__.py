@@ -14,7 +14,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from zsad_jax.runs.detector import Detection, Detector
+  from zsad_jax.runs.detection import Detection
+  from zsad_jax.runs.detector import Detector
   from zsad_jax.runs.ensemble_detector import load
 
 __version__ = "0.1.0"

@@ -46,12 +46,18 @@ from zsad_jax.reporting import (
   result_files,
   score_table,
 )
+from zsad_jax.runs import calibrations, ensemble, ensemble_detector, peers
 from zsad_jax.runs import detector as detector_lib
-from zsad_jax.runs import ensemble, ensemble_detector, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress, stopping
 from zsad_jax.watch import command, settings
+
+_TILE_NOTE = (
+  "warning: the threshold stored with the run was set for whole images, and "
+  "--tile changes scores. Set one for tiles by `zsad calibrate --name=NAME "
+  "--tile=SIZE` and use --calibration=NAME, or give --threshold."
+)
 
 
 def predict(
@@ -67,6 +73,7 @@ def predict(
   save: Sequence[str] | None = None,
   overlay_side: int = overlays.SIDE,
   tiling: tiling_lib.Tiling | None = None,
+  calibration: str | None = None,
 ) -> None:
   """Score all images, print a line for each and write the results.
 
@@ -83,16 +90,20 @@ def predict(
     save: outputs to write, see `result_files.choose`.
     overlay_side: longest side of an overlay's image in pixels; 0: the image's.
     tiling: tiles of large images; None for whole images.
+    calibration: name of a calibration of the run, which has thresholds,
+      references, class name and tiles of its own.
 
   Raises:
     ValueError, FileNotFoundError: a path or file is missing or invalid; the
       scores before it are kept.
   """
-  if save is not None:
-    result_files.check_names(save)
   searched = image_files.search(paths)
   images = searched.images
   normal = image_files.find(reference_paths) if reference_paths else []
+  if calibration:
+    stored = calibrations.read(run.workdir, calibration)
+    class_name = stored.class_name
+    normal = calibrations.reference_paths(run.workdir, stored)
   problem = "is scored and a reference: leave it out of one of them."
   duplicates.refuse(images, normal, problem)
   peers.check_images("the images to score", images)
@@ -105,6 +116,7 @@ def predict(
     batch_size=batch_size,
     save=save,
     tiling=tiling,
+    calibration=calibration,
   )
   predictions.check_replaces_no_image(output, images)
   found = score(detector, images, skip_corrupt=True)
@@ -136,28 +148,40 @@ def open_detector(
   run: run_lib.Run,
   normal: Sequence[str],
   *,
-  class_name: str,
-  limit: float | None,
-  batch_size: int,
-  save: Sequence[str] | None,
-  tiling: tiling_lib.Tiling | None,
+  class_name: str = "object",
+  limit: float | None = None,
+  batch_size: int = 8,
+  save: Sequence[str] | None = None,
+  tiling: tiling_lib.Tiling | None = None,
+  calibration: str | None = None,
 ) -> detector_lib.Detector:
   """Return the detector that the flags ask for.
 
   Args:
     run: a trained run.
-    normal: references, may be empty.
+    normal: references, may be empty; unused with a calibration.
     class_name: see `predict`.
     limit: see `predict`.
     batch_size: see `predict`.
     save: outputs to write, checked before references are encoded.
     tiling: see `predict`.
+    calibration: see `predict`.
 
   Raises:
     ValueError, FileNotFoundError: see `predict`.
   """
+  if calibration:
+    stored = calibrations.read(run.workdir, calibration)
+    result_files.choose(save, stored.threshold)
+    return ensemble_detector.from_calibration(
+      run, calibration, threshold=limit, batch_size=batch_size
+    )
   detector = ensemble_detector.make_detector(
-    run, class_name=class_name, threshold=limit, batch_size=batch_size
+    run,
+    class_name=class_name,
+    threshold=limit,
+    batch_size=batch_size,
+    tiling=tiling,
   )
   if not normal:
     return detector
@@ -298,6 +322,12 @@ def define_flags() -> None:
     0,
   )
   tiling_lib.define_flags()
+  flags.DEFINE_string(
+    "calibration",
+    None,
+    "Calibration to use, a --name of `zsad calibrate`: its thresholds, "
+    "references, class name and tiles.",
+  )
   flags.DEFINE_integer("batch_size", 8, "Images per call.", 1)
   flags.DEFINE_bool("skip_corrupt", False, "Skip images that cannot be read.")
 
@@ -314,17 +344,16 @@ def main(options: flags.FlagValues) -> None:
   settings.refuse(pathlib.Path(options.output))
   if not options.arguments:
     raise ValueError("No image given: name images, folders or patterns.")
-  if options.threshold is not None and not math.isfinite(options.threshold):
-    raise ValueError(
-      f"--threshold is {options.threshold}; expected a finite number."
-    )
-  image_files.check_normal(options.references)
+  check_options(options)
   if options.ensemble:
     ensemble.write(options.workdir, options.ensemble)
   run = ensemble.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):
     print(note)
+  tiling = tiling_lib.from_flags(options)
+  if tiling and options.threshold is None:
+    print(_TILE_NOTE)
   predict(
     run,
     options.arguments,
@@ -336,8 +365,32 @@ def main(options: flags.FlagValues) -> None:
     skip_corrupt=options.skip_corrupt,
     save=options.save,
     overlay_side=options.overlay_side,
-    tiling=tiling_lib.from_flags(options),
+    tiling=tiling,
+    calibration=options.calibration,
   )
+
+
+def check_options(options: flags.FlagValues) -> None:
+  """Check the flags before anything is read.
+
+  Raises:
+    ValueError: a value is invalid, or flags contradict each other.
+  """
+  if options.threshold is not None and not math.isfinite(options.threshold):
+    raise ValueError(
+      f"--threshold is {options.threshold}; expected a finite number."
+    )
+  if options.save is not None:
+    result_files.check_names(options.save)
+  if options.calibration is not None:
+    given = {
+      "references": bool(options.references),
+      "class_name": options["class_name"].present > 0,
+      "tile": options.tile is not None,
+      "tile_overlap": options["tile_overlap"].present > 0,
+    }
+    calibrations.check_alone(options.calibration, given)
+  image_files.check_normal(options.references)
 
 
 if __name__ == "__main__":

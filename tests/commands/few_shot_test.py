@@ -59,7 +59,7 @@ def run(request):
 
 
 def rows(path):
-  with path.open(newline="", encoding="utf-8") as file:
+  with path.open(newline="", encoding="utf-8-sig") as file:
     return list(csv.DictReader(file))
 
 

@@ -85,7 +85,8 @@ def workdir(tmp_path_factory):
   work.mkdir()
   run_lib.save_config(work, config)
   for name in (threshold_lib.FILE, threshold_lib.FEW_SHOT_FILE):
-    threshold_lib.Threshold(0.5, 0.0, 1.0, "test").write(work, name)
+    limits = threshold_lib.Threshold(0.5, 0.0, 1.0, "test", pixel=0.5)
+    limits.write(work, name)
 
   def load(workdir):
     config = run_lib.read_config(workdir)
@@ -203,7 +204,7 @@ class Case:
 
 
 def rows(path):
-  with open(path, newline="", encoding="utf-8") as file:
+  with open(path, newline="", encoding="utf-8-sig") as file:
     return list(csv.DictReader(file))
 
 
@@ -266,7 +267,13 @@ def check_predict(case, skip):
     assert len(scored) == len(expected) - len(bad)
   else:
     assert any(path in ended.err for path in map(_line, bad)), ended.err
-  assert len(os.listdir(case.out)) == 2 * len(scored) + 1
+  files = [r[k] for r in scored for k in ("overlay", "map", "mask")]
+  tables = ("scores.csv", "regions.csv", "regions.json")
+  assert {*map(printed, map(os.path.abspath, files))} == {*files}
+  assert {*map(os.path.basename, files), *tables} == {*os.listdir(case.out)}
+  assert len(files) == len({*files}) == 3 * len(scored)
+  numbers = [int(r["regions"]) for r in scored]
+  assert len(rows(os.path.join(case.out, "regions.csv"))) == sum(numbers)
   if not ended.err:  # Its own results are no images.
     case.run(predict, case.root, *flag, again=True)
     assert rows(os.path.join(case.out, "scores.csv")) == found

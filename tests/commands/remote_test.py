@@ -142,9 +142,10 @@ def test_predict_names_images_by_their_urls(trained, store, machine):
   assert ended.status == 0, ended
   images = [f"{DATA}/anomalous/{i}.png" for i in range(4)]
   output = store.root / "b/out"
-  with (output / "scores.csv").open(newline="") as file:
+  with (output / "scores.csv").open(newline="", encoding="utf-8-sig") as file:
     rows = [*csv.DictReader(file)]
   assert [row["image"] for row in rows] == images
+  assert rows[0]["overlay"] == "gs://b/out/0_overlay.png"
   assert all(image in ended.out for image in images)
   used = json.loads((output / "references.json").read_text())
   assert used == {"object": [f"{DATA}/normal/0.png"]}

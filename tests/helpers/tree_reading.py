@@ -54,8 +54,8 @@ def images_in(folder: str) -> list[str]:
     path = os.path.join(folder, name)
     if suffix.lower() not in SUFFIXES or not os.path.isfile(path):
       continue
-    drawn = name.endswith("_overlay.png")
-    if drawn and f"{stem.removesuffix('_overlay')}_map.npy" in names:
+    drawn = [k for k in ("_overlay", "_mask") if name.endswith(f"{k}.png")]
+    if drawn and f"{stem.removesuffix(drawn[0])}_map.npy" in names:
       continue
     if name == "preview.png" and "meta.json" in names:
       continue

@@ -175,10 +175,10 @@ def test_long_texts_stay_inside():
 
 
 def test_scale_labels():
-  assert figures._scale_labels(-1e-5, 0.9993) == ("0.00", "1.00")
-  assert figures._scale_labels(0.0131, 0.0299) == ("0.013", "0.030")
-  assert figures._scale_labels(-40.0, 1234.5) == ("-40", "1234")
-  assert figures._scale_labels(0.5, 0.5) == ("0.5", "0.5")
+  assert figures.scale_labels(-1e-5, 0.9993) == ("0.00", "1.00")
+  assert figures.scale_labels(0.0131, 0.0299) == ("0.013", "0.030")
+  assert figures.scale_labels(-40.0, 1234.5) == ("-40", "1234")
+  assert figures.scale_labels(0.5, 0.5) == ("0.5", "0.5")
 
 
 def test_bad_grids_are_refused():

@@ -235,16 +235,47 @@ def _fitted_mask(
 
 
 def resize_image(
-  image: Image.Image, size: int
+  image: Image.Image,
+  size: int,
+  box: tuple[float, float, float, float] | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
-  """Resize an RGB image; Pillow's bicubic filter is antialiased."""
-  return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+  """Resize an RGB image; Pillow's bicubic filter is antialiased.
+
+  Args:
+    image: the image.
+    size: side of the result in pixels.
+    box: left, upper, right and lower border of the part to resize, in pixels
+      of the image, which may be fractions; None: the whole image.
+  """
+  resample = Image.Resampling.BICUBIC
+  return np.array(image.resize((size, size), resample, box=box))
 
 
-def resize_mask(mask: Image.Image, size: int) -> UInt8[np.ndarray, "size size"]:
-  """Resize a mask of 0 and 255 and threshold it at one half."""
-  mask = mask.resize((size, size), Image.Resampling.BILINEAR)
+def resize_mask(
+  mask: Image.Image, size: int | tuple[int, int]
+) -> UInt8[np.ndarray, "h w"]:
+  """Resize a mask of 0 and 255 and threshold it at one half.
+
+  Args:
+    mask: the mask.
+    size: side of the result in pixels, or its height and width.
+  """
+  height, width = (size, size) if isinstance(size, int) else size
+  mask = mask.resize((width, height), Image.Resampling.BILINEAR)
   return (np.asarray(mask) / 255 > 0.5).astype(np.uint8)
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+  """Return height and width of a file's image, in the file's orientation.
+
+  Only the header is read, where the format has one.
+
+  Raises:
+    ValueError: the file is missing or corrupt.
+  """
+  with _decoding(path), _open_file(path) as (file, box):
+    left, top, right, bottom = box or (0, 0, *file.size)
+    return bottom - top, right - left
 
 
 @contextmanager

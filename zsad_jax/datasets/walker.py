@@ -39,7 +39,7 @@ _DOCUMENTS = frozenset(
 )
 RESULTS = "results of zsad_jax"
 _BROKEN = "broken links"
-_OVERLAY, _MAP = "_overlay.png", "_map.npy"
+_DRAWN, _MAP = ("_overlay.png", "_mask.png"), "_map.npy"  # Of `predict`.
 
 
 @dataclasses.dataclass
@@ -237,7 +237,9 @@ def _is_drawn(name, names, predicted):
   """Return whether a file was drawn by `predict` or `data synthesize`."""
   if name == "preview.png" and "meta.json" in names:
     return True
-  stem = name.removesuffix(_OVERLAY)
+  stem = name
+  for ending in _DRAWN:
+    stem = stem.removesuffix(ending)
   return stem != name and (predicted or f"{stem}{_MAP}" in names)
 
 
@@ -246,7 +248,7 @@ def _has_scores(path: Path, names) -> bool:
   for name in ("scores.csv", "scores.partial.csv"):
     if name in names:
       try:
-        with open(path / name, encoding="utf-8", errors="replace") as file:
+        with open(path / name, encoding="utf-8-sig", errors="replace") as file:
           if file.readline(64).startswith("image,score,label"):
             return True
       except OSError:  # It is no file, or cannot be read.

@@ -13,8 +13,8 @@ def mean_prediction(
   """Return the mean of scores and maps of several detectors.
 
   Args:
-    predictions: of the same b images: "anomaly_map" (b, s, s), where s may
-      differ between detectors, and "pred_score" (b,).
+    predictions: of the same b images: "anomaly_map" (b, m, n), where m and n
+      may differ between detectors, and "pred_score" (b,).
 
   Returns:
     The same of the ensemble, maps at the size of the largest ones.
@@ -26,21 +26,21 @@ def mean_prediction(
 
 def mean_maps(
   maps: Sequence[Float32[np.ndarray, "*b _ _"]],
-) -> Float32[np.ndarray, "*b s s"]:
-  """Return the mean of maps of several detectors, at the largest size."""
-  size = max(each.shape[-1] for each in maps)
-  return np.mean([_resize(each, size) for each in maps], axis=0)
+) -> Float32[np.ndarray, "*b m n"]:
+  """Return the mean of maps of several detectors, in the largest shape."""
+  shape = max((each.shape[-2:] for each in maps), key=np.prod)
+  return np.mean([_resize(each, shape) for each in maps], axis=0)
 
 
-def _resize(maps, size):
-  """Resize square maps (..., s, s) to a larger size, by bilinear weights."""
-  if maps.shape[-1] == size:
+def _resize(maps, shape):
+  """Resize maps (..., h, w) to a larger shape, by bilinear weights."""
+  if maps.shape[-2:] == shape:
     return maps
   flat = maps.reshape(-1, *maps.shape[-2:])
   resized = [
     np.asarray(
-      Image.fromarray(each).resize((size, size), Image.Resampling.BILINEAR)
+      Image.fromarray(each).resize(shape[::-1], Image.Resampling.BILINEAR)
     )
     for each in flat
   ]
-  return np.array(resized, np.float32).reshape(*maps.shape[:-2], size, size)
+  return np.array(resized, np.float32).reshape(*maps.shape[:-2], *shape)

@@ -13,6 +13,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from zsad_jax.datasets import preprocess
+from zsad_jax.inference import tile_stream
 from zsad_jax.runtime import copies
 
 # What a detector accepts; `check` has the details.
@@ -101,20 +102,58 @@ def decode(image: ImageInput, name: str, size: int) -> DecodedImage:
     size: side of the result in pixels.
 
   Raises:
-    ValueError: the image is missing, corrupt, too large or of an unsupported
-      mode.
+    ValueError: see `open_image`.
   """
-  if isinstance(image, (str, os.PathLike)):
-    opened = preprocess.open_image(copies.local(image))
-  elif isinstance(image, PIL.Image.Image):
-    with _PIL_LOCK:
-      opened = preprocess.convert_image(image, name)
-  else:
-    opened = preprocess.convert_image(PIL.Image.fromarray(image), name)
+  opened = open_image(image, name)
   return DecodedImage(
     pixels=preprocess.resize_image(opened, size),
     size=(opened.height, opened.width),
   )
+
+
+def open_image(image: ImageInput, name: str) -> PIL.Image.Image:
+  """Return one image as RGB in its own size.
+
+  Args:
+    image: checked by `check`.
+    name: name of the image in messages.
+
+  Raises:
+    ValueError: the image is missing, corrupt, too large or of an unsupported
+      mode.
+  """
+  if isinstance(image, (str, os.PathLike)):
+    return preprocess.open_image(copies.local(image))
+  if isinstance(image, PIL.Image.Image):
+    with _PIL_LOCK:
+      return preprocess.convert_image(image, name)
+  return preprocess.convert_image(PIL.Image.fromarray(image), name)
+
+
+def open_ahead(
+  images: Sequence[ImageInput],
+  names: Sequence[str],
+  *,
+  skip_corrupt: bool = False,
+) -> Iterator[tile_stream.Opened | str]:
+  """Open images in their own size; see `tile_stream.open_ahead`.
+
+  Args:
+    images: checked by `check_all`.
+    names: of the images in messages.
+    skip_corrupt: see `decode_batches`.
+  """
+
+  def load(number: int) -> tile_stream.Opened:
+    name = names[number]
+    return tile_stream.Opened(name, open_image(images[number], name))
+
+  return tile_stream.open_ahead(load, names, skip_corrupt=skip_corrupt)
+
+
+def digest(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+  """Return a digest of decoded pixels, equal for copies of an image."""
+  return tile_stream.new_digest(pixels).digest()
 
 
 def decode_batches(

@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -181,19 +182,36 @@ class Predictor:
       class_id: class of the references.
       batch_size: images per call.
     """
-    batch_size, parts = round_up(min(batch_size, len(images))), []
-    for first in range(0, len(images), batch_size):
-      chunk = images[first : first + batch_size]
+    batch_size = round_up(min(batch_size, len(images)))
+    chunks = (
+      images[first : first + batch_size]
+      for first in range(0, len(images), batch_size)
+    )
+    return self.build_memory_bank_of(chunks, class_id, batch_size=batch_size)
+
+  def build_memory_bank_of(
+    self, chunks: Iterable[np.ndarray], class_id: int, *, batch_size: int
+  ) -> Any:
+    """Return the memory bank of references that come in batches.
+
+    Args:
+      chunks: uint8 (n, s, s, 3), n from 1 to `batch_size`.
+      class_id: class of the references.
+      batch_size: images per call, a multiple of the number of devices.
+    """
+    parts = []
+    for chunk in chunks:
       padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
       batch = {
         "image": np.pad(chunk, padding),
         "class_id": np.full(batch_size, class_id, np.int32),
       }
-      parts.append(
-        distributed.all_gather(self.encode(distributed.local_slice(batch)))
+      found = distributed.all_gather(
+        self.encode(distributed.local_slice(batch))
       )
-    join = lambda *xs: np.concatenate(xs)[: len(images)]
-    features = jax.tree.map(join, *parts)
+      rows = slice(len(chunk))
+      parts.append(jax.tree.map(operator.itemgetter(rows), found))
+    features = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     return distributed.replicate(self._build_memory_bank(features), self._mesh)
 
   def predict(

@@ -110,7 +110,7 @@ def find(
   return Found(
     count=count,
     largest_area=int(measured.area.max(initial=0)),
-    regions=tuple(measured.region(i) for i in order),
+    regions=tuple(measured.region(i) for i in order.tolist()),
     labels=labels,
     numbers=tuple((order + 1).tolist()),
   )

@@ -45,6 +45,17 @@ class Tiling:
         f"[0, {_LARGEST_OVERLAP}]."
       )
 
+  @classmethod
+  def of(
+    cls, size: int | None, overlap: float = _DEFAULT_OVERLAP
+  ) -> "Tiling | None":
+    """Return the tiling of a size in pixels; None for whole images."""
+    return None if size is None else cls(size, overlap)
+
+  def describe(self) -> str:
+    """Return the tiling as text."""
+    return f"tiles of {self.size} px, overlap {self.overlap:g}"
+
   def grid(self, image_size: tuple[int, int], side: int) -> "Grid":
     """Return the tiles of an image.
 
@@ -61,7 +72,8 @@ class Tiling:
   def _axis(self, length: int, side: int) -> "Axis":
     """Return the positions of tiles along an axis of the image."""
     cells = max(side, round(length * side / min(self.size, length)))
-    step = side * (1 - self.overlap)
+    # A whole number: offsets, which are rounded, are at most this far apart.
+    step = max(1, math.floor(round(side * (1 - self.overlap), 6)))
     count = 1 + math.ceil((cells - side) / step)
     offsets = np.rint(np.linspace(0, cells - side, count)).astype(int)
     return Axis(length, cells, tuple(offsets.tolist()))
@@ -94,6 +106,12 @@ class Grid:
   side: int
   overlap: float
   axes: tuple[Axis, ...]
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Height and width of the merged map."""
+    rows, columns = self.axes
+    return rows.cells, columns.cells
 
   def __len__(self) -> int:
     rows, columns = self.axes
@@ -161,7 +179,7 @@ class MapMerger:
 
   def __init__(self, grid: Grid) -> None:
     self._grid = grid
-    self._map = np.zeros([axis.cells for axis in grid.axes], np.float32)
+    self._map = np.zeros(grid.shape, np.float32)
     self._window = _window(grid.side, grid.overlap)
     self._sums = [_sum_of_windows(axis, self._window) for axis in grid.axes]
     self._missing = set(range(len(grid)))

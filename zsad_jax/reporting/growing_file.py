@@ -7,9 +7,9 @@ from zsad_jax.runtime import distributed
 
 
 class GrowingFile:
-  """A text file that gets its final name when it is complete.
+  r"""A text file that gets its final name when it is complete.
 
-  It is UTF-8; bytes of file names that are not UTF-8 are escaped: "\\\\udcdf" is
+  It is UTF-8; bytes of file names that are not UTF-8 are escaped: "\udcdf" is
   0xdf. Of several processes, only the primary one writes.
 
   Args:

@@ -178,7 +178,7 @@ def _scale(low: float, high: float, pixel: float | None, font: Any, size: int):
     pen.text((left, top), low_text, _FAINT, font, anchor="la")
     pen.text((bar + length + space, top), high_text, _FAINT, font, anchor="la")
     canvas.paste(_ramp(length, round(0.8 * size)), (bar, top + size // 8))
-    if note is None:
+    if note is None or pixel is None:
       return
     share = (pixel - low) / (high - low or 1.0)
     at = bar + round(min(max(share, 0.0), 1.0) * (length - 1))

@@ -7,113 +7,30 @@ detections = few_shot(["photo.png", array])
 """
 
 import copy
-import dataclasses
 import functools
-import hashlib
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float32
-from PIL import Image
-from scipy import ndimage
 
 from zsad_jax import types
-from zsad_jax.inference import few_shot, inputs, predictor
-from zsad_jax.inference import regions as regions_lib
+from zsad_jax.inference import (
+  few_shot,
+  inputs,
+  predictor,
+  shrinking,
+  tile_stream,
+)
 from zsad_jax.inference.inputs import ImageInput, ImageInputs
+from zsad_jax.inference.tiling import Tiling
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
+from zsad_jax.runs.detection import Detection
 from zsad_jax.runtime import distributed
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Detection:
-  """Result for one image.
-
-  Attributes:
-    score: image-level anomaly score in [0, 1]; higher is more anomalous.
-    limits: thresholds of the score and of the pixels.
-    raw_map: unsmoothed anomaly map in [0, 1] at the resolution of the model: of
-      the whole image as a square, or merged from its tiles.
-    image_size: height and width of the image in pixels.
-    smooth_sigma: standard deviation of the Gaussian that smooths
-      `anomaly_map`, in pixels of `raw_map`.
-    zero_shot_score: score without the references; None for a detector without
-      references and for methods that require them.
-  """
-
-  score: float
-  limits: threshold_lib.Threshold = dataclasses.field(repr=False)
-  raw_map: Float32[np.ndarray, "m n"] = dataclasses.field(repr=False)
-  image_size: tuple[int, int]
-  smooth_sigma: float
-  zero_shot_score: float | None = None
-
-  @property
-  def label(self) -> Literal["normal", "anomalous"]:
-    """Label: "anomalous" where the score is at least the threshold."""
-    return "anomalous" if self.score >= self.threshold else "normal"
-
-  @property
-  def threshold(self) -> float:
-    """Decision threshold of the score."""
-    return self.limits.image_score
-
-  @property
-  def normalized_score(self) -> float:
-    """Score in [0, 1] on a scale on which the threshold is 0.5."""
-    return self.limits.normalized(self.score)
-
-  @property
-  def normal_percentile(self) -> float | None:
-    """Percentage of the normal images of the calibration with a lower score.
-
-    None where these are not known.
-    """
-    return self.limits.normal_percentile(self.score)
-
-  @functools.cached_property
-  def anomaly_map(self) -> Float32[np.ndarray, "h w"]:
-    """Smoothed anomaly map in [0, 1] at the size of the image.
-
-    It is computed on first access, by a Gaussian filter at the resolution of
-    the model and bilinear interpolation.
-    """
-    smooth = ndimage.gaussian_filter(self.raw_map, self.smooth_sigma)
-    height, width = self.image_size
-    resized = Image.fromarray(smooth).resize(
-      (width, height), Image.Resampling.BILINEAR
-    )
-    # Rounding can leave [0, 1].
-    return np.clip(np.asarray(resized), 0.0, 1.0)
-
-  @property
-  def mask(self) -> Bool[np.ndarray, "h w"]:
-    """Whether each pixel of the image is anomalous.
-
-    Raises:
-      ValueError: there is no pixel threshold.
-    """
-    if self.limits.pixel is None:
-      raise ValueError(
-        "The run has no pixel threshold: set one by `zsad calibrate` with "
-        "normal images."
-      )
-    return self.anomaly_map >= self.limits.pixel
-
-  @functools.cached_property
-  def regions(self) -> tuple[regions_lib.Region, ...]:
-    """Connected regions of `mask`, the largest peak first, at most 1000.
-
-    Raises:
-      ValueError: there is no pixel threshold.
-    """
-    return regions_lib.find(self.anomaly_map, self.mask).regions
 
 
 class Detector:
@@ -131,6 +48,7 @@ class Detector:
     threshold: float | None = None,
     batch_size: int = 8,
     limits: threshold_lib.Threshold | None = None,
+    tiling: Tiling | None = None,
   ):
     """Wrap a run that is loaded already.
 
@@ -139,8 +57,11 @@ class Detector:
       class_name: object class in the images, for methods whose text prompts
         contain it.
       threshold: decision threshold; None for the one of `limits`.
-      batch_size: largest number of images per call of the model.
+      batch_size: largest number of images, or of tiles, per call of the model.
       limits: thresholds of a calibration; None for those stored with the run.
+      tiling: score overlapping tiles of images and references: the maps of the
+        tiles are merged, and the score of an image is the largest one of its
+        tiles. None for whole images.
 
     Raises:
       ValueError: the threshold is NaN, or the batch size is not positive.
@@ -155,6 +76,8 @@ class Detector:
     self._threshold = threshold
     self._batch_size = batch_size
     self._given_limits = limits
+    self._tiling = tiling
+    self._shrinking = shrinking.ShrinkWarning()  # Also of its copies.
     self._few_shot: predictor.Predictor | None = None
     self._memory_bank: Any = None
     self._reference_digests: frozenset[bytes] = frozenset()
@@ -169,6 +92,11 @@ class Detector:
   def has_references(self) -> bool:
     """Whether images are compared with references."""
     return self._memory_bank is not None
+
+  @property
+  def tiling(self) -> Tiling | None:
+    """Size and overlap of tiles; None where whole images are scored."""
+    return self._tiling
 
   @property
   def threshold(self) -> float:
@@ -275,16 +203,30 @@ class Detector:
     model = self._few_shot_model
     if new._class_name != self._class_name:
       model = model.with_class_names([new._class_name])
+    with self._precision():
+      new._memory_bank, digests = self._build_memory_bank(model, images, names)
+    new._few_shot = model
+    new._reference_digests = frozenset(digests)
+    return new
+
+  def _build_memory_bank(self, model, images, names):
+    """Return the memory bank of references, and the digest of each."""
+    if self._tiling is not None:
+      return tile_stream.build_memory_bank(
+        model,
+        self._open(images, names),
+        0,
+        tiling=self._tiling,
+        side=self._config.image_size,
+        batch_size=self._batch_size,
+      )
     pixels = []
     for batch in self._decode(images, names, self._batch_size):
       pixels += [x.pixels for x in batch if not isinstance(x, str)]
-    with self._precision():
-      new._memory_bank = model.build_memory_bank(
-        np.stack(pixels), 0, batch_size=self._batch_size
-      )
-    new._few_shot = model
-    new._reference_digests = frozenset(map(_digest, pixels))
-    return new
+    bank = model.build_memory_bank(
+      np.stack(pixels), 0, batch_size=self._batch_size
+    )
+    return bank, list(map(inputs.digest, pixels))
 
   @functools.cached_property
   def _zero_shot_model(self):
@@ -316,42 +258,92 @@ class Detector:
 
   def _decode(self, images, names, batch_size, skip_corrupt=False):
     """Decode images at the resolution of the run, batch by batch."""
-    return inputs.decode_batches(
+    unnamed = iter(names)
+    for batch in inputs.decode_batches(
       images,
       names,
       image_size=self._config.image_size,
       batch_size=batch_size,
       skip_corrupt=skip_corrupt,
+    ):
+      for name, image in zip([next(unnamed) for _ in batch], batch):
+        if not isinstance(image, str):
+          self._check_size(name, image.size)
+      yield batch
+
+  def _open(self, images, names, skip_corrupt=False):
+    """Open images in their own size, one by one."""
+    for opened in inputs.open_ahead(images, names, skip_corrupt=skip_corrupt):
+      if not isinstance(opened, str):
+        size = opened.image.height, opened.image.width
+        self._check_size(opened.name, size)
+      yield opened
+      del opened  # Not kept while the next one is opened.
+
+  def _check_size(self, name, size):
+    """Warn once if an image is shrunk by a large factor."""
+    self._shrinking.check(
+      name,
+      size,
+      side=self._config.image_size,
+      patch_size=self._run.backbone.patch_size,
+      tiling=self._tiling,
     )
 
   def _stream(self, images, names, limits, skip_corrupt):
     """Yield positions with detections or messages; see `stream`."""
+    if self._tiling is None:
+      scored = self._score_images(images, names, skip_corrupt)
+    else:
+      scored = self._score_tiles(images, names, skip_corrupt, self._tiling)
+    for i, found in enumerate(scored):
+      if isinstance(found, str):
+        yield i, found
+        continue
+      if self.has_references and found.digest in self._reference_digests:
+        raise ValueError(
+          f"{names[i]} is one of the references: it would be compared with "
+          "itself. Score other images, or leave it out of the references."
+        )
+      yield i, self._detection(names[i], found.size, limits, found.predictions)
+
+  def _score_images(self, images, names, skip_corrupt):
+    """Yield the prediction of each image, resized as a whole, or a message."""
     size = self._config.image_size
     batch_size = predictor.round_up(min(self._batch_size, max(1, len(images))))
-    first = 0
     for batch in self._decode(images, names, batch_size, skip_corrupt):
       pixels = np.zeros((batch_size, size, size, 3), np.uint8)
       readable = [image for image in batch if not isinstance(image, str)]
       for row, image in enumerate(readable):
         pixels[row] = image.pixels
       # Also if none is readable: other processes may have read theirs.
-      rows = zip(*self._predict(pixels))
-      for i, image in enumerate(batch, first):
+      rows = tile_stream.rows(self._predict(pixels))
+      for image in batch:
         if isinstance(image, str):
-          yield i, image
-        elif self.has_references and _digest(image.pixels) in (
-          self._reference_digests
-        ):
-          raise ValueError(
-            f"{names[i]} is one of the references: it would be compared with "
-            "itself. Score other images, or leave it out of the references."
-          )
+          yield image
         else:
-          yield i, self._detection(names[i], image.size, limits, *next(rows))
-      first += len(batch)
+          yield tile_stream.Predicted(
+            image.size, next(rows), inputs.digest(image.pixels)
+          )
+
+  def _score_tiles(self, images, names, skip_corrupt, tiling):
+    """Yield the prediction of each image from its tiles, or a message."""
+
+    def run(tiles):
+      found, *zero_shot = self._predict(tiles)
+      scores = [{"pred_score": each["pred_score"]} for each in zero_shot]
+      return [found, *scores]
+
+    return tile_stream.predict(
+      self._open(images, names, skip_corrupt),
+      run,
+      tiling=tiling,
+      side=self._config.image_size,
+      batch_size=predictor.round_up(self._batch_size),
+    )
 
   def _predict(self, pixels):
-    """Return scores, maps and zero-shot scores (or Nones) of a batch."""
+    """Return predictions of a batch, with references and without."""
     model, banks = self._zero_shot_model, (None,)
     if self.has_references:
       model, banks = self._few_shot_model, (self._memory_bank,)
@@ -360,21 +352,21 @@ class Detector:
     batch = {"image": pixels, "class_id": np.zeros(len(pixels), np.int32)}
     with self._precision():
       features = model.encode(distributed.local_slice(batch))
-      result, *zero_shot = distributed.all_gather(
+      return distributed.all_gather(
         model.predict(self._run.params, self._run.stats, features, banks)
       )
-    none = [None] * len(pixels)
-    zero_shot_score = zero_shot[0]["pred_score"] if zero_shot else none
-    return result["pred_score"], result["anomaly_map"], zero_shot_score
 
-  def _detection(self, name, size, limits, score, raw_map, zero_shot_score):
+  def _detection(self, name, size, limits, predictions):
     """Return the result of an image.
 
     Raises:
       ValueError: a score or the map is not finite.
     """
-    scores = [score] if zero_shot_score is None else [score, zero_shot_score]
-    if not (np.isfinite(scores).all() and np.isfinite(raw_map).all()):
+    score, *zero_shot = [each["pred_score"] for each in predictions]
+    raw_map = predictions[0]["anomaly_map"]
+    if not (
+      np.isfinite([score, *zero_shot]).all() and np.isfinite(raw_map).all()
+    ):
       raise ValueError(
         f"{name}: the score or the anomaly map is not finite (NaN or "
         "infinity). The parameters of the run may be broken: train or convert "
@@ -386,10 +378,5 @@ class Detector:
       raw_map=np.asarray(raw_map, np.float32),
       image_size=size,
       smooth_sigma=float(self._config.smooth_sigma),
-      zero_shot_score=None if len(scores) == 1 else float(scores[1]),
+      zero_shot_score=float(zero_shot[0]) if zero_shot else None,
     )
-
-
-def _digest(pixels: np.ndarray) -> bytes:
-  """Return a digest of decoded pixels, equal for copies of an image."""
-  return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()

@@ -12,11 +12,12 @@ from jaxtyping import Float32
 
 from zsad_jax.inference import ensemble as inference
 from zsad_jax.inference.inputs import ImageInputs
+from zsad_jax.inference.tiling import Tiling
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import ensemble as ensemble_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runs.detector import Detection
+from zsad_jax.runs.detection import Detection
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class EnsembleDetection(Detection):
 
   Attributes:
     members: results of the members, with the limits of the ensemble. The
-      raw map is the mean of theirs, at the size of the largest one.
+      raw map is the mean of theirs, in the shape of the largest one.
   """
 
   members: tuple[Detection, ...] = ()
@@ -50,6 +51,7 @@ class EnsembleDetector(detector_lib.Detector):
     threshold: float | None = None,
     batch_size: int = 8,
     limits: threshold_lib.Threshold | None = None,
+    tiling: Tiling | None = None,
   ):
     """Wrap an ensemble that is loaded already; see `Detector`."""
     super().__init__(
@@ -58,6 +60,7 @@ class EnsembleDetector(detector_lib.Detector):
       threshold=threshold,
       batch_size=batch_size,
       limits=limits,
+      tiling=tiling,
     )
     self._members = [
       detector_lib.Detector(
@@ -65,9 +68,12 @@ class EnsembleDetector(detector_lib.Detector):
         class_name=class_name,
         threshold=0.0,  # Only the one of the ensemble is used.
         batch_size=batch_size,
+        tiling=tiling,
       )
       for member in run.members
     ]
+    for member in self._members:
+      member._shrinking = self._shrinking  # One warning of all.
 
   @property
   def has_references(self) -> bool:
@@ -109,7 +115,7 @@ def _mean(found, limits) -> EnsembleDetection:
   """Return the mean of the members' results for one image."""
   score = _mean_score([each.score for each in found])
   zero_shot = [each.zero_shot_score for each in found]
-  largest = max(found, key=lambda each: each.raw_map.shape[-1])
+  largest = max(found, key=lambda each: each.raw_map.size)
   return EnsembleDetection(
     score=score,
     limits=limits,
@@ -132,6 +138,7 @@ def make_detector(
   threshold: float | None = None,
   batch_size: int = 8,
   limits: threshold_lib.Threshold | None = None,
+  tiling: Tiling | None = None,
 ) -> detector_lib.Detector:
   """Return the detector of a run or an ensemble; see `load` and `Detector`."""
   is_ensemble = isinstance(run, ensemble_lib.Ensemble)
@@ -142,6 +149,7 @@ def make_detector(
     threshold=threshold,
     batch_size=batch_size,
     limits=limits,
+    tiling=tiling,
   )
 
 
@@ -151,6 +159,8 @@ def load(
   class_name: str = "object",
   threshold: float | None = None,
   batch_size: int = 8,
+  tile: int | None = None,
+  tile_overlap: float = 0.25,
 ) -> detector_lib.Detector:
   """Load a trained run for prediction.
 
@@ -162,7 +172,10 @@ def load(
     class_name: object class in the images, for methods whose text prompts
       contain it.
     threshold: decision threshold; None for the one stored with the run.
-    batch_size: largest number of images per call of the model.
+    batch_size: largest number of images, or of tiles, per call of the model.
+    tile: side in pixels of the overlapping tiles that images are scored by, for
+      large images with small defects; None for whole images.
+    tile_overlap: share of a tile that the next one covers, at least.
 
   Returns:
     A detector without references; see `Detector.with_references`.
@@ -177,4 +190,5 @@ def load(
     class_name=class_name,
     threshold=threshold,
     batch_size=batch_size,
+    tiling=Tiling.of(tile, tile_overlap),
   )
