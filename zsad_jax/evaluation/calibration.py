@@ -1,10 +1,12 @@
-"""Thresholds of image scores, from auxiliary or from normal images.
+"""Thresholds of scores and pixels, from auxiliary or from normal images.
 
-The threshold of a run maximises F1 on the auxiliary images; no target image is
-used. There is one without references, and one with a sampled reference per
-class where the auxiliary data sets have normal images to sample from.
+The thresholds of a run maximise F1 on the auxiliary images and on their pixels;
+no target image is used. There are those without references, and those with a
+sampled reference per class where the auxiliary data sets have normal images to
+sample from.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -45,31 +47,52 @@ def store(run: run_lib.Run) -> None:
     run, transductive_scores=False, few_shot=few_shot
   )
   found = {shots: [] for shots in (0, 1) if (zero_shot, few_shot)[shots]}
+  pixels: dict[int, streaming.PixelState] = {}
   for data in datasets:
     choices = [
       references.sample(data, shots=shots, seed=references.SEEDS[0])
       for shots in found
     ]
     for category in evaluator.categories(run.params, run.stats, data, choices):
-      # Only the range of the maps is kept: the histograms are large.
+      # The histograms are large: only their sum is kept.
       assert isinstance(category.pixel_metrics, StreamingPixelMetrics)
-      limits = map_range(category.pixel_metrics.state)
-      found[category.references.shots or 0].append(
-        (category.label, category.pred_score, limits)
+      state = category.pixel_metrics.state
+      shots = category.references.shots or 0
+      found[shots].append(
+        (category.label, category.pred_score, map_range(state))
       )
+      pixels[shots] = pixels[shots].merge(state) if shots in pixels else state
   places = [naming.place(name, config.data_root) for name in config.train_data]
   names = naming.names(places)
   source = "best F1 on the auxiliary images "
   source += f"({', '.join(names[place] for place in places)})"
   for shots, categories in found.items():
     suffix = " with one reference per class" if shots else ""
-    _threshold(categories, source + suffix).write(run.workdir, _FILES[shots])
+    stored = _threshold(categories, source + suffix)
+    pixel = pixel_f1_threshold(pixels[shots])
+    if pixel is not None:
+      stored = dataclasses.replace(
+        stored, pixel=pixel, pixel_source=stored.source
+      )
+    stored.write(run.workdir, _FILES[shots])
 
 
 def map_range(state: streaming.PixelState) -> tuple[float, float]:
   """Return robust limits of the colour scale of maps, given as histograms."""
   low, high = (state.quantile(fraction) for fraction in _MAP_RANGE)
   return low, high
+
+
+def pixel_f1_threshold(state: streaming.PixelState) -> float | None:
+  """Return the threshold of pixels with the best F1, of their histograms.
+
+  Returns:
+    Pixels of at least this value are labelled anomalous; None if no normal or
+    no anomalous pixel was counted, such as for data without masks.
+  """
+  if not (state.num_normal and state.num_anomalous):
+    return None
+  return state.curve().f1_threshold()
 
 
 def check_rate(rate: float) -> None:

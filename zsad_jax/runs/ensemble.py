@@ -107,6 +107,10 @@ def _write_threshold(folder, members, file):
   source = f"mean of the thresholds of {len(found)} runs"
   score, low, high = map(mean, names)
   stored = threshold_lib.Threshold(score, low, high, source)
+  if all(each.pixel is not None for each in found):
+    stored = dataclasses.replace(
+      stored, pixel=mean("pixel"), pixel_source=source
+    )
   stored.write(folder, file)
 
 

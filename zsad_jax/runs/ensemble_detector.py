@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from zsad_jax.inference import ensemble as inference
 from zsad_jax.inference.inputs import ImageInputs
 from zsad_jax.inference.tiling import Tiling
+from zsad_jax.runs import calibrations
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import ensemble as ensemble_lib
 from zsad_jax.runs import run as run_lib
@@ -153,6 +154,42 @@ def make_detector(
   )
 
 
+def from_calibration(
+  run: run_lib.Run,
+  name: str,
+  *,
+  threshold: float | None = None,
+  batch_size: int = 8,
+) -> detector_lib.Detector:
+  """Return the detector of a named calibration of a run or an ensemble.
+
+  It has the references, the class name, the tiles and the thresholds of the
+  calibration.
+
+  Args:
+    run: the run.
+    name: of the calibration, see `zsad_jax.calibrate`.
+    threshold: decision threshold of scores; None for that of the calibration.
+    batch_size: largest number of images per call of the model.
+
+  Raises:
+    FileNotFoundError: the run has no such calibration.
+    ValueError: the calibration is corrupt, or the run has changed since.
+  """
+  found = calibrations.read(run.workdir, name)
+  calibrations.check_run(run, found)
+  detector = make_detector(
+    run,
+    class_name=found.class_name,
+    threshold=threshold,
+    batch_size=batch_size,
+    limits=found.threshold,
+    tiling=found.tiling,
+  )
+  references = calibrations.reference_paths(run.workdir, found)
+  return detector.with_references(references) if references else detector
+
+
 def load(
   workdir: str | os.PathLike[str],
   *,
@@ -161,6 +198,7 @@ def load(
   batch_size: int = 8,
   tile: int | None = None,
   tile_overlap: float = 0.25,
+  calibration: str | None = None,
 ) -> detector_lib.Detector:
   """Load a trained run for prediction.
 
@@ -176,15 +214,29 @@ def load(
     tile: side in pixels of the overlapping tiles that images are scored by, for
       large images with small defects; None for whole images.
     tile_overlap: share of a tile that the next one covers, at least.
+    calibration: name of a calibration made by `zsad_jax.calibrate`, which has
+      its own references, class name and tiles; None: the thresholds of the run.
 
   Returns:
-    A detector without references; see `Detector.with_references`.
+    A detector, without references if there is no calibration; see
+    `Detector.with_references`.
 
   Raises:
-    FileNotFoundError: the folder holds no run, or the run has no checkpoint or
-      no weights. A missing threshold is an error when images are scored.
-    ValueError: the files do not match, or an argument is out of range.
+    FileNotFoundError: the folder holds no run, the run has no checkpoint or no
+      weights, or no such calibration. A missing threshold is an error when
+      images are scored.
+    ValueError: the files do not match, an argument is out of range or contained
+      in the calibration, or the run has changed since the calibration.
   """
+  if calibration is not None:
+    given = {"tile": tile is not None, "class_name": class_name != "object"}
+    calibrations.check_alone(calibration, given)
+    return from_calibration(
+      ensemble_lib.load(os.fspath(workdir)),
+      calibration,
+      threshold=threshold,
+      batch_size=batch_size,
+    )
   return make_detector(
     ensemble_lib.load(os.fspath(workdir)),
     class_name=class_name,

@@ -29,6 +29,7 @@ class Threshold:
       anomalous; None for a run that was trained before there was one.
     normal_scores: sorted scores of the normal images that it was set with;
       empty if it was set with other images.
+    pixel_source: description of how `pixel` was found.
   """
 
   image_score: float
@@ -37,6 +38,7 @@ class Threshold:
   source: str
   pixel: float | None = None
   normal_scores: tuple[float, ...] = ()
+  pixel_source: str = ""
 
   def normalized(self, score: float) -> float:
     """Return a score in [0, 1] on a scale on which the threshold is 0.5.
@@ -163,7 +165,7 @@ def from_values(
 
 def _checked(name, value, path, hint) -> Any:
   """Return the value of a field, after checking its type."""
-  if name == "source":
+  if name in ("source", "pixel_source"):
     if not isinstance(value, str):
       raise ValueError(f"{path}: {name} is {value!r}, expected text. {hint}")
     return value

@@ -34,7 +34,7 @@ _TOKEN = "token"
 _WRITTEN = ("workdir", "output", "export", "json")
 # Flags of what is only read; `copies.local` is called where they are used.
 _READ = ("data", "data_root", "root", "references", "anomalous", "images")
-_READ += ("source", "checkpoint", "arguments")
+_READ += ("anomalous_masks", "source", "checkpoint", "arguments")
 _active: dict[pathlib.Path, "Mirror"] = {}
 _log = logging.getLogger(__name__)
 

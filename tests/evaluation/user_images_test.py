@@ -1,0 +1,102 @@
+"""Rates of thresholds from normal images, and pixel thresholds from masks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsad_jax.evaluation import calibration, user_images
+from zsad_jax.metrics import exact, streaming
+from zsad_jax.runs.detection import Detection
+from zsad_jax.runs.threshold import Threshold
+
+LIMITS = Threshold(0.5, 0.0, 1.0, "test")
+
+
+def detection(score, raw_map, size=None):
+  raw_map = np.asarray(raw_map, np.float32)
+  size = size or raw_map.shape
+  return Detection(float(score), LIMITS, raw_map, size, 1.0)
+
+
+@pytest.mark.parametrize("rate, number", [(0.1, 19), (0.1, 25), (0.3, 7)])
+def test_new_normal_images_have_flagged_pixels_at_most_at_the_rate(
+  rate, number
+):
+  """A mean over 300 calibrations, each with maps that are interpolated.
+
+  The expected rate is floor(rate (n + 1)) / (n + 1), exactly, since maps are
+  continuous. With 10 new images of each calibration, the standard error of the
+  mean is below 0.015.
+  """
+  rng = np.random.default_rng(number)
+  flagged = []
+  for _ in range(300):
+    normal, new = user_images.Results(), user_images.Results()
+    for i in range(number + 10):
+      found = detection(rng.uniform(), rng.uniform(size=(3, 4)), (5, 9))
+      (normal if i < number else new).add(found)
+    for old, other in ((normal.peaks, new.peaks), (normal.scores, new.scores)):
+      value, _ = calibration.normal_threshold(old, rate)
+      flagged.append((other >= value).mean())
+  expected = np.floor(rate * (number + 1) + 1e-9) / (number + 1)
+  assert expected <= rate + 1e-9
+  np.testing.assert_allclose(np.mean(flagged[::2]), expected, atol=0.045)
+  np.testing.assert_allclose(np.mean(flagged[1::2]), expected, atol=0.045)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1, width=16), min_size=1, max_size=40), st.data())
+def test_as_many_images_as_the_rate_allows_reach_the_threshold(peaks, data):
+  """Brute force: the lowest float that k - 1 of n images reach, at most."""
+  rate = data.draw(st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5]))
+  results = user_images.UserImages(rate)
+  for peak in peaks:
+    results.add_normal(detection(peak, np.full((2, 2), peak)))
+  found = results.thresholds((0.0, 1.0))
+  maps = np.array([np.float32(p) for p in peaks])
+  allowed = max(1, int(rate * (len(peaks) + 1) + 1e-9)) - 1
+  candidates = [np.nextafter(p, np.float32(2)) for p in maps]
+  best = min(c for c in candidates if (maps >= c).sum() <= allowed)
+  assert found.pixel == found.image_score == best
+  warned = [x for x in results.remarks(found) if "too few" in x]
+  assert len(warned) == (rate * (len(peaks) + 1) < 1)
+  assert found.normal_scores == tuple(sorted(maps.tolist()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32))
+def test_masks_give_the_best_pixel_f1(seed):
+  rng = np.random.default_rng(seed)
+  results = user_images.UserImages(0.1, with_masks=True)
+  maps, truth = [], []
+  for kind in rng.integers(0, 3, 6).tolist() + [0, 1]:
+    found = detection(0.5, rng.integers(0, 9, (4, 5)) / 8)
+    mask = rng.uniform(size=(4, 5)) < 0.4
+    mask[0, 0] = True
+    if kind == 0:
+      results.add_normal(found)
+      mask[:] = False
+    else:
+      results.add_anomalous(found, mask if kind == 1 else None)
+    if kind < 2:
+      maps.append(found.anomaly_map)
+      truth.append(mask)
+  stored = results.thresholds((0.0, 1.0))
+  label, value = np.concatenate(truth).ravel(), np.concatenate(maps).ravel()
+  best, _ = exact.f1_max(label.astype(int), value)
+  flagged = value >= (stored.pixel or 0)
+  f1 = 2 * (flagged & label).sum() / (flagged.sum() + label.sum())
+  # Values of one bin, which differ by less than 1/4096, are one threshold.
+  assert f1 == pytest.approx(best, abs=0.02)
+  assert results.used_rate is None
+
+
+@pytest.mark.parametrize("marked", [(0, 0), (1, 0), (0, 1)])
+def test_pixels_of_one_kind_have_no_threshold(marked):
+  state = streaming.PixelState.init()
+  for is_anomalous in range(2):
+    if marked[is_anomalous]:
+      mask = np.full((1, 2, 2), bool(is_anomalous))
+      state.update(mask, np.ones((1, 2, 2), np.float32))
+  assert calibration.pixel_f1_threshold(state) is None
