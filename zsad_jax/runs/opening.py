@@ -13,8 +13,8 @@ from absl import flags
 
 from zsad_jax.datasets import image_files, index
 from zsad_jax.inference import tiling as tiling_lib
+from zsad_jax.runs import calibrations, ensemble, ensemble_detector
 from zsad_jax.runs import detector as detector_lib
-from zsad_jax.runs import ensemble, ensemble_detector
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import processes
 
@@ -46,48 +46,69 @@ def define_flags() -> None:
     "Normal images to compare with: images, folders, patterns or .txt lists.",
   )
   flags.DEFINE_float(
-    "threshold", None, "Threshold that replaces the one stored with the run."
+    "threshold", None, "Threshold that replaces the stored one."
+  )
+  flags.DEFINE_string(
+    "calibration", None, "Name of a calibration made by `zsad calibrate`."
   )
   tiling_lib.define_flags()
 
 
-def from_flags(options: Any) -> Opened:
+def from_flags(options: Any, *, batch_size: int) -> Opened:
   """Return the detector that the flags of a command ask for.
 
   Args:
-    options: those of `define_flags`, --workdir and, unless images are scored
-      one by one, --batch_size.
+    options: those of `define_flags`, and --workdir.
+    batch_size: largest number of images per call of the model.
 
   Raises:
     ValueError, FileNotFoundError: a flag or a file is missing or invalid.
   """
-  limit = options.threshold
+  limit, name = options.threshold, options.calibration
   if limit is not None and not math.isfinite(limit):
     raise ValueError(f"--threshold is {limit}; expected a finite number.")
+  tiling = tiling_lib.from_flags(options)
+  class_name = options.class_name
+  if name:
+    fixed = ("references", "class_name", "tile", "tile_overlap")
+    given = {flag: bool(options[flag].present) for flag in fixed}
+    calibrations.check_alone(name, given)
   image_files.check_normal(options.references)
   run = ensemble.load(options.workdir)
   config: Any = run.config
-  normal = image_files.find(options.references) if options.references else []
-  limits = threshold_lib.read_or_replace(
-    run.workdir, few_shot=bool(normal), image_score=limit
-  )
-  detector = ensemble_detector.make_detector(
-    run,
-    class_name=options.class_name,
-    batch_size=options["batch_size"].value if "batch_size" in options else 1,
-    limits=limits,
-  )
-  if normal:
-    detector = detector.with_references(normal)
+  if name:
+    stored = calibrations.read(run.workdir, name)
+    class_name, tiling = stored.class_name, stored.tiling
+    normal = calibrations.reference_paths(run.workdir, stored)
+    detector = ensemble_detector.from_calibration(
+      run, name, threshold=limit, batch_size=batch_size
+    )
+  else:
+    found = image_files.find(options.references) if options.references else []
+    normal = list(found)
+    detector = ensemble_detector.make_detector(
+      run,
+      class_name=class_name,
+      batch_size=batch_size,
+      limits=threshold_lib.read_or_replace(
+        run.workdir, few_shot=bool(normal), image_score=limit
+      ),
+      tiling=tiling,
+    )
+    if normal:
+      detector = detector.with_references(normal)
   settings = {
     "--workdir": os.path.realpath(run.workdir),
-    "the step of the run": run.step,
-    "--class_name": options.class_name,
-    "--threshold": limits.image_score,
-    "the pixel threshold": limits.pixel,
+    "the digest of the run": calibrations.run_digest(run),
+    "--calibration": name,
+    "--class_name": class_name,
+    "--threshold": detector.limits.image_score,
+    "the pixel threshold": detector.limits.pixel,
+    "--tile": tiling and tiling.size,
+    "--tile_overlap": tiling and tiling.overlap,
     "--references": [_described(path) for path in normal],
   }
-  return Opened(config.name, detector, options.class_name, normal, settings)
+  return Opened(config.name, detector, class_name, normal, settings)
 
 
 def check_alone(what: str) -> None:
