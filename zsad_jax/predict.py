@@ -46,7 +46,13 @@ from zsad_jax.reporting import (
   result_files,
   score_table,
 )
-from zsad_jax.runs import calibrations, ensemble, ensemble_detector, peers
+from zsad_jax.runs import (
+  calibrations,
+  ensemble,
+  ensemble_detector,
+  opening,
+  peers,
+)
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -300,15 +306,7 @@ def define_flags() -> None:
     "watch", None, "Score the images that appear in this folder, until Ctrl-C."
   )
   flags.DEFINE_string("output", "predictions", "Folder for the results.")
-  flags.DEFINE_string("class_name", "object", "Object class in the images.")
-  flags.DEFINE_list(
-    "references",
-    [],
-    "Normal images to compare with: images, folders, patterns or .txt lists.",
-  )
-  flags.DEFINE_float(
-    "threshold", None, "Threshold that replaces the one stored with the run."
-  )
+  opening.define_flags()
   flags.DEFINE_list(
     "save",
     None,
@@ -321,39 +319,32 @@ def define_flags() -> None:
     "Longest side of the image in an overlay, in pixels; 0: as the image.",
     0,
   )
-  tiling_lib.define_flags()
-  flags.DEFINE_string(
-    "calibration",
-    None,
-    "Calibration to use, a --name of `zsad calibrate`: its thresholds, "
-    "references, class name and tiles.",
-  )
-  flags.DEFINE_integer("batch_size", 8, "Images per call.", 1)
   flags.DEFINE_bool("skip_corrupt", False, "Skip images that cannot be read.")
 
 
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
-  if options.watch is not None:
-    if options.arguments:
-      raise ValueError("--watch names the images; leave out other paths.")
-    if options.ensemble:
-      ensemble.write(options.workdir, options.ensemble)
-    command.run(options, line)
-    return
-  settings.refuse(pathlib.Path(options.output))
-  if not options.arguments:
-    raise ValueError("No image given: name images, folders or patterns.")
+  if options.watch is None:
+    settings.refuse(pathlib.Path(options.output))
+  if bool(options.arguments) == (options.watch is not None):
+    raise ValueError(
+      "--watch names the folder of the images; leave out other paths."
+      if options.arguments
+      else "No image given: name images, folders or patterns."
+    )
   check_options(options)
   if options.ensemble:
     ensemble.write(options.workdir, options.ensemble)
+  tiling = tiling_lib.from_flags(options)
+  if tiling and options.threshold is None:
+    print(_TILE_NOTE)
+  if options.watch is not None:
+    command.run(options, line)
+    return
   run = ensemble.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):
     print(note)
-  tiling = tiling_lib.from_flags(options)
-  if tiling and options.threshold is None:
-    print(_TILE_NOTE)
   predict(
     run,
     options.arguments,

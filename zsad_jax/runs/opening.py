@@ -4,6 +4,7 @@ Their thresholds are read once: what is stored in the run later has no effect.
 """
 
 import hashlib
+import logging
 import math
 import os
 import pathlib
@@ -11,12 +12,15 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from zsad_jax import backbones
 from zsad_jax.datasets import image_files, index
 from zsad_jax.inference import tiling as tiling_lib
 from zsad_jax.runs import calibrations, ensemble, ensemble_detector
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import processes
+
+_log = logging.getLogger(__name__)
 
 
 class Opened(NamedTuple):
@@ -46,20 +50,23 @@ def define_flags() -> None:
     "Normal images to compare with: images, folders, patterns or .txt lists.",
   )
   flags.DEFINE_float(
-    "threshold", None, "Threshold that replaces the stored one."
+    "threshold", None, "Threshold that replaces the one stored with the run."
   )
   flags.DEFINE_string(
-    "calibration", None, "Name of a calibration made by `zsad calibrate`."
+    "calibration",
+    None,
+    "Calibration to use, a --name of `zsad calibrate`: its thresholds, "
+    "references, class name and tiles.",
   )
   tiling_lib.define_flags()
+  flags.DEFINE_integer("batch_size", 8, "Images, or tiles, per call.", 1)
 
 
-def from_flags(options: Any, *, batch_size: int) -> Opened:
+def from_flags(options: Any) -> Opened:
   """Return the detector that the flags of a command ask for.
 
   Args:
     options: those of `define_flags`, and --workdir.
-    batch_size: largest number of images per call of the model.
 
   Raises:
     ValueError, FileNotFoundError: a flag or a file is missing or invalid.
@@ -76,12 +83,14 @@ def from_flags(options: Any, *, batch_size: int) -> Opened:
   image_files.check_normal(options.references)
   run = ensemble.load(options.workdir)
   config: Any = run.config
+  if note := backbones.note(config.backbone.name):
+    _log.info(note)
   if name:
     stored = calibrations.read(run.workdir, name)
     class_name, tiling = stored.class_name, stored.tiling
     normal = calibrations.reference_paths(run.workdir, stored)
     detector = ensemble_detector.from_calibration(
-      run, name, threshold=limit, batch_size=batch_size
+      run, name, threshold=limit, batch_size=options.batch_size
     )
   else:
     found = image_files.find(options.references) if options.references else []
@@ -89,7 +98,7 @@ def from_flags(options: Any, *, batch_size: int) -> Opened:
     detector = ensemble_detector.make_detector(
       run,
       class_name=class_name,
-      batch_size=batch_size,
+      batch_size=options.batch_size,
       limits=threshold_lib.read_or_replace(
         run.workdir, few_shot=bool(normal), image_score=limit
       ),

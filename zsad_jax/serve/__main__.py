@@ -106,7 +106,7 @@ def main(options: flags.FlagValues) -> None:
       f"by --token_file or {environment.TOKEN}, or listen at 127.0.0.1 only."
     )
   bound = server.bind(options.host, options.port)
-  opened = opening.from_flags(options, batch_size=1)
+  opened = opening.from_flags(options)
   _warm_up(opened.detector)
   scorer = worker.Worker(opened.detector, options.queue)
   scorer.start()

@@ -29,7 +29,7 @@ def run(
   loop.check_folders(folder, output)
   if options.save is not None:
     result_files.check_names(options.save)
-  opened = opening.from_flags(options, batch_size=options.batch_size)
+  opened = opening.from_flags(options)
   limits = opened.detector.limits
   save = result_files.choose(options.save, limits)
   if options.save is None and limits.pixel is None:
