@@ -1,6 +1,7 @@
 """The predict command: files written, and errors."""
 
 import csv
+import json
 import pathlib
 import subprocess
 import sys
@@ -10,11 +11,15 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from tests.commands import fuzz_test
 from tests.helpers import small_run
+from tests.reporting import result_files_test
 from zsad_jax import predict, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.datasets import image_files
 from zsad_jax.evaluation import calibration
+from zsad_jax.runs import calibrations, ensemble_detector
+from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
@@ -39,7 +44,7 @@ def run(tmp_path_factory):
 
 
 def read(output):
-  with (output / "scores.csv").open(newline="", encoding="utf-8") as file:
+  with (output / "scores.csv").open(newline="", encoding="utf-8-sig") as file:
     return list(csv.DictReader(file))
 
 
@@ -57,9 +62,101 @@ def test_a_folder_gives_scores_maps_and_overlays(run, tmp_path, capsys):
     raw = np.load(tmp_path / f"{i}_map.npy")
     assert raw.shape == (32, 32) and raw.dtype == np.float32
     assert 0 <= raw.min() and raw.max() <= 1
-    assert Image.open(tmp_path / f"{i}_overlay.png").size == (40, 40)
+    width, height = Image.open(tmp_path / f"{i}_overlay.png").size
+    assert width >= 40 and height > 40  # With a caption.
   out = capsys.readouterr().out
   assert "4 images" in out and "best F1 on the auxiliary images" in out
+
+
+def test_all_outputs_are_those_of_the_python_interface(run, tmp_path, capsys):
+  path = str(run.workdir / "parts" / "anomalous")
+  predict.predict(run, [path], tmp_path)
+  printed = capsys.readouterr().out.splitlines()
+  detector, masks = ensemble_detector.make_detector(run), {}
+  for row in read(tmp_path):
+    found = detector(row["image"])
+    score = f"{found.score:.4g}  {found.normalized_score:.2f}  {found.label}"
+    assert any(x.startswith(score) and row["image"] in x for x in printed)
+    masks[row["image"]] = mask = np.asarray(Image.open(row["mask"])) == 255
+    close = abs(found.anomaly_map - found.limits.pixel) < 1e-5
+    agree = (mask == found.mask) | close
+    assert agree.all()
+    assert int(row["regions"]) > 0 < int(row["largest_region_area"])
+    np.testing.assert_allclose(np.load(row["map"]), found.raw_map, atol=1e-5)
+    assert float(row["normalized_score"]) == pytest.approx(
+      found.normalized_score, abs=1e-4
+    )
+    assert row["status"] == "scored" and Image.open(row["overlay"])
+  assert len(masks) == 4
+  result_files_test.check_tables(tmp_path, masks)
+
+
+def test_masks_without_a_pixel_threshold(run, tmp_path, capsys, monkeypatch):
+  limits = threshold_lib.Threshold(0.5, 0.0, 1.0, "old")
+  monkeypatch.setattr(threshold_lib, "read", lambda *_, **__: limits)
+  images = [str(run.workdir / "parts/normal/0.png")]
+  predict.predict(run, images, tmp_path)
+  assert "note: masks and regions are left out" in capsys.readouterr().out
+  names = {path.name for path in tmp_path.iterdir()}
+  assert names == {"scores.csv", "0_overlay.png", "0_map.npy"}
+  predict.predict(run, images, tmp_path / "b", save=["scores", "maps"])
+  assert "note:" not in capsys.readouterr().out
+  assert len([*(tmp_path / "b").iterdir()]) == 2
+  monkeypatch.setattr(detector_lib.Detector, "_predict", None)
+  monkeypatch.setattr(detector_lib.Detector, "with_references", None)
+  for references in ([], [str(run.workdir / "parts/normal/1.png")]):
+    with pytest.raises(ValueError, match="masks and regions need a pixel"):
+      predict.predict(
+        run,
+        images,
+        tmp_path / "c",
+        save=["regions"],
+        reference_paths=references,
+      )
+  assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--save=scores,heat"], "--save: 'heat' is unknown"),
+    (["--calibration=line3", "--references=good"], "has its own references"),
+    (["--calibration=line3", "--class_name=object"], "has its own class_name"),
+    (["--calibration=line3", "--tile=64"], "has its own tile:"),
+  ],
+)
+def test_flags_that_are_refused_at_once(arguments, message):
+  ended = fuzz_test.run(predict, "--workdir=none", "a.png", *arguments)
+  assert ended.status == 1 and message in ended.err, ended
+
+
+def test_a_calibration_has_its_references_and_thresholds(run, tmp_path, capsys):
+  normal = [str(run.workdir / f"parts/normal/{i}.png") for i in (0, 1)]
+  limits = threshold_lib.Threshold(
+    0.4, 0.0, 1.0, "set", pixel=0.3, normal_scores=(0.0, 0.9)
+  )
+  stored = calibrations.Calibration(
+    name="line3",
+    threshold=limits,
+    class_name="bolt",
+    tiling=None,
+    references=calibrations.describe_references(normal),
+    rate=0.05,
+    num_normal=2,
+    num_anomalous=0,
+    date=calibrations.now(),
+    run_digest=calibrations.run_digest(run),
+  )
+  calibrations.write(run.workdir, stored, overwrite=True)
+  images = [str(run.workdir / "parts/normal/3.png")]
+  predict.predict(run, images, tmp_path, calibration="line3")
+  (row,) = read(tmp_path)
+  assert float(row["threshold"]) == 0.4
+  assert float(row["normal_percentile"]) == 50.0
+  assert row["zero_shot_score"] and row["mask"] and row["regions"]
+  listed = json.loads((tmp_path / "references.json").read_text())["bolt"]
+  assert listed == calibrations.reference_paths(run.workdir, stored)
+  assert "2 references" in capsys.readouterr().out
 
 
 def test_batch_size_changes_nothing(run, tmp_path):

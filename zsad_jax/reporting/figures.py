@@ -4,6 +4,7 @@ All maps of a grid share one scale, so that rows can be compared: a map scaled
 to its own extremes shows bright spots even in a normal image.
 """
 
+import functools
 import io
 import math
 import os
@@ -268,6 +269,7 @@ def _left(column):
   return _MARGIN + column * (TILE + _GAP)
 
 
+@functools.cache
 def load_font(size: int) -> Any:
   """Return the font of all figures, which has Latin characters only.
 
