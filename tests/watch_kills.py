@@ -1,6 +1,6 @@
 """Images that arrive while `predict --watch` is stopped again and again.
 
-python -m tests.watch_kills --workdir=RUN [--images=1000] [--kills=10]
+python -m tests.watch_kills --run=DIR [--images=1000] [--kills=10]
 
 It takes minutes, so its file name keeps it out of the default test run. One
 process writes the images: complete by a renaming, slowly, cut off and completed
@@ -236,7 +236,7 @@ def main(_):
   begin = time.monotonic()
   feeder = interruption.Process(lambda: camera.run(options.images), base / "f")
   for i in range(options.kills):
-    process = watch(options.workdir, folder, output, base / "log")
+    process = watch(options.run, folder, output, base / "log")
     number = interruption.SIGNALS[i % 3]
     process.wait(rng.uniform(1, options.longest))
     text = (base / "log").read_text()
@@ -256,7 +256,7 @@ def main(_):
       flush=True,
     )
     check_files(output) if output.exists() else None
-  process = watch(options.workdir, folder, output, base / "log")
+  process = watch(options.run, folder, output, base / "log")
   while feeder.poll() is None or len(lines(journal)) < len(lines(log)):
     assert process.poll() is None, (base / "log").read_text()
     assert feeder.poll() in (None, 0), (base / "f").read_text()
@@ -274,7 +274,7 @@ def main(_):
 
 if __name__ == "__main__":
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+  flags.DEFINE_string("run", None, "Folder of the run.", required=True)
   flags.DEFINE_integer("images", 1000, "Number of images.", 1)
   flags.DEFINE_integer("kills", 10, "Interruptions.", 0)
   flags.DEFINE_float("longest", 30.0, "Seconds until a kill, at most.", 1.0)

@@ -106,18 +106,22 @@ def from_flags(options: Any) -> Opened:
     )
     if normal:
       detector = detector.with_references(normal)
-  settings = {
+  settings = _settings(run, detector, tiling, normal)
+  settings |= {"--calibration": name, "--class_name": class_name}
+  return Opened(config.name, detector, class_name, normal, settings)
+
+
+def _settings(run, detector, tiling, normal) -> dict[str, Any]:
+  """Return the settings that do not come from one flag."""
+  return {
     "--workdir": os.path.realpath(run.workdir),
     "the digest of the run": calibrations.run_digest(run),
-    "--calibration": name,
-    "--class_name": class_name,
     "--threshold": detector.limits.image_score,
     "the pixel threshold": detector.limits.pixel,
     "--tile": tiling and tiling.size,
     "--tile_overlap": tiling and tiling.overlap,
     "--references": [_described(path) for path in normal],
   }
-  return Opened(config.name, detector, class_name, normal, settings)
 
 
 def check_alone(what: str) -> None:

@@ -308,19 +308,12 @@ def _end_late(number: int, start: float, session: object) -> None:
 
 
 class Deferred:
-  """Context in which a signal sets a flag instead of raising `Stopped`.
-
-  Args:
-    line: printed at the signal.
-  """
-
-  def __init__(self, line: bytes = _AFTER_STEP) -> None:
-    self._line = line
+  """Context in which a signal sets a flag instead of raising `Stopped`."""
 
   def __enter__(self) -> "Deferred":
     self._stack = contextlib.ExitStack()
     self._stack.enter_context(handled())
-    _state.deferred = self._line
+    _state.deferred = _AFTER_STEP
     return self
 
   def __exit__(self, *error: object) -> None:
@@ -363,7 +356,7 @@ class Deferred:
         _raise()
       yield
     finally:
-      _state.deferred = self._line
+      _state.deferred = _AFTER_STEP
 
 
 @contextlib.contextmanager

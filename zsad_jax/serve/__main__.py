@@ -122,7 +122,7 @@ def main(options: flags.FlagValues) -> None:
     token=token,
     overlay_side=options.overlay_side,
   )
-  with stopping.Deferred(server.STOPPING) as stop:
+  with stopping.Deferred() as stop:
     listening = server.Server(
       application,
       lambda: stop.requested,

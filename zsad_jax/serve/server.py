@@ -14,7 +14,6 @@ import uvicorn
 _END_SECONDS = 5  # For the requests that wait when the service is stopped.
 _KEEP_ALIVE = 5  # Seconds until an idle connection is closed.
 _SPARE = 64  # Connections in addition to those that may send and wait.
-STOPPING = b"Stopping: the images that wait are scored first.\n"
 
 
 def is_loopback(host: str) -> bool:
