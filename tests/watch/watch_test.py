@@ -261,6 +261,29 @@ def test_an_image_that_changes_while_it_is_scored_is_scored_again(tmp_path):
   assert len(list(session.output.glob("*_overlay.png"))) == 1
 
 
+def test_an_image_that_changes_before_it_is_decoded_leaves_no_files(tmp_path):
+  """The list shows the incomplete file, the detector reads the complete one."""
+  with Session(tmp_path) as session:
+    path = write(session.folder / "a.png")
+    data = path.read_bytes()
+    path.write_bytes(data[:-40])
+    write(session.folder / "a.bmp")
+    session.watcher.step()
+    stream = session.detector.stream
+
+    def late(images, **options):
+      if path.stat().st_size < len(data):
+        path.write_bytes(data)
+      return stream(images, **options)
+
+    session.detector.stream = late
+    session.steps(5)
+    names = [line["source"]["name"] for line in session.lines]
+    overlays = {p.name for p in session.output.glob("*_overlay.png")}
+  assert overlays == {f"{name}_overlay.png" for name in names}
+  assert len(names) == 2
+
+
 def test_a_removed_image_has_no_row(tmp_path):
   with Session(tmp_path) as session:
     path = write(session.folder / "a.png")

@@ -181,6 +181,8 @@ class Watcher:
     Returns:
       The line to print; "" where the image has changed and is not recorded.
     """
+    if not image.is_current:
+      return ""
     name = self._journal.name(image, self.folder)
     if not isinstance(found, _Unscored):
       result = predictions.ImageResult(image.path, name, found)
@@ -192,8 +194,9 @@ class Watcher:
     if isinstance(found, _Unscored):
       line = file_names.shown(" ".join(found.split()))
       row = self.writer.unscored(image.path, line)
-    if not image.is_current:
-      return ""  # The files would be those of another image.
+    if not image.is_current:  # It may have changed while it was read.
+      _remove_files(row)
+      return ""
     self._journal.add(image, name, tables.record(row))
     self._labels[getattr(found, "label", "")] += 1
     return line
@@ -205,6 +208,13 @@ class Watcher:
       _log.warning(f"warning: {reason}; trying again until it is possible.")
     elif before and not reason:
       _log.info(f"note: {action} is possible again.")
+
+
+def _remove_files(row: result_files.ImageRow) -> None:
+  """Remove the files of an image that is not recorded."""
+  for column in ("overlay", "map", "mask"):
+    if path := row.values.get(column):
+      pathlib.Path(str(path)).unlink(missing_ok=True)
 
 
 def check_folders(folder: pathlib.Path, output: pathlib.Path) -> None:
