@@ -13,8 +13,8 @@ import pytest
 from tests.helpers import fake_detector
 from zsad_jax.reporting import region_files, result_files
 from zsad_jax.runs import lock
-from zsad_jax.runtime import files
-from zsad_jax.watch import arrivals, journal, loop, settings, tables
+from zsad_jax.runtime import files, processes
+from zsad_jax.watch import arrivals, command, journal, loop, settings, tables
 
 SAVE = frozenset(result_files.OUTPUTS)
 
@@ -442,6 +442,12 @@ def test_other_settings_are_refused_by_name(tmp_path):
   (other / "scores.csv").write_text("image,score\n")
   with pytest.raises(ValueError, match="without --watch"):
     settings.check(other, {})
+
+
+def test_several_processes_are_refused(monkeypatch):
+  monkeypatch.setattr(processes, "count", lambda: 2)
+  with pytest.raises(ValueError, match="--watch needs a single process, but 2"):
+    command.run(None, str)
 
 
 def test_folders_that_cannot_be_watched(tmp_path):

@@ -106,8 +106,8 @@ def from_flags(options: Any) -> Opened:
     )
     if normal:
       detector = detector.with_references(normal)
-  settings = _settings(run, detector, tiling, normal)
-  settings |= {"--calibration": name, "--class_name": class_name}
+  settings = {"--calibration": name, "--class_name": class_name}
+  settings |= _settings(run, detector, tiling, normal)
   return Opened(config.name, detector, class_name, normal, settings)
 
 
@@ -115,12 +115,12 @@ def _settings(run, detector, tiling, normal) -> dict[str, Any]:
   """Return the settings that do not come from one flag."""
   return {
     "--workdir": os.path.realpath(run.workdir),
-    "the digest of the run": calibrations.run_digest(run),
-    "--threshold": detector.limits.image_score,
-    "the pixel threshold": detector.limits.pixel,
     "--tile": tiling and tiling.size,
     "--tile_overlap": tiling and tiling.overlap,
     "--references": [_described(path) for path in normal],
+    "the digest of the run": calibrations.run_digest(run),
+    "--threshold": detector.limits.image_score,
+    "the pixel threshold": detector.limits.pixel,
   }
 
 

@@ -85,7 +85,7 @@ class Watcher:
       prepare()
       with Journal(self.output, self.tables) as journal:
         if journal.count:
-          print(f"{self.output} has the results of {journal.count} images.")
+          print(f"Images in {self.output}: {journal.count}.")
         self._warm_up()
         self.begin(journal)
         try:
@@ -93,17 +93,19 @@ class Watcher:
             self.step()
         except stopping.Stopped as error:
           error.add_note(
-            f"{self.summary()} {self.output} has the results of "
-            f"{journal.count} images; the same command goes on from there."
+            f"{self.summary()} All images: {journal.count}; the same command "
+            "goes on from there."
           )
           raise
 
   def summary(self) -> str:
     """Return the number of images since the start, by label."""
-    total, unscored = sum(self._labels.values()), self._labels[""]
-    left = f", {unscored} without a score" if unscored else ""
-    anomalous = self._labels["anomalous"]
-    return f"{total} new images, {anomalous} anomalous{left}."
+    labels = self._labels
+    left = f", {labels['']} without a score" if labels[""] else ""
+    return (
+      f"New images: {sum(labels.values())}, {labels['anomalous']} of them "
+      f"anomalous{left}."
+    )
 
   def _warm_up(self):
     """Compile the programs for one image and for a batch."""
