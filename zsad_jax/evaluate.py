@@ -17,64 +17,28 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from zsad_jax import metrics
-from zsad_jax.datasets import masks, naming, references, registry
-from zsad_jax.datasets.references import FromTest
-from zsad_jax.evaluation import paper_results, protocol, recipes, results
+from zsad_jax.datasets import masks, naming, references
+from zsad_jax.evaluation import (
+  choices,
+  paper_results,
+  protocol,
+  recipes,
+  results,
+)
+from zsad_jax.inference import tiling
 from zsad_jax.metrics import accumulators
 from zsad_jax.reporting import details, report, writer
 from zsad_jax.runs import ensemble, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import cli, mirror
 
+chooser = choices.chooser
 evaluate_and_write = writer.evaluate
-
-
-def chooser(
-  shots: Sequence[int],
-  seeds: Sequence[int],
-  path: str | None,
-  *,
-  official: bool = False,
-) -> writer.Choose:
-  """Return the function from a data set to choices of references.
-
-  Zero-shot always comes first.
-
-  Args:
-    shots: numbers of references per class.
-    seeds: seeds of their sampling.
-    path: folder or JSON file of given references; not together with `shots`.
-    official: where the published protocol draws references from the test
-      images, draw anomalous ones, too, and score them, as AdaptCLIP's authors.
-
-  Raises:
-    ValueError: both are given.
-  """
-  if path and shots:
-    raise ValueError("Give --shots or --references, not both.")
-
-  def choose(dataset, place):
-    chosen = [references.NONE]
-    if path:
-      chosen.append(references.read(path, dataset))
-    entry = registry.ENTRIES.get(place.registered)
-    from_test: FromTest = "never"
-    if entry and entry.references_from_test:
-      from_test = "all" if official else "normal"
-    for number in sorted(set(shots) - {0}):
-      chosen += [
-        references.sample(dataset, shots=number, seed=seed, from_test=from_test)
-        for seed in dict.fromkeys(seeds)
-      ]
-    return chosen
-
-  return choose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +66,7 @@ def define_flags() -> None:
   """Define the flags of the command."""
   _define_few_shot_flags()
   _define_variant_flag()
+  tiling.define_flags()
   flags.DEFINE_list("workdir", [], "Folders of runs, separated by commas.")
   flags.DEFINE_list(
     "ensemble",
@@ -121,8 +86,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "output",
     None,
-    "Folder of tables and figures. Default: WORKDIR/evaluation; of several "
-    "runs: evaluation/ in the parent folder of the first one.",
+    "Folder of tables and figures. Default: WORKDIR/evaluation, with --tile "
+    "WORKDIR/evaluation_tileSIZE; of several runs: evaluation/ in the parent "
+    "folder of the first one.",
   )
   flags.DEFINE_string("masks", None, f"{masks.HELP} Default: as in training.")
   flags.DEFINE_float(
@@ -254,7 +220,8 @@ def _output(options):
   """Return the folder of the summary."""
   folder = pathlib.Path(options.workdir[0])
   folder = folder if len(options.workdir) == 1 else folder.parent
-  return pathlib.Path(options.output or folder / "evaluation")
+  tiles = tiling.from_flags(options)
+  return pathlib.Path(options.output or writer.default_output(folder, tiles))
 
 
 def _read_config(workdir, options):
@@ -283,6 +250,7 @@ def _plan(workdir, config, choose, options):
     shots=tuple(sorted({0, *shots})),
     seeds=tuple(dict.fromkeys(seeds)) if any(shots) else (),
     variant=options.variant,
+    tiling=tiling.from_flags(options),
     allow_trained=options.allow_trained or config.get("allow_trained", False),
   )
   method = ensemble.make_method(config)
@@ -290,17 +258,19 @@ def _plan(workdir, config, choose, options):
   for place, spec in place_of.items():
     dataset = run_lib.open_dataset(config, spec)
     peers.check_data(dataset)
-    _, choices = results.check(
+    _, allowed = results.check(
       method, config, dataset, place, how, choose(dataset, place)
     )
-    paper = results.paper_key(config, dataset, place)
+    paper = None if how.tiling else results.paper_key(config, dataset, place)
     papers += [
       (*paper, choice.shots)
-      for choice in choices
+      for choice in allowed
       if paper and results.is_papers(choice) and choice.shots is not None
     ]
-  alone = options.output and len(options.workdir) == 1
-  output = pathlib.Path(options.output) if alone else workdir / "evaluation"
+  output = writer.default_output(workdir, how.tiling)
+  if options.output and len(options.workdir) == 1:
+    output = pathlib.Path(options.output)
+  writer.check_output(output, workdir, how.tiling)
   places = tuple(place_of)
   return Plan(workdir, how.test_data, places, output, how, tuple(papers))
 
@@ -316,7 +286,8 @@ def _check_comparable(plans, tables):
   raise ValueError(
     "--check: no paper has a number for these configurations, data sets and "
     "shots; see --list_tables. The configuration must be the paper's, the data "
-    "set registered and complete, and references sampled with the seeds "
+    "set registered and complete, images whole (no --tile), and references "
+    "sampled with the seeds "
     f"{', '.join(map(str, references.SEEDS))}."
   )
 

@@ -275,7 +275,7 @@ def line(result: predictions.ImageResult) -> str:
   """Return the line to print for an image."""
   found = result.detection
   path = file_names.shown(copies.origin(result.path))
-  scores = f"{found.score:.4g}  {found.normalized_score:.2f}"
+  scores = f"{found.score:.4g}  {found.normalized_score:.4f}"
   text = f"{scores}  {found.label:9}  {path}"
   if found.zero_shot_score is None:
     return text

@@ -19,6 +19,7 @@ from zsad_jax import calibrate
 from zsad_jax.inference import tiling
 from zsad_jax.metrics import exact
 from zsad_jax.runs import calibrations, ensemble_detector
+from zsad_jax.runs import detection as detection_lib
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -54,7 +55,7 @@ def detection(image):
   raw_map = pixels[..., 0] / 255
   limits = threshold_lib.Threshold(0.5, 0.0, 1.0, "")
   score = float(raw_map.max())
-  return detector_lib.Detection(score, limits, raw_map, raw_map.shape, 0.0)
+  return detection_lib.Detection(score, limits, raw_map, raw_map.shape, 0.0)
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tests.commands.few_shot_test import Definer
 from tests.helpers import small_run
+from tests.helpers.definer import Definer
 from zsad_jax import evaluate, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import ensemble as evaluation
 from zsad_jax.evaluation import published
 from zsad_jax.inference import ensemble as inference
+from zsad_jax.inference import tiling
 from zsad_jax.runs import ensemble, ensemble_detector
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -190,7 +191,8 @@ def test_members_may_differ_in_everything(folder, tmp_path):
 def test_results_name_the_members(runs, folder, tmp_path):
   known = flags.FlagValues()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluate, "flags", Definer(known))
+    for module in (evaluate, tiling):
+      patch.setattr(module, "flags", Definer(known))
     patch.setattr(ensemble, "load", lambda workdir: runs["two"])
     evaluate.define_flags()
     members = f"{folder}/a,{folder}/b"

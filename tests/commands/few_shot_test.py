@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 import json
 from xml.etree import ElementTree
 
@@ -13,10 +12,12 @@ from PIL import Image
 
 from tests.commands.train_test import how
 from tests.helpers import small_run
+from tests.helpers.definer import Definer
 from zsad_jax import calibrate, evaluate, predict, train
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import calibration, paper_results, results
+from zsad_jax.inference import tiling
 from zsad_jax.reporting import report, tables
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -186,7 +187,8 @@ def command(options, plus, folder, monkeypatch, output, load=None):
   """`python -m zsad_jax.evaluate`, in this process."""
   monkeypatch.setattr(run_lib, "load", load or (lambda workdir: plus))
   known = flags.FlagValues()
-  monkeypatch.setattr(evaluate, "flags", Definer(known))
+  for module in (evaluate, tiling):
+    monkeypatch.setattr(module, "flags", Definer(known))
   evaluate.define_flags()
   known(
     [
@@ -228,16 +230,6 @@ def test_mistakes_are_refused_before_weights_are_loaded(
       options.split(), plus, folder, monkeypatch, tmp_path / "out", load=load
     )
   assert not (tmp_path / "out").exists()
-
-
-class Definer:
-  """absl's functions, for separate flag values."""
-
-  def __init__(self, known):
-    self._known = known
-
-  def __getattr__(self, name):
-    return functools.partial(getattr(flags, name), flag_values=self._known)
 
 
 def planted(folder, value):

@@ -75,7 +75,7 @@ def test_all_outputs_are_those_of_the_python_interface(run, tmp_path, capsys):
   detector, masks = ensemble_detector.make_detector(run), {}
   for row in read(tmp_path):
     found = detector(row["image"])
-    score = f"{found.score:.4g}  {found.normalized_score:.2f}  {found.label}"
+    score = f"{found.score:.4g}  {found.normalized_score:.4f}  {found.label}"
     assert any(x.startswith(score) and row["image"] in x for x in printed)
     masks[row["image"]] = mask = np.asarray(Image.open(row["mask"])) == 255
     close = abs(found.anomaly_map - found.limits.pixel) < 1e-5

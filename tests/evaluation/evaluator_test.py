@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from zsad_jax.datasets import index, references
-from zsad_jax.evaluation import evaluator
+from zsad_jax.evaluation import compared, evaluator
 from zsad_jax.evaluation import speed as speed_lib
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.examples import Example, ExampleSelector
+from zsad_jax.inference import inputs
 from zsad_jax.metrics import accumulators
 from zsad_jax.runtime import packing
 
@@ -126,7 +127,7 @@ def test_speed_counts_batches_without_compilation(monkeypatch):
 
 def test_references_of_the_test_part_are_not_scored():
   chosen = references.References({}, 1, 10, left_out=("0.png", "5.png"))
-  kept = evaluator._scored(SAMPLES, chosen)
+  kept = compared.scored(SAMPLES, chosen)
   assert np.flatnonzero(~kept).tolist() == [0, 5]
 
 
@@ -134,13 +135,14 @@ def test_a_given_reference_in_another_format_is_not_scored(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
   for name in ("a.png", "copy.bmp"):
     Image.fromarray(pixels).save(tmp_path / name)
-  few = types.SimpleNamespace(image_size=8)
+  few = types.SimpleNamespace(image_size=8, tiles=None)
   paths = {"bolt": (str(tmp_path / "copy.bmp"),)}
   for seed, number in ((None, 1), (10, 0)):  # Sampled ones are published.
     chosen = [references.NONE, references.References(paths, 1, seed)]
-    given = evaluator.Evaluator._given_pixels(few, chosen, "bolt", "bolt")
+    given = evaluator.Evaluator._given(few, chosen, "bolt", "bolt")
     assert len(given) == number
     if given:
       with pytest.raises(ValueError, match=r"0.png has the pixels of .*bmp"):
-        evaluator._check_not_given(pixels, SAMPLES[0], given)
-    evaluator._check_not_given(pixels[::-1], SAMPLES[0], given)
+        compared.check_not_given(inputs.digest(pixels), SAMPLES[0], given)
+    other = inputs.digest(pixels[::-1])
+    compared.check_not_given(other, SAMPLES[0], given)

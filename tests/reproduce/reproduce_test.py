@@ -11,9 +11,9 @@ import types
 import pytest
 from absl import flags
 
-from tests.commands.few_shot_test import Definer
 from tests.evaluation.paper_results_test import COLUMNS, ROW
 from tests.helpers import launch, small_reproduce, small_run
+from tests.helpers.definer import Definer
 from zsad_jax.evaluation import paper_results, recipes
 from zsad_jax.reproduce import __main__ as reproduce
 from zsad_jax.reproduce import embedded, jobs, papers

@@ -6,7 +6,6 @@ sampled reference per class where the auxiliary data sets have normal images to
 sample from.
 """
 
-import dataclasses
 import math
 from typing import Any
 
@@ -64,16 +63,10 @@ def store(run: run_lib.Run) -> None:
       pixels[shots] = pixels[shots].merge(state) if shots in pixels else state
   places = [naming.place(name, config.data_root) for name in config.train_data]
   names = naming.names(places)
-  source = "best F1 on the auxiliary images "
-  source += f"({', '.join(names[place] for place in places)})"
+  data = f"the auxiliary images ({', '.join(names[place] for place in places)})"
   for shots, categories in found.items():
-    suffix = " with one reference per class" if shots else ""
-    stored = _threshold(categories, source + suffix)
-    pixel = pixel_f1_threshold(pixels[shots])
-    if pixel is not None:
-      stored = dataclasses.replace(
-        stored, pixel=pixel, pixel_source=stored.source
-      )
+    source = data + (" with one reference per class" if shots else "")
+    stored = _thresholds(categories, pixels[shots], source)
     stored.write(run.workdir, _FILES[shots])
 
 
@@ -146,11 +139,17 @@ def normal_threshold(
   return float(np.nextafter(largest, np.float32(np.inf))), warning
 
 
-def _threshold(categories, source):
-  """Return the threshold from labels, scores and ranges of maps."""
+def _thresholds(categories, pixels, source):
+  """Return the thresholds from labels, scores and maps of auxiliary images."""
   labels, scores, ranges = zip(*categories)
   _, image_score = exact.f1_max(np.concatenate(labels), np.concatenate(scores))
   low, high = np.median(ranges, axis=0)
+  pixel = pixel_f1_threshold(pixels)
   return threshold_lib.Threshold(
-    float(image_score), float(low), float(high), source
+    float(image_score),
+    float(low),
+    float(high),
+    f"best F1 on {source}",
+    pixel,
+    pixel_source="" if pixel is None else f"best pixel F1 on {source}",
   )

@@ -82,9 +82,10 @@ class CategoryResult:
 
     Args:
       numbers: int (n,), indices into the samples of the category.
-      gt_mask: (n, s, s), nonzero = anomalous.
+      gt_mask: (n, h, w), nonzero = anomalous; the size of maps may differ
+        between batches where the accumulator allows it.
       has_mask: bool (n,), whether `gt_mask` is known.
-      anomaly_map: float32 (n, s, s).
+      anomaly_map: float32 (n, h, w).
       pred_score: float32 (n,).
       score_terms: float32 (n, k), needed for `category_scores`.
 

@@ -18,11 +18,13 @@ from zsad_jax.datasets import (
   verification,
 )
 from zsad_jax.datasets import references as references_lib
+from zsad_jax.evaluation import compared, tiled, transductive
 from zsad_jax.evaluation import speed as speed_lib
-from zsad_jax.evaluation import transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.inference import few_shot as few_shot_lib
+from zsad_jax.inference import inputs
 from zsad_jax.inference import predictor as predictor_lib
+from zsad_jax.inference.tiling import Tiling
 from zsad_jax.layers import kernels
 from zsad_jax.metrics import accumulators
 from zsad_jax.runtime import distributed, progress, stopping
@@ -89,6 +91,9 @@ class Evaluator:
     thresholds: thresholds of image scores for borderline examples, without
       and with references; None: no such examples.
     cache: cache of decoded images, or None.
+    tiling: score overlapping tiles; None for whole images. Maps and masks have
+      the size of the merged maps, and the score of an image is the largest one
+      of its tiles.
   """
 
   method: types.DetectionModel
@@ -103,6 +108,7 @@ class Evaluator:
   num_examples: int = 0
   thresholds: tuple[float | None, float | None] = (None, None)
   cache: cache_lib.DecodedCache | None = None
+  tiling: Tiling | None = None
 
   @classmethod
   def from_config(
@@ -117,6 +123,7 @@ class Evaluator:
     variant: str = "streamed",
     num_examples: int = 0,
     thresholds: tuple[float | None, float | None] = (None, None),
+    tiling: Tiling | None = None,
   ) -> "Evaluator":
     """Return the evaluator of a configuration.
 
@@ -130,6 +137,7 @@ class Evaluator:
       variant: see the attribute.
       num_examples: see the attribute.
       thresholds: see the attribute.
+      tiling: see the attribute.
     """
     model: types.DetectionModel = method
     if few_shot:
@@ -150,6 +158,20 @@ class Evaluator:
       thresholds=thresholds,
       # Runs of older versions have no such field.
       cache=cache_lib.open_cache(config.get("decoded_cache", "")),
+      tiling=tiling,
+    )
+
+  @property
+  def tiles(self) -> tiled.TiledImages | None:
+    """Images by tiles; None for whole images."""
+    if self.tiling is None:
+      return None
+    return tiled.TiledImages(
+      self.tiling,
+      side=self.image_size,
+      batch_size=self.batch_size,
+      smooth_sigma=self.smooth_sigma,
+      skip_corrupt=self.skip_corrupt,
     )
 
   def evaluate(
@@ -237,7 +259,8 @@ class Evaluator:
       self.backbone,
       prompt_names(dataset, self.prompt_names),
       self.mesh,
-      smooth_sigma=self.smooth_sigma,
+      # Maps of tiles are smoothed after they are merged.
+      smooth_sigma=0.0 if self.tiling else self.smooth_sigma,
     )
 
   def predict_batches(
@@ -265,15 +288,19 @@ class Evaluator:
     """
     class_id = dataset.class_names.index(samples[0].class_name)
     banks = [self._memory_bank(predictor, x, class_id) for x in references]
+
+    def of_batch(batch, collect):
+      stopping.sync_point()
+      features = predictor.encode(batch)
+      return collect(predictor.predict(params, stats, features, banks))
+
+    if self.tiles is not None:
+      return self.tiles.predict(samples, class_id, of_batch)
     batches = self._batches(samples, dataset)
 
     def predict():
       for batch in batches:
-        stopping.sync_point()
-        features = predictor.encode(batch)
-        found = distributed.local_rows(
-          predictor.predict(params, stats, features, banks)
-        )
+        found = of_batch(batch, distributed.local_rows)
         keep = batch["weight"] > 0
         for each in found:
           each["anomaly_map"] = self._smooth(each["anomaly_map"], keep)
@@ -287,8 +314,8 @@ class Evaluator:
     """Predict the images of a category and update its results."""
     name, samples = results[0].name, results[0].listed
     choices = [result.references for result in results]
-    scored = [_scored(samples, choice) for choice in choices]
-    for key, numbers in _by_references(samples, choices).items():
+    scored = [compared.scored(samples, choice) for choice in choices]
+    for key, numbers in compared.by_references(samples, choices).items():
       batches, predicted = self.predict_batches(
         predictor,
         params,
@@ -298,13 +325,14 @@ class Evaluator:
         [choice.of(key, name) for choice in choices],
       )
       left = len(numbers)
-      given = self._given_pixels(choices, key, name)
+      given = self._given(choices, key, name)
       speed.start()
       for batch, predictions in predicted:
         keep = batch["weight"] > 0  # Not the padding of the last batch.
         for i in np.flatnonzero(keep) if given else ():
-          _check_not_given(
-            batch["image"][i], samples[numbers[batch["index"][i]]], given
+          digest = batch.get("digest") or inputs.digest(batch["image"][i])
+          compared.check_not_given(
+            digest, samples[numbers[batch["index"][i]]], given
           )
         for result, prediction, may in zip(results, predictions, scored):
           kept = keep.copy()
@@ -317,7 +345,8 @@ class Evaluator:
             prediction["pred_score"][kept],
             prediction["score_terms"][kept] if result.needs_terms else None,
           )
-        done = min(left, predictor_lib.round_up(self.batch_size))
+        step = 1 if self.tiles else predictor_lib.round_up(self.batch_size)
+        done = min(left, step)
         left -= done
         reported.add(done)
         speed.add(int(keep.sum()) * len(results))
@@ -327,16 +356,20 @@ class Evaluator:
           (samples[numbers[i]], found) for i, found in batches.findings.items()
         ]
 
-  def _given_pixels(self, choices, key, name):
-    """Return the path of each given reference by its pixels."""
+  def _given(self, choices, key, name):
+    """Return the path of each given reference by the digest of its pixels."""
     paths = [p for c in choices if c.seed is None for p in c.of(key, name)]
+    if self.tiles is not None:
+      return {self.tiles.digest(path): path for path in paths}
     load = lambda path: preprocess.load_image(path, self.image_size)
-    return {load(path).tobytes(): path for path in paths}
+    return {inputs.digest(load(path)): path for path in paths}
 
   def _memory_bank(self, predictor, paths, class_id):
     """Return the memory bank of reference images; None without any."""
     if not paths:
       return None
+    if self.tiles is not None:
+      return self.tiles.build_memory_bank(predictor, paths, class_id)
     images = [preprocess.load_image(p, self.image_size) for p in paths]
     return predictor.build_memory_bank(
       np.stack(images), class_id, batch_size=self.batch_size
@@ -365,32 +398,3 @@ class Evaluator:
     smooth, sigmas = np.array(maps), (0, self.smooth_sigma, self.smooth_sigma)
     smooth[keep] = ndimage.gaussian_filter(smooth[keep], sigmas)
     return smooth
-
-
-def _check_not_given(image, sample, given):
-  """Refuse a test image that has the pixels of a given reference.
-
-  Copies of files are found before; these are copies in other formats.
-  """
-  if path := given.get(image.tobytes()):
-    raise ValueError(
-      f"{sample.image_path} has the pixels of {path}, one of the references: "
-      "it would be compared with itself. Choose references that are not scored."
-    )
-
-
-def _scored(samples, choice):
-  """Return whether each image is scored with a choice of references."""
-  left_out = frozenset(choice.left_out)
-  return np.array([s.image_path not in left_out for s in samples], bool)
-
-
-def _by_references(samples, references):
-  """Return indices of the samples by `compared_with`, the key of references.
-
-  All together where there are no references.
-  """
-  if not any(choice.images for choice in references):
-    return {"": np.arange(len(samples))}
-  names = np.array([sample.compared_with for sample in samples])
-  return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}

@@ -26,8 +26,8 @@ class Example:
   Attributes:
     number: index of the image in its category.
     score: image score.
-    anomaly_map: float32 (s, s).
-    gt_mask: bool (s, s), or None where unknown.
+    anomaly_map: float32 (m, n).
+    gt_mask: bool (m, n), or None where unknown.
   """
 
   number: int

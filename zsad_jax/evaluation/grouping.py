@@ -61,6 +61,8 @@ def _configuration(result: Result) -> str:
   if setting.selection == "last":
     fields["step"] = setting.step
   fields["metrics"] = result.protocol.variant
+  tiling = result.protocol.tiling
+  fields["tiling"] = tiling.describe() if tiling else "none"
   return json.dumps(fields, sort_keys=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from zsad_jax.datasets import duplicates, index, naming, registry
 from zsad_jax.datasets.references import References
+from zsad_jax.inference.tiling import Tiling
 from zsad_jax.metrics import accumulators
 
 
@@ -30,6 +31,8 @@ class Protocol:
     variant: definition of the metrics, a key of `accumulators.VARIANTS`.
     allow_trained: whether testing on training data is allowed.
     given_references: whether the user gave references.
+    tiling: size and overlap of the tiles that images are scored by; None for
+      whole images.
   """
 
   train_data: tuple[str, ...]
@@ -41,9 +44,16 @@ class Protocol:
   variant: str = "streamed"
   allow_trained: bool = False
   given_references: bool = False
+  tiling: Tiling | None = None
 
   def __post_init__(self):
-    accumulators.variant(self.variant)  # Raises ValueError if unknown.
+    streamed = accumulators.variant(self.variant).streamed  # Or ValueError.
+    if self.tiling is not None and not streamed:
+      raise ValueError(
+        f"--variant={self.variant} needs maps of one size, but those merged "
+        "from tiles have the sizes of the images: leave out --tile, or use "
+        "--variant=streamed."
+      )
 
   @classmethod
   def from_config(cls, config: Any, **settings: Any) -> "Protocol":
@@ -106,10 +116,11 @@ class Protocol:
     shots = ", ".join(map(str, self.shots)) or "none"
     seeds = f", seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
     given = ", given references" if self.given_references else ""
+    tiles = f"; {self.tiling.describe()}" if self.tiling else ""
     return (
       f"trained on {', '.join(self.train_data)}; tested on "
       f"{', '.join(self.test_data)}; checkpoint {self.selection}; shots "
-      f"{shots}{seeds}{given}; metrics {self.variant}"
+      f"{shots}{seeds}{given}; metrics {self.variant}{tiles}"
     )
 
 

@@ -11,12 +11,14 @@ from zsad_jax.datasets.references import NONE, References
 from zsad_jax.evaluation import ensemble, published, transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.protocol import Protocol
+from zsad_jax.inference import shrinking
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
 # Costs of a run: parameters, seconds, images per second.
 COSTS = ("trained_parameters", "training_seconds", "images_per_second")
 _NUM_EXAMPLES = 1  # Of each kind, in the report.
+_SIZES_PER_CLASS = 20  # Images whose size is read.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,9 @@ def evaluate_run(
     variant=protocol.variant,
     num_examples=_NUM_EXAMPLES,
     thresholds=(zero_shot, few_shot),
+    tiling=protocol.tiling,
   )
+  _warn_of_shrinking(run, evaluator.image_size, dataset, protocol.tiling)
   found = evaluator.evaluate(
     run.params, run.stats, dataset, choices, on_category=on_category
   )
@@ -152,7 +156,7 @@ def evaluate_run(
       costs=costs,
       protocol=protocol.with_references(choices),
       setting=setting(run),
-      paper=paper if is_papers(choice) else None,
+      paper=paper if is_papers(choice) and not protocol.tiling else None,
       notes=tuple(dict.fromkeys(notes)),
       dataset_notes=dataset_notes,
       skipped=tuple(found.skipped),
@@ -190,6 +194,14 @@ def check(
   notes = protocol.check(dataset, config.data_root)
   notes += duplicates.check_dataset(dataset, published=published_data)
   notes += [n for choice in choices for n in transductive.notes(method, choice)]
+  if protocol.tiling and any(
+    transductive.category_scores(method, choice) for choice in choices
+  ):
+    raise ValueError(
+      "--tile: config.method.transductive_score scales the scores of whole "
+      "images over a category, which is not defined for tiles. Leave out "
+      "--tile, or use a run without it."
+    )
   if method.needs_references:
     choices = [c for c in choices if c.images] or [
       references_lib.sample(dataset, shots=1, seed=references_lib.SEEDS[0])
@@ -235,6 +247,26 @@ def paper_key(
     return None
   name = published.paper_config(config)
   return (name, place.registered) if name else None
+
+
+def _warn_of_shrinking(run, side, dataset, tiling):
+  """Warn if a few test images of each class are shrunk by a large factor.
+
+  Images of a class mostly have one size, and a data set may have many files.
+  """
+  by_class: dict[str, list[str]] = {}
+  for sample in dataset.test:
+    by_class.setdefault(sample.class_name, []).append(sample.image_path)
+  shrinking.ShrinkWarning().check_files(
+    [
+      path
+      for paths in by_class.values()
+      for path in paths[:: -(-len(paths) // _SIZES_PER_CLASS)]
+    ],
+    side=side,
+    patch_size=run.backbone.patch_size,
+    tiling=tiling,
+  )
 
 
 def is_papers(choice: References) -> bool:

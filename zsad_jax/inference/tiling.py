@@ -56,6 +56,12 @@ class Tiling:
     """Return the tiling as text."""
     return f"tiles of {self.size} px, overlap {self.overlap:g}"
 
+  @property
+  def label(self) -> str:
+    """Short text for names of folders, such as "tile512"."""
+    suffix = f"_overlap{self.overlap:g}" * (self.overlap != _DEFAULT_OVERLAP)
+    return f"tile{self.size}{suffix}"
+
   def grid(self, image_size: tuple[int, int], side: int) -> "Grid":
     """Return the tiles of an image.
 

@@ -123,11 +123,23 @@ def _examples(category, image_size, limits, show):
       sample = category.sample(example.number)
       image = preprocess.load_image(sample.image_path, image_size)
       strip = figures.example_strip(
-        image, example.gt_mask, example.anomaly_map, low=low, high=high
+        image,
+        example.gt_mask,
+        _resize(example.anomaly_map, image_size),
+        low=low,
+        high=high,
       )
       caption = f"{kind}: {_caption(sample)}, score {example.score:.3g}"
       found.append((f"{caption}, {show(sample)}", strip))
   return found
+
+
+def _resize(anomaly_map, size):
+  """Return a map, which may be merged from tiles, at the size of the image."""
+  if anomaly_map.shape == (size, size):
+    return anomaly_map
+  image = Image.fromarray(anomaly_map)
+  return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _caption(sample: index.Sample) -> str:

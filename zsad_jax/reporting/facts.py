@@ -45,6 +45,7 @@ def without_paths(result: Result, paths: Paths) -> Result:
 def columns(result: Result) -> dict[str, str | int | float]:
   """Return the facts of a result by name, for columns and JSON."""
   setting, choice = result.setting, result.references
+  tiling = result.protocol.tiling
   return {
     "method": result.method,
     "dataset": result.dataset,
@@ -53,6 +54,8 @@ def columns(result: Result) -> dict[str, str | int | float]:
     "backbone": setting.backbone,
     "image_size": setting.image_size,
     "smooth_sigma": setting.smooth_sigma,
+    "tile": tiling.size if tiling else "",
+    "tile_overlap": tiling.overlap if tiling else "",
     "training_seed": "" if setting.seed is None else setting.seed,
     "step": setting.step,
     "protocol": result.protocol.describe(),

@@ -1,4 +1,4 @@
-"""Text files that grow while a command runs, under a name that says so."""
+"""Text files that grow while a command runs, under a name for partial ones."""
 
 import os
 import pathlib

@@ -11,14 +11,16 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zsad_jax.datasets import index, naming, references
 from zsad_jax.datasets.references import NONE, References
+from zsad_jax.evaluation import choices
 from zsad_jax.evaluation import results as results_lib
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.protocol import Protocol
+from zsad_jax.inference.tiling import Tiling
 from zsad_jax.reporting import details as details_lib
 from zsad_jax.reporting import facts, figures, report
 from zsad_jax.reporting import tables as tables_lib
@@ -38,7 +40,7 @@ SCORE_COLUMNS = ("path", "class", "label", "score", "split", "shots", "seed")
 
 _log = logging.getLogger(__name__)
 
-Choose = Callable[[index.Dataset, naming.Place], Sequence[References]]
+Choose = choices.Choose
 
 
 def evaluate(
@@ -85,6 +87,34 @@ def evaluate(
     writer.stopped()
     raise
   return writer.write(found)
+
+
+def default_output(
+  folder: pathlib.Path, tiling: Tiling | None = None
+) -> pathlib.Path:
+  """Return the folder of results below that of a run.
+
+  Results of tiles have their own: those of whole images are kept, and belong
+  to the finished stages of the run.
+  """
+  name = "evaluation"
+  return folder / (f"{name}_{tiling.label}" if tiling else name)
+
+
+def check_output(
+  output: pathlib.Path, workdir: pathlib.Path, tiling: Tiling | None
+) -> None:
+  """Check that results of tiles do not replace those of whole images.
+
+  Raises:
+    ValueError: the folder is that of whole images.
+  """
+  whole = default_output(workdir)
+  if tiling and os.path.realpath(output) == os.path.realpath(whole):
+    raise ValueError(
+      f"--output: {output} is for results of whole images, which those of "
+      "tiles would replace: name another folder."
+    )
 
 
 def trained_on(config: Any) -> list[naming.Place]:

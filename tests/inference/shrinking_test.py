@@ -1,0 +1,61 @@
+"""The warning about images that are shrunk by a large factor."""
+
+import logging
+
+import pytest
+from PIL import Image
+
+from zsad_jax.inference import shrinking
+from zsad_jax.inference.tiling import Tiling
+
+
+def check(warning, size, tiling=None, name="a.png"):
+  warning.check(name, size, side=100, patch_size=14, tiling=tiling)
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch):
+  """Return a function to the messages so far."""
+  monkeypatch.setattr(logging.getLogger("zsad_jax"), "propagate", True)
+  caplog.set_level(logging.WARNING, "zsad_jax")
+  return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_the_first_image_that_is_shrunk_too_much_is_named_once(messages):
+  warning = shrinking.ShrinkWarning()
+  for size in ((400, 400), (10, 399), (400, 1)):
+    check(warning, size)
+  assert not messages()
+  check(warning, (300, 1000))
+  check(warning, (5000, 1000), name="b.png")
+  (message,) = messages()
+  # A patch of 14 pixels is 140 pixels of the image.
+  for part in (
+    "a.png",
+    "1000 x 300",
+    "factor of 10.0",
+    "about 140 ",
+    "--tile=",
+  ):
+    assert part in message
+
+
+def test_tiles_are_shrunk_as_well(messages):
+  check(shrinking.ShrinkWarning(), (3000, 4000), Tiling(400))
+  check(shrinking.ShrinkWarning(), (300, 400), Tiling(4000))
+  assert not messages()
+  check(shrinking.ShrinkWarning(), (3000, 4000), Tiling(1000))
+  assert "tiles of 1000 pixels" in messages()[0]
+
+
+def test_files_are_not_decoded(messages, tmp_path, monkeypatch):
+  paths = [str(tmp_path / f"{i}.jpg") for i in range(3)]
+  for path, size in zip(paths, ((10, 10), (900, 500), (2000, 900))):
+    Image.new("RGB", size).save(path)
+  (tmp_path / "bad.jpg").write_bytes(b"no image")
+  monkeypatch.setattr(Image.Image, "convert", None)
+  shrinking.ShrinkWarning().check_files(
+    [str(tmp_path / "bad.jpg"), *paths], side=100, patch_size=14
+  )
+  (message,) = messages()
+  assert "1.jpg" in message and "900 x 500" in message
