@@ -37,6 +37,9 @@ CORE = [
   "importlib_resources",  # TensorFlow Datasets imports it undeclared.
 ]
 
+# Of `zsad serve`; h11 is the server's parser of HTTP.
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "h11>=0.16"]
+
 # Folders of the checkout that a wheel holds inside the package, see
 # zsad_jax.runtime.environment.resource_folder.
 RESOURCES = {
@@ -74,7 +77,9 @@ setup(
     "heic": ["pillow-heif>=0.18"],
     "dicom": ["pydicom>=3"],
     "tensorboard": ["tensorboardX"],
+    "serve": SERVE,
     "test": [
+      *SERVE,
       "pytest>=8",
       "pytest-xdist>=3",
       "filelock",

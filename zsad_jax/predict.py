@@ -8,7 +8,8 @@ normal images of the same class) the images are compared with these references.
 Nothing is trained, so references may differ from call to call; the score
 without them is printed as well. With --ensemble=RUN,RUN --workdir is the new
 folder of an ensemble of runs, whose scores and maps are averaged. With
---tile=SIZE large images are scored in overlapping tiles.
+--tile=SIZE large images are scored in overlapping tiles. With --watch=FOLDER
+and no PATH, images are scored as they appear there, until Ctrl-C.
 
 Prints the score, the score on a scale on which the threshold is 0.5, and the
 label of each image. --save chooses what is written under --output:
@@ -45,11 +46,18 @@ from zsad_jax.reporting import (
   result_files,
   score_table,
 )
-from zsad_jax.runs import calibrations, ensemble, ensemble_detector, peers
+from zsad_jax.runs import (
+  calibrations,
+  ensemble,
+  ensemble_detector,
+  opening,
+  peers,
+)
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress, stopping
+from zsad_jax.watch import command, settings
 
 _TILE_NOTE = (
   "warning: the threshold stored with the run was set for whole images, and "
@@ -294,16 +302,11 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "ensemble", [], "Folders of runs that --workdir combines from now on."
   )
+  flags.DEFINE_string(
+    "watch", None, "Score the images that appear in this folder, until Ctrl-C."
+  )
   flags.DEFINE_string("output", "predictions", "Folder for the results.")
-  flags.DEFINE_string("class_name", "object", "Object class in the images.")
-  flags.DEFINE_list(
-    "references",
-    [],
-    "Normal images to compare with: images, folders, patterns or .txt lists.",
-  )
-  flags.DEFINE_float(
-    "threshold", None, "Threshold that replaces the one stored with the run."
-  )
+  opening.define_flags()
   flags.DEFINE_list(
     "save",
     None,
@@ -316,31 +319,32 @@ def define_flags() -> None:
     "Longest side of the image in an overlay, in pixels; 0: as the image.",
     0,
   )
-  tiling_lib.define_flags()
-  flags.DEFINE_string(
-    "calibration",
-    None,
-    "Calibration to use, a --name of `zsad calibrate`: its thresholds, "
-    "references, class name and tiles.",
-  )
-  flags.DEFINE_integer("batch_size", 8, "Images per call.", 1)
   flags.DEFINE_bool("skip_corrupt", False, "Skip images that cannot be read.")
 
 
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
-  if not options.arguments:
-    raise ValueError("No image given: name images, folders or patterns.")
+  if options.watch is None:
+    settings.refuse(pathlib.Path(options.output))
+  if bool(options.arguments) == (options.watch is not None):
+    raise ValueError(
+      "--watch names the folder of the images; leave out other paths."
+      if options.arguments
+      else "No image given: name images, folders or patterns."
+    )
   check_options(options)
   if options.ensemble:
     ensemble.write(options.workdir, options.ensemble)
+  tiling = tiling_lib.from_flags(options)
+  if tiling and options.threshold is None:
+    print(_TILE_NOTE)
+  if options.watch is not None:
+    command.run(options, line)
+    return
   run = ensemble.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):
     print(note)
-  tiling = tiling_lib.from_flags(options)
-  if tiling and options.threshold is None:
-    print(_TILE_NOTE)
   predict(
     run,
     options.arguments,

@@ -191,3 +191,23 @@ def test_links_of_masks_to_one_file_are_kept(tmp_path):
     os.symlink(tmp_path / "0.png", tmp_path / name)
   assert len(image_files.in_tree(tmp_path)) == 3
   assert image_files.in_folder(tmp_path) == [tmp_path / "0.png"]
+
+
+def test_folders_that_cannot_be_read_are_left_out(tmp_path, monkeypatch):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "0.png").touch()
+  scan = walker._scan
+
+  def failing(path):
+    if path.name == "a":
+      raise PermissionError(13, "Permission denied", str(path))
+    return scan(path)
+
+  monkeypatch.setattr(walker, "_scan", failing)
+  errors = []
+  found = walker.tree(tmp_path, errors=errors)
+  assert found.images == [tmp_path / "b" / "0.png"]
+  assert [error.filename for error in errors] == [str(tmp_path / "a")]
+  with pytest.raises(PermissionError):
+    walker.tree(tmp_path)

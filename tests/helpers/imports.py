@@ -21,10 +21,12 @@ LEVELS = {
   "evaluation": 5,
   "training": 6,
   "reporting": 6,
-  "commands": 7,  # The modules of the root that are named nowhere else.
-  "parity": 7,
-  "benchmark": 7,
-  "reproduce": 8,
+  "watch": 7,
+  "commands": 8,  # The modules of the root that are named nowhere else.
+  "parity": 8,
+  "benchmark": 8,
+  "serve": 8,
+  "reproduce": 9,
 }
 
 

@@ -68,3 +68,10 @@ def test_bytes_of_other_encodings_are_shown():
   name = os.fsdecode(b"Stra\xdfe\n.png")
   assert file_names.shown(name) == "Stra\\xdfe\\n.png"
   assert file_names.shown("größe.png") == "größe.png"
+
+
+def test_a_name_with_a_digest_is_valid_and_depends_on_the_key():
+  found = [file_names.with_digest("a/b: ö", key) for key in ("1", "2", "1")]
+  assert found[0] == found[2] != found[1]
+  assert file_names.safe_name(found[0]).startswith("a_b_ ö-")
+  assert len(file_names.with_digest("x" * 999, "1")) <= file_names.LIMIT

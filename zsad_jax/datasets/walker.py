@@ -102,7 +102,11 @@ def folder(path: Path, *, distinct: bool = True) -> Tree:
 
 
 def tree(
-  root: Path, *, distinct: bool = True, without: Collection[Path] = ()
+  root: Path,
+  *,
+  distinct: bool = True,
+  without: Collection[Path] = (),
+  errors: list[OSError] | None = None,
 ) -> Tree:
   """Return the images of a folder and its subfolders, sorted by path.
 
@@ -114,11 +118,13 @@ def tree(
     root: the folder; none are found if it does not exist.
     distinct: name a file that several links lead to only once.
     without: folders that are not searched.
+    errors: receives the errors of folders that cannot be read, which are left
+      out; None: they are raised.
   """
   if not root.is_dir():
     return Tree()
   found, excluded = Tree(), {_identity(path) for path in without}
-  for path, listing in _walk(root):
+  for path, listing in _walk(root, errors):
     if _identity(path) in excluded:
       listing.folders.clear()
       continue
@@ -159,7 +165,9 @@ def describe(left_out: Mapping[Path, str], *, data: bool = False) -> str:
   )
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, _Listing]]:
+def _walk(
+  root: Path, errors: list[OSError] | None = None
+) -> Iterator[tuple[Path, _Listing]]:
   """Yield each folder and its listing, whose folders the caller may remove.
 
   Linked folders come last, so that a folder below `root` keeps its own name.
@@ -170,10 +178,16 @@ def _walk(root: Path) -> Iterator[tuple[Path, _Listing]]:
     if not stack:
       links.sort(reverse=True)
     path = stack.pop() if stack else links.pop()
-    if _identity(path) in seen:
+    try:
+      if _identity(path) in seen:
+        continue
+      seen.add(_identity(path))
+      listing = _scan(path)
+    except OSError as error:
+      if errors is None:
+        raise
+      errors.append(error)
       continue
-    seen.add(_identity(path))
-    listing = _scan(path)
     yield path, listing
     for child in reversed(listing.folders):
       (links if child.is_symlink() else stack).append(child)

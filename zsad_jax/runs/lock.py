@@ -32,11 +32,17 @@ _held: set[pathlib.Path] = set()  # By this process.
 
 
 @contextlib.contextmanager
-def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
+def hold(
+  workdir: str | os.PathLike[str], flag: str = "--workdir"
+) -> Iterator[None]:
   """Hold the lock of a workdir, which is created if missing.
 
   Of the processes of one job, only the primary one locks. Within a process,
   the lock may be held several times.
+
+  Args:
+    workdir: the folder.
+    flag: the flag that names it, for messages.
 
   Raises:
     ValueError: another process holds it, or held it on another host.
@@ -53,7 +59,7 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
   created = not path.parent.exists()
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.explained(path):
-    descriptor = _acquire(path)
+    descriptor = _acquire(path, flag)
   _held.add(path)
   try:
     with stopping.at_end(lambda: _remove(path, descriptor)):
@@ -97,7 +103,7 @@ def _remove(path: pathlib.Path, descriptor: int) -> None:
       path.unlink()
 
 
-def _acquire(path: pathlib.Path) -> int:
+def _acquire(path: pathlib.Path, flag: str) -> int:
   """Create the file; return its descriptor, which has the kernel lock."""
   # Processes of this machine must not replace one stale file twice.
   with files.locked(path.parent):
@@ -109,7 +115,7 @@ def _acquire(path: pathlib.Path) -> int:
       if holder is None:
         continue  # Released since.
       if not _is_stale(path, holder):
-        raise ValueError(_refusal(path, holder))
+        raise ValueError(_refusal(path, holder, flag))
       path.unlink(missing_ok=True)
   raise ValueError(f"{path} is created and removed by other processes.")
 
@@ -196,25 +202,26 @@ def _is_stale(path: pathlib.Path, holder: dict[str, Any]) -> bool:
   return _started(holder.get("pid", 0)) != holder.get("started")
 
 
-def _refusal(path, holder) -> str:
+def _refusal(path, holder, flag="--workdir") -> str:
   """Return the message for a workdir that is in use.
 
   Args:
     path: the file, or its URL.
     holder: its content.
+    flag: the flag that names the folder.
   """
   workdir = str(path).removesuffix(f"/{FILE}")
   if not holder:
     return (
-      f"{path} names no process: it is corrupt. If no other process trains "
-      "this run, remove the file."
+      f"{path} names no process: it is corrupt. If no other process uses "
+      "the folder, remove the file."
     )
   process = f"process {holder.get('pid')} on {holder.get('host')}"
   since = f"since {holder.get('since', 'an unknown time')}"
   if holder.get("host") == socket.gethostname():
     return (
       f"{workdir} is in use by {process}, {since}; choose another "
-      f"--workdir, or wait until it ends ({path})."
+      f"{flag}, or wait until it ends ({path})."
     )
   return (
     f"{workdir} is in use by {process}, {since}. Its state is not known "

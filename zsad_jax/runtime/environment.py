@@ -7,6 +7,7 @@ several processes, in `cluster`:
   ZSAD_JAX_DATA        folder of the data sets, by default data/
   ZSAD_JAX_MAX_PIXELS  largest number of pixels of an image
   ZSAD_DEBUG           1: errors are shown with their traceback
+  ZSAD_TOKEN           token that clients of `zsad serve` have to send
 """
 
 import datetime
@@ -23,6 +24,7 @@ import zsad_jax
 
 CACHE, DATA = "ZSAD_JAX_CACHE", "ZSAD_JAX_DATA"
 MAX_PIXELS, DEBUG = "ZSAD_JAX_MAX_PIXELS", "ZSAD_DEBUG"
+TOKEN = "ZSAD_TOKEN"
 PLATFORMS = "JAX_PLATFORMS"
 _EPATH_USE_TF = "EPATH_USE_TF"
 DEFAULT_MAX_PIXELS = 200_000_000
@@ -108,6 +110,11 @@ def read_without_tensorflow() -> None:
 def debug() -> bool:
   """Return whether errors are shown with their traceback."""
   return os.environ.get(DEBUG, "") == "1"
+
+
+def token() -> str:
+  """Return the token of the HTTP service; "" for none."""
+  return os.environ.get(TOKEN, "")
 
 
 def max_pixels() -> int:

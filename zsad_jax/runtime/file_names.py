@@ -43,6 +43,17 @@ def safe_name(name: str, *, limit: int = LIMIT) -> str:
   return name if is_safe else _digested(clean, name, limit)
 
 
+def with_digest(name: str, key: str, *, limit: int = LIMIT) -> str:
+  """Return a file name that begins like a text and ends in a digest of a key.
+
+  Args:
+    name: any text.
+    key: distinct keys give distinct names.
+    limit: see `safe_name`.
+  """
+  return _digested(_clean(name), key, limit)
+
+
 def unique_names(
   names: Sequence[str], keys: Sequence[str], *, limit: int = LIMIT
 ) -> list[str]:

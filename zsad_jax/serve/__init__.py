@@ -1,0 +1,1 @@
+"""HTTP service: requests, queue, worker; see `zsad serve --help`."""

@@ -1,0 +1,146 @@
+r"""Score images by HTTP: POST an image file, get JSON or an overlay.
+
+python -m zsad_jax.serve --workdir=runs/adaclip
+curl --data-binary @photo.jpg http://127.0.0.1:8080/predict
+
+  POST /predict   score, label, regions, ... as JSON; with ?overlay=true also
+                  the overlay as PNG in base64
+  POST /overlay   the overlay as PNG
+  GET  /healthz   200 while images are scored, else 503
+
+The body of a request is the image file. Images are scored one after the other;
+--queue of them may wait, others are refused with status 503. The model is
+loaded and compiled before the port is opened. Only this machine can connect
+unless --host names another address; then clients have to send a token, which is
+read from --token_file or from the environment variable ZSAD_TOKEN. There is no
+encryption: put a reverse proxy with TLS in front. Needs pip install
+'zsad_jax[serve]'.
+"""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from zsad_jax.datasets import preprocess
+from zsad_jax.reporting import overlays
+from zsad_jax.runs import opening
+from zsad_jax.runtime import cli, environment, stopping
+
+_LEAST_TOKEN = 16  # Characters.
+
+
+def define_flags() -> None:
+  """Define the command's flags."""
+  flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+  opening.define_flags()
+  flags.DEFINE_string("host", "127.0.0.1", "Name or address to listen at.")
+  flags.DEFINE_integer("port", 8080, "Port; 0: any free one.", 0, 65535)
+  flags.DEFINE_string("token_file", None, "File with the token of clients.")
+  flags.DEFINE_integer("max_bytes", 32 * 2**20, "Size of an image file.", 1)
+  flags.DEFINE_integer(
+    "max_pixels",
+    preprocess.MAX_PIXELS,
+    f"Pixels of an image; default: that of {environment.MAX_PIXELS}.",
+    1,
+    preprocess.MAX_PIXELS,
+  )
+  flags.DEFINE_integer("queue", 32, "Images that may wait.", 1)
+  flags.DEFINE_float("upload_timeout", 30, "Seconds to send an image.", 0.1)
+  flags.DEFINE_integer(
+    "overlay_side",
+    overlays.SIDE,
+    "Longest side of the image in an overlay, in pixels; 0: as the image.",
+    0,
+  )
+
+
+def read_token(file: str | None) -> str:
+  """Return the token of a file or of the environment; "" for none.
+
+  Raises:
+    ValueError: it is too short, or no printable ASCII.
+    OSError: the file cannot be read.
+  """
+  name = f"--token_file={file}" if file else environment.TOKEN
+  found = pathlib.Path(file).read_bytes() if file else environment.token()
+  if isinstance(found, bytes):
+    found = found.decode("utf-8", "replace").strip()
+  elif not found:
+    return ""
+  if not (found.isascii() and found.isprintable() and " " not in found):
+    raise ValueError(f"{name}: the token must be printable ASCII, no spaces.")
+  if len(found) < _LEAST_TOKEN:
+    raise ValueError(
+      f"{name}: the token has {len(found)} characters, expected at least "
+      f"{_LEAST_TOKEN}; make one: openssl rand -hex 32."
+    )
+  return found
+
+
+def check_installed() -> None:
+  """Check that the packages of the service are there.
+
+  Raises:
+    ValueError: one is missing.
+  """
+  needed = ("fastapi", "uvicorn", "h11")
+  if missing := [name for name in needed if not importlib.util.find_spec(name)]:
+    raise ValueError(
+      f"zsad serve needs {', '.join(missing)}: pip install 'zsad_jax[serve]'."
+    )
+
+
+def main(options: flags.FlagValues) -> None:
+  """Run the command."""
+  opening.check_alone("zsad serve")
+  check_installed()
+  # Not at the top: they are an extra of the package.
+  from zsad_jax.serve import app, server, uploads, worker
+
+  token = read_token(options.token_file)
+  if not (token or server.is_loopback(options.host)):
+    raise ValueError(
+      f"--host={options.host} can be reached from other machines: give a token "
+      f"by --token_file or {environment.TOKEN}, or listen at 127.0.0.1 only."
+    )
+  bound = server.bind(options.host, options.port)
+  opened = opening.from_flags(options)
+  _warm_up(opened.detector)
+  scorer = worker.Worker(opened.detector, options.queue)
+  scorer.start()
+  application = app.make(
+    scorer,
+    uploads.Uploads(
+      options.max_bytes,
+      options.max_pixels,
+      options.upload_timeout,
+      options.queue,
+    ),
+    run=opened.name,
+    token=token,
+    overlay_side=options.overlay_side,
+  )
+  with stopping.Deferred() as stop:
+    listening = server.Server(
+      application,
+      lambda: stop.requested,
+      capacity=options.queue,
+      timeout=options.upload_timeout,
+    )
+    print(f"Serving {opened.name} at {server.url(bound)}", flush=True)
+    server.run(listening, bound)
+    scorer.stop()
+    with stop.interruptible():
+      raise RuntimeError("The server has ended without a signal.")
+
+
+def _warm_up(detector):
+  """Compile the program before the first request."""
+  noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+  detector(noise.astype(np.uint8))
+
+
+if __name__ == "__main__":
+  cli.run(main, define_flags)

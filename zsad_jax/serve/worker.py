@@ -1,0 +1,221 @@
+"""The thread that owns the model, and its queue."""
+
+import base64
+import collections
+import concurrent.futures
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import PIL.Image
+
+from zsad_jax.datasets import preprocess
+from zsad_jax.inference import regions as regions_lib
+from zsad_jax.reporting import overlays, region_files
+from zsad_jax.runs.detector import Detection
+from zsad_jax.serve import uploads
+
+_log = logging.getLogger(__name__)
+
+
+class Full(Exception):
+  """The queue is full."""
+
+
+class Invalid(Exception):
+  """The image cannot be scored; the message has the reason."""
+
+
+class Failed(Exception):
+  """The image has no result; the log has the reason."""
+
+
+class Job(NamedTuple):
+  """An image in the queue.
+
+  Attributes:
+    data: the image file.
+    draw: makes the answer; runs in the worker.
+    answer: receives the answer, an `Invalid` or another error.
+  """
+
+  data: bytearray
+  draw: Callable[[PIL.Image.Image, Detection, float], bytes]
+  answer: concurrent.futures.Future
+
+
+class Worker:
+  """Scores images one after the other in a thread of its own.
+
+  Args:
+    detector: returns a `Detection` for an image.
+    capacity: images that may wait.
+  """
+
+  def __init__(self, detector: Callable[[Any], Detection], capacity: int):
+    self._detector, self._capacity = detector, capacity
+    self._jobs: collections.deque[Job] = collections.deque()
+    self._changed = threading.Condition()
+    self._ended = False
+    self._thread = threading.Thread(target=self._run, daemon=True)
+
+  def start(self) -> None:
+    """Start the thread."""
+    self._thread.start()
+
+  def stop(self) -> None:
+    """Let the thread end after the present image; the others get an error."""
+    with self._changed:
+      self._ended = True
+      self._changed.notify()
+
+  @property
+  def is_alive(self) -> bool:
+    """Whether images are still scored."""
+    return self._thread.is_alive() and not self._ended
+
+  @property
+  def waiting(self) -> int:
+    """Number of images that wait."""
+    return len(self._jobs)
+
+  def submit(self, data: bytearray, draw: Any) -> concurrent.futures.Future:
+    """Append an image to the queue.
+
+    Args:
+      data: the image file.
+      draw: see `Job`.
+
+    Returns:
+      The future answer. Once it is cancelled the image is not scored.
+
+    Raises:
+      Full: as many images wait as may.
+      Failed: the thread has ended.
+    """
+    job = Job(data, draw, concurrent.futures.Future())
+    with self._changed:
+      if not self.is_alive:
+        raise Failed
+      if len(self._jobs) >= self._capacity:
+        self._drop_cancelled()
+      if len(self._jobs) >= self._capacity:
+        raise Full
+      self._jobs.append(job)
+      self._changed.notify()
+    return job.answer
+
+  def _drop_cancelled(self):
+    left = [job for job in self._jobs if not job.answer.cancelled()]
+    self._jobs = collections.deque(left)
+
+  def _run(self):
+    try:
+      while True:
+        with self._changed:
+          while not (self._jobs or self._ended):
+            self._changed.wait()
+          if self._ended:
+            return
+          job = self._jobs.popleft()
+        self._answer(job)
+        del job  # Also its image, while the thread waits.
+    finally:
+      with self._changed:
+        self._ended = True
+        left, self._jobs = self._jobs, collections.deque()
+      for job in left:
+        if job.answer.set_running_or_notify_cancel():
+          job.answer.set_exception(Failed())
+
+  def _answer(self, job):
+    """Score an image; no error ends the thread."""
+    if not job.answer.set_running_or_notify_cancel():
+      return  # The client has gone.
+    try:
+      job.answer.set_result(self._score(job))
+    except Invalid as error:
+      job.answer.set_exception(error)
+    except Exception as error:
+      _log.error("internal error: %s", _one_line(error))
+      # Without the error's traceback, which refers to the image.
+      job.answer.set_exception(Failed())
+    except BaseException:  # The end of the thread.
+      job.answer.set_exception(Failed())
+      raise
+
+  def _score(self, job) -> bytes:
+    start = time.monotonic()
+    try:
+      file = uploads.open_image(job.data)
+      image = preprocess.convert_image(file, uploads.NAME)
+      found = self._detector(image)
+    except (uploads.Refused, ValueError) as error:
+      raise Invalid(_one_line(error)) from None
+    except MemoryError:
+      raise Invalid("The image needs more memory than there is.") from None
+    return job.draw(image, found, time.monotonic() - start)
+
+
+def _one_line(error: Exception) -> str:
+  text = " ".join(str(error).split()) or type(error).__name__
+  known = isinstance(error, (ValueError, uploads.Refused))
+  return text if known else f"{type(error).__name__}: {text[:400]}"
+
+
+def values(found: Detection, seconds: float) -> dict[str, Any]:
+  """Return the fields of an answer.
+
+  Args:
+    found: the result of an image.
+    seconds: time that it took, without the queue.
+  """
+  height, width = found.image_size
+  regions = None
+  if found.limits.pixel is not None:
+    regions = regions_lib.find(found.anomaly_map, found.mask)
+  return {
+    "score": found.score,
+    "normalized_score": found.normalized_score,
+    "label": found.label,
+    "threshold": found.threshold,
+    "normal_percentile": found.normal_percentile,
+    "zero_shot_score": found.zero_shot_score,
+    "pixel_threshold": found.limits.pixel,
+    "region_count": regions and regions.count,
+    "regions": regions and region_files.records(regions),
+    "image_size": {"width": width, "height": height},
+    "seconds": round(seconds, 4),
+  }
+
+
+def as_json(
+  image: PIL.Image.Image, found: Detection, seconds: float, *, side: int | None
+) -> bytes:
+  """Return the answer to /predict.
+
+  Args:
+    image: the image.
+    found: its result.
+    seconds: see `values`.
+    side: longest side of the overlay; None: without it.
+  """
+  answer = values(found, seconds)
+  if side is not None:
+    png = as_png(image, found, seconds, side=side)
+    answer["overlay"] = base64.b64encode(png).decode()
+  return json.dumps(answer, allow_nan=False).encode()
+
+
+def as_png(
+  image: PIL.Image.Image, found: Detection, seconds: float, *, side: int
+) -> bytes:
+  """Return the answer to /overlay; see `as_json`."""
+  del seconds
+  data = io.BytesIO()
+  overlays.draw(image, found, side=side).save(data, "PNG")
+  return data.getvalue()

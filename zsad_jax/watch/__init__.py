@@ -1,0 +1,1 @@
+"""A folder of images that arrive: complete files, journal of results."""
