@@ -95,9 +95,8 @@ class _State:
 
   def reset(self, session: object) -> None:
     """Forget the signals; begin a session, or none."""
-    self.first, self.handled, self.raised = None, False, False
-    self.repeated = False
-    self.session = session
+    self.first, self.session = None, session
+    self.handled = self.raised = self.repeated = False
 
 
 _state = _State()
@@ -378,19 +377,15 @@ def postponed() -> Iterator[None]:
 def unreplaced() -> Iterator[None]:
   """Raise `Stopped` where a library has replaced it by an internal error.
 
-  Context managers of TensorFlow raise a `RuntimeError` if a signal interrupts
-  their exit. A `ValueError` or `OSError` is left: storing partial results may
-  fail.
+  TensorFlow does so; a `ValueError` or `OSError` of storing results is left.
   """
   try:
     yield
-  except (ValueError, OSError):
-    raise
   except Exception as error:
     cause: BaseException | None = error
     while cause and not isinstance(cause, Stopped):
       cause = cause.__cause__ or cause.__context__
-    if not cause:
+    if not cause or isinstance(error, (ValueError, OSError)):
       raise
     raise cause from None
 
