@@ -1,10 +1,13 @@
 """Scales of scores: normalized, and as a share of normal images."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zsad_jax.runs import ensemble
 from zsad_jax.runs.threshold import Threshold, read
 
 SCORES = st.floats(0, 1, width=32)
@@ -40,3 +43,14 @@ def test_a_file_without_pixels_is_read(tmp_path):
     '{"image_score": 0.5, "map_low": 0.1, "map_high": 0.9, "source": "old"}'
   )
   assert read(tmp_path) == Threshold(0.5, 0.1, 0.9, "old")
+
+
+@pytest.mark.parametrize("second, mean", [(0.75, 0.5), (None, None)])
+def test_an_ensemble_has_the_mean_pixel_threshold(tmp_path, second, mean):
+  for name, pixel in (("a", 0.25), ("b", second)):
+    (tmp_path / name).mkdir()
+    threshold = dataclasses.replace(make(0.5), pixel=pixel)
+    threshold.write(tmp_path / name)
+  members = [tmp_path / "a", tmp_path / "b"]
+  ensemble._write_threshold(tmp_path, members, "threshold.json")
+  assert read(tmp_path).pixel == mean

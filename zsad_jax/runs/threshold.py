@@ -149,15 +149,15 @@ def from_values(
     ValueError: a field is missing, unknown, or not of its type.
   """
   fields = {field.name: field for field in dataclasses.fields(Threshold)}
+  checked = {}
   for name, field in fields.items():
-    optional = field.default is not dataclasses.MISSING
-    if name not in values and not optional:
+    if name in values:
+      checked[name] = _checked(name, values[name], path, hint)
+    elif field.default is dataclasses.MISSING:
       raise ValueError(f"{path} is corrupt: {name} is missing. {hint}")
   if unknown := sorted(values.keys() - fields.keys()):
     raise ValueError(f"{path}: the field {unknown[0]!r} is unknown. {hint}")
-  found = Threshold(
-    **{name: _checked(name, x, path, hint) for name, x in values.items()}
-  )
+  found = Threshold(**checked)
   if found.map_low > found.map_high:
     raise ValueError(f"{path}: map_low is larger than map_high. {hint}")
   return found
