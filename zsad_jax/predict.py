@@ -324,6 +324,7 @@ def define_flags() -> None:
 
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
+  check_options(options)
   if options.watch is None:
     settings.refuse(pathlib.Path(options.output))
   if bool(options.arguments) == (options.watch is not None):
@@ -332,7 +333,6 @@ def main(options: flags.FlagValues) -> None:
       if options.arguments
       else "No image given: name images, folders or patterns."
     )
-  check_options(options)
   if options.ensemble:
     ensemble.write(options.workdir, options.ensemble)
   tiling = tiling_lib.from_flags(options)
