@@ -1,13 +1,15 @@
-r"""Blots on photographs of 12 megapixels are found by tiles.
+"""Blots on photographs of 12 megapixels are found by tiles.
 
-python -m tests.large_photographs --workdir=RUN --tile=448 [--references=1]
+python -m tests.large_photographs --workdir=RUN [--tiles=448,896]
 
 Makes photographs of 4000 x 3000 pixels from textures of scikit-image (CC0; pip
 install scikit-image): references, further normal ones, and four with an ink
 blot of radius 0 (none), 15, 60 and 250 pixels. Thresholds of scores and pixels
-are set by the normal ones. Prints what is found with the time and the peak
-memory, and exits with status 1 unless the blots alone are found, with regions
-over them, within the memory. The file name keeps it out of the default tests.
+are set by the normal ones. Small and large blots may need tiles of several
+sizes, each with its own thresholds. Prints what is found with the time and the
+peak memory, and exits with status 1 unless the blots alone are found, with
+regions over them, within the memory. The file name keeps it out of the default
+tests.
 """
 
 import contextlib
@@ -42,7 +44,8 @@ flags.DEFINE_integer("references", 1, "Reference photographs; 0: zero-shot.", 0)
 flags.DEFINE_integer("normals", 9, "Photographs to set thresholds by.", 1)
 flags.DEFINE_integer("batch_size", 8, "Tiles per call.", 1)
 flags.DEFINE_integer("seed", 0, "Of the photographs.")
-tiling.define_flags()
+flags.DEFINE_list("tiles", ["448", "896"], "Sizes, one after the other.")
+flags.DEFINE_float("overlap", 0.25, "Of tiles.")
 
 
 def texture(name):
@@ -143,28 +146,49 @@ def memory():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def check(detector, folder, options):
-  """Print the results of the four photographs; return whether all are right."""
+def check(detectors, folder, options):
+  """Print the results of the four photographs; return whether all are right.
+
+  A photograph is anomalous if it is so by tiles of one of the sizes.
+  """
   normal = [folder / f"normal_{i}.jpg" for i in range(options.normals)]
   rate = 1 / (options.normals + 1)
-  limits = limits_of(detector, normal, rate)
+  flagged = dict.fromkeys(RADII, False)
+  masks = {radius: np.zeros((HEIGHT, WIDTH), bool) for radius in RADII}
+  for detector in detectors:
+    print(f"  {detector.tiling.describe()}")
+    limits = limits_of(detector, normal, rate)
+    for radius in RADII:
+      start = time.perf_counter()
+      found = detector(str(folder / f"blot_{radius}.jpg"))
+      found = dataclasses.replace(found, limits=limits)
+      mask, seconds = found.mask, time.perf_counter() - start
+      flagged[radius] |= found.label == "anomalous"
+      masks[radius] |= mask
+      print(
+        f"  radius {radius:3}: score {found.score:.3f} (threshold "
+        f"{limits.image_score:.3f}), {found.label}, "
+        f"{describe(mask, radius, options.seed)}, {seconds:.1f} s",
+        flush=True,
+      )
   right = True
   for radius in RADII:
-    start = time.perf_counter()
-    found = detector(str(folder / f"blot_{radius}.jpg"))
-    found = dataclasses.replace(found, limits=limits)
-    mask, seconds = found.mask, time.perf_counter() - start
-    truth = disk(radius, center_of(radius, options.seed))
-    iou, others = overlap(mask, truth)
-    print(
-      f"  radius {radius:3}: score {found.score:.3f} ({limits.image_score:.3f})"
-      f"  {found.label:9}  IoU {iou:.3f}  other regions {others}"
-      f"  {seconds:.1f} s",
-      flush=True,
-    )
-    label = "anomalous" if radius else "normal"
-    right &= found.label == label and (iou > 0) == bool(radius)
+    iou, _ = overlap(masks[radius], truth(radius, options.seed))
+    text = describe(masks[radius], radius, options.seed)
+    print(f"  radius {radius:3} in all: {flagged[radius]}, {text}")
+    right &= flagged[radius] == bool(radius) == (iou > 0)
   return right
+
+
+def truth(radius, seed):
+  """Return where the blot of a photograph is."""
+  return disk(radius, center_of(radius, seed))
+
+
+def describe(mask, radius, seed):
+  """Return the overlap of a mask with the blot as text."""
+  iou, others = overlap(mask, truth(radius, seed))
+  return f"IoU {iou:.3f}, other regions {others}"
 
 
 def main(arguments):
@@ -172,17 +196,21 @@ def main(arguments):
   del arguments
   logging.set_verbosity(logging.WARNING)
   options, right = flags.FLAGS, True
-  tiles = tiling.from_flags(options)
   before = memory()
   with contextlib.ExitStack() as stack:
     run = ensemble.load(options.workdir)
-    detector = ensemble_detector.make_detector(
-      run, threshold=math.inf, batch_size=options.batch_size, tiling=tiles
-    )
-    how = "whole images" if tiles is None else tiles.describe()
+    detectors = [
+      ensemble_detector.make_detector(
+        run,
+        threshold=math.inf,
+        batch_size=options.batch_size,
+        tiling=tiling.Tiling(int(size), options.overlap),
+      )
+      for size in options.tiles
+    ]
     print(
-      f"{run.workdir.name}, {detector._config.image_size} px, {how}, "
-      f"{options.references} references, {options.normals} normal photographs"
+      f"{run.workdir.name}, {options.references} references, "
+      f"{options.normals} normal photographs"
     )
     for name in options.textures:
       folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -199,8 +227,11 @@ def main(arguments):
       print(f"{name}:")
       last = range(options.normals, number)
       references = [str(folder / f"normal_{i}.jpg") for i in last]
-      own = detector.with_references(references) if references else detector
-      right &= check(own, folder, options)
+      compared = (
+        each.with_references(references) if references else each
+        for each in detectors
+      )
+      right &= check(compared, folder, options)
   used = memory() - before
   print(f"Peak memory {memory():.2f} GB, {used:.2f} GB above the start.")
   return 0 if right and used < LIMIT_GB else 1
