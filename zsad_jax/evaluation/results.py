@@ -90,6 +90,18 @@ class Result:
     return self.references.shots
 
 
+def _thresholds(run, protocol):
+  """Return the thresholds of scores, without and with references, or Nones.
+
+  Those of a run are for scores of whole images.
+  """
+  if protocol.tiling:
+    return None, None
+  stored = (stored_threshold(run, few_shot=few) for few in (False, True))
+  zero_shot, few_shot = (each and each.image_score for each in stored)
+  return zero_shot, few_shot
+
+
 def evaluate_run(
   run: run_lib.Run,
   dataset: index.Dataset,
@@ -123,19 +135,13 @@ def evaluate_run(
   config: Any = run.config
   place = place or naming.place(dataset.root)
   notes, choices = check(run.method, config, dataset, place, protocol, choices)
-  # Those of the run are for scores of whole images.
-  thresholds = [
-    None if protocol.tiling else stored_threshold(run, few_shot=few)
-    for few in (False, True)
-  ]
-  zero_shot, few_shot = (each and each.image_score for each in thresholds)
   evaluator = ensemble.evaluator_of(
     run,
     skip_corrupt=skip_corrupt,
     few_shot=any(choice.images for choice in choices),
     variant=protocol.variant,
     num_examples=_NUM_EXAMPLES,
-    thresholds=(zero_shot, few_shot),
+    thresholds=_thresholds(run, protocol),
     tiling=protocol.tiling,
   )
   _warn_of_shrinking(run, evaluator.image_size, dataset, protocol.tiling)
