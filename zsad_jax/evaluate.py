@@ -261,7 +261,7 @@ def _plan(workdir, config, choose, options):
     _, allowed = results.check(
       method, config, dataset, place, how, choose(dataset, place)
     )
-    paper = None if how.tiling else results.paper_key(config, dataset, place)
+    paper = results.paper_key(config, dataset, place, tiling=how.tiling)
     papers += [
       (*paper, choice.shots)
       for choice in allowed
