@@ -66,6 +66,7 @@ def test_ratios_are_printed_and_written(tmp_path, monkeypatch, capsys):
   assert json.loads(path.read_text())["pixels"] == 3 * 518**2
 
 
+@pytest.mark.slow
 def test_a_failing_candidate_is_named():
   with pytest.raises(RuntimeError, match="fail ended with 1"):
     metrics._run(fail, 1)
@@ -75,6 +76,7 @@ def fail(number):
   raise SystemExit(number)
 
 
+@pytest.mark.slow
 def test_all_readers_give_the_same_batches(tmp_path, capsys):
   samples = data.write(tmp_path, 10)
   (batch, last) = data._batches(samples)

@@ -17,6 +17,7 @@ from zsad_jax.parity import golden as golden_lib
 # Minutes of compilation together; `zsad parity` compares them too.
 SLOW = (
   "anomalyclip_variants.npz",
+  "adaclip.npz",
   "april_gan.npz",
   "clip_zeroshot.npz",
   "cocoop.npz",

@@ -56,6 +56,7 @@ def one(data, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_go_on_without_each_other(
   data, one, tmp_path, monkeypatch
 ):

@@ -58,7 +58,7 @@ def plus(folder, tmp_path_factory):
   return trained(config, tmp_path_factory.mktemp("anomalyclip"))
 
 
-@pytest.fixture(params=["native", "plus"])
+@pytest.fixture(params=[pytest.param("native", marks=pytest.mark.slow), "plus"])
 def run(request):
   return request.getfixturevalue(request.param)
 

@@ -356,6 +356,7 @@ def test_a_short_run_learns_and_resumes(config, tmp_path, monkeypatch):
   assert clip.config == SIZES
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
   code = "import sys; from zsad_jax.pretraining import synthetic_pairs as s\n"
   code += "if __name__ == '__main__':\n"

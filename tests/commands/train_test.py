@@ -96,6 +96,7 @@ def test_stopped_and_resumed_is_the_same_run(
   assert losses(tmp_path) == losses(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_stop_between_two_lines_of_the_log_changes_neither(
   config, uninterrupted, tmp_path, monkeypatch
 ):
@@ -112,6 +113,7 @@ def test_a_stop_between_two_lines_of_the_log_changes_neither(
   assert losses(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_lines_beyond_the_checkpoint_are_dropped(
   config, uninterrupted, tmp_path, monkeypatch
 ):
@@ -290,6 +292,7 @@ def test_a_mistake_is_one_line(mistakes, flags, message):
   assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_official_selection_keeps_the_best_epoch(config, tmp_path):
   config.selection, config.selection_data = "official", config.train_data
   config.epochs = 3
@@ -301,6 +304,7 @@ def test_official_selection_keeps_the_best_epoch(config, tmp_path):
   assert values[run.step] == max(values.values())
 
 
+@pytest.mark.slow
 def test_a_stopped_selection_is_repeated(config, tmp_path, monkeypatch):
   calls = []
 

@@ -81,6 +81,7 @@ def fill(folder, root):
     decoded.load(sample, 20)
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_cache(dataset, tmp_path):
   context = multiprocessing.get_context("spawn")
   workers = [

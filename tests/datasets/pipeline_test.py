@@ -391,6 +391,7 @@ def test_an_unknown_class_is_named(data):
     )
 
 
+@pytest.mark.slow
 def test_leaving_in_the_middle_is_quiet_and_ends(data):
   code = f"""
 from zsad_jax.datasets import pipeline

@@ -80,6 +80,7 @@ def test_the_text_tower_gives_the_results_of_single_prompts(
     np.testing.assert_allclose(found[i], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_single_prompts(small_clip):
   ids, end = small_clip.tokenize(PROMPTS)
   embeds, trie = joined(small_clip, PROMPTS)

@@ -102,6 +102,7 @@ def test_each_flag_changes_its_number(world, official, name):
   assert maps == (what == "both")
 
 
+@pytest.mark.slow
 def test_mean_map_is_trained_as_it_is_tested(world):
   *_, batch = world
   _, parts, prediction = run(world, train_map="mean", dice="image")

@@ -60,6 +60,7 @@ def given(small_clip):
   )(small_clip)
 
 
+@pytest.mark.slow
 def test_class_tokens_replace_the_context_at_a_block(small_clip, given):
   params, prompts = given
   rng = np.random.default_rng(0)

@@ -63,7 +63,7 @@ def check_rows(found, expected):
 @pytest.mark.parametrize(
   "old_run",
   [
-    "adaptclip",
+    pytest.param("adaptclip", marks=pytest.mark.slow),
     "anomalyclip",
     "clip",
     pytest.param("adaclip", marks=pytest.mark.slow),

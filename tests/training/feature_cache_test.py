@@ -65,7 +65,8 @@ def uncached(data, tmp_path_factory):
   "name, storage",
   [
     ("anomalyclip", "host"),
-    ("adaclip", "disk"),  # Bytes of images instead of floats.
+    # Bytes of images instead of floats.
+    pytest.param("adaclip", "disk", marks=pytest.mark.slow),
     pytest.param("adaptclip", "device", marks=pytest.mark.slow),
     pytest.param("adaptclip", "host", marks=pytest.mark.slow),
     pytest.param("adaptclip", "disk", marks=pytest.mark.slow),
@@ -141,6 +142,7 @@ def test_unreadable_images_count_nothing(data, tmp_path, capsys):
   assert "bolt/test/good/0.png" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_is_named_by_every_run(data, tmp_path, capsys):
   small_run.write_mvtec(tmp_path / "data")
   bad = tmp_path / "data/bolt/test/good/0.png"
