@@ -107,7 +107,8 @@ class UserImages:
     """Return the thresholds of scores and pixels.
 
     Args:
-      map_range: color limits of maps.
+      map_range: color limits of maps; the upper one is at least the pixel
+        threshold, so that only anomalous pixels have the highest color.
       details: end of the descriptions, such as ", with 4 references".
 
     Raises:
@@ -116,9 +117,11 @@ class UserImages:
     self._warnings = []
     score, source = self._image_threshold()
     pixel, pixel_source = self._pixel_threshold()
+    low, high = map_range
     return Threshold(
       score,
-      *map_range,
+      low,
+      max(high, pixel),
       source=f"{source} images{details}",
       pixel=pixel,
       normal_scores=tuple(sorted(map(float, self.normal.scores))),
