@@ -107,8 +107,7 @@ class UserImages:
     """Return the thresholds of scores and pixels.
 
     Args:
-      map_range: color limits of maps; the upper one is at least the pixel
-        threshold, so that only anomalous pixels have the highest color.
+      map_range: color limits of maps.
       details: end of the descriptions, such as ", with 4 references".
 
     Raises:
@@ -117,11 +116,9 @@ class UserImages:
     self._warnings = []
     score, source = self._image_threshold()
     pixel, pixel_source = self._pixel_threshold()
-    low, high = map_range
     return Threshold(
       score,
-      low,
-      max(high, pixel),
+      *map_range,
       source=f"{source} images{details}",
       pixel=pixel,
       normal_scores=tuple(sorted(map(float, self.normal.scores))),
