@@ -305,8 +305,8 @@ def _report(stored, results, path, workdir, product):
   print(f"Pixel threshold {stored.pixel:.6g} ({stored.pixel_source}).")
   if product:
     print(
-      f"Use it: python -m zsad_jax.predict --workdir={workdir} "
-      f"--calibration={product.name} with images."
+      f"Use it: zsad predict --workdir={workdir} "
+      f"--calibration={product.name} IMAGE_OR_FOLDER"
     )
 
 

@@ -143,11 +143,18 @@ def predict(
     found, images, writer, skip_corrupt=skip_corrupt
   )
   print(summary(labels, limits, len(normal)), f"Results: {output}")
+  _print_notes(limits, skipped, searched.note)
+
+
+def _print_notes(limits, skipped, left_out):
+  """Print what to know about the results."""
+  if limits.is_of_training:
+    print(f"note: {threshold_lib.TRAINING_NOTE}")
   if skipped:
     print(f"Skipped {len(skipped)} images that could not be read:")
     print("\n".join(f"  {message}" for message in skipped))
-  if searched.note:  # Printed before the first image as well.
-    print(searched.note)
+  if left_out:  # Printed before the first image as well.
+    print(left_out)
 
 
 def open_detector(
@@ -290,8 +297,9 @@ def summary(
   """Return the counts to print after all images."""
   anomalous = sum(label == "anomalous" for label in labels)
   note = f"; {num_references} references" if num_references else ""
+  images = "1 image" if len(labels) == 1 else f"{len(labels)} images"
   return (
-    f"{len(labels)} images, {anomalous} anomalous (threshold "
+    f"{images}, {anomalous} anomalous (threshold "
     f"{threshold.image_score:.4g}: {threshold.source}{note})."
   )
 

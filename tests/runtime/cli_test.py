@@ -1,5 +1,6 @@
 """Settings of every command."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import jax
 import pytest
+from absl import flags
 
 from zsad_jax.runtime import cli
 
@@ -74,3 +76,18 @@ def test_an_error_in_a_traced_function_is_one_line(capsys):
     cli._fail(raised.value)
   line = "error: config.method.scales: too large. Choose others.\n"
   assert capsys.readouterr().err == line
+
+
+def test_help_lists_the_flags_that_other_modules_define(monkeypatch):
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, "FLAGS", values)
+  define = functools.partial(flags.DEFINE_string, flag_values=values)
+  cli._define(lambda: define("depth", None, "Depth of the tree."))
+  assert "Depth of the tree." in values.main_module_help()
+
+
+def test_a_missing_flag_is_named_with_its_help(tmp_path):
+  command = [sys.executable, "-m", "zsad_jax.calibrate", str(tmp_path)]
+  ended = subprocess.run(command, capture_output=True, text=True)
+  assert ended.returncode == 1
+  assert ended.stderr == "error: --workdir is missing: Folder of the run.\n"

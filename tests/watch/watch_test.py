@@ -308,7 +308,7 @@ def test_a_folder_that_vanishes_is_reported_once(tmp_path, capsys):
     assert len(session.lines) == 2
   out = capsys.readouterr().out
   assert out.count("does not exist") == 1
-  assert out.count("reading it again is possible") == 1
+  assert out.count("the folder can be read again") == 1
 
 
 def test_a_full_disk_loses_no_image(tmp_path, capsys, monkeypatch):
@@ -331,7 +331,7 @@ def test_a_full_disk_loses_no_image(tmp_path, capsys, monkeypatch):
     assert len(session.lines) == len(session.rows) == 6
   out = capsys.readouterr().out
   assert out.count("No space left on device") == 1
-  assert out.count("writing again is possible") == 1
+  assert out.count("results can be written again") == 1
 
 
 def test_a_line_that_is_written_in_part_is_removed(tmp_path, monkeypatch):

@@ -63,7 +63,8 @@ def store(run: run_lib.Run) -> None:
       pixels[shots] = pixels[shots].merge(state) if shots in pixels else state
   places = [naming.place(name, config.data_root) for name in config.train_data]
   names = naming.names(places)
-  data = f"the auxiliary images ({', '.join(names[place] for place in places)})"
+  listed = ", ".join(names[place] for place in places)
+  data = f"{threshold_lib.AUXILIARY} ({listed})"
   for shots, categories in found.items():
     source = data + (" with one reference per class" if shots else "")
     stored = _thresholds(categories, pixels[shots], source)

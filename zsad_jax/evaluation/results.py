@@ -12,6 +12,7 @@ from zsad_jax.evaluation import ensemble, published, transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.protocol import Protocol
 from zsad_jax.inference import shrinking
+from zsad_jax.inference.tiling import Tiling
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
@@ -90,18 +91,6 @@ class Result:
     return self.references.shots
 
 
-def _thresholds(run, protocol):
-  """Return the thresholds of scores, without and with references, or Nones.
-
-  Those of a run are for scores of whole images.
-  """
-  if protocol.tiling:
-    return None, None
-  stored = (stored_threshold(run, few_shot=few) for few in (False, True))
-  zero_shot, few_shot = (each and each.image_score for each in stored)
-  return zero_shot, few_shot
-
-
 def evaluate_run(
   run: run_lib.Run,
   dataset: index.Dataset,
@@ -135,13 +124,17 @@ def evaluate_run(
   config: Any = run.config
   place = place or naming.place(dataset.root)
   notes, choices = check(run.method, config, dataset, place, protocol, choices)
+  thresholds = [stored_threshold(run, few_shot=few) for few in (False, True)]
+  if protocol.tiling:
+    thresholds = [None, None]  # Those of the run are for whole images.
+  zero_shot, few_shot = (each and each.image_score for each in thresholds)
   evaluator = ensemble.evaluator_of(
     run,
     skip_corrupt=skip_corrupt,
     few_shot=any(choice.images for choice in choices),
     variant=protocol.variant,
     num_examples=_NUM_EXAMPLES,
-    thresholds=_thresholds(run, protocol),
+    thresholds=(zero_shot, few_shot),
     tiling=protocol.tiling,
   )
   _warn_of_shrinking(run, evaluator.image_size, dataset, protocol.tiling)
@@ -155,7 +148,7 @@ def evaluate_run(
     "training_seconds": run.seconds,
     "images_per_second": found.images_per_second,
   }
-  paper = paper_key(run.config, dataset, place, found.skipped)
+  paper = paper_key(config, dataset, place, found.skipped, protocol.tiling)
   return [
     Result(
       method=config.name,
@@ -166,7 +159,7 @@ def evaluate_run(
       costs=costs,
       protocol=protocol.with_references(choices),
       setting=setting(run),
-      paper=paper if is_papers(choice) and not protocol.tiling else None,
+      paper=paper if is_papers(choice) else None,
       notes=tuple(dict.fromkeys(notes)),
       dataset_notes=dataset_notes,
       skipped=tuple(found.skipped),
@@ -245,15 +238,16 @@ def paper_key(
   dataset: index.Dataset,
   place: naming.Place,
   skipped: Sequence[str] = (),
+  tiling: Tiling | None = None,
 ) -> tuple[str, str] | None:
   """Return the papers' configuration and data set of an evaluation, or None.
 
   Printed numbers belong to a run only if its configuration is the papers',
   and to a data set only if it is registered, has the published number of
-  images, and all of them were read.
+  images, and all of them were read as a whole, not by tiles.
   """
   entry = registry.ENTRIES.get(place.registered)
-  if not entry or skipped or registry.count_note(dataset, entry):
+  if not entry or skipped or tiling or registry.count_note(dataset, entry):
     return None
   name = published.paper_config(config)
   return (name, place.registered) if name else None

@@ -129,7 +129,7 @@ class UserImages:
     normal, anomalous = self.normal.scores, self.anomalous.scores
     if not len(anomalous):
       value = self._normal_threshold(normal)
-      rate = f"{100 * self.rate:g} %"
+      rate = self._rate_text(len(normal))
       return value, f"{rate} false alarms, from {len(normal)} normal"
     label = np.repeat([0, 1], [len(normal), len(anomalous)])
     _, value = exact.f1_max(label, np.concatenate([normal, anomalous]))
@@ -140,7 +140,7 @@ class UserImages:
     normal = self.normal.peaks
     if self._pixels is None:
       value = self._normal_threshold(normal)
-      rate = f"{100 * self.rate:g} %"
+      rate = self._rate_text(len(normal))
       return value, f"{rate} of images flagged, from {len(normal)} normal"
     value = calibration.pixel_f1_threshold(self._pixels)
     if value is None:
@@ -150,6 +150,13 @@ class UserImages:
       )
     counts = f"{len(normal)} normal and {self._num_masks} masked"
     return value, f"best pixel F1 on {counts}"
+
+  def _rate_text(self, number: int) -> str:
+    """Return the rate; the one that holds if the images are too few for it."""
+    possible = 1 / (number + 1)
+    if self.rate * (1 + 1e-12) >= possible:
+      return f"{100 * self.rate:g} %"
+    return f"up to {100 * possible:.2g} %"
 
   def _normal_threshold(self, values: np.ndarray) -> float:
     value, warning = calibration.normal_threshold(values, self.rate)

@@ -61,12 +61,21 @@ def draw(
     np.asarray(small),
     _resized_map(detection.anomaly_map, small.size),
     low=limits.map_low,
-    high=limits.map_high,
+    high=_highest(limits),
   )
   if limits.pixel is not None:
     mask = _resized_mask(detection.mask, small.size)
     blended[_outline(mask)] = _OUTLINE
   return _captioned(Image.fromarray(blended), detection)
+
+
+def _highest(limits):
+  """Return the value of the highest color, at least the pixel threshold.
+
+  Only anomalous pixels have the highest color: the limits are those of other
+  images.
+  """
+  return max(limits.map_high, limits.pixel or 0.0)
 
 
 def _bounded(image: Image.Image, side: int) -> Image.Image:
@@ -149,7 +158,7 @@ def _items(detection, font, size) -> list[_Item]:
   ]
   return [
     *(_text(text, color, font, size) for text, color in texts),
-    _scale(limits.map_low, limits.map_high, limits.pixel, font, size),
+    _scale(limits.map_low, _highest(limits), limits.pixel, font, size),
   ]
 
 

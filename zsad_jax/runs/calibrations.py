@@ -127,8 +127,9 @@ def check_alone(name: str, given: Mapping[str, bool]) -> None:
   """
   if found := [option for option, is_given in given.items() if is_given]:
     raise ValueError(
-      f"The calibration {name} has its own {found[0]}: leave out --{found[0]}, "
-      "or make another calibration with it."
+      f"The calibration {name} sets references, class name and tiles, or that "
+      f"there are none: leave out --{found[0]}, or make another calibration "
+      "with it."
     )
 
 

@@ -13,6 +13,12 @@ from zsad_jax.runtime import files
 
 FILE = "threshold.json"
 _LARGEST = sys.float_info.max
+AUXILIARY = "the auxiliary images"  # In a `source`: those of the training.
+TRAINING_NOTE = (
+  "the threshold was set on the images of the training, not on yours: many "
+  "normal images may be labelled anomalous. Set it with normal images of yours "
+  "by `zsad calibrate`."
+)
 FEW_SHOT_FILE = "threshold_few_shot.json"
 
 
@@ -39,6 +45,11 @@ class Threshold:
   pixel: float | None = None
   normal_scores: tuple[float, ...] = ()
   pixel_source: str = ""
+
+  @property
+  def is_of_training(self) -> bool:
+    """Whether it was set on the auxiliary images of the training."""
+    return AUXILIARY in self.source
 
   def normalized(self, score: float) -> float:
     """Return a score in [0, 1] on a scale on which the threshold is 0.5.

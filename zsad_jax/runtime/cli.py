@@ -67,11 +67,8 @@ def run(
         raise ValueError(f"Unknown argument {rest[1]}; flags begin with --.")
       return rest
     # Flags may run a configuration file, which can raise anything.
-    except (AttributeError, KeyError) as error:  # Mostly with a hint.
-      text = str(error.args[0]).strip("'\"").replace("\\n", ". ")
-      _fail("The configuration has no field " + text.replace("\\'", "'"))
     except Exception as error:
-      _fail(error)
+      _fail_parsing(error)
 
   def guarded(argv):
     if not flags.FLAGS["verbosity"].present:
@@ -102,9 +99,29 @@ def run(
           return main(flags.FLAGS)
 
   _quiet_libraries()
-  define_flags()
+  _define(define_flags)
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")
   app.run(guarded, flags_parser=parse)
+
+
+def _define(define_flags) -> None:
+  """Define the flags of a command; its help lists those of other modules."""
+  before = set(flags.FLAGS)
+  define_flags()
+  for name in set(flags.FLAGS) - before:
+    flag = flags.FLAGS[name]
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _fail_parsing(error: Exception) -> NoReturn:
+  """Print an error in the flags."""
+  if isinstance(error, (AttributeError, KeyError)):  # Mostly with a hint.
+    text = str(error.args[0]).strip("'\"").replace("\\n", ". ")
+    _fail("The configuration has no field " + text.replace("\\'", "'"))
+  missing = re.search(r"Flag --(\w+) must have a value other", str(error))
+  if missing:
+    _fail(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}")
+  _fail(error)
 
 
 def _mirrored():

@@ -153,6 +153,8 @@ class Worker:
     try:
       file = uploads.open_image(job.data)
       image = preprocess.convert_image(file, uploads.NAME)
+      # Name of the image in messages.
+      image.filename = uploads.NAME  # pyright: ignore[reportAttributeAccessIssue]
       found = self._detector(image)
     except (uploads.Refused, ValueError) as error:
       raise Invalid(_one_line(error)) from None

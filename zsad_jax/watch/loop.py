@@ -130,7 +130,7 @@ class Watcher:
     found = self._arrivals
     if not found.wait:
       self._ready = found.poll()
-      self._tell("input", found.problem, "reading it again")
+      self._tell("input", found.problem, "the folder can be read again")
     number = self.batch_size if len(self._ready) >= self.batch_size else 1
     images, self._ready = self._ready[:number], self._ready[number:]
     if images:
@@ -156,11 +156,11 @@ class Watcher:
         if not image.is_current:
           continue
         reason = f"{error.filename or self.output}: {error.strerror or error}"
-        self._tell("output", reason, "writing again")
+        self._tell("output", reason, "results can be written again")
         self._ready = []
         self.sleep(_RETRY)
         return
-      self._tell("output", "", "writing again")
+      self._tell("output", "", "results can be written again")
       if line:
         print(line, flush=True)
 
@@ -207,9 +207,10 @@ class Watcher:
     """Report a problem once, and its end."""
     before, self._problems[kind] = self._problems[kind], reason
     if reason and not before:
+      reason = reason.rstrip(".")
       _log.warning(f"warning: {reason}; trying again until it is possible.")
     elif before and not reason:
-      _log.info(f"note: {action} is possible again.")
+      _log.info(f"note: {action}.")
 
 
 def _remove_files(row: result_files.ImageRow) -> None:

@@ -25,7 +25,7 @@ NOTES = {
   EMBEDDED: (
     "The backbone is the small CLIP of the package, trained on synthetic "
     "images: its numbers compare methods with each other, not with published "
-    "results."
+    "results. For real inspection convert a pretrained CLIP, see README."
   ),
   RANDOM: (
     "The backbone is the small CLIP of the package with random weights: the "
