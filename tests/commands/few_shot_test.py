@@ -250,7 +250,7 @@ def planted(folder, value):
 def test_check_names_what_differs(plus, folder, tmp_path, monkeypatch, capsys):
   paper = planted(tmp_path / "wrong", 12.5)
   key = ("anomalyclip", "parts")
-  monkeypatch.setattr(results, "paper_key", lambda *_: key)
+  monkeypatch.setattr(results, "paper_key", lambda *_, **__: key)
   check = lambda *options: command(
     options, plus, folder, monkeypatch, tmp_path / "out"
   )

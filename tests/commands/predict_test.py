@@ -120,9 +120,9 @@ def test_masks_without_a_pixel_threshold(run, tmp_path, capsys, monkeypatch):
   ("arguments", "message"),
   [
     (["--save=scores,heat"], "--save: 'heat' is unknown"),
-    (["--calibration=line3", "--references=good"], "has its own references"),
-    (["--calibration=line3", "--class_name=object"], "has its own class_name"),
-    (["--calibration=line3", "--tile=64"], "has its own tile:"),
+    (["--calibration=line3", "--references=good"], "leave out --references"),
+    (["--calibration=line3", "--class_name=object"], "leave out --class_name"),
+    (["--calibration=line3", "--tile=64"], "leave out --tile,"),
   ],
 )
 def test_flags_that_are_refused_at_once(arguments, message):
