@@ -110,7 +110,6 @@ class Command:
 
     def run():
       os.environ["ZSAD_JAX_CACHE"] = str(folder / "cache")
-      stopping.exit_on_signal()  # As `import zsad_jax` of a command does.
       run_command(self.name, [a.format(folder) for a in self.arguments])
 
     return Process(run, folder / log)
@@ -134,11 +133,16 @@ class Process:
   def __init__(self, function: Callable[[], None], log: pathlib.Path):
     self._status: int | None = None
     sys.stdout.flush()
+    # Hooks of libraries at a fork ignore the exception of a signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
     self._pid = os.fork()
     if self._pid:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
       return
     code = 70
     try:
+      stopping.exit_on_signal()  # As `import zsad_jax` of a command does.
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
       os.setsid()
       stream = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
       os.dup2(stream, 1)
