@@ -301,8 +301,8 @@ def _report(stored, results, path, workdir, product):
       if kind == "normal" or len(found):
         parts.append(f"{(found >= limit).sum()} of {len(found)} {kind}")
     print(f"{what}: {' and '.join(parts)} images.")
-  print(f"Threshold {stored.image_score:.6g} ({stored.source}): {path}")
   print(f"Pixel threshold {stored.pixel:.6g} ({stored.pixel_source}).")
+  print(f"Threshold {stored.image_score:.6g} ({stored.source}): {path}")
   if product:
     print(
       f"Use it: zsad predict --workdir={workdir} "

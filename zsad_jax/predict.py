@@ -142,14 +142,14 @@ def predict(
   labels, skipped = write_results(
     found, images, writer, skip_corrupt=skip_corrupt
   )
-  print(summary(labels, limits, len(normal)), f"Results: {output}")
-  _print_notes(limits, skipped, searched.note)
-
-
-def _print_notes(limits, skipped, left_out):
-  """Print what to know about the results."""
   if limits.is_of_training:
     print(f"note: {threshold_lib.TRAINING_NOTE}")
+  print(summary(labels, limits, len(normal)), f"Results: {output}")
+  _print_left_out(skipped, searched.note)
+
+
+def _print_left_out(skipped, left_out):
+  """Print which files have no score."""
   if skipped:
     print(f"Skipped {len(skipped)} images that could not be read:")
     print("\n".join(f"  {message}" for message in skipped))
@@ -297,9 +297,8 @@ def summary(
   """Return the counts to print after all images."""
   anomalous = sum(label == "anomalous" for label in labels)
   note = f"; {num_references} references" if num_references else ""
-  images = "1 image" if len(labels) == 1 else f"{len(labels)} images"
   return (
-    f"{images}, {anomalous} anomalous (threshold "
+    f"{len(labels)} images, {anomalous} anomalous (threshold "
     f"{threshold.image_score:.4g}: {threshold.source}{note})."
   )
 
