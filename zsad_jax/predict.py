@@ -59,12 +59,6 @@ from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress, stopping
 from zsad_jax.watch import command, settings
 
-_TILE_NOTE = (
-  "warning: the threshold stored with the run was set for whole images, and "
-  "--tile changes scores. Set one for tiles by `zsad calibrate --name=NAME "
-  "--tile=SIZE` and use --calibration=NAME, or give --threshold."
-)
-
 
 def predict(
   run: run_lib.Run,
@@ -343,11 +337,11 @@ def main(options: flags.FlagValues) -> None:
   if options.ensemble:
     ensemble.write(options.workdir, options.ensemble)
   tiling = tiling_lib.from_flags(options)
-  if tiling and options.threshold is None:
-    print(_TILE_NOTE)
   if options.watch is not None:
     command.run(options, line)
     return
+  if tiling and options.threshold is None:
+    print(opening.TILE_NOTE)
   run = ensemble.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):

@@ -22,6 +22,12 @@ from zsad_jax.runtime import processes
 
 _log = logging.getLogger(__name__)
 
+TILE_NOTE = (
+  "warning: the threshold stored with the run was set for whole images, and "
+  "--tile changes scores. Set one for tiles by `zsad calibrate --name=NAME "
+  "--tile=SIZE` and use --calibration=NAME, or give --threshold."
+)
+
 
 class Opened(NamedTuple):
   """A detector and how it was made.
@@ -106,6 +112,10 @@ def from_flags(options: Any) -> Opened:
     )
     if normal:
       detector = detector.with_references(normal)
+  if tiling and limit is None and not name:
+    _log.warning(TILE_NOTE)
+  if detector.limits.is_of_training:
+    _log.info("note: %s", threshold_lib.TRAINING_NOTE)
   settings = {"--calibration": name, "--class_name": class_name}
   settings |= _settings(run, detector, tiling, normal)
   return Opened(config.name, detector, class_name, normal, settings)
