@@ -142,11 +142,11 @@ class Process:
     code = 70
     try:
       stopping.exit_on_signal()  # As `import zsad_jax` of a command does.
-      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
       os.setsid()
       stream = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
       os.dup2(stream, 1)
       os.dup2(stream, 2)
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
       function()
       code = 0
     except SystemExit as error:
