@@ -29,7 +29,7 @@ references.json. All paths in these files are absolute.
 """
 
 import contextlib
-import math
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -46,14 +46,8 @@ from zsad_jax.reporting import (
   result_files,
   score_table,
 )
-from zsad_jax.runs import (
-  calibrations,
-  ensemble,
-  ensemble_detector,
-  opening,
-  peers,
-)
 from zsad_jax.runs import detector as detector_lib
+from zsad_jax.runs import ensemble, opening, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress, stopping
@@ -99,24 +93,24 @@ def predict(
   """
   searched = image_files.search(paths)
   images = searched.images
-  normal = image_files.find(reference_paths) if reference_paths else []
-  if calibration:
-    stored = calibrations.read(run.workdir, calibration)
-    class_name = stored.class_name
-    normal = calibrations.reference_paths(run.workdir, stored)
+  choice = opening.choose(
+    run,
+    calibration,
+    class_name=class_name,
+    references=reference_paths,
+    tiling=tiling,
+  )
+  normal = choice.references
   problem = "is scored and a reference: leave it out of one of them."
   duplicates.refuse(images, normal, problem)
   peers.check_images("the images to score", images)
   peers.check_images("the references", normal)
-  detector = open_detector(
+  detector = opening.make(
     run,
-    normal,
-    class_name=class_name,
+    choice,
     limit=limit,
     batch_size=batch_size,
-    save=save,
-    tiling=tiling,
-    calibration=calibration,
+    check=functools.partial(result_files.choose, save),
   )
   predictions.check_replaces_no_image(output, images)
   found = score(detector, images, skip_corrupt=True)
@@ -124,8 +118,9 @@ def predict(
   chosen = result_files.choose(save, limits)
   if save is None and limits.pixel is None:
     print(result_files.NOTE)
+  result_files.remove_earlier(output, chosen, has_references=bool(normal))
   if normal:
-    predictions.save_references(output, class_name, normal)
+    predictions.save_references(output, choice.class_name, normal)
   writer = result_files.ResultWriter(
     output,
     chosen,
@@ -149,54 +144,6 @@ def _print_left_out(skipped, left_out):
     print("\n".join(f"  {message}" for message in skipped))
   if left_out:  # Printed before the first image as well.
     print(left_out)
-
-
-def open_detector(
-  run: run_lib.Run,
-  normal: Sequence[str],
-  *,
-  class_name: str = "object",
-  limit: float | None = None,
-  batch_size: int = 8,
-  save: Sequence[str] | None = None,
-  tiling: tiling_lib.Tiling | None = None,
-  calibration: str | None = None,
-) -> detector_lib.Detector:
-  """Return the detector that the flags ask for.
-
-  Args:
-    run: a trained run.
-    normal: references, may be empty; unused with a calibration.
-    class_name: see `predict`.
-    limit: see `predict`.
-    batch_size: see `predict`.
-    save: outputs to write, checked before references are encoded.
-    tiling: see `predict`.
-    calibration: see `predict`.
-
-  Raises:
-    ValueError, FileNotFoundError: see `predict`.
-  """
-  if calibration:
-    stored = calibrations.read(run.workdir, calibration)
-    result_files.choose(save, stored.threshold)
-    return ensemble_detector.from_calibration(
-      run, calibration, threshold=limit, batch_size=batch_size
-    )
-  detector = ensemble_detector.make_detector(
-    run,
-    class_name=class_name,
-    threshold=limit,
-    batch_size=batch_size,
-    tiling=tiling,
-  )
-  if not normal:
-    return detector
-  limits = threshold_lib.read_or_replace(
-    run.workdir, few_shot=True, image_score=limit
-  )
-  result_files.choose(save, limits)
-  return detector.with_references(normal)
 
 
 def write_results(
@@ -325,7 +272,9 @@ def define_flags() -> None:
 
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
-  check_options(options)
+  tiling = opening.check_flags(options)
+  if options.save is not None:
+    result_files.check_names(options.save)
   if options.watch is None:
     settings.refuse(pathlib.Path(options.output))
   if bool(options.arguments) == (options.watch is not None):
@@ -336,7 +285,6 @@ def main(options: flags.FlagValues) -> None:
     )
   if options.ensemble:
     ensemble.write(options.workdir, options.ensemble)
-  tiling = tiling_lib.from_flags(options)
   if options.watch is not None:
     command.run(options, line)
     return
@@ -360,29 +308,6 @@ def main(options: flags.FlagValues) -> None:
     tiling=tiling,
     calibration=options.calibration,
   )
-
-
-def check_options(options: flags.FlagValues) -> None:
-  """Check the flags before anything is read.
-
-  Raises:
-    ValueError: a value is invalid, or flags contradict each other.
-  """
-  if options.threshold is not None and not math.isfinite(options.threshold):
-    raise ValueError(
-      f"--threshold is {options.threshold}; expected a finite number."
-    )
-  if options.save is not None:
-    result_files.check_names(options.save)
-  if options.calibration is not None:
-    given = {
-      "references": bool(options.references),
-      "class_name": options["class_name"].present > 0,
-      "tile": options.tile is not None,
-      "tile_overlap": options["tile_overlap"].present > 0,
-    }
-    calibrations.check_alone(options.calibration, given)
-  image_files.check_normal(options.references)
 
 
 if __name__ == "__main__":

@@ -283,15 +283,15 @@ def test_a_named_calibration_is_found_again(images):
   assert not (images / threshold_lib.FEW_SHOT_FILE).exists()
   # The copies are enough.
   shutil.rmtree(images / "normal")
-  detector: Any = ensemble_detector.from_calibration(a_run(images), "line3")
+  named = calibrations.read(images, "line3")
+  detector: Any = ensemble_detector.from_calibration(a_run(images), named)
   assert detector.settings["limits"] == stored
   assert detector.settings["tiling"] == tiles
   assert detector.settings["class_name"] == "hex nut"
   assert len(detector.references) == 4
   folder = images / "calibrations/line3/references"
   assert {*detector.references} == {*map(str, folder.iterdir())}
-  found = calibrations.read(images, "line3")
-  assert (found.num_normal, found.num_anomalous, found.rate) == (4, 0, 0.3)
+  assert (named.num_normal, named.num_anomalous, named.rate) == (4, 0, 0.3)
   assert calibrations.names(images) == ["line3"]
 
 
@@ -310,11 +310,12 @@ def test_a_name_is_refused_before_images_are_scored(images):
 
 def test_a_calibration_of_another_state_of_the_run_is_refused(images):
   run(images, **product())
-  ensemble_detector.from_calibration(a_run(images), "line3")
+  named = calibrations.read(images, "line3")
+  ensemble_detector.from_calibration(a_run(images), named)
   with pytest.raises(
     ValueError, match=r"line3.json was made on .* other.*again"
   ):
-    ensemble_detector.from_calibration(a_run(images, weight=1.5), "line3")
+    ensemble_detector.from_calibration(a_run(images, weight=1.5), named)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from zsad_jax.evaluation import calibration, paper_results, results
 from zsad_jax.inference import tiling
 from zsad_jax.metrics import exact
 from zsad_jax.reporting import report, tables
-from zsad_jax.runs import ensemble_detector
+from zsad_jax.runs import calibrations, ensemble_detector
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
@@ -362,7 +362,8 @@ def test_a_named_calibration_scores_as_its_detector(plus, folder, tmp_path):
   expected = ensemble_detector.make_detector(
     run, tiling=tiling.Tiling(30, 0.5), limits=stored
   ).with_references(normal[:2])(image)
-  found = ensemble_detector.from_calibration(run, "nut")(image)
+  named = calibrations.read(run.workdir, "nut")
+  found = ensemble_detector.from_calibration(run, named)(image)
   np.testing.assert_array_equal(found.raw_map, expected.raw_map)
   assert (found.score, found.limits) == (expected.score, stored)
   assert found.normal_percentile == 100 * np.mean(

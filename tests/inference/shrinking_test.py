@@ -42,10 +42,20 @@ def test_the_first_image_that_is_shrunk_too_much_is_named_once(messages):
 
 def test_tiles_are_shrunk_as_well(messages):
   check(shrinking.ShrinkWarning(), (3000, 4000), Tiling(400))
-  check(shrinking.ShrinkWarning(), (300, 400), Tiling(4000))
   assert not messages()
   check(shrinking.ShrinkWarning(), (3000, 4000), Tiling(1000))
   assert "tiles of 1000 pixels" in messages()[0]
+
+
+def test_the_first_image_with_a_single_tile_is_named_once(messages):
+  warning = shrinking.ShrinkWarning()
+  check(warning, (300, 401), Tiling(400))
+  assert not messages()
+  check(warning, (300, 400), Tiling(400))
+  check(warning, (30, 40), Tiling(400), name="b.png")
+  (message,) = messages()
+  for part in ("a.png", "400 x 300", "--tile=400", "as a whole"):
+    assert part in message
 
 
 def test_files_are_not_decoded(messages, tmp_path, monkeypatch):

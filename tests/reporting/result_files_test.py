@@ -199,3 +199,21 @@ def test_normalized_scores_and_percentiles(limit, one, other, normal):
   else:
     share = 100 * sum(score < one for score in normal) / len(normal)
     assert percentile == pytest.approx(share)
+
+
+def test_tables_of_an_earlier_call_are_removed(tmp_path):
+  names = ("regions.csv", "regions.json", "references.json", "photo.png")
+  for name in names:
+    (tmp_path / name).touch()
+
+  def left(save, has_references):
+    result_files.remove_earlier(tmp_path, save, has_references=has_references)
+    return {path.name for path in tmp_path.iterdir()}
+
+  assert left({"scores"}, False) == {*names}  # No earlier call.
+  (tmp_path / "scores.csv").touch()
+  assert left({"scores", "regions"}, True) == {*names, "scores.csv"}
+  assert left({"scores", "regions"}, False) == {
+    *("regions.csv", "regions.json", "photo.png", "scores.csv")
+  }
+  assert left({"scores"}, True) == {"photo.png", "scores.csv"}

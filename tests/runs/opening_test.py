@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from unittest import mock
 
 import pytest
 from absl import flags
@@ -9,7 +10,9 @@ from absl import flags
 from tests.helpers import fake_detector
 from tests.helpers.definer import Definer
 from zsad_jax.inference import tiling
+from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import opening
+from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
 
@@ -24,14 +27,13 @@ def open_with(monkeypatch, tmp_path, caplog):
   config = types.SimpleNamespace(
     name="run", backbone=types.SimpleNamespace(name="other")
   )
-  run = types.SimpleNamespace(workdir=tmp_path, config=config)
+  run = mock.Mock(run_lib.Run, workdir=tmp_path, config=config)
   monkeypatch.setattr(opening.ensemble, "load", lambda workdir: run)
-  monkeypatch.setattr(opening.calibrations, "run_digest", lambda run: "")
 
   def logged(arguments, source):
     limits = dataclasses.replace(fake_detector.LIMITS, source=source)
     limits.write(tmp_path)
-    detector = types.SimpleNamespace(limits=limits)
+    detector = mock.Mock(detector_lib.Detector, limits=limits)
     make = lambda run, **settings: detector
     monkeypatch.setattr(opening.ensemble_detector, "make_detector", make)
     values(["command", *arguments])

@@ -91,3 +91,10 @@ def test_a_missing_flag_is_named_with_its_help(tmp_path):
   ended = subprocess.run(command, capture_output=True, text=True)
   assert ended.returncode == 1
   assert ended.stderr == "error: --workdir is missing: Folder of the run.\n"
+
+
+def test_help_is_no_error():
+  command = [sys.executable, "-m", "zsad_jax.calibrate", "--help"]
+  ended = subprocess.run(command, capture_output=True, text=True)
+  assert ended.returncode == 0
+  assert "--workdir" in ended.stdout

@@ -3,7 +3,9 @@ import contextlib
 import http.client
 import io
 import json
+import logging
 import os
+import re
 import socket
 import struct
 import threading
@@ -146,6 +148,19 @@ def test_the_answer_is_that_of_the_python_api(service):
       ],
       "image_size": {"width": 24, "height": 16},
     }
+
+
+def test_each_image_is_logged(service, caplog):
+  with caplog.at_level(logging.INFO, "zsad_jax"):
+    service.ask(image_file())
+    service.ask(b"no image", "/overlay?overlay=true")
+  lines = [record.getMessage() for record in caplog.records]
+  pattern = r"\S+T\S+\+00:00 POST (/\S+) (\d+) \d+ ms"
+  found = [re.fullmatch(pattern, line) for line in lines]
+  assert [match and match.groups() for match in found] == [
+    ("/predict", "200"),
+    ("/overlay", "422"),
+  ]
 
 
 def test_overlays(service):

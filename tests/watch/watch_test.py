@@ -1,4 +1,5 @@
 import csv
+import datetime
 import io
 import itertools
 import json
@@ -118,6 +119,11 @@ def test_an_image_has_a_line_a_row_and_complete_files(tmp_path):
   assert line["status"] == row["status"] == "scored"
   assert row["score"] == f"{line['score']:.6g}" and line["score"] > 0.9
   assert row["image"] == line["image"] == str(path)
+  assert row["time"] == line["time"]
+  scored = datetime.datetime.fromisoformat(row["time"])
+  assert (
+    0 <= (datetime.datetime.now(datetime.UTC) - scored).total_seconds() < 60
+  )
   for column in ("overlay", "mask"):
     with PIL.Image.open(row[column]) as image:
       image.load()

@@ -1,4 +1,8 @@
-"""Warning about images that are shrunk so much that small defects are lost."""
+"""Warnings about image sizes.
+
+Small defects are lost where images are shrunk by a large factor, and tiles have
+no effect where images are smaller.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -12,10 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 class ShrinkWarning:
-  """Warns once, about the first image that is shrunk too much."""
+  """Warns once, about the first image that is shrunk too much.
+
+  Another message, also once, is about the first image that has a single tile.
+  """
 
   def __init__(self) -> None:
     self._warned = False
+    self._noted = False
 
   def check(
     self,
@@ -41,6 +49,7 @@ class ShrinkWarning:
     height, width = image_size
     longest = max(height, width)
     if tiling is not None:
+      self._note_single_tile(name, image_size, tiling)
       longest = min(longest, tiling.size)
     factor = longest / side
     if factor <= LARGEST_FACTOR or self._warned:
@@ -64,6 +73,21 @@ class ShrinkWarning:
       remedy,
     )
     return True
+
+  def _note_single_tile(self, name, image_size, tiling):
+    """Log once that tiles are not smaller than an image."""
+    height, width = image_size
+    if self._noted or max(height, width) > tiling.size:
+      return
+    self._noted = True
+    _log.warning(
+      "note: %s: the image of %d x %d pixels is not larger than a tile "
+      "(--tile=%d): it is scored as a whole.",
+      name,
+      width,
+      height,
+      tiling.size,
+    )
 
   def check_files(
     self,

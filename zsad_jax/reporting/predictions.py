@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runtime import copies, file_names, files
 
+REFERENCES = "references.json"
 OVERLAY, MAP, MASK = "_overlay.png", "_map.npy", "_mask.png"
 
 
@@ -84,4 +85,4 @@ def save_references(
   """Write references.json: {class: [path, ...]}, absolute paths or URLs."""
   listed = {class_name: [absolute(path) for path in paths]}
   text = json.dumps(listed, indent=1) + "\n"
-  files.write_text(output / "references.json", text)
+  files.write_text(output / REFERENCES, text)

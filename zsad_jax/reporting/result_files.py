@@ -15,6 +15,7 @@ from zsad_jax.reporting import figures, overlays, predictions, region_files
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import files
 
+SCORES = "scores.csv"
 OUTPUTS = ("scores", "overlays", "maps", "masks", "regions")
 STATUS = "status"
 SCORED = "scored"
@@ -97,6 +98,24 @@ def columns(
     *(column for name, (column, _) in _FILES.items() if name in save),
     STATUS,
   ]
+
+
+def remove_earlier(
+  output: pathlib.Path, save: Collection[str], *, has_references: bool
+) -> None:
+  """Remove tables of an earlier call that the new ones would contradict.
+
+  Args:
+    output: folder of the results.
+    save: see `choose`.
+    has_references: whether there will be a list of references.
+  """
+  if not (output / SCORES).is_file():
+    return
+  names = [] if "regions" in save else [region_files.CSV, region_files.JSON]
+  names += [] if has_references else [predictions.REFERENCES]
+  for name in names:
+    (output / name).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

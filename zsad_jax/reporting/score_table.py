@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from zsad_jax.reporting import growing_file, predictions, result_files
 from zsad_jax.runtime import stopping, text_files
 
-SCORES, PARTIAL_SCORES = "scores.csv", "scores.partial.csv"
+SCORES = result_files.SCORES
+PARTIAL_SCORES = "scores.partial.csv"
 
 
 class ScoreTable:

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from zsad_jax.inference import ensemble as inference
 from zsad_jax.inference.inputs import ImageInputs
 from zsad_jax.inference.tiling import Tiling
-from zsad_jax.runs import calibrations
+from zsad_jax.runs import calibration_file, calibrations
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import ensemble as ensemble_lib
 from zsad_jax.runs import run as run_lib
@@ -159,7 +159,7 @@ def make_detector(
 
 def from_calibration(
   run: run_lib.Run,
-  name: str,
+  calibration: calibration_file.Calibration,
   *,
   threshold: float | None = None,
   batch_size: int = 8,
@@ -171,25 +171,23 @@ def from_calibration(
 
   Args:
     run: the run.
-    name: of the calibration, see `zsad_jax.calibrate`.
+    calibration: returned by `calibrations.read`.
     threshold: decision threshold of scores; None for that of the calibration.
     batch_size: largest number of images per call of the model.
 
   Raises:
-    FileNotFoundError: the run has no such calibration.
-    ValueError: the calibration is corrupt, or the run has changed since.
+    ValueError: the run has changed since.
   """
-  found = calibrations.read(run.workdir, name)
-  calibrations.check_run(run, found)
+  calibrations.check_run(run, calibration)
   detector = make_detector(
     run,
-    class_name=found.class_name,
+    class_name=calibration.class_name,
     threshold=threshold,
     batch_size=batch_size,
-    limits=found.threshold,
-    tiling=found.tiling,
+    limits=calibration.threshold,
+    tiling=calibration.tiling,
   )
-  references = calibrations.reference_paths(run.workdir, found)
+  references = calibrations.reference_paths(run.workdir, calibration)
   return detector.with_references(references) if references else detector
 
 
@@ -234,9 +232,10 @@ def load(
   if calibration is not None:
     given = {"tile": tile is not None, "class_name": class_name != "object"}
     calibrations.check_alone(calibration, given)
+    run = ensemble_lib.load(os.fspath(workdir))
     return from_calibration(
-      ensemble_lib.load(os.fspath(workdir)),
-      calibration,
+      run,
+      calibrations.read(run.workdir, calibration),
       threshold=threshold,
       batch_size=batch_size,
     )

@@ -1,13 +1,15 @@
-"""Detectors of commands that score images for a long time.
+"""Detectors of commands: from flags, a calibration and the run.
 
-Their thresholds are read once: what is stored in the run later has no effect.
+Thresholds are read once: those stored in the run later have no effect.
 """
 
+import dataclasses
 import hashlib
 import logging
 import math
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -15,8 +17,14 @@ from absl import flags
 from zsad_jax import backbones
 from zsad_jax.datasets import image_files, index
 from zsad_jax.inference import tiling as tiling_lib
-from zsad_jax.runs import calibrations, ensemble, ensemble_detector
+from zsad_jax.runs import (
+  calibration_file,
+  calibrations,
+  ensemble,
+  ensemble_detector,
+)
 from zsad_jax.runs import detector as detector_lib
+from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import processes
 
@@ -29,22 +37,57 @@ TILE_NOTE = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """References, class name and tiles of a detector.
+
+  Attributes:
+    class_name: object class in the images.
+    references: normal images to compare with, may be empty.
+    tiling: tiles of images; None for whole images.
+    calibration: the calibration that sets these values; None: the user does.
+  """
+
+  class_name: str = "object"
+  references: tuple[str, ...] = ()
+  tiling: tiling_lib.Tiling | None = None
+  calibration: calibration_file.Calibration | None = None
+
+
 class Opened(NamedTuple):
   """A detector and how it was made.
 
   Attributes:
-    name: name of the run's configuration.
+    run: the run.
     detector: the detector.
-    class_name: object class in the images.
-    references: the references.
-    settings: by flag, all that scores and labels depend on; JSON values.
+    choice: references, class name and tiles.
   """
 
-  name: str
+  run: run_lib.Run
   detector: detector_lib.Detector
-  class_name: str
-  references: list[str]
-  settings: dict[str, Any]
+  choice: Choice
+
+  @property
+  def name(self) -> str:
+    """Name of the run's configuration."""
+    config: Any = self.run.config
+    return config.name
+
+  def settings(self) -> dict[str, Any]:
+    """Return by flag all that scores and labels depend on; JSON values."""
+    choice, limits = self.choice, self.detector.limits
+    tiling, stored = choice.tiling, choice.calibration
+    return {
+      "--calibration": stored and stored.name,
+      "--class_name": choice.class_name,
+      "--workdir": os.path.realpath(self.run.workdir),
+      "--tile": tiling and tiling.size,
+      "--tile_overlap": tiling and tiling.overlap,
+      "--references": [_described(path) for path in choice.references],
+      "the digest of the run": calibrations.run_digest(self.run),
+      "--threshold": limits.image_score,
+      "the pixel threshold": limits.pixel,
+    }
 
 
 def define_flags() -> None:
@@ -77,61 +120,118 @@ def from_flags(options: Any) -> Opened:
   Raises:
     ValueError, FileNotFoundError: a flag or a file is missing or invalid.
   """
-  limit, name = options.threshold, options.calibration
-  if limit is not None and not math.isfinite(limit):
-    raise ValueError(f"--threshold is {limit}; expected a finite number.")
-  tiling = tiling_lib.from_flags(options)
-  class_name = options.class_name
-  if name:
-    fixed = ("references", "class_name", "tile", "tile_overlap")
-    given = {flag: bool(options[flag].present) for flag in fixed}
-    calibrations.check_alone(name, given)
-  image_files.check_normal(options.references)
+  limit = options.threshold
+  tiling = check_flags(options)
   run = ensemble.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):
     _log.info(note)
-  if name:
-    stored = calibrations.read(run.workdir, name)
-    class_name, tiling = stored.class_name, stored.tiling
-    normal = calibrations.reference_paths(run.workdir, stored)
-    detector = ensemble_detector.from_calibration(
-      run, name, threshold=limit, batch_size=options.batch_size
-    )
-  else:
-    found = image_files.find(options.references) if options.references else []
-    normal = list(found)
-    detector = ensemble_detector.make_detector(
-      run,
-      class_name=class_name,
-      batch_size=options.batch_size,
-      limits=threshold_lib.read_or_replace(
-        run.workdir, few_shot=bool(normal), image_score=limit
-      ),
-      tiling=tiling,
-    )
-    if normal:
-      detector = detector.with_references(normal)
-  if tiling and limit is None and not name:
+  choice = choose(
+    run,
+    options.calibration,
+    class_name=options.class_name,
+    references=options.references,
+    tiling=tiling,
+  )
+  detector = make(run, choice, limit=limit, batch_size=options.batch_size)
+  if tiling and limit is None:
     _log.warning(TILE_NOTE)
   if detector.limits.is_of_training:
     _log.info("note: %s", threshold_lib.TRAINING_NOTE)
-  settings = {"--calibration": name, "--class_name": class_name}
-  settings |= _settings(run, detector, tiling, normal)
-  return Opened(config.name, detector, class_name, normal, settings)
+  return Opened(run, detector, choice)
 
 
-def _settings(run, detector, tiling, normal) -> dict[str, Any]:
-  """Return the settings that do not come from one flag."""
-  return {
-    "--workdir": os.path.realpath(run.workdir),
-    "--tile": tiling and tiling.size,
-    "--tile_overlap": tiling and tiling.overlap,
-    "--references": [_described(path) for path in normal],
-    "the digest of the run": calibrations.run_digest(run),
-    "--threshold": detector.limits.image_score,
-    "the pixel threshold": detector.limits.pixel,
-  }
+def check_flags(options: Any) -> tiling_lib.Tiling | None:
+  """Check the flags of `define_flags` before anything is read.
+
+  Returns:
+    The tiling they ask for.
+
+  Raises:
+    ValueError: a value is invalid, or flags contradict each other.
+  """
+  limit, name = options.threshold, options.calibration
+  if limit is not None and not math.isfinite(limit):
+    raise ValueError(f"--threshold is {limit}; expected a finite number.")
+  tiling = tiling_lib.from_flags(options)
+  if name is not None:
+    fixed = ("references", "class_name", "tile", "tile_overlap")
+    given = {flag: bool(options[flag].present) for flag in fixed}
+    calibrations.check_alone(name, given)
+  image_files.check_normal(options.references)
+  return tiling
+
+
+def choose(
+  run: run_lib.Run,
+  calibration: str | None = None,
+  *,
+  class_name: str = "object",
+  references: Sequence[str] = (),
+  tiling: tiling_lib.Tiling | None = None,
+) -> Choice:
+  """Return the values of a calibration, or those given.
+
+  Args:
+    run: the run.
+    calibration: its name; None: the other arguments are used.
+    class_name: object class in the images.
+    references: images, folders, patterns or .txt lists.
+    tiling: tiles of images.
+
+  Raises:
+    ValueError, FileNotFoundError: there is no such calibration, it is corrupt,
+      or a reference is missing.
+  """
+  if calibration is None:
+    found = image_files.find(references) if references else ()
+    return Choice(class_name, tuple(found), tiling)
+  stored = calibrations.read(run.workdir, calibration)
+  paths = calibrations.reference_paths(run.workdir, stored)
+  return Choice(stored.class_name, tuple(paths), stored.tiling, stored)
+
+
+def make(
+  run: run_lib.Run,
+  choice: Choice,
+  *,
+  limit: float | None = None,
+  batch_size: int = 8,
+  check: Callable[[threshold_lib.Threshold], object] = lambda limits: None,
+) -> detector_lib.Detector:
+  """Return the detector of a run.
+
+  Args:
+    run: the run.
+    choice: references, class name and tiles.
+    limit: threshold of scores that replaces the stored one.
+    batch_size: images, or tiles, per call of the model.
+    check: receives the thresholds before references are encoded.
+
+  Raises:
+    FileNotFoundError: the run has no threshold.
+    ValueError: the run has changed since the calibration, or an image cannot
+      be read.
+  """
+  if choice.calibration:
+    check(choice.calibration.threshold)
+    return ensemble_detector.from_calibration(
+      run, choice.calibration, threshold=limit, batch_size=batch_size
+    )
+  limits = threshold_lib.read_or_replace(
+    run.workdir, few_shot=bool(choice.references), image_score=limit
+  )
+  check(limits)
+  detector = ensemble_detector.make_detector(
+    run,
+    class_name=choice.class_name,
+    batch_size=batch_size,
+    limits=limits,
+    tiling=choice.tiling,
+  )
+  if not choice.references:
+    return detector
+  return detector.with_references(list(choice.references))
 
 
 def check_alone(what: str) -> None:

@@ -66,6 +66,8 @@ def run(
       if rest[1:] and not arguments:
         raise ValueError(f"Unknown argument {rest[1]}; flags begin with --.")
       return rest
+    except SystemExit:  # Of --help, --helpfull and the like.
+      sys.exit(0)
     # Flags may run a configuration file, which can raise anything.
     except Exception as error:
       _fail_parsing(error)

@@ -9,10 +9,11 @@ curl --data-binary @photo.jpg http://127.0.0.1:8080/predict
   GET  /healthz   200 while images are scored, else 503
 
 The body of a request is the image file. Images are scored one after the other;
---queue of them may wait, others are refused with status 503. The model is
-loaded and compiled before the port is opened. Only this machine can connect
-unless --host names another address; then clients have to send a token, which is
-read from --token_file or from the environment variable ZSAD_TOKEN. There is no
+--queue of them may wait, others are refused with status 503. A line with time,
+path, status and duration is printed for each image. The model is loaded and
+compiled before the port is opened. Only this machine can connect unless --host
+names another address; then clients have to send a token, which is read from
+--token_file or from the environment variable ZSAD_TOKEN. There is no
 encryption: put a reverse proxy with TLS in front. Needs pip install
 'zsad_jax[serve]'.
 """

@@ -2,9 +2,11 @@
 
 import asyncio
 import concurrent.futures
+import datetime
 import functools
 import hmac
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,7 +47,7 @@ def make(
     overlay_side: longest side of overlays in pixels; 0: the image's.
   """
   app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-  answer = functools.partial(_answer, worker, uploads, token)
+  answer = functools.partial(_logged, worker, uploads, token)
 
   @app.post("/predict")
   async def predict(request: fastapi.Request) -> fastapi.Response:
@@ -79,6 +81,28 @@ def make(
     return _error(error.status_code, reason, error.headers)
 
   return app
+
+
+async def _logged(
+  worker: worker_lib.Worker,
+  uploads: uploads_lib.Uploads,
+  token: str,
+  request: fastapi.Request,
+  choose: Callable[[], Callable[..., bytes]],
+  kind: str,
+) -> fastapi.Response:
+  """Return the answer to a request and log a line; see `_answer`."""
+  start = time.monotonic()
+  answer = await _answer(worker, uploads, token, request, choose, kind)
+  _log.info(
+    "%s %s %s %d %.0f ms",
+    datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    request.method,
+    request.url.path,
+    answer.status_code,
+    1000 * (time.monotonic() - start),
+  )
+  return answer
 
 
 async def _answer(

@@ -27,8 +27,6 @@ def run(
   folder = pathlib.Path(os.path.abspath(options.watch))
   output = pathlib.Path(os.path.abspath(options.output))
   loop.check_folders(folder, output)
-  if options.save is not None:
-    result_files.check_names(options.save)
   opened = opening.from_flags(options)
   limits = opened.detector.limits
   save = result_files.choose(options.save, limits)
@@ -53,8 +51,13 @@ def run(
   )
 
   def save_references():
-    if opened.references:
-      predictions.save_references(output, opened.class_name, opened.references)
+    choice = opened.choice
+    if choice.references:
+      predictions.save_references(output, choice.class_name, choice.references)
 
-  checked = {"--watch": str(folder), **opened.settings, "--save": sorted(save)}
+  checked = {
+    "--watch": str(folder),
+    **opened.settings(),
+    "--save": sorted(save),
+  }
   watcher.run(checked, save_references)

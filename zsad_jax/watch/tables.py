@@ -1,5 +1,9 @@
-"""The tables of `predict` as tables of the journal."""
+"""The tables of `predict` as tables of the journal.
 
+Images have the time at which they were scored in addition.
+"""
+
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +12,7 @@ from zsad_jax.watch.journal import Record, Table
 
 # Column with the number of regions; in the journal, the list of them.
 _REGIONS, _COUNT = "regions", "region_count"
+_TIME = "time"  # UTC, ISO 8601.
 
 
 def record(row: result_files.ImageRow) -> dict[str, Any]:
@@ -18,7 +23,9 @@ def record(row: result_files.ImageRow) -> dict[str, Any]:
       were not searched.
   """
   count = row.values.get(_REGIONS)
+  now = datetime.datetime.now(datetime.UTC)
   return {
+    _TIME: now.isoformat(timespec="seconds"),
     **row.values,
     _COUNT: count,
     _REGIONS: None if count is None else row.regions,
@@ -31,9 +38,8 @@ def make(columns: Sequence[str]) -> list[Table]:
   Args:
     columns: of the table of scores, see `result_files.columns`.
   """
-  scores = Table(
-    score_table.SCORES, columns, lambda line: [_cells(columns, line)]
-  )
+  names = [_TIME, *columns]
+  scores = Table(score_table.SCORES, names, lambda line: [_cells(names, line)])
   if _REGIONS not in columns:
     return [scores]
   regions = Table(region_files.CSV, region_files.COLUMNS, _region_rows)
