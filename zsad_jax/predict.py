@@ -386,4 +386,4 @@ def check_options(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags, arguments=True)
+  cli.run(main, define_flags, arguments=True, hub_runs=True)
