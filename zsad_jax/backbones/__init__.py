@@ -105,8 +105,8 @@ def published() -> dict[str, Published]:
     for entry in getattr(loader, "PUBLISHED", ()):
       if entry.name in found:
         raise ValueError(
-          f"{loader.__name__}: PUBLISHED has {entry.name}, as another backbone "
-          "has. Rename one of them."
+          f"Two folders of zsad_jax/backbones publish {entry.name!r}: rename one "
+          "of them."
         )
       found[entry.name] = entry
   return found

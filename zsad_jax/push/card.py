@@ -199,9 +199,9 @@ def _results(run) -> Iterator[dict[str, Any]]:
       continue
     try:
       found = json.loads(path.read_text(encoding="utf-8"))
-      if found["step"] == run.step and "partial" not in found:
-        found["rows"][_MEAN], found["dataset"]["name"], found["shots"]
-        yield found
+      same = found["step"] == run.step and "partial" not in found
+      if same and found["rows"][_MEAN] and found["dataset"]["name"]:
+        yield found | {"shots": found["shots"]}
     except (OSError, ValueError, KeyError, TypeError):
       continue  # Of another version.
 

@@ -15,6 +15,7 @@ _PATH = re.compile(
   r"(?<![\w.])(?:[A-Za-z][\w+.-]*://|~?/|[A-Za-z]:[\\/]|\.\.?/)[^\s,;\"'()]*"
 )
 _DATA = ("train_data", "test_data", "selection_data")
+_OWN = " (own data)"
 # Fields that are folders of one machine.
 _EMPTY = ("decoded_cache", "features.folder")
 
@@ -28,7 +29,7 @@ def data(name: str) -> str:
   """Return the name of a data set, without the path of one that is a folder."""
   if name in registry.ENTRIES or name.startswith(registry.TFDS):
     return name
-  return f"{_last(name)} (own data)"
+  return _last(name).removesuffix(_OWN) + _OWN
 
 
 def config(

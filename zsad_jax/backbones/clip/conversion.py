@@ -1,7 +1,6 @@
 """Conversion of CLIP weights from a source to a file of this package."""
 
 import dataclasses
-import os
 import pathlib
 
 from zsad_jax.backbones.clip import config as clip_config
@@ -12,7 +11,7 @@ from zsad_jax.runtime import copies, hub
 
 def convert(
   source: str,
-  output: str | os.PathLike[str],
+  output: str | pathlib.Path,
   *,
   activation: str | None = None,
   pixels: str | None = None,
