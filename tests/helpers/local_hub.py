@@ -34,6 +34,9 @@ class Hub:
     cut: bytes after which the connection is closed, once, by name of a file.
     status: answered to every request, if it is not 0.
     log: method, path and range of every request.
+    storage_url: address of the storage of large files, another host by its
+      name, which must not get the token.
+    leaked: tokens that the storage got.
   """
 
   def __init__(self, url: str) -> None:
@@ -48,6 +51,8 @@ class Hub:
     self.status = 0
     self.log: list[tuple[str, str, str]] = []
     self.storage: dict[str, bytes] = {}  # By SHA-256.
+    self.storage_url = url.replace("127.0.0.1", "localhost")
+    self.leaked: list[str] = []
 
   def add(self, repo: str, files: Mapping[str, bytes]) -> str:
     """Add a commit of a repository with files; return its hash."""
@@ -135,6 +140,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
       self._resolve(*match.groups())
     elif match := re.fullmatch(r"/storage/([0-9a-f]{64})/(.+)", path):
+      self.hub.leaked += self.headers.get_all("Authorization") or []
       self._send_file(self.hub.storage[match[1]], match[2])
     else:
       self._send(404, {"error": "unknown"})
@@ -205,7 +211,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     headers |= {
       "X-Linked-Etag": f'"{digest}"',
       "X-Linked-Size": str(len(data)),
-      "Location": f"{self.hub.url}/storage/{digest}/{name}",
+      "Location": f"{self.hub.storage_url}/storage/{digest}/{name}",
     }
     self._send(302, b"", headers)
 
@@ -281,7 +287,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     repo = f"{fields['organization']}/{fields['name']}"
     status = 409 if repo in self.hub.repos else 200
     self.hub.repos.setdefault(repo, [])
-    if fields.get("private") and status == 200:
+    private = fields.get("private") or fields.get("visibility") == "private"
+    if private and status == 200:
       self.hub.private.add(repo)
     self._send(status, {"url": f"{self.hub.url}/{repo}", "name": repo})
 

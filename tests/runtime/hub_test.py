@@ -148,6 +148,7 @@ def test_errors_name_the_remedy(hub):  # noqa: F811
   hub.gated.clear()
   hub.private.add(REPO)
   assert fetch().commit
+  assert not hub.leaked  # The storage is another host.
   hub.token = "another"
   with pytest.raises(hub_lib.HubError, match="log in by `hf auth login`"):
     fetch()

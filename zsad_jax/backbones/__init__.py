@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from zsad_jax import types
-from zsad_jax.backbones.published import Published
+from zsad_jax.backbones.published_weights import Published
 from zsad_jax.layers import kernels
 from zsad_jax.runtime import copies
 
@@ -105,8 +105,8 @@ def published() -> dict[str, Published]:
     for entry in getattr(loader, "PUBLISHED", ()):
       if entry.name in found:
         raise ValueError(
-          f"Two folders of zsad_jax/backbones publish {entry.name!r}: rename one "
-          "of them."
+          f"Two folders of zsad_jax/backbones publish {entry.name!r}: rename "
+          "one of them."
         )
       found[entry.name] = entry
   return found

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from zsad_jax.backbones.published import Published
+from zsad_jax.backbones.published_weights import Published
 from zsad_jax.datasets import registry
 from zsad_jax.push import privacy
 from zsad_jax.runs import calibrations

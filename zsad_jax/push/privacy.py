@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from zsad_jax.backbones.published import FOLDER, Published
+from zsad_jax.backbones.published_weights import FOLDER, Published
 from zsad_jax.datasets import registry
 
 # An absolute path, one below a home folder, or a URL, within a text.

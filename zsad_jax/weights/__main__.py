@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from zsad_jax import backbones
-from zsad_jax.backbones.published import Published
+from zsad_jax.backbones.published_weights import Published
 from zsad_jax.runs import hub as hub_runs
 from zsad_jax.runtime import cli, hub
 from zsad_jax.weights import instructions

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterator
 
-from zsad_jax.backbones.published import FOLDER, Published
+from zsad_jax.backbones.published_weights import FOLDER, Published
 from zsad_jax.runtime import config_files
 
 _TRANSFORMERS = (

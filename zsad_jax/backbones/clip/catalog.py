@@ -7,7 +7,7 @@ and ConvNeXts, and of text towers that are not CLIP's.
 """
 
 from zsad_jax.backbones.clip import sources
-from zsad_jax.backbones.published import LocalFile, Published
+from zsad_jax.backbones.published_weights import LocalFile, Published
 
 _OPENAI = "OpenAI, on its own data set of 400 million pairs"
 _OPENAI_LICENCE = "MIT (github.com/openai/CLIP)"

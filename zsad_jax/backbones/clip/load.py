@@ -12,7 +12,7 @@ from zsad_jax.backbones.clip import (
   weights,
 )
 from zsad_jax.backbones.clip.config import MODELS, TRAINED_WITH, ClipConfig
-from zsad_jax.backbones.published import Published
+from zsad_jax.backbones.published_weights import Published
 
 EMBEDDED = "embedded"  # The small CLIP that the package ships.
 RANDOM = "embedded_random"  # A CLIP of the same size with random weights.
