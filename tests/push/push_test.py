@@ -216,8 +216,7 @@ def test_the_model_card_has_what_the_hub_reads(trained, tmp_path):
   assert "No accuracy was measured: none is claimed." in text
 
 
-def _build(trained, output, **options):
-  run = run_lib.load(workdir)
+def _build(run, output, **options):
   return folder_lib.build(run, output, repo=REPO, **options)
 
 
@@ -243,7 +242,7 @@ def test_flags_and_ensembles_are_checked(
   ):
     with pytest.raises((ValueError, OSError), match=message):
       push(workdir, **options)
-  both = ensemble.combine(tmp_path, [trained], trained.config)
+  both = ensemble.Ensemble(**vars(trained), members=(trained,))
   with pytest.raises(ValueError, match="is an ensemble, which is not uploaded"):
     _build(both, tmp_path / "both", licence="mit")
 
