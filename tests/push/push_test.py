@@ -277,6 +277,7 @@ def test_a_corrupt_model_is_refused(trained, tmp_path):
   _build(trained, output, licence="mit")
   path = output / model_file.FILE
   whole = path.read_bytes()
+  like = {"params": trained.params, "stats": trained.stats}
   for data, message in (
     (whole[:-1], "truncated or no safetensors"),
     (whole[:-1] + bytes([whole[-1] ^ 1]), "its digest is wrong"),
@@ -284,13 +285,19 @@ def test_a_corrupt_model_is_refused(trained, tmp_path):
   ):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message):
-      run_lib.load(output)
+      model_file.read(path, like)
   path.write_bytes(whole)
-  config = json.loads((output / "config.json").read_text())
-  config["method"]["prompt_length"] = 3
-  (output / "config.json").write_text(json.dumps(config))
-  with pytest.raises(ValueError, match="does not fit config.json next to it"):
-    run_lib.load(output)
+  found, about = model_file.read(path, like)
+  jax.tree.map(np.testing.assert_array_equal, found["params"], trained.params)
+  assert about["step"] == 8
+  message = "does not fit config.json next to it"
+  for other in (
+    {"params": trained.params, "stats": {"more": np.zeros(1, np.float32)}},
+    {"params": {}, "stats": {}},
+    {"params": jax.tree.map(lambda x: x[..., :1], trained.params), "stats": {}},
+  ):
+    with pytest.raises(ValueError, match=message):
+      model_file.read(path, other)
 
 
 def test_other_weights_of_the_backbone_are_refused(
