@@ -56,7 +56,7 @@ def refuse(options: Any, *, reads_runs: bool) -> None:
     ValueError: a flag names a run on the hub, but the command writes there.
   """
   for flag in options:
-    if flag == "arguments" or (flag == "workdir" and reads_runs):
+    if flag in ("arguments", "repo") or (flag == "workdir" and reads_runs):
       continue
     value = options[flag].value
     for each in value if isinstance(value, list) else [value]:
