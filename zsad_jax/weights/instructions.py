@@ -60,14 +60,13 @@ def checkpoints(method: str, found: config_files.Released) -> str:
   lines = [f"The authors publish the checkpoints at {found.page}"]
   lines[0] += f" ({found.note})." if found.note else "."
   for title, options in found.files:
-    name = pathlib.PurePosixPath(title).name
-    file = name if name.endswith(".pth") else "FILE.pth"
-    kind = "mvtec" if "paper_mvtec" in options else ""
-    workdir = "_".join(filter(None, (f"runs/{method}_released", kind)))
-    command = f"zsad convert --method={method} --checkpoint={FOLDER}/{file}"
+    # Files of different trainings can have the same name at their origin.
+    name = f"{method}_released" + "_for_mvtec" * ("paper_mvtec" in options)
+    file = f"{FOLDER}/{name}.pth"
+    command = f"zsad convert --method={method} --checkpoint={file}"
     lines += [
-      f"{title}: put it at {FOLDER}/{file}, then run",
-      f"  {command} --workdir={workdir} {options}".rstrip(),
+      f"- {title}: save it as {file}, then run",
+      f"  {command} --workdir=runs/{name} {options}".rstrip(),
     ]
   lines.append(
     "The runs need the weights of their backbone: zsad weights get NAME, see "
@@ -83,7 +82,8 @@ def by_hand(entry: Published, output: str) -> str:
     entry: the weights.
     output: the converted file.
   """
-  lines = [f"To get {entry.name} without a network here, either"]
+  either = ", either" * bool(entry.local)
+  lines = [f"To get {entry.name} without a network here{either}:"]
   convert = f"zsad convert --model={entry.backbone} --output={output}"
   if entry.local:
     target = f"{FOLDER}/{entry.local.name}"
@@ -92,7 +92,7 @@ def by_hand(entry: Published, output: str) -> str:
       + (f" (SHA-256 {entry.local.sha256})" * bool(entry.local.sha256))
       + ", then run",
       f"  {convert} --source={target} {entry.local.options}".rstrip(),
-      "or",
+      "or:",
     ]
   folder = f"{FOLDER}/{entry.repo.replace('/', '--')}"
   names = (_OPEN_CLIP, " (or else ".join(entry.files) + ")")
