@@ -45,6 +45,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
   "hsf_none": dict(hsf="none"),
   "hsf_paper": dict(hsf="paper"),
 }
+RELEASED = config_files.Released(
+  page="https://github.com/caoyunkang/AdaCLIP#weight-preparation",
+  files=(
+    (
+      "MVTec AD & ClinicDB",
+      '--config=adaclip:paper --config.train_data=\'("mvtec","clinicdb")\'',
+    ),
+    (
+      "VisA & ColonDB",
+      '--config=adaclip:paper_mvtec --config.train_data=\'("visa","colondb")\'',
+    ),
+  ),
+  note="on Google Drive and Baidu; its issue 59 reports mislabelled files",
+)
 
 
 def get_config(variant: str = "embedded") -> Config:

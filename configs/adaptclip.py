@@ -45,6 +45,17 @@ ABLATIONS: dict[str, dict[str, Any]] = {
   "b16": _B16,
   "b16_alias": dict(alias_feature_layer=True, **_B16),
 }
+RELEASED = config_files.Released(
+  page="https://huggingface.co/csgaobb/AdaptCLIP",
+  files=(
+    ("12_4_128_train_on_mvtec_3adapters_batch8/epoch_15.pth", ""),
+    (
+      "12_4_128_train_on_visa_3adapters_batch8/epoch_15.pth",
+      "--config=adaptclip:paper_mvtec",
+    ),
+  ),
+  note="GPL-2.0 by its model card",
+)
 
 
 def get_config(variant: str = "embedded") -> Config:

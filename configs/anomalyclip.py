@@ -41,6 +41,17 @@ ABLATIONS: dict[str, dict[str, Any]] = {
   "ensemble": dict(num_anomalous=10),
   "unitmean": dict(num_anomalous=10, anomalous_mean="unit"),
 }
+RELEASED = config_files.Released(
+  page="https://github.com/zqhang/AnomalyCLIP",
+  files=(
+    ("checkpoints/9_12_4_multiscale_visa/epoch_15.pth", ""),
+    (
+      "checkpoints/9_12_4_multiscale/epoch_15.pth",
+      "--config=anomalyclip:paper_mvtec",
+    ),
+  ),
+  note="in the repository; trained on MVTec AD, and on VisA",
+)
 
 
 def get_config(variant: str = "embedded") -> Config:

@@ -32,6 +32,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
   "quick": dict(activation="quick"),
   "transductive": dict(transductive_score=True),
 }
+RELEASED = config_files.Released(
+  page="https://github.com/ByChelsea/VAND-APRIL-GAN",
+  files=(
+    ("exps/pretrained/mvtec_pretrained.pth", ""),
+    ("exps/pretrained/visa_pretrained.pth", "--config=april_gan:paper_mvtec"),
+  ),
+  note="in the repository",
+)
 
 
 def get_config(variant: str = "embedded") -> Config:

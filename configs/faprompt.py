@@ -46,6 +46,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     damaged_word=False,
   ),
 }
+RELEASED = config_files.Released(
+  page="https://github.com/mala-lab/FAPrompt",
+  files=(
+    ("trained on MVTec AD", ""),
+    ("trained on VisA", "--config=faprompt:paper_mvtec"),
+  ),
+  note="on Google Drive, by the link of the README; see its issue 4",
+)
 
 
 def get_config(variant: str = "embedded") -> Config:

@@ -41,6 +41,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
   "scaled": dict(scaled_attention=True),
   "quick": dict(activation="quick"),
 }
+RELEASED = config_files.Released(
+  page="https://github.com/xiaozhen228/VCP-CLIP",
+  files=(
+    ("train_mvtec.pth", ""),
+    ("train_visa.pth", "--config=vcpclip:paper_mvtec"),
+  ),
+  note="on Google Drive, by the links of the README; MIT by its README",
+)
 
 
 def get_config(variant: str = "embedded") -> Config:

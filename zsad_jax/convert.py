@@ -30,15 +30,13 @@ python -m zsad_jax.convert --workdir=runs/adaclip --export=adaclip.pth
 torch is not needed, and no code in a file is executed.
 """
 
-import dataclasses
-import pathlib
 from typing import Any
 
 from absl import flags
 
 from zsad_jax.backbones.clip import config as clip_config
+from zsad_jax.backbones.clip import conversion
 from zsad_jax.backbones.clip import convert as clip_convert
-from zsad_jax.backbones.clip import sources, weights
 from zsad_jax.runs import authors_checkpoint
 from zsad_jax.runtime import cli, config_files, copies
 
@@ -59,6 +57,15 @@ def define_flags() -> None:
     "in -quickgelu, else `gelu_erf`. Other sources store their activation.",
   )
   flags.DEFINE_enum(
+    "pixels",
+    None,
+    sorted(clip_config.PIXELS),
+    "Normalization of pixels that the weights were trained with: `openai`, or "
+    "`half` (mean and deviation 0.5). By default that of "
+    "preprocessor_config.json or open_clip_config.json next to the weights, or "
+    "else `openai`.",
+  )
+  flags.DEFINE_enum(
     "model",
     None,
     sorted(clip_config.MODELS),
@@ -77,77 +84,9 @@ def define_flags() -> None:
   )
 
 
-def convert(
-  source: str,
-  output: str,
-  *,
-  activation: str | None = None,
-  model: str | None = None,
-) -> None:
-  """Convert CLIP weights and print a summary.
-
-  Args:
-    source: see the module's docstring.
-    output: safetensors file to write.
-    activation: "quick" or "gelu_erf"; for open_clip files only.
-    model: key of `clip.config.MODELS` whose sizes the weights must have; None
-      for any sizes.
-
-  Raises:
-    ValueError: the source is corrupt, no CLIP, or of another model.
-    OSError: a file is missing or cannot be read or written.
-  """
-  clip = sources.read(copies.local(source), activation)
-  if model:
-    check_model(clip.config, model, source)
-  origin = {"name": pathlib.Path(source).name, "sha256": clip.sha256}
-  weights.save(output, clip.params, clip.config, origin)
-  print(_summary(source, output, clip))
-
-
-def check_model(
-  config: clip_config.ClipConfig, model: str, source: str
-) -> None:
-  """Check the sizes of converted weights.
-
-  Args:
-    config: the sizes.
-    model: key of `clip.config.MODELS`.
-    source: name of the weights in the error message.
-
-  Raises:
-    ValueError: the sizes are not those of the model.
-  """
-  expected = dataclasses.asdict(clip_config.MODELS[model])
-  found = dataclasses.asdict(config)
-  differing = [
-    f"{name}: expected {expected[name]}, found {found[name]}"
-    for name in expected
-    # Some architectures were trained with both activations.
-    if name != "activation" and expected[name] != found[name]
-  ]
-  if differing:
-    raise ValueError(f"{source} is not a {model}: {'; '.join(differing)}.")
-
-
-def _summary(source, output, clip):
-  arrays = clip_convert.flatten(clip.params).values()
-  sizes = dataclasses.asdict(clip.config)
-  return "\n".join(
-    [
-      f"read    {source}",
-      *(f"sha256  {digest}  {name}" for name, digest in clip.sha256.items()),
-      f"sizes   {', '.join(f'{name}={x}' for name, x in sizes.items())}",
-      f"params  {sum(x.size for x in arrays):,} in "
-      f"{' and '.join(sorted({str(x.dtype) for x in arrays}))}",
-      f"wrote   {output}",
-    ]
-  )
-
-
 # Required and optional flags of each use of the command.
 USES = (
-  (("source", "output"), ("activation", "model")),
+  (("source", "output"), ("activation", "pixels", "model")),
   (("method", "checkpoint", "workdir"), ("config",)),
   (("workdir", "export"), ()),
 )
@@ -176,12 +115,14 @@ def main(options: Any) -> None:
   """Run the use that the flags select."""
   use = chosen_use(options)
   if "source" in use:
-    convert(
+    summary = conversion.convert(
       options.source,
       options.output,
       activation=options.activation,
+      pixels=options.pixels,
       model=options.model,
     )
+    print(summary)
   elif "export" in use:
     authors_checkpoint.export(options.workdir, options.export)
   else:

@@ -311,4 +311,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags, arguments=True)
+  cli.run(main, define_flags, arguments=True, hub_runs=True)

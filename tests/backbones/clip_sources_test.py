@@ -3,7 +3,6 @@
 import hashlib
 import json
 
-import huggingface_hub
 import pytest
 
 from tests.helpers.clip_files import (
@@ -13,6 +12,7 @@ from tests.helpers.clip_files import (
   write_directory,
   write_safetensors,
 )
+from tests.helpers.local_hub_client import hub  # noqa: F401
 from zsad_jax.backbones.clip import sources
 
 
@@ -66,23 +66,30 @@ def test_directories_that_are_no_models(hf_directory):
     sources.read(str(hf_directory))
 
 
-def test_hub_name(hf_directory, monkeypatch):
-  def download(name, allow_patterns):
-    assert name == "openai/clip" and "config.json" in allow_patterns
-    return str(hf_directory)
-
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-  assert sources.read("openai/clip").config == TINY
-
-  def offline(*_, **__):
-    raise huggingface_hub.errors.LocalEntryNotFoundError("No connection")
-
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-  message = "openai/clip .*No connection.*pass --source=DIRECTORY"
-  with pytest.raises(FileNotFoundError, match=message):
+def test_hub_name(hf_directory, hub):  # noqa: F811
+  with pytest.raises(FileNotFoundError, match="openai/clip .*not on the hub: "):
     sources.read("openai/clip")
+  files = {path.name: path.read_bytes() for path in hf_directory.iterdir()}
+  hub.add("openai/clip", files | {"pytorch_model.bin": b"of no use"})
+  assert sources.read("openai/clip").config == TINY
+  assert not hub.downloads("pytorch_model.bin")
+  hub.status = 503
+  assert sources.read("openai/clip").config == TINY  # The copy of before.
+  message = "openai/other .*could not be fetched.*pass --source=DIRECTORY"
+  with pytest.raises(FileNotFoundError, match=message):
+    sources.read("openai/other")
   with pytest.raises(FileNotFoundError, match="weights/absent.pt is no file"):
     sources.read("weights/absent.pt")
+
+
+def test_an_open_clip_file_has_the_pixels_of_its_configuration(tmp_path, tiny):
+  path = tmp_path / "open_clip_model.safetensors"
+  write_safetensors(path, tiny)
+  assert sources.read(str(path), "gelu_erf").config.pixels == "openai"
+  half = {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+  (tmp_path / "open_clip_config.json").write_text(json.dumps(half))
+  assert sources.read(str(path), "gelu_erf").config.pixels == "half"
+  assert sources.read(str(path), "quick", "openai").config.pixels == "openai"
 
 
 def test_open_clip_files_need_an_activation(tmp_path, tiny, tiny_hf):

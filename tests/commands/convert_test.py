@@ -18,10 +18,9 @@ from tests.helpers.clip_files import (
   to_hugging_face,
   write_directory,
 )
-from zsad_jax import convert
 from zsad_jax.backbones.clip import config as clip_config
+from zsad_jax.backbones.clip import conversion, weights
 from zsad_jax.backbones.clip import convert as clip_convert
-from zsad_jax.backbones.clip import weights
 
 
 @pytest.fixture
@@ -31,13 +30,12 @@ def hf_directory(tmp_path, tiny):
   return tmp_path / "hf"
 
 
-def test_torch_formats_convert_to_the_same(tmp_path, capsys):
+def test_torch_formats_convert_to_the_same(tmp_path):
   loaded = []
   for source in (JIT, STATE_DICT):
     output = tmp_path / "micro.safetensors"
-    convert.convert(str(source), str(output))
+    report = conversion.convert(str(source), str(output))
     loaded.append(weights.load(output))
-    report = capsys.readouterr().out
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     for words in (
       str(source),
@@ -52,9 +50,9 @@ def test_torch_formats_convert_to_the_same(tmp_path, capsys):
   assert_same(loaded[0][0], loaded[1][0])
 
 
-def test_sharded_directory(tmp_path, hf_directory, tiny, capsys):
+def test_sharded_directory(tmp_path, hf_directory, tiny):
   output = tmp_path / "out.safetensors"
-  convert.convert(str(hf_directory), str(output))
+  report = conversion.convert(str(hf_directory), str(output))
   params, config = weights.load(output)
   # Heads, activation, 77 and 49408 are defaults of transformers.
   assert config == TINY
@@ -62,7 +60,7 @@ def test_sharded_directory(tmp_path, hf_directory, tiny, capsys):
     {name: x.astype(np.float32) for name, x in tiny.items()}
   )
   assert_same(params, expected)
-  assert capsys.readouterr().out.count("sha256") == 2
+  assert report.count("sha256") == 2
 
 
 def test_model_of_other_sizes(tmp_path):
@@ -72,12 +70,12 @@ def test_model_of_other_sizes(tmp_path):
     "vision_layers: expected 12, found 2; "
   )
   with pytest.raises(ValueError, match=message):
-    convert.convert(str(JIT), str(output), model="ViT-B-32")
+    conversion.convert(str(JIT), str(output), model="ViT-B-32")
   assert not output.exists()
   large = dataclasses.replace(
     clip_config.MODELS["ViT-L-14"], activation="gelu_erf"
   )
-  convert.check_model(large, "ViT-L-14", "LAION's has the other activation")
+  conversion.check_model(large, "ViT-L-14", "LAION's has the other activation")
 
 
 def test_command_line(tmp_path):

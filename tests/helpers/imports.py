@@ -26,6 +26,10 @@ LEVELS = {
   "parity": 8,
   "benchmark": 8,
   "serve": 8,
+  "weights": 8,
+  "export": 8,
+  "push": 8,
+  "demo": 8,
   "reproduce": 9,
 }
 

@@ -2,15 +2,21 @@
 
 A folder has a module `load` that implements `Loader`. A backbone is a pytree
 that implements `types.ImageBackbone`, and `types.TextBackbone` as well if it
-has a text encoder.
+has a text encoder. If its weights are published, `load` also has a sequence
+`PUBLISHED` and functions `fetch` and `identify`, see `clip.load`.
 """
 
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import jax
+import numpy as np
 
 from zsad_jax import types
+from zsad_jax.backbones.published_weights import Published
 from zsad_jax.layers import kernels
 from zsad_jax.runtime import copies
 
@@ -92,10 +98,67 @@ def load(
   return choose(attention)
 
 
+def published() -> dict[str, Published]:
+  """Return the published weights of all backbones, by their name."""
+  found = {}
+  for loader in dict.fromkeys(_loaders().values()):
+    for entry in getattr(loader, "PUBLISHED", ()):
+      if entry.name in found:
+        raise ValueError(
+          f"Two folders of zsad_jax/backbones publish {entry.name!r}: rename "
+          "one of them."
+        )
+      found[entry.name] = entry
+  return found
+
+
+def fetch(entry: Published, output: str, *, offline: bool = False) -> str:
+  """Fetch published weights and convert them; return a summary.
+
+  Args:
+    entry: of `published`.
+    output: file to write, for `config.backbone.path`.
+    offline: use no network, only what was downloaded before.
+
+  Raises:
+    OSError: the weights cannot be fetched, or the file cannot be written.
+    ValueError: a download is corrupt, or of another model.
+  """
+  loader: Any = _loaders()[entry.backbone]
+  return loader.fetch(entry, output, offline=offline)
+
+
+def identify(name: str, path: str) -> Published | None:
+  """Return the published weights that a converted file was made from.
+
+  Args:
+    name: `config.backbone.name`.
+    path: `config.backbone.path`.
+
+  Returns:
+    None for weights of the package, and where the origin is not certain.
+  """
+  find = getattr(_loaders()[name], "identify", None)
+  return find(name, copies.local(path)) if find and path else None
+
+
+def digest(backbone: types.ImageBackbone) -> str:
+  """Return the SHA-256 of names, shapes and values of all parameters."""
+  found = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_flatten_with_path(backbone)[0]:
+    array = np.ascontiguousarray(leaf)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    found.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
+    found.update(array.ravel().view(np.uint8).data)
+  return found.hexdigest()
+
+
 def _loaders() -> dict[str, Loader]:
   """Import every folder's `load`; return the modules by name of backbone."""
   found = {}
-  for folder in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+  for folder in sorted(
+    m.name for m in pkgutil.iter_modules(__path__) if m.ispkg
+  ):
     loader = cast(
       Loader, importlib.import_module(f"{__package__}.{folder}.load")
     )

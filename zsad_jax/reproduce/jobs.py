@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from zsad_jax import evaluate, train, types
+from zsad_jax import backbones, evaluate, train, types
 from zsad_jax.datasets import naming, registry
 from zsad_jax.datasets.references import References
 from zsad_jax.evaluation import protocol, recipes
@@ -146,10 +146,11 @@ def missing(config: types.Config) -> list[str]:
   found = []
   path = config.backbone.path
   if path and not pathlib.Path(path).exists():
-    found.append(
-      f"weights {path} (made by python -m zsad_jax.convert --source=SOURCE "
-      f"--output={path})"
-    )
+    name = pathlib.Path(path).stem
+    get = f"zsad weights get {name} --output={path}"
+    if name not in backbones.published():
+      get = f"zsad convert --source=SOURCE --output={path}"
+    found.append(f"weights {path} ({get})")
   used = config.selection_data if config.selection != "last" else ()
   found += [
     f"training data {name}"

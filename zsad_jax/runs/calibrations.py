@@ -279,6 +279,14 @@ def reference_paths(
   ]
 
 
+def reference_files(
+  workdir: pathlib.Path, calibration: Calibration
+) -> list[pathlib.Path]:
+  """Return the files of the copies of the references."""
+  folder = _folder(workdir, calibration.name)
+  return [folder / each.file for each in calibration.references]
+
+
 def check_run(run: run_lib.Run, calibration: Calibration) -> None:
   """Check that a calibration was made with a run as it is now.
 

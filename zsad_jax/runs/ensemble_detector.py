@@ -207,7 +207,8 @@ def load(
 
   Args:
     workdir: folder of a run made by `zsad_jax.train` or `zsad_jax.convert`,
-      or of an ensemble made by `zsad_jax.evaluate`.
+      or of an ensemble made by `zsad_jax.evaluate`; or hf:owner/name, a run
+      on the Hugging Face hub that `zsad_jax.push` has uploaded.
     class_name: object class in the images, for methods whose text prompts
       contain it.
     threshold: decision threshold; None for the one stored with the run.

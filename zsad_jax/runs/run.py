@@ -10,6 +10,7 @@ calibrations/    thresholds and references by name; see `calibrations`
 lock.json        the process that trains the run at present; see `lock`
 finished.json    completed stages after training; see `finished`
 released.npz     other tensors of an authors' checkpoint
+model.safetensors    parameters of a run of the hub, instead of checkpoints
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ import numpy as np
 
 from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
-from zsad_jax.runs import checkpoint, migration, peers
+from zsad_jax.runs import checkpoint, hub, migration, model_file, peers
 from zsad_jax.runs import settings as settings_lib
 from zsad_jax.runtime import copies, distributed, environment, files
 
@@ -135,6 +136,11 @@ def check_config(workdir: pathlib.Path, config: types.Config) -> None:
   path = workdir / "config.json"
   if not path.exists():
     return
+  if (workdir / model_file.FILE).exists():
+    raise ValueError(
+      f"{workdir} holds a run of the hub, without the state of its training: "
+      "choose another --workdir."
+    )
   new = _complete(json.loads(config.to_json_best_effort()))
   try:
     old = _complete(files.read_json_object(path))
@@ -172,7 +178,7 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
     ValueError: the file is corrupt, or a field is missing, unknown, of another
       type or out of range; the message has the path and the field.
   """
-  path = pathlib.Path(copies.local(workdir)) / "config.json"
+  path = pathlib.Path(copies.local(hub.local(workdir))) / "config.json"
   if not path.is_file():
     raise FileNotFoundError(
       f"{path} does not exist: --workdir names the folder of a run made by "
@@ -220,7 +226,7 @@ def load(workdir: str | pathlib.Path) -> Run:
   Sets JAX's default matmul precision to the run's.
 
   Args:
-    workdir: folder of the run, or its URL.
+    workdir: folder of the run, its URL, or hf:owner/name on the hub.
 
   Raises:
     FileNotFoundError: the run, its checkpoint or its backbone's weights are
@@ -229,7 +235,7 @@ def load(workdir: str | pathlib.Path) -> Run:
       different runs.
   """
   environment.check()
-  workdir = pathlib.Path(copies.local(workdir, fresh=True))
+  workdir = pathlib.Path(copies.local(hub.local(workdir), fresh=True))
   config = read_config(workdir)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   backbone = backbones.load(**config.backbone)
@@ -239,19 +245,8 @@ def load(workdir: str | pathlib.Path) -> Run:
     method = make_method(config.method_name, config.method.to_dict())
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from error
-  initial = jax.jit(method.init)(jax.random.key(0), backbone)
-  params, stats = distributed.replicate(initial, distributed.make_mesh())
-  best = (workdir / "best").is_dir()
-  folder = workdir / ("best" if best else "checkpoints")
-  saved = checkpoint.Checkpoints(folder, read_only=True)
-  try:
-    found, meta = saved.restore(model={"params": params, "stats": stats})
-  finally:
-    saved.close()
-  check_finite(
-    found["model"], f"The checkpoint of step {meta['step']} in {folder}"
-  )
-  peers.check_run(config, backbone, meta["step"], found["model"])
+  found, meta = _restore(workdir, config, backbone, method)
+  peers.check_run(config, backbone, meta["step"], found)
   return Run(
     workdir=workdir,
     config=config.lock(),
@@ -259,5 +254,31 @@ def load(workdir: str | pathlib.Path) -> Run:
     method=method,
     step=meta["step"],
     seconds=meta.get("seconds", math.nan),
-    **found["model"],
+    **found,
   )
+
+
+def _restore(workdir, config, backbone, method):
+  """Return the parameters and statistics of a run, and their metadata."""
+  initial = jax.jit(method.init)(jax.random.key(0), backbone)
+  mesh = distributed.make_mesh()
+  params, stats = distributed.replicate(initial, mesh)
+  like = {"params": params, "stats": stats}
+  best = (workdir / "best").is_dir()
+  folder = workdir / ("best" if best else "checkpoints")
+  path = workdir / model_file.FILE
+  if path.is_file() and not folder.is_dir():
+    arrays, meta = model_file.read(path, like)
+    digest = backbones.digest(backbone)
+    model_file.check_backbone(path, meta, digest, config.backbone)
+    check_finite(arrays, str(path))
+    return distributed.replicate(arrays, mesh), meta
+  saved = checkpoint.Checkpoints(folder, read_only=True)
+  try:
+    found, meta = saved.restore(model=like)
+  finally:
+    saved.close()
+  check_finite(
+    found["model"], f"The checkpoint of step {meta['step']} in {folder}"
+  )
+  return found["model"], meta

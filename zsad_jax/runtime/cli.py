@@ -23,6 +23,7 @@ from zsad_jax.runtime import (
   console,
   distributed,
   environment,
+  hub,
   mirror,
   processes,
   stopping,
@@ -37,6 +38,7 @@ def run(
   *,
   arguments: bool = False,
   alone: bool = False,
+  hub_runs: bool = False,
 ) -> None:
   """Define and parse flags, call `main` and exit with its result.
 
@@ -58,6 +60,8 @@ def run(
       import, so that any two commands can be imported together.
     arguments: whether the command takes arguments that are not flags.
     alone: whether the command needs no other process: it waits for none.
+    hub_runs: whether --workdir is only read, so that it may name a run on the
+      hub, hf:owner/name.
   """
 
   def parse(argv):
@@ -97,6 +101,7 @@ def run(
       with stopping.at_end(_report_stop), processes.exit_on_peer_failure():
         agreement.check_command(flags.FLAGS)
         environment.check_platform()
+        hub.refuse(flags.FLAGS, reads_runs=hub_runs)
         with _console(), _mirrored(), stopping.unreplaced():
           return main(flags.FLAGS)
 

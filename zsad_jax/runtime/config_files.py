@@ -8,6 +8,7 @@ is given by its path, `configs/adaclip.py:paper`.
 import importlib.util
 import pathlib
 import types
+from typing import NamedTuple
 
 import ml_collections
 from absl import flags
@@ -16,6 +17,23 @@ from ml_collections import config_flags
 from zsad_jax.runtime import environment, urls
 
 _SHARED = "common"  # Used by the other files; no configuration by itself.
+
+
+class Released(NamedTuple):
+  """Checkpoints that the authors of a method have published.
+
+  A configuration file has them as `RELEASED`.
+
+  Attributes:
+    page: where the authors publish them.
+    files: for each file its name or description there, and the arguments of
+      `zsad convert` for it, in addition to the method and the file.
+    note: remark for the reader of a list, "" for none.
+  """
+
+  page: str
+  files: tuple[tuple[str, str], ...]
+  note: str = ""
 
 
 class _NoneOr(flags.ArgumentParser):
@@ -119,6 +137,15 @@ def load(spec: str) -> ml_collections.ConfigDict:
     raise ValueError(f"{path} does not define get_config().")
   arguments = () if variant is None else (variant,)
   return module.get_config(*arguments).lock()
+
+
+def released(name: str) -> Released | None:
+  """Return the authors' checkpoints that a configuration names, or None.
+
+  Args:
+    name: of a configuration of the project.
+  """
+  return getattr(_execute(resolve(name)[0]), "RELEASED", None)
 
 
 def sibling(file: str, name: str) -> types.ModuleType:

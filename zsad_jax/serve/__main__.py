@@ -144,4 +144,4 @@ def _warm_up(detector):
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  cli.run(main, define_flags, hub_runs=True)

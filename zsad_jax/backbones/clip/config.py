@@ -9,8 +9,15 @@ import numpy as np
 # Mean and deviation of CLIP's training images, RGB in [0, 1] (OpenAI).
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+_HALF = np.full(3, 0.5, np.float32)
+# Normalization of pixels -> mean and deviation. "half" is that of one LAION
+# model; open_clip's table of pretrained models calls it INCEPTION.
+PIXELS = {"openai": (MEAN, STD), "half": (_HALF, _HALF)}
 
 HEAD_WIDTH = 64  # Default width of an attention head, both towers.
+
+# Fields of `ClipConfig` in which weights of the same sizes can differ.
+TRAINED_WITH = ("activation", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +40,8 @@ class ClipConfig:
     text_heads: attention heads of the text tower, likewise.
     activation: activation that the weights were trained with, "quick" or
       "gelu_erf"; methods may override it.
+    pixels: normalization of pixels that the weights were trained with, a key of
+      `PIXELS`.
   """
 
   embed_dim: int
@@ -47,6 +56,7 @@ class ClipConfig:
   vision_heads: int = 0
   text_heads: int = 0
   activation: str = "quick"
+  pixels: str = "openai"
 
   def __post_init__(self):
     for tower in ("vision", "text"):
@@ -82,6 +92,8 @@ def from_dict(sizes: Mapping[str, Any]) -> ClipConfig:
     value = given.pop(field.name)
     if field.name == "activation":
       valid, expected = isinstance(value, str), "text"
+    elif field.name == "pixels":
+      valid, expected = value in tuple(PIXELS), " or ".join(PIXELS)
     else:
       low = 0 if field.name.endswith("_heads") else 1
       whole = isinstance(value, int) and not isinstance(value, bool)

@@ -1,9 +1,18 @@
 """Loading of the CLIP models that `config.backbone.name` can select."""
 
 import dataclasses
+import pathlib
 
-from zsad_jax.backbones.clip import model, tiny, weights
-from zsad_jax.backbones.clip.config import MODELS, ClipConfig
+from zsad_jax.backbones.clip import (
+  catalog,
+  conversion,
+  model,
+  sources,
+  tiny,
+  weights,
+)
+from zsad_jax.backbones.clip.config import MODELS, TRAINED_WITH, ClipConfig
+from zsad_jax.backbones.published_weights import Published
 
 EMBEDDED = "embedded"  # The small CLIP that the package ships.
 RANDOM = "embedded_random"  # A CLIP of the same size with random weights.
@@ -19,6 +28,7 @@ RANDOM_CONFIG = ClipConfig(
   text_heads=5,
 )
 RANDOM_SEED = 0
+PUBLISHED = catalog.PUBLISHED
 
 NAMES = (EMBEDDED, RANDOM, *MODELS)
 NOTES = {
@@ -61,14 +71,81 @@ def _load(name: str, path: str) -> model.Clip:
   if not path:
     raise ValueError(
       f"config.backbone.path is empty: give the converted weights of {name} "
-      f"(python -m zsad_jax.convert --source=SOURCE --model={name} "
-      "--output=FILE)."
+      f"(zsad weights list, or python -m zsad_jax.convert --source=SOURCE "
+      f"--model={name} --output=FILE)."
+    )
+  if not pathlib.Path(path).is_file():
+    found = pathlib.Path(path).stem
+    known = [each.name for each in PUBLISHED if each.backbone == name]
+    get = found if found in known else known[0]
+    raise FileNotFoundError(
+      f"{path} is not a file: config.backbone.path names converted weights of "
+      f"{name}. Fetch them by `zsad weights get {get} --output={path}`, or "
+      f"convert a file that you have: python -m zsad_jax.convert "
+      f"--source=SOURCE --model={name} --output={path}."
     )
   params, config = weights.load(path)
-  sizes = lambda c: {**dataclasses.asdict(c), "activation": None}
+  sizes = lambda c: {
+    **dataclasses.asdict(c),
+    **dict.fromkeys(TRAINED_WITH),
+  }
   if sizes(config) != sizes(MODELS[name]):
     raise ValueError(
       f"{path} holds {config}, but config.backbone.name is {name}, which is "
       f"{MODELS[name]}."
     )
   return model.from_params(params, config)
+
+
+def fetch(entry: Published, output: str, *, offline: bool) -> str:
+  """Fetch published weights, convert them and return a summary.
+
+  Args:
+    entry: of `PUBLISHED`.
+    output: safetensors file to write.
+    offline: use no network, only what was downloaded before.
+
+  Raises:
+    OSError: the weights cannot be fetched, or the file cannot be written.
+    ValueError: a download is corrupt, or of another model.
+  """
+  found = sources.fetch(entry.repo, entry.files, offline=offline)
+  weights_files = [name for name in found.files if name in entry.files]
+  source = found.path / weights_files[0] if weights_files else found.path
+  summary = conversion.convert(
+    str(source),
+    output,
+    model=entry.backbone,
+    name=f"{entry.repo}@{found.commit}",
+    **dict(entry.options),
+  )
+  stated = found.licence or "none"
+  return "\n".join(
+    [
+      *(f"verified {each.digest}  {n}" for n, each in found.files.items()),
+      summary,
+      f"licence {entry.licence}; the repository states: {stated}",
+    ]
+  )
+
+
+def identify(name: str, path: str) -> Published | None:
+  """Return the published weights that a converted file was made from.
+
+  The file holds the name and the SHA-256 of its source.
+
+  Args:
+    name: one of `MODELS`.
+    path: file of converted weights.
+  """
+  origin = weights.read_origin(path)
+  repo = str(origin.get("name")).partition("@")[0]
+  digests = [str(x) for x in (origin.get("sha256") or {}).values()]
+  for entry in PUBLISHED:
+    if entry.backbone != name:
+      continue
+    published = entry.local and sources.published_digest(entry.local.name)
+    same = published and any(x.startswith(published) for x in digests)
+    if repo == entry.repo or same:
+      return entry
+  return None

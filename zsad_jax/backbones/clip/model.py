@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import tokenizer
-from zsad_jax.backbones.clip.config import MEAN, STD, ClipConfig
+from zsad_jax.backbones.clip.config import PIXELS, ClipConfig
 from zsad_jax.backbones.clip.text import TextTower
 from zsad_jax.backbones.clip.vision import VisionTower
 from zsad_jax.types import Params
@@ -86,7 +86,7 @@ class Clip:
     self, pixels: UInt8[Array | np.ndarray, "*b h w 3"]
   ) -> Float32[Array | np.ndarray, "*b h w 3"]:
     """Normalize RGB pixels in [0, 255]; see `model.normalize`."""
-    return normalize(pixels)
+    return normalize(pixels, self.config.pixels)
 
   def image(
     self,
@@ -278,10 +278,16 @@ class Clip:
 
 
 def normalize(
-  pixels: UInt8[Array | np.ndarray, "*b h w 3"],
+  pixels: UInt8[Array | np.ndarray, "*b h w 3"], kind: str = "openai"
 ) -> Float32[Array | np.ndarray, "*b h w 3"]:
-  """Normalize RGB pixels in [0, 255] as OpenAI's preprocessing does."""
-  return (pixels.astype(np.float32) / 255.0 - MEAN) / STD
+  """Normalize RGB pixels in [0, 255].
+
+  Args:
+    pixels: the pixels.
+    kind: a key of `config.PIXELS`; OpenAI's preprocessing by default.
+  """
+  mean, std = PIXELS[kind]
+  return (pixels.astype(np.float32) / 255.0 - mean) / std
 
 
 def from_params(params: Params, config: ClipConfig) -> Clip:

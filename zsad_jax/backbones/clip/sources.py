@@ -3,11 +3,12 @@
 No code in a file is executed, and torch is not needed; see `torch_io.file`.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from zsad_jax import types
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.backbones.clip import weights
+from zsad_jax.runtime import hub
 from zsad_jax.torch_io import file as torch_file
 
 # OpenAI publishes each file under a URL that contains its SHA-256
@@ -36,12 +38,14 @@ OPENAI_SHA256 = {
 # Names of open_clip's releases end in the first digits of their SHA-256.
 OPEN_CLIP_RELEASE = re.compile(r".+-([0-9a-f]{8})\.pt")
 FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Files of a transformers model, in order of preference.
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH = "pytorch_model.bin"
+# Mean and deviation of pixels: of transformers, and next to an open_clip file.
+PREPROCESSOR = "preprocessor_config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 class Weights(NamedTuple):
@@ -58,13 +62,17 @@ class Weights(NamedTuple):
   sha256: dict[str, str]
 
 
-def read(source: str, activation: str | None = None) -> Weights:
+def read(
+  source: str, activation: str | None = None, pixels: str | None = None
+) -> Weights:
   """Read weights from a file, a directory or the Hugging Face hub.
 
   Args:
     source: a file of OpenAI or open_clip, a directory of transformers, or a
       name on the hub.
     activation: "quick" or "gelu_erf", for files of open_clip.
+    pixels: normalization of pixels, a key of `config.PIXELS`; None for the one
+      that files next to the weights state, or else OpenAI's.
 
   Returns:
     The weights.
@@ -76,6 +84,9 @@ def read(source: str, activation: str | None = None) -> Weights:
   """
   found = _read(source, activation)
   clip_convert.check_values(found.params, source)
+  if pixels:
+    changed = dataclasses.replace(found.config, pixels=pixels)
+    found = found._replace(config=changed)
   return found
 
 
@@ -84,7 +95,7 @@ def _read(source, activation):
   path = pathlib.Path(source)
   if path.is_file():
     return _read_file(path, activation)
-  looks_like_hub = HUB_NAME.fullmatch(source) and not path.is_absolute()
+  looks_like_hub = hub.NAME.fullmatch(source) and not path.is_absolute()
   if not path.is_dir() and path.suffix not in FILE_SUFFIXES and looks_like_hub:
     path = _download(source)
   if not path.is_dir():
@@ -106,14 +117,24 @@ def check_sha256(path: pathlib.Path, digest: str) -> None:
   Raises:
     ValueError: the published file has another SHA-256.
   """
-  release = OPEN_CLIP_RELEASE.fullmatch(path.name)
-  expected = OPENAI_SHA256.get(path.name) or (release and release[1])
+  expected = published_digest(path.name)
   if expected and not digest.startswith(expected):
+    more = "..." * (len(expected) < len(digest))
     raise ValueError(
       f"{path} is not the file published under this name: its SHA-256 is "
-      f"{digest}, expected {expected}{'...' if release else ''}. Download "
-      "it again, or rename it if it is another file."
+      f"{digest}, expected {expected}{more}. Download it again, or rename it "
+      "if it is another file."
     )
+
+
+def published_digest(name: str) -> str:
+  """Return SHA-256, or its beginning, of a published file, "" if not known.
+
+  Args:
+    name: of the file.
+  """
+  release = OPEN_CLIP_RELEASE.fullmatch(name)
+  return OPENAI_SHA256.get(name) or (release[1] if release else "")
 
 
 def _read_file(path, activation):
@@ -139,6 +160,7 @@ def _read_file(path, activation):
   params, config = clip_convert.from_openai(
     state, activation=activation, source=str(path)
   )
+  config = _with_pixels(config, path.with_name(OPEN_CLIP_CONFIG))
   return Weights(params, config, {path.name: digest})
 
 
@@ -186,6 +208,7 @@ def _read_directory(directory):
   params, config = clip_convert.from_hugging_face(
     state, hf_config, source=str(directory)
   )
+  config = _with_pixels(config, directory / PREPROCESSOR)
   return Weights(params, config, {file.name: _sha256(file) for file in files})
 
 
@@ -270,28 +293,90 @@ def _read_json(path):
   return found
 
 
+def _with_pixels(config, path):
+  """Return a configuration with the normalization that a file states.
+
+  Args:
+    config: the sizes of the model.
+    path: a preprocessor_config.json or an open_clip_config.json; need not
+      exist.
+
+  Raises:
+    ValueError: the towers have no such normalization.
+  """
+  if not path.is_file():
+    return config
+  fields: Any = _read_json(path)
+  if path.name == OPEN_CLIP_CONFIG:
+    fields = fields.get("preprocess_cfg")
+  if not isinstance(fields, dict):
+    return config
+  mean = fields.get("image_mean", fields.get("mean"))
+  std = fields.get("image_std", fields.get("std"))
+  if mean is None and std is None:
+    return config
+  for name, expected in clip_config.PIXELS.items():
+    if _are_close(mean, expected[0]) and _are_close(std, expected[1]):
+      return dataclasses.replace(config, pixels=name)
+  known = "; ".join(
+    f"{name}: {[round(float(x), 4) for x in values[0]]}"
+    for name, values in clip_config.PIXELS.items()
+  )
+  raise ValueError(
+    f"{path}: pixels are normalized with mean {mean} and deviation {std}, "
+    f"which is not supported; supported means are {known}. Give --pixels to "
+    "use one of them."
+  )
+
+
+def _are_close(found, expected) -> bool:
+  try:
+    values = np.array(found, np.float64)
+  except (TypeError, ValueError):
+    return False
+  return values.shape == (3,) and bool(np.allclose(values, expected, atol=1e-4))
+
+
+def fetch(
+  repo: str, names: tuple[str, ...] = (), *, offline: bool = False
+) -> hub.Snapshot:
+  """Return the verified files of a model on the hub; see `hub.fetch`.
+
+  Args:
+    repo: owner/name.
+    names: files of weights in order of preference, of which the first that
+      exists is fetched; () for those of transformers.
+    offline: use only files that were fetched before.
+
+  Raises:
+    hub.HubError: the model cannot be fetched, or has no such files.
+    ValueError: a file does not have the hash that the hub states.
+  """
+  small = ("config.json", PREPROCESSOR, OPEN_CLIP_CONFIG)
+  weights_files = [[name] for name in names] or [
+    ["model*.safetensors", SAFETENSORS_INDEX],
+    [TORCH],
+  ]
+
+  def choose(listed):
+    for patterns in weights_files:
+      if found := hub.matching(listed, patterns):
+        return [*hub.matching(listed, small), *found]
+    return []
+
+  return hub.fetch(repo, choose, offline=offline)
+
+
 def _download(name):
   """Return the local copy of a model on the hub; download it if needed."""
-  import huggingface_hub  # Slow to import, and used here only.
-
-  def fetch(*patterns):
-    folder = huggingface_hub.snapshot_download(
-      name, allow_patterns=list(patterns)
-    )
-    return pathlib.Path(folder)
-
   try:
-    path = fetch("config.json", "model*.safetensors", SAFETENSORS_INDEX)
-    if not any(path.glob("model*.safetensors")):
-      path = fetch("config.json", TORCH)
-  except Exception as error:  # Of the hub, its HTTP library or the system.
+    return fetch(name).path
+  except hub.HubError as error:
     raise FileNotFoundError(
-      f"{name} is no local file or directory and could not be fetched from "
-      f"the Hugging Face hub ({type(error).__name__}: {error}). Offline, "
-      "download its config.json and model.safetensors elsewhere and pass "
-      "--source=DIRECTORY."
+      f"{name} is no local file or directory, and not on the hub: {error} "
+      "Without a network, download its config.json and model.safetensors "
+      "elsewhere and pass --source=DIRECTORY."
     ) from error
-  return path
 
 
 def _sha256(path):

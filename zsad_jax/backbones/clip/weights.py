@@ -98,6 +98,14 @@ def save(
   files.write_local_bytes(path, safetensors.numpy.save(tensors, metadata))
 
 
+def read_origin(path: str | pathlib.Path) -> dict[str, Any]:
+  """Return the `source` of a file that `save` wrote; {} where it has none."""
+  with safetensors.safe_open(path, framework="np") as file:
+    metadata = file.metadata() or {}
+  found = json.loads(metadata.get(METADATA_KEY, "{}")).get("source")
+  return found if isinstance(found, dict) else {}
+
+
 def read_safetensors(
   path: pathlib.Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Tests of `zsad_jax.weights`."""

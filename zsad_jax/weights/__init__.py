@@ -1,0 +1,1 @@
+"""Command `zsad weights`: published weights, listed, fetched and converted."""
