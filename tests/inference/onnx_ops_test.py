@@ -115,6 +115,11 @@ FLOATS = {
   "take_outside": lambda x: jnp.asarray(Y)[0][
     (x[:, 0, 0] > 0).astype(jnp.int32) * 70
   ],
+  "take_one_each": jax.vmap(lambda x: x[:, jnp.argmax(x[0])]),
+  "take_rows_each": jax.vmap(lambda x: x[jnp.argsort(N[0])[:2] % 4 + 0]),
+  "take_slices_each": jax.vmap(
+    lambda x: lax.dynamic_slice_in_dim(x, jnp.argmax(x[:, 0]), 1, axis=0)
+  ),
   "tile": lambda x: jnp.tile(jnp.asarray(Y[0]), (x.shape[0], 1)),
   "top_k": lambda x: lax.top_k(jnp.round(x), 3)[1],
   "top_values": lambda x: lax.top_k(x, 3)[0],

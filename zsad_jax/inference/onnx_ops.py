@@ -187,9 +187,12 @@ def _transpose(g: Graph, step, x: str) -> str:
 
 def _to_shape(g: Graph, step, x: str) -> str:
   """Reshape, for primitives that keep the order of the elements."""
-  if step.params.get("dimensions") is not None:
-    raise Unsupported("reshape with a permutation")
   return g.reshape(x, step.outputs[0].shape)
+
+
+def _reshape(g: Graph, step, x: str) -> str:
+  axes = step.params["dimensions"]
+  return _to_shape(g, step, x if axes is None else g.transpose(x, axes))
 
 
 def _concatenate(g: Graph, step, *x: str) -> str:
@@ -277,7 +280,7 @@ OTHERS: dict[str, Op] = {
   "reduce_or": _reduce_logical("ReduceMax"),
   "reduce_prod": _reduce("ReduceProd"),
   "reduce_sum": _reduce("ReduceSum"),
-  "reshape": _to_shape,
+  "reshape": _reshape,
   "rev": _rev,
   "slice": _slice,
   "split": _split,

@@ -88,16 +88,15 @@ def _window_sum(g: Graph, step, x: str) -> str:
 
 def _gather(g: Graph, step, x: str, index: str) -> str:
   """Take elements or rows by index; see `jax.lax.gather`."""
-  operand, indices = step.inputs
-  d, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
-  batching = list(d.operand_batching_dims)
-  taken = list(d.start_index_map)
   start = g.known(index)
   if start is not None and start.ndim == 1:
     return _part(g, step, x, start)
+  operand, indices = step.inputs
+  d, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
+  batching = list(d.operand_batching_dims)
+  index, taken = _taken(g, step, index)
   rest = [i for i in range(len(operand.shape)) if i not in (*batching, *taken)]
-  whole = all(_is_size(sizes[i], operand.shape[i]) for i in rest)
-  if not whole or sorted(d.collapsed_slice_dims) != sorted(taken):
+  if not all(_is_size(sizes[i], operand.shape[i]) for i in rest):
     raise Unsupported("a gather of parts of rows")
   if any(sizes[i] != 1 for i in taken):
     raise Unsupported("a gather of several elements for an index")
@@ -110,19 +109,39 @@ def _gather(g: Graph, step, x: str, index: str) -> str:
   order = [*first, *(i for i in range(axes) if i not in first)]
   index = g.transpose(index, [*order, axes])
   found = g.op("GatherND", x, index, batch_dims=len(batching))
-  # Where each axis of the result is now.
-  places = [i for i in range(len(step.outputs[0].shape))]
-  outer = [i for i in places if i not in d.offset_dims]
-  now = [outer[i] for i in order] + list(d.offset_dims)
+  # Where each axis is in the result; axes of size 1 are added by reshape.
+  shape = step.outputs[0].shape
+  outer = [i for i in range(len(shape)) if i not in d.offset_dims]
+  gone = (*d.collapsed_slice_dims, *batching)
+  inner = [i for i in range(len(operand.shape)) if i not in gone]
+  place = dict(zip(inner, d.offset_dims, strict=True))
+  now = [outer[i] for i in order] + [place[i] for i in rest]
   found = g.transpose(found, np.argsort(now).tolist())
+  if len(now) < len(shape):
+    found = g.reshape(found, shape)
   if inside is None:
     return found
-  shape = [1] * len(places)
-  for i, place in enumerate(outer):
-    shape[place] = indices.shape[i]
-  inside = g.reshape(inside, tuple(shape))
+  flags = dict(zip(outer, indices.shape))
+  wide = tuple(flags.get(i, 1) for i in range(len(shape)))
   fill = g.constant(_fill(step))
-  return g.where(inside, found, fill, step.outputs[0].dtype)
+  return g.where(g.reshape(inside, wide), found, fill, step.outputs[0].dtype)
+
+
+def _taken(g: Graph, step, index: str) -> tuple[str, list[int]]:
+  """Return the indices and their axes without those of whole axes."""
+  d, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
+  shape, axes = step.inputs[0].shape, list(d.start_index_map)
+  keep = [
+    k
+    for k, axis in enumerate(axes)
+    if axis in d.collapsed_slice_dims or not _is_size(sizes[axis], shape[axis])
+  ]
+  if len(keep) == len(axes):
+    return index, axes
+  # A slice of all elements begins at 0, whatever its index is.
+  if "FILL" in str(step.params["mode"]) or not keep:
+    raise Unsupported("a gather of whole axes")
+  return g.op("Gather", index, g.ints(keep), axis=-1), [axes[k] for k in keep]
 
 
 def _part(g: Graph, step, x: str, start: np.ndarray) -> str:
