@@ -8,9 +8,9 @@ import pytest
 from zsad_jax.inference import folding
 
 
-def fold(function, *, unroll=False, size=4):
-  (b,) = jax.export.symbolic_shape("b")
-  spec = jax.ShapeDtypeStruct((b, size), np.float32)
+def fold(function, *, unroll=False, batch="b"):
+  shape = jax.export.symbolic_shape(f"{batch}, 4")
+  spec = jax.ShapeDtypeStruct(shape, np.float32)
   return folding.fold(function, spec, unroll=unroll)
 
 
@@ -45,7 +45,7 @@ def test_loops_of_fixed_length(unroll):
 
     return (jax.lax.fori_loop(0, 3, body, x),)
 
-  folded = fold(function, unroll=unroll)
+  folded = fold(function, unroll=unroll, batch=2)
   # What depends on the number of the step alone is a constant.
   expected = ["mul"] * 3 if unroll else ["scan"]
   assert [p for p in primitives(folded) if p in ("mul", "scan")] == expected
@@ -58,7 +58,7 @@ def test_reverse_loop_with_rows():
     step = lambda total, row: (total + row, total)
     return jax.lax.scan(step, x[:, 0], x.T, reverse=True)
 
-  folded = fold(lambda x: function(x), unroll=True)
+  folded = fold(function, unroll=True, batch=2)
   x = np.arange(8, dtype=np.float32).reshape(2, 4)
   for found, expected in zip(folded(x), function(x), strict=True):
     np.testing.assert_array_equal(found, expected)

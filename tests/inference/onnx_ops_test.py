@@ -55,8 +55,8 @@ FLOATS = {
   "bool_max": lambda x: jnp.maximum(x > 0, x > 1).astype(jnp.float32),
   "bool_select": lambda x: jnp.where(x > 0, x > 1, x < -1).sum(-1),
   "broadcast": lambda x: x.mean(-1, keepdims=True) * jnp.ones((4, 6)),
-  "categorical": lambda x: jax.random.categorical(
-    jax.random.key(1), x, axis=-1
+  "categorical": jax.vmap(
+    lambda x: jax.random.categorical(jax.random.key(1), x, axis=-1)
   ),
   "ceil_floor": lambda x: jnp.ceil(x) + 2 * jnp.floor(x),
   "clamp": lambda x: jnp.clip(x, -0.5, 0.7),
@@ -80,7 +80,7 @@ FLOATS = {
   "logical": lambda x: (~(x > 0) & (x > -1) | (x > 1)).astype(jnp.int32),
   "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 3)), constant_values=2.0),
   "power": lambda x: x**3 + jnp.abs(x) ** 0.7,
-  "product_batched": lambda x: jnp.einsum("bij,bjk->bik", x, jnp.asarray(Y)),
+  "product_batched": lambda x: jnp.einsum("bij,bjk->bik", x, x.swapaxes(1, 2)),
   "product_free": lambda x: jnp.einsum("bij,kj->bki", x, Y[0, :, :].T),
   "product_left": lambda x: jnp.einsum(
     "Hh,bhw,Ww->bHW", Y[0, :5, :4], x, Y[1].T
@@ -100,7 +100,7 @@ FLOATS = {
   "sigmoid_tanh": lambda x: jax.nn.sigmoid(x) + jnp.tanh(x),
   "sign": lambda x: jnp.sign(x) - x,
   "sine": lambda x: jnp.sin(x) * jnp.cos(x),
-  "slice": lambda x: x[:, 1:4:2, -3:],
+  "slice": lambda x: lax.slice_in_dim(x, 1, 4, stride=2, axis=1)[..., -3:],
   "softmax": jax.nn.softmax,
   "split": lambda x: jnp.concatenate(jnp.split(x, 3, axis=2)[::-1], axis=1),
   "stack": lambda x: jnp.stack([x, 2 * x], axis=2),
@@ -121,7 +121,7 @@ FLOATS = {
     lambda x: lax.dynamic_slice_in_dim(x, jnp.argmax(x[:, 0]), 1, axis=0)
   ),
   "tile": lambda x: jnp.tile(jnp.asarray(Y[0]), (x.shape[0], 1)),
-  "top_k": lambda x: lax.top_k(jnp.round(x), 3)[1],
+  "top_k": lambda x: lax.top_k(jnp.floor(2 * jnp.abs(x)), 3)[1],
   "top_values": lambda x: lax.top_k(x, 3)[0],
   "transpose": lambda x: x.transpose(2, 0, 1),
   "vmap_while": lambda x: jax.vmap(until_small)(x)[1],
@@ -190,6 +190,10 @@ def test_rounding_to_float16():
   "function, named",
   [
     (lambda x: lax.sort(x), "the operation sort"),
+    (
+      lambda x: jax.random.uniform(jax.random.key(0), x.shape),
+      "the operation random_bits",
+    ),
     (lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), "bfloat16"),
     (lambda x: lax.reduce_precision(x, 8, 7), "rounding"),
     (lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1), (0, 0, 0))), "padding"),

@@ -25,6 +25,7 @@ _CALLS = {
 }
 # Primitives that return their input.
 _IDENTITIES = {"copy", "copy_p", "name", "stop_gradient"}
+_SIZE = "dim_as_value"  # The value of a symbolic size, which has no input.
 
 Value = Any  # A `Var`, or an array that is known.
 
@@ -84,7 +85,7 @@ class Folded:
     return sum(x.nbytes for x in arrays.values())
 
   def __call__(self, *inputs: Any) -> list[Any]:
-    """Evaluate the function."""
+    """Evaluate the function for inputs of the traced shapes."""
     values = dict(zip(self.inputs, inputs, strict=True))
     of = lambda x: values[x] if isinstance(x, Var) else x
     for step in self.steps:
@@ -156,7 +157,7 @@ class _Folder:
       return self.run(called, (), inputs)
     if name in _IDENTITIES:
       return inputs
-    known = not any(isinstance(x, Var) for x in inputs)
+    known = name != _SIZE and not any(isinstance(x, Var) for x in inputs)
     if known and all(_is_static(v.aval) for v in eqn.outvars):
       return _bind(eqn.primitive, eqn.params, inputs)
     if name == "scan" and self._unroll:

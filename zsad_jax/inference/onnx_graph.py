@@ -85,7 +85,7 @@ class Graph:
     root._of_content.setdefault((name, "kept"), value)
     return name
 
-  def ints(self, values: Sequence[int]) -> str:
+  def ints(self, values: Sequence[Any]) -> str:
     """Return the name of a constant vector of integers."""
     return self.constant(np.array(values, np.int64).reshape(-1))
 
@@ -100,6 +100,7 @@ class Graph:
 
   def sizes(self, shape: Shape) -> str:
     """Return the name of a vector with the sizes of a shape."""
+    shape = plain(shape)
     if is_static(shape):
       return self.ints(shape)
     parts = [self._size(size) for size in shape]
@@ -116,6 +117,7 @@ class Graph:
 
   def reshape(self, name: str, shape: Shape) -> str:
     """Reshape a value."""
+    shape = plain(shape)
     array = self.known(name)
     if array is not None and is_static(shape):
       return self.constant(array.reshape(shape))
@@ -179,6 +181,11 @@ def _inputs(nodes):
         yield from (each.name for each in attribute.g.output)
 
 
+def plain(shape: Sequence[Size]) -> Shape:
+  """Return a shape whose sizes are of Python's type, or symbolic."""
+  return tuple(int(n) if isinstance(n, np.integer) else n for n in shape)
+
+
 def is_static(shape: Shape) -> bool:
   """Return whether no size of a shape is symbolic."""
   return all(isinstance(size, (int, np.integer)) for size in shape)
@@ -203,5 +210,5 @@ def element_type(dtype: Any) -> int:
 
 def value_info(name: str, shape: Shape, dtype: Any) -> Any:
   """Return the declaration of an input or output."""
-  sizes = [s if isinstance(s, int) else str(s) for s in shape]
+  sizes = [s if isinstance(s, int) else str(s) for s in plain(shape)]
   return onnx.helper.make_tensor_value_info(name, element_type(dtype), sizes)

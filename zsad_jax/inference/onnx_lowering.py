@@ -53,7 +53,7 @@ def to_model(
     [info(names[0], x.shape, x.dtype)],
     outputs,
     [
-      onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+      onnx.numpy_helper.from_array(_contiguous(array), name)
       for name, array in g.initializers().items()
     ],
   )
@@ -63,6 +63,11 @@ def to_model(
     ir_version=onnx_graph.IR_VERSION,
     opset_imports=[onnx.helper.make_opsetid("", onnx_graph.OPSET)],
   )
+
+
+def _contiguous(array):
+  """Return an array in C order; NumPy's function adds an axis to a scalar."""
+  return np.ascontiguousarray(array) if array.ndim else array
 
 
 class _Lowering:
@@ -113,21 +118,29 @@ class _Lowering:
       found = onnx_products.broadcast(self._g, step, name)
       self._values[step.outputs[0]] = found
       return
-    names = [self._full(x) for x in step.inputs]
-    results = self._lower(primitive, step, names)
+    results = self._lower(primitive, step)
     results = [results] if isinstance(results, str) else results
     for output, name in zip(step.outputs, results, strict=True):
       self._values[output] = name, output.shape
 
-  def _lower(self, primitive, step, names):
-    if primitive == "while":
-      return self._while(step, names)
+  def _lower(self, primitive, step):
     if primitive == "iota":
       return self._iota(step)
+    if primitive == "dim_as_value":
+      return self._dimension(step)
     known = {**onnx_ops.OTHERS, **onnx_products.OTHERS}
-    if primitive not in known:
+    if primitive not in (*known, "while"):
       raise Unsupported(f"the operation {primitive}")
+    names = [self._full(x) for x in step.inputs]
+    if primitive == "while":
+      return self._while(step, names)
     return known[primitive](self._g, step, *names)
+
+  def _dimension(self, step):
+    """Return a symbolic size as a number."""
+    size = self._g.sizes((step.params["dim"],))
+    number = self._g.op("Squeeze", size, self._g.ints([0]))
+    return self._g.cast(number, step.outputs[0].dtype)
 
   def _iota(self, step):
     """Return 0, 1, ... along an axis, for a symbolic shape."""
@@ -141,41 +154,80 @@ class _Lowering:
     return g.op("Expand", g.reshape(numbers, line), g.sizes(shape))
 
   def _while(self, step, names) -> list[str]:
-    """Return the results of a loop that ends when its condition is false."""
+    """Return the results of a loop that ends when its condition is false.
+
+    The condition of a batch of loops is one for each: the loop goes on while
+    one is true, and those for which it is false keep their values.
+    """
     g, params = self._g, step.params
     condition, body = params["cond_nconsts"], params["body_nconsts"]
     constants = step.inputs[:condition], step.inputs[condition:][:body]
-    carry, first = step.inputs[condition + body :], names[condition + body :]
+    first = names[condition + body :]
     variables = [folding.Var(x.shape, x.dtype) for x in step.outputs]
 
-    def call(jaxpr, fixed, graph, given: list[str]):
-      """Add the operators of a function of the carried values."""
-      folded = folding.fold_jaxpr(
-        jaxpr, [*fixed, *variables], tuple(variables), unroll=True
+    def going(graph, given):
+      (found,) = self._call(
+        graph, params["cond_jaxpr"], constants[0], variables, given
       )
-      given_values = {v: (n, v.shape) for v, n in zip(variables, given)}
-      return _Lowering(graph, self._values | given_values).run(folded)
+      return found
 
-    (start,) = call(params["cond_jaxpr"], constants[0], g, list(first))
+    is_batch = bool(params["cond_jaxpr"].out_avals[0].shape)
+    start = going(g, first)
     inner = g.subgraph()
-    number, unused = g.new_name(), g.new_name()
-    given = [g.new_name() for _ in carry]
-    found = call(params["body_jaxpr"], constants[1], inner, given)
+    number, unused, *given = (g.new_name() for _ in (0, 0, *first))
+    found = self._call(
+      inner, params["body_jaxpr"], constants[1], variables, given
+    )
+    if is_batch:
+      mask = going(inner, given)
+      found = [
+        _keep(inner, mask, new, old, v)
+        for new, old, v in zip(found, given, variables)
+      ]
     # An input or a constant cannot be a result of a subgraph.
     found = [inner.op("Identity", name) for name in found]
-    (going,) = call(params["cond_jaxpr"], constants[0], inner, found)
-    going = inner.op("Identity", going)
-    info = onnx_graph.value_info
-    declare = lambda names: [
-      info(n, v.shape, v.dtype) for n, v in zip(names, variables)
-    ]
-    graph = onnx.helper.make_graph(
-      inner.nodes,
-      "body",
-      [info(number, (), np.int64), info(unused, (), bool), *declare(given)],
-      [info(going, (), bool), *declare(found)],
+    more = going(inner, found)
+    if is_batch:
+      start, more = _any(g, start), _any(inner, more)
+    more = inner.op("Identity", more)
+    graph = _body(
+      inner.nodes, variables, (number, unused, given), (more, found)
     )
-    return g.ops("Loop", len(carry), "", start, *first, body=graph)
+    return g.ops("Loop", len(first), "", start, *first, body=graph)
+
+  def _call(self, graph, jaxpr, fixed, variables, given) -> list[str]:
+    """Add the operators of a function of a loop's values to a graph."""
+    folded = folding.fold_jaxpr(
+      jaxpr, [*fixed, *variables], tuple(variables), unroll=True
+    )
+    values = {v: (name, v.shape) for v, name in zip(variables, given)}
+    return _Lowering(graph, self._values | values).run(folded)
+
+
+def _body(nodes, variables, inputs, outputs):
+  """Return the graph of a loop's body."""
+  info = onnx_graph.value_info
+  declare = lambda names: [
+    info(name, v.shape, v.dtype) for name, v in zip(names, variables)
+  ]
+  (number, unused, given), (more, found) = inputs, outputs
+  return onnx.helper.make_graph(
+    nodes,
+    "body",
+    [info(number, (), np.int64), info(unused, (), bool), *declare(given)],
+    [info(more, (), bool), *declare(found)],
+  )
+
+
+def _any(g: Graph, mask: str) -> str:
+  """Return whether an element of a vector is true."""
+  return g.cast(g.op("ReduceMax", g.cast(mask, np.int32), keepdims=0), bool)
+
+
+def _keep(g: Graph, mask: str, new: str, old: str, variable) -> str:
+  """Return the new rows where the mask is true, else the old ones."""
+  shape = (variable.shape[0], *[1] * (len(variable.shape) - 1))
+  return g.where(g.reshape(mask, shape), new, old, variable.dtype)
 
 
 def _broadcast_shapes(shapes, step) -> Shape:

@@ -30,7 +30,7 @@ def _same(kind: str) -> Op:
   return lambda g, step, *x: g.op(kind, *x)
 
 
-def _number(g: Graph, step, value: float) -> str:
+def _number(g: Graph, step, value: float | int) -> str:
   """Return a constant of the type of the first input."""
   return g.constant(np.array(value, dtype_of(step.inputs[0])))
 

@@ -130,7 +130,7 @@ def _gather(g: Graph, step, x: str, index: str) -> str:
 def _taken(g: Graph, step, index: str) -> tuple[str, list[int]]:
   """Return the indices and their axes without those of whole axes."""
   d, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
-  shape, axes = step.inputs[0].shape, list(d.start_index_map)
+  shape, axes = step.inputs[0].shape, list(map(int, d.start_index_map))
   keep = [
     k
     for k, axis in enumerate(axes)
@@ -152,7 +152,7 @@ def _part(g: Graph, step, x: str, start: np.ndarray) -> str:
     if not 0 <= first <= shape[axis] - sizes[axis]:
       raise Unsupported("a gather out of range")
     if not _is_size(sizes[axis], shape[axis]):
-      x = g.slice(x, axis, first, first + sizes[axis])
+      x = g.slice(x, int(axis), first, first + int(sizes[axis]))
   return g.reshape(x, step.outputs[0].shape)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zsad_jax import types
 from zsad_jax.inference import folding, predictor
@@ -83,7 +82,6 @@ def make(
   with jax.default_matmul_precision(matmul_precision):
     aux = method.prepare(backbone, [class_name])
   fuses = isinstance(method, types.FusesZeroShot)
-  memory_bank = jax.tree.map(np.asarray, memory_bank)
 
   def function(image):
     batch = {
