@@ -67,7 +67,7 @@ FLOATS = {
   "cumsum": lambda x: jnp.cumsum(x, axis=1),
   "divide": lambda x: x / (2 + jnp.abs(x)),
   "dynamic_slice": lambda x: lax.dynamic_slice_in_dim(
-    x, jnp.argmax(x[0, :, 0]), 2, axis=2
+    x, jnp.argmax(x.max(0)[:, 0]), 2, axis=2
   ),
   "erf": jax.scipy.special.erf,
   "exp_log": lambda x: jnp.log(1 + jnp.exp(x)),
@@ -194,6 +194,7 @@ def test_rounding_to_float16():
       lambda x: jax.random.uniform(jax.random.key(0), x.shape),
       "the operation random_bits",
     ),
+    (lambda x: x[0], "along the batch"),
     (lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), "bfloat16"),
     (lambda x: lax.reduce_precision(x, 8, 7), "rounding"),
     (lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1), (0, 0, 0))), "padding"),

@@ -21,8 +21,8 @@ Size = Any  # An int, or a multiple of the symbolic batch size.
 Shape = tuple[Size, ...]
 
 
-class Unsupported(ValueError):
-  """The program has an operation that ONNX does not have."""
+class Unsupported(Exception):
+  """An operation of the program cannot be converted; the message names it."""
 
 
 class Graph:

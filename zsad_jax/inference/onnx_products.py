@@ -100,6 +100,7 @@ def _gather(g: Graph, step, x: str, index: str) -> str:
     raise Unsupported("a gather of parts of rows")
   if any(sizes[i] != 1 for i in taken):
     raise Unsupported("a gather of several elements for an index")
+  _check_static([operand.shape[i] for i in taken])
   limits = [operand.shape[i] - 1 for i in taken]
   index, inside = _in_range(g, step, index, limits)
   x = g.transpose(x, [*batching, *taken, *rest])
@@ -148,12 +149,19 @@ def _part(g: Graph, step, x: str, start: np.ndarray) -> str:
   """Return one part of a value that begins at constant positions."""
   d, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
   shape = step.inputs[0].shape
+  _check_static([shape[axis] for axis in d.start_index_map])
   for axis, first in zip(d.start_index_map, start.tolist()):
     if not 0 <= first <= shape[axis] - sizes[axis]:
       raise Unsupported("a gather out of range")
     if not _is_size(sizes[axis], shape[axis]):
       x = g.slice(x, int(axis), first, first + int(sizes[axis]))
   return g.reshape(x, step.outputs[0].shape)
+
+
+def _check_static(sizes) -> None:
+  """Refuse an index of the batch axis: an image depends on itself only."""
+  if not onnx_graph.is_static(sizes):
+    raise Unsupported("a gather along the batch")
 
 
 def _is_size(size, full) -> bool:
