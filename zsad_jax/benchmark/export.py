@@ -1,7 +1,7 @@
 """Exported programs of methods: difference from the live model, size, time.
 
 Without --runs, each method has its embedded configuration and parameters before
-training.
+training. Times are those of the processors, which other programs do not change.
 """
 
 import json
@@ -73,13 +73,13 @@ def detectors(
 
 
 def seconds(function: Callable[[], Any], rounds: int) -> float:
-  """Return the least time of a call."""
+  """Return the least processor time of a call, of all threads together."""
   function()  # Compiles.
   times = []
   for _ in range(rounds):
-    start = time.perf_counter()
+    start = time.process_time()
     function()
-    times.append(time.perf_counter() - start)
+    times.append(time.process_time() - start)
   return min(times)
 
 
@@ -110,7 +110,7 @@ def measure(
 def to_markdown(rows: list[dict[str, Any]]) -> str:
   """Return the rows as a table."""
   lines = [
-    "| method | references | format | score | map | size | s/image | live |",
+    "| method | references | format | score | map | size | seconds | live |",
     "|---|---|---|---|---|---|---|---|",
   ]
   for row in rows:

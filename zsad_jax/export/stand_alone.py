@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 FOLDER = pathlib.Path(__file__).resolve().parent
 
 
-def read(path, size):
+def read(path: str, size: int) -> np.ndarray:
   """Return an image as RGB, resized as in the training: uint8 (s, s, 3)."""
   image = ImageOps.exif_transpose(Image.open(path))
   if image.mode[0] in "IF":  # 16-bit grey, or 32 bits.
@@ -26,7 +26,7 @@ def read(path, size):
   return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def main(paths):
+def main(paths: list[str]) -> None:
   """Print score and label of each image."""
   side = json.loads((FOLDER / "detector.json").read_text(encoding="utf-8"))
   session = onnxruntime.InferenceSession(str(FOLDER / side["file"]))

@@ -97,8 +97,11 @@ def load(
   """Return the function of a file; see `Program.function`."""
   import onnxruntime  # pyright: ignore[reportMissingImports]
 
+  options = onnxruntime.SessionOptions()
+  # Threads that wait do not occupy processors.
+  options.add_session_config_entry("session.intra_op.allow_spinning", "0")
   session = onnxruntime.InferenceSession(
-    str(path), providers=["CPUExecutionProvider"]
+    str(path), options, providers=["CPUExecutionProvider"]
   )
 
   def run(images):

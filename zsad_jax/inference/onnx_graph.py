@@ -2,9 +2,12 @@
 
 Constants are arrays until the graph is complete: an operator on a constant,
 such as a transposition of weights, is computed here, and constants that no
-operator uses are left out.
+operator uses are left out. Equal constants are one, and so are equal operators
+on the same inputs, such as both passes through the vision tower of a method
+with a memory bank.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +18,6 @@ import onnx  # pyright: ignore[reportMissingImports]
 # Operator set of ONNX 1.13, which onnxruntime 1.14 and later run.
 OPSET = 18
 IR_VERSION = 8
-_SMALL = 1024  # Bytes of constants that are compared by content.
 
 Size = Any  # An int, or a multiple of the symbolic batch size.
 Shape = tuple[Size, ...]
@@ -40,11 +42,14 @@ class Graph:
       outer: graph that contains this one, whose values it may use.
     """
     self.nodes: list[Any] = []
+    self._results: dict[Any, list[str]] = {}  # Of operators.
     self._batch = batch
     self._root = outer._root if outer else self
     if outer is None:
       self._arrays: dict[str, np.ndarray] = {}
       self._of_content: dict[Any, str] = {}
+      # By id, with the object: an id may be used again after its end.
+      self._of_object: dict[int, tuple[Any, str]] = {}
       self._count = 0
       self._batch_name = ""
 
@@ -65,24 +70,28 @@ class Graph:
     self, kind: str, count: int, *inputs: str, **attributes: Any
   ) -> list[str]:
     """Add an operator with `count` results and return their names."""
+    key = kind, count, inputs, repr(sorted(attributes.items()))
+    if key in self._results and "body" not in attributes:
+      return self._results[key]
     names = [self.new_name() for _ in range(count)]
     node = onnx.helper.make_node(kind, list(inputs), names, **attributes)
     self.nodes.append(node)
+    self._results[key] = names
     return names
 
   def constant(self, value: Any) -> str:
     """Return the name of a constant."""
-    array = np.asarray(value)
-    key: Any = id(value)
-    if array.nbytes <= _SMALL:
-      key = array.dtype.str, array.shape, array.tobytes()
     root = self._root
+    if id(value) in root._of_object:
+      return root._of_object[id(value)][1]
+    array = np.asarray(value)
+    digest = hashlib.sha256(np.ascontiguousarray(array).data).digest()
+    key = array.dtype.str, array.shape, digest
     if key not in root._of_content:
-      name = root._of_content[key] = self.new_name()
-      root._arrays[name] = array
+      root._of_content[key] = self.new_name()
+      root._arrays[root._of_content[key]] = array
     name = root._of_content[key]
-    # An id may be used again for another array, unless this one is kept.
-    root._of_content.setdefault((name, "kept"), value)
+    root._of_object[id(value)] = value, name
     return name
 
   def ints(self, values: Sequence[Any]) -> str:

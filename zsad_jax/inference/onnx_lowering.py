@@ -91,7 +91,7 @@ class _Lowering:
     """Return the name of a value and the shape that it has."""
     if isinstance(x, folding.Var):
       return self._values[x]
-    return self._g.constant(np.asarray(x)), np.shape(x)
+    return self._g.constant(x), np.shape(x)
 
   def _full(self, x) -> str:
     """Return the name of a value in its complete shape."""
