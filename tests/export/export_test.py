@@ -77,6 +77,7 @@ def smoothed(detection):
   return ndimage.gaussian_filter(detection.raw_map, detection.smooth_sigma)
 
 
+@pytest.mark.slow
 def test_stablehlo_of_references(folder, run_command, capsys):
   workdir = stored_run(folder, "clip")
   run_command(

@@ -35,8 +35,11 @@ def images(count):
   return rng.integers(0, 255, (count, 32, 32, 3)).astype(np.uint8)
 
 
-def test_stablehlo_of_learned_prompts(small_clip, tmp_path):
-  method, made = make(small_clip, "anomalyclip")
+@pytest.mark.parametrize(
+  "name", ["clip", pytest.param("anomalyclip", marks=pytest.mark.slow)]
+)
+def test_stablehlo(small_clip, tmp_path, name):
+  method, made = make(small_clip, name)
   folded, _ = made.fold(unroll=False)
   # The text encoder is not part of the program.
   text = sum(x.nbytes for x in jax.tree.leaves(small_clip.params["text"]))

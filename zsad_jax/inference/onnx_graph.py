@@ -107,7 +107,7 @@ class Graph:
     shape = self.op("Shape", image)
     self._batch_name = self.op("Slice", shape, self.ints([0]), self.ints([1]))
 
-  def sizes(self, shape: Shape) -> str:
+  def sizes(self, shape: Sequence[Size]) -> str:
     """Return the name of a vector with the sizes of a shape."""
     shape = plain(shape)
     if is_static(shape):
@@ -124,7 +124,7 @@ class Graph:
     name = self._root._batch_name
     return name if factor == 1 else self.op("Mul", name, self.ints([factor]))
 
-  def reshape(self, name: str, shape: Shape) -> str:
+  def reshape(self, name: str, shape: Sequence[Size]) -> str:
     """Reshape a value."""
     shape = plain(shape)
     array = self.known(name)
@@ -195,7 +195,7 @@ def plain(shape: Sequence[Size]) -> Shape:
   return tuple(int(n) if isinstance(n, np.integer) else n for n in shape)
 
 
-def is_static(shape: Shape) -> bool:
+def is_static(shape: Sequence[Size]) -> bool:
   """Return whether no size of a shape is symbolic."""
   return all(isinstance(size, (int, np.integer)) for size in shape)
 
