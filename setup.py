@@ -77,6 +77,7 @@ setup(
     "heic": ["pillow-heif>=0.18"],
     "dicom": ["pydicom>=3"],
     "tensorboard": ["tensorboardX"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
     "serve": SERVE,
     "test": [
       *SERVE,

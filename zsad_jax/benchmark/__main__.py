@@ -9,6 +9,7 @@ python -m zsad_jax.benchmark breakdown
 python -m zsad_jax.benchmark scaling
 python -m zsad_jax.benchmark scale
 python -m zsad_jax.benchmark compile
+python -m zsad_jax.benchmark export
 
   metrics    the pixel metrics of a category: streaming and exact, compared
              with scikit-learn and the published 200-threshold AUPRO
@@ -39,6 +40,9 @@ python -m zsad_jax.benchmark compile
              --target=v5e:8x8,h100:1x8 --methods=NAMES --programs=NAMES
              --dtype=bfloat16|float32 --per_chip=4 --largest --effort=-1
              --attention=exact|flash --resume
+  export     exported programs compared with the live model: largest difference,
+             file size, seconds per image; --methods=NAMES or --runs=FOLDERS
+             --formats=stablehlo,onnx --shots=2
 
 Ratios are of one run, in which the candidates take turns on the same data.
 --json=FILE writes the numbers to a file.
@@ -62,6 +66,7 @@ BENCHMARKS = (
   "scaling",
   "scale",
   "compile",
+  "export",
 )
 
 

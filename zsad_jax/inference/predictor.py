@@ -115,7 +115,7 @@ def prediction(
   """
   fuses = isinstance(method, types.FusesZeroShot)
   return jax.jit(
-    functools.partial(_predict, method, fuses, smooth_sigma),
+    functools.partial(predict, method, fuses, smooth_sigma),
     out_shardings=distributed.row_sharding(mesh),
   )
 
@@ -256,9 +256,17 @@ def shared_memory_bank(method: Any, features: types.Features) -> Any:
   return method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
 
 
-def _predict(
-  method, fuses, smooth_sigma, params, stats, backbone, aux, features, banks
-):
+def predict(
+  method: Any,
+  fuses: bool,
+  smooth_sigma: float,
+  params: Any,
+  stats: Any,
+  backbone: Any,
+  aux: Any,
+  features: types.Features,
+  banks: Sequence[Any],
+) -> list[dict[str, jax.Array]]:
   """Predict for each memory bank; runs inside jit.
 
   Args:
@@ -270,7 +278,10 @@ def _predict(
     backbone: frozen CLIP.
     aux: returned by `method.prepare`.
     features: returned by `encode`.
-    banks: tuple of memory banks; None for zero-shot.
+    banks: memory banks; None for zero-shot.
+
+  Returns:
+    For each memory bank: see `Predictor.predict`.
   """
   run = lambda f: method.predict(params, stats, backbone, aux, f)
   zero_shot = run(features) if fuses or any(b is None for b in banks) else None

@@ -63,7 +63,7 @@ def apply_scaled(
 ) -> Float[Array, "b h w c2"]:
   """Compute conv.apply(params, scale * x + shift) for params without bias."""
   kernel = params["kernel"]
-  shifted = _constant_images(kernel, shift, len(x), x.shape[1:3])
+  shifted = _constant_images(kernel, shift, x.shape[0], x.shape[1:3])
   return _convolve(x, kernel * scale[:, None]) + shifted
 
 

@@ -61,7 +61,7 @@ def overwrite(
   Returns:
     The tokens with the vectors.
   """
-  vectors = jnp.broadcast_to(vectors, (len(x), *vectors.shape[1:]))
+  vectors = jnp.broadcast_to(vectors, (x.shape[0], *vectors.shape[1:]))
   chosen = jnp.clip(index, 0, vectors.shape[1] - 1)[..., None]
   chosen = jnp.take_along_axis(vectors, chosen, axis=1)
   return jnp.where((index >= 0)[..., None], chosen, x)

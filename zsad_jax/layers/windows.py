@@ -99,7 +99,7 @@ def to_patches(
     means = count / _box_sum(1.0 / grid, size)
   else:
     means = _box_sum(grid, size) / count
-  return means.reshape(len(values), -1)
+  return means.reshape(values.shape[0], -1)
 
 
 def _box_sum(x: Float[Array, "b h w"], size: int):

@@ -177,7 +177,7 @@ class Method(types.Method):
     """
     each, joint = aux["each"], aux["joint"]
     num_each, num_joint = map(class_prompts.num_tokens, (each, joint))
-    if num_joint <= len(class_id) * num_each:
+    if num_joint <= class_id.shape[0] * num_each:
       embeds = class_prompts.encode(
         backbone, joint, self.contexts(params, 1), activation=self.activation
       )

@@ -238,7 +238,9 @@ class Method(types.Method):
       refined = self.text(params, backbone, nodes, end, **hooks)
       result |= {"selected": selected, "prior": prior}
     else:
-      refined = jnp.broadcast_to(abnormal, (len(patch_prob), *abnormal.shape))
+      refined = jnp.broadcast_to(
+        abnormal, (patch_prob.shape[0], *abnormal.shape)
+      )
     prototypes = jax.vmap(compound_prompts.prototypes, in_axes=(None, 0))
     refined_units = prototypes(normal, refined)
     refined_prob, max_second = self.compare(features, refined_units)

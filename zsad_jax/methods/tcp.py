@@ -184,7 +184,7 @@ class Method(types.Method):
     hidden = linear.apply(net["linear1"], fixed_units)
     hidden = hidden * jax.nn.sigmoid(1.702 * hidden)
     tokens = linear.apply(net["linear2"], hidden)
-    return tokens.reshape(len(tokens), self.num_class_tokens, -1)
+    return tokens.reshape(tokens.shape[0], self.num_class_tokens, -1)
 
   def text(
     self,
@@ -196,7 +196,7 @@ class Method(types.Method):
     """Embed both prompts of n classes, without normalization (Code)."""
     fixed = aux["fixed_units"][class_id]
     rows = (2 * class_id[:, None] + jnp.arange(2)).ravel()
-    tokens = self.class_tokens(params, fixed.reshape(len(rows), -1))
+    tokens = self.class_tokens(params, fixed.reshape(rows.shape[0], -1))
     embeds = class_prompts.encode(
       backbone,
       class_prompts.select(aux["prompts"], rows),
@@ -231,7 +231,7 @@ class Method(types.Method):
       all_text_units (n, 2, d) where `all_classes`.
     """
     class_id, count = features["class_id"], len(aux["fixed_units"])
-    if not all_classes and len(class_id) < count:
+    if not all_classes and class_id.shape[0] < count:
       text = self.text(params, backbone, aux, class_id)
       return text_pairs.compare(backbone, features, text, self.temperature)
     text = self.text(params, backbone, aux, jnp.arange(count))

@@ -227,7 +227,7 @@ class Method(types.Method):
     """
     image_embed, tokens = features["image_embed"], features["patch_tokens"]
     text_units = self.text(params, backbone, aux, image_embed, keep)
-    shape = (len(image_embed), *text_units.shape[1:])
+    shape = (image_embed.shape[0], *text_units.shape[1:])
     text_units = jnp.broadcast_to(text_units, shape)
     scale = {k: jnp.exp(x) for k, x in params["log_scale"].items()}
     base = []
@@ -266,7 +266,7 @@ class Method(types.Method):
     rng: jax.Array | None,
   ) -> tuple[Array, tuple[dict[str, Array], Params]]:
     """Return focal loss + Dice loss of anomalies, both branches (Code)."""
-    number = len(features["image_embed"]) if self.use_global else 1
+    number = features["image_embed"].shape[0] if self.use_global else 1
     keep = visual_context.draw_kept(
       params["deep"], (number, len(PROMPTS)), rng, self.dropout
     )
@@ -318,7 +318,7 @@ class Method(types.Method):
 
   def top_mean(self, maps: Float[Array, "b h w"]) -> Float[Array, " b"]:
     """Return the mean of the largest values of each map."""
-    flat = maps.reshape(len(maps), -1)
+    flat = maps.reshape(maps.shape[0], -1)
     count = min(self.top_pixels, flat.shape[1])
     return jax.lax.top_k(flat, count)[0].mean(axis=1)
 

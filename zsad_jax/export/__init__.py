@@ -1,0 +1,1 @@
+"""Export of a trained detector to a program that needs no package."""
