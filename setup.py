@@ -78,6 +78,8 @@ setup(
     "dicom": ["pydicom>=3"],
     "tensorboard": ["tensorboardX"],
     "serve": SERVE,
+    "demo": ["gradio>=6", *SERVE],
+    "docs": ["sphinx>=8", "myst-nb>=1.2", "sphinx-book-theme>=1.1"],
     "test": [
       *SERVE,
       "pytest>=8",

@@ -68,11 +68,13 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", 8, "Images, or tiles, per call.", 1)
 
 
-def from_flags(options: Any) -> Opened:
+def from_flags(options: Any, *, references_later: bool = False) -> Opened:
   """Return the detector that the flags of a command ask for.
 
   Args:
     options: those of `define_flags`, and --workdir.
+    references_later: whether it is given other references later; then its
+      thresholds are read when images are scored, for they differ.
 
   Raises:
     ValueError, FileNotFoundError: a flag or a file is missing or invalid.
@@ -101,13 +103,15 @@ def from_flags(options: Any) -> Opened:
   else:
     found = image_files.find(options.references) if options.references else []
     normal = list(found)
+    limits = threshold_lib.read_or_replace(
+      run.workdir, few_shot=bool(normal), image_score=limit
+    )
     detector = ensemble_detector.make_detector(
       run,
       class_name=class_name,
+      threshold=limit if references_later else None,
       batch_size=options.batch_size,
-      limits=threshold_lib.read_or_replace(
-        run.workdir, few_shot=bool(normal), image_score=limit
-      ),
+      limits=None if references_later else limits,
       tiling=tiling,
     )
     if normal:

@@ -1,0 +1,127 @@
+"""Sphinx extension: writes the pages that are made from the code.
+
+They are below docs/reference/, which is no part of the repository: commands,
+configurations, the Python API, notebooks, and Markdown files of other folders.
+Docstrings are plain text: see `prose`.
+"""
+
+import ast
+import inspect
+import json
+import pathlib
+import textwrap
+from typing import Any
+
+import api
+import commands
+import configurations
+import links
+import prose
+
+
+def setup(app: Any) -> dict[str, Any]:
+  """Register the extension."""
+  app.add_config_value("source_url", "", "env", str)
+  app.connect("builder-inited", _write)
+  app.connect("source-read", _rewrite)
+  app.connect("autodoc-process-docstring", _docstring, priority=100)
+  app.connect("autodoc-process-signature", _signature)
+  return {"parallel_read_safe": True, "version": "1"}
+
+
+def _write(app: Any) -> None:
+  """Write all pages; an unchanged one keeps its time."""
+  url = app.config.source_url
+  found: dict[str, str] = {"commands.myst": commands.overview()}
+  for name, text in commands.pages():
+    found[f"commands/{name}.myst"] = text
+  for name, text in [*api.pages(), *configurations.pages()]:
+    found[name] = text
+  for path in links.repository_files():
+    target = links.DOCS / str(links.page(path))[1:]
+    text = links.rewrite(
+      path.read_text(encoding="utf-8"), path.parent, target.parent, url
+    )
+    found[str(target.relative_to(links.GENERATED))] = text
+  found |= _notebooks(url)
+  for name, text in found.items():
+    path = links.GENERATED / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+      path.write_text(text, encoding="utf-8")
+  for path in links.GENERATED.rglob("*"):
+    if path.is_file() and path.relative_to(links.GENERATED).as_posix() not in (
+      found
+    ):
+      path.unlink()
+
+
+def _notebooks(url: str) -> dict[str, str]:
+  """Return copies of the notebooks, and the page that lists them."""
+  found = {}
+  for path in sorted((links.ROOT / "notebooks").glob("*.ipynb")):
+    document = json.loads(path.read_text(encoding="utf-8"))
+    for cell in document["cells"]:
+      if cell["cell_type"] == "markdown":
+        text = "".join(cell["source"])
+        folder = links.GENERATED / "notebooks"
+        cell["source"] = links.rewrite(text, path.parent, folder, url)
+    found[f"notebooks/{path.name}"] = json.dumps(document, indent=1)
+  found["notebooks.myst"] = (
+    "# Notebooks\n\nFiles of the folder `notebooks`, with their outputs.\n\n"
+    "```{toctree}\n:glob:\n:titlesonly:\n\nnotebooks/*\n```\n"
+  )
+  return found
+
+
+def _rewrite(app: Any, docname: str, source: list[str]) -> None:
+  """Rewrite the links of a page of `docs` that lead out of it."""
+  path = pathlib.Path(app.env.doc2path(docname))
+  if path.suffix == ".md":
+    folder = path.parent
+    source[0] = links.rewrite(source[0], folder, folder, app.config.source_url)
+
+
+def _docstring(
+  app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+  """Convert a docstring to reST, before napoleon reads its sections."""
+  del app, name, options
+  text = "\n".join(lines)
+  if what == "module":
+    text = prose.to_rest(text)
+  else:
+    text = prose.escape_rest(text)
+  lines[:] = [*text.splitlines(), ""]
+
+
+def _signature(
+  app: Any,
+  what: str,
+  name: str,
+  obj: Any,
+  options: Any,
+  signature: str,
+  returns: str,
+) -> tuple[str, str | None] | None:
+  """Return a signature as it is written in the source.
+
+  Shapes such as Float[Array, "b h w"] are classes at run time, whose names are
+  not readable.
+  """
+  del app, name, options, signature, returns
+  if what not in ("function", "method"):
+    return None
+  try:
+    text = textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))
+    node: Any = ast.parse(text).body[0]
+  except (OSError, TypeError, SyntaxError, IndexError):
+    return None
+  if not isinstance(node, ast.FunctionDef):
+    return None
+  given = node.args
+  positional = [*given.posonlyargs, *given.args]
+  if what == "method" and positional and positional[0].arg in ("self", "cls"):
+    (given.posonlyargs or given.args).pop(0)
+  result = node.returns and ast.unparse(node.returns)
+  return f"({ast.unparse(given)})", result
