@@ -44,9 +44,13 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False  # Signatures have them.
 python_maximum_signature_line_length = 72
 default_role = "code"
 add_module_names = False
+
+smartquotes = False  # They change the two hyphens of flags.
+toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"
 html_title = f"zsad_jax {release}"
@@ -57,6 +61,7 @@ html_show_sourcelink = False
 html_theme_options = {
   "use_download_button": False,
   "use_fullscreen_button": False,
+  "navbar_persistent": [],
   "show_navbar_depth": 1,
   "show_toc_level": 2,
   "home_page_in_toc": True,

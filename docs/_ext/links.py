@@ -91,8 +91,9 @@ def rewrite(
 
 def repository_files() -> list[pathlib.Path]:
   """Return the Markdown files outside of `docs` that pages lead to."""
-  found: set[pathlib.Path] = set()
-  pages = [p for p in DOCS.rglob("*.md") if not p.is_relative_to(GENERATED)]
+  found = {ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"}
+  pages = [*found]
+  pages += [p for p in DOCS.rglob("*.md") if not p.is_relative_to(GENERATED)]
   while pages:
     path = pages.pop()
     for target in targets(path.read_text(encoding="utf-8"), path.parent):

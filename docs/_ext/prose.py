@@ -1,5 +1,6 @@
 """Docstrings of modules and functions as blocks of text and of code."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -29,26 +30,22 @@ def blocks(docstring: str) -> Iterator[Block]:
   """
   code: list[str] = []
   for part in re.split(r"\n\s*\n", docstring.strip("\n")):
-    text, indented = _split(part)
-    if code and text:
-      yield _code(code)
-      code = []
-    if text:
-      joined = "\n".join(text)
-      yield Block(joined, bool(_COMMAND.match(joined)))
-    if indented:
-      code += ["", *indented] if code else indented
+    for indented, group in itertools.groupby(part.splitlines(), _is_indented):
+      lines = list(group)
+      if indented:
+        code += ["", *lines] if code else lines
+        continue
+      if code:
+        yield _code(code)
+        code = []
+      text = "\n".join(lines)
+      yield Block(text, bool(_COMMAND.match(text)))
   if code:
     yield _code(code)
 
 
-def _split(part: str) -> tuple[list[str], list[str]]:
-  """Return the lines of a paragraph, and the indented ones after them."""
-  lines = part.splitlines()
-  for number, line in enumerate(lines):
-    if line.startswith("  "):
-      return lines[:number], lines[number:]
-  return lines, []
+def _is_indented(line: str) -> bool:
+  return line.startswith("  ")
 
 
 def _code(lines: list[str]) -> Block:

@@ -17,6 +17,8 @@ import commands
 import configurations
 import links
 import prose
+from sphinx.domains import python as domain
+from sphinx.ext import napoleon
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -26,6 +28,10 @@ def setup(app: Any) -> dict[str, Any]:
   app.connect("source-read", _rewrite)
   app.connect("autodoc-process-docstring", _docstring, priority=100)
   app.connect("autodoc-process-signature", _signature)
+  app.connect("autodoc-process-docstring", _property, priority=900)
+  for field in domain.PyObject.doc_field_types:
+    if field.name == "variable":
+      field.label = "Attributes"
   return {"parallel_read_safe": True, "version": "1"}
 
 
@@ -42,6 +48,7 @@ def _write(app: Any) -> None:
     text = links.rewrite(
       path.read_text(encoding="utf-8"), path.parent, target.parent, url
     )
+    text = f"---\norphan: true\n---\n\n{text}"
     found[str(target.relative_to(links.GENERATED))] = text
   found |= _notebooks(url)
   for name, text in found.items():
@@ -95,6 +102,46 @@ def _docstring(
   lines[:] = [*text.splitlines(), ""]
 
 
+def _property(
+  app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+  """Convert the docstring of a property as that of a function.
+
+  Napoleon takes the text before a colon for a type.
+  """
+  if what == "property":
+    text = prose.escape_rest(inspect.getdoc(obj) or "")
+    found = napoleon.GoogleDocstring(
+      text, app.config, app, "function", name, obj, options
+    )
+    lines[:] = [*found.lines(), ""]
+
+
+class _Shortened(ast.NodeTransformer):
+  """Removes the names of the package's modules from annotations.
+
+  Args:
+    names: global variables of the module.
+  """
+
+  def __init__(self, names: dict[str, Any]) -> None:
+    self._names = names
+
+  def visit_Attribute(self, node: ast.Attribute) -> Any:
+    """Replace `detector_lib.Detector` by `Detector`."""
+    root = node.value
+    module = self._names.get(root.id) if isinstance(root, ast.Name) else None
+    if inspect.ismodule(module) and module.__name__.startswith("zsad_jax"):
+      return ast.Name(node.attr)
+    return node
+
+  def annotation(self, node: ast.expr | None) -> Any:
+    """Return an annotation, of which a forward reference is not quoted."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+      return ast.Name(node.value)
+    return node and self.visit(node)
+
+
 def _signature(
   app: Any,
   what: str,
@@ -123,5 +170,9 @@ def _signature(
   positional = [*given.posonlyargs, *given.args]
   if what == "method" and positional and positional[0].arg in ("self", "cls"):
     (given.posonlyargs or given.args).pop(0)
-  result = node.returns and ast.unparse(node.returns)
-  return f"({ast.unparse(given)})", result
+  shortened = _Shortened(getattr(inspect.unwrap(obj), "__globals__", {}))
+  for each in ast.walk(given):
+    if isinstance(each, ast.arg):
+      each.annotation = shortened.annotation(each.annotation)
+  result = shortened.annotation(node.returns)
+  return f"({ast.unparse(given)})", result and ast.unparse(result)

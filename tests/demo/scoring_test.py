@@ -140,8 +140,7 @@ def test_a_threshold_changes_what_is_shown_but_not_the_model(scorer, photo):
   calls = list(scorer._detector.sizes)
   score = item.detection.score
   values = display.chosen(*display.positions(STORED), STORED)
-  assert values.is_stored(STORED)
-  view = display.view(item, values, stored=True)
+  view = display.view(item, values)
   assert view.verdict.startswith("**normal**") and "<" in view.verdict
   assert len(view.regions) == len(item.detection.regions) == 1
   first = dict(zip(display.REGION_COLUMNS, view.regions[0]))
@@ -150,12 +149,12 @@ def test_a_threshold_changes_what_is_shown_but_not_the_model(scorer, photo):
   assert view.overlay.tobytes() == expected.tobytes()
 
   lower = display.chosen(score, 0.0, STORED)
-  view = display.view(item, lower, stored=False)
+  view = display.view(item, lower)
   assert view.verdict.startswith("**anomalous**") and "slider" in view.verdict
   assert view.regions[0][5] == 24 * 16  # Every pixel.
   rows = display.result_rows(batch.scored, lower)
   assert [row[1] for row in rows] == ["anomalous", "anomalous"]
-  assert "2 images, 2 anomalous" in display.summary(batch, lower)
+  assert "2 images, 2 anomalous." in display.summary(batch, lower)
   assert scorer._detector.sizes == calls
   assert item.detection.limits == STORED
 
@@ -172,10 +171,10 @@ def test_a_run_without_a_pixel_threshold_has_no_regions(scorer, photo):
   limits = dataclasses.replace(STORED, pixel=None)
   item = scorer.score([photo()]).scored[0]
   values = display.chosen(*display.positions(limits), limits)
-  view = display.view(item, values, stored=True)
+  view = display.view(item, values)
   assert (view.regions, view.note) == ([], display.NO_REGIONS)
   moved = display.chosen(0.5, 0.75, limits)
-  assert len(display.view(item, moved, stored=False).regions) == 1
+  assert len(display.view(item, moved).regions) == 1
 
 
 def test_thresholds_beyond_the_range_are_within_the_slider():

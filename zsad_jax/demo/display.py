@@ -34,14 +34,6 @@ class Chosen:
   score: float
   pixel: float | None
 
-  def is_stored(self, limits: threshold_lib.Threshold) -> bool:
-    """Return whether they are the thresholds of the detector.
-
-    Args:
-      limits: its thresholds.
-    """
-    return (self.score, self.pixel) == (limits.image_score, limits.pixel)
-
 
 def positions(limits: threshold_lib.Threshold) -> tuple[float, float]:
   """Return the positions of the two sliders for the thresholds of a detector.
@@ -109,14 +101,14 @@ class View:
   note: str
 
 
-def view(item: scoring.Scored, values: Chosen, *, stored: bool) -> View:
+def view(item: scoring.Scored, values: Chosen) -> View:
   """Return what is shown of an image.
 
   Args:
     item: the image and its result.
     values: the thresholds.
-    stored: whether these are the thresholds of the detector.
   """
+  stored = item.detection.threshold == values.score
   found = with_thresholds(item.detection, values)
   rows, note = _regions(found)
   return View(
@@ -151,7 +143,8 @@ def _regions(found) -> tuple[list[list[Any]], str]:
     rounded = {name: f"{record[name]:.6g}" for name in ("peak", "mean")}
     rows.append([{**record, **rounded}[name] for name in REGION_COLUMNS])
   height, width = found.image_size
-  note = f"{regions.count} regions in an image of {width} x {height} pixels"
+  size = f"{width} x {height} pixels"
+  note = f"{_count(regions.count, 'region')} in an image of {size}"
   if regions.count > len(rows):
     note += f"; the {len(rows)} with the largest peaks are listed"
   return rows, f"{note}."
@@ -192,16 +185,24 @@ def summary(batch: scoring.Batch, values: Chosen) -> str:
   labels = [
     with_thresholds(item.detection, values).label for item in batch.scored
   ]
-  anomalous = labels.count("anomalous")
-  lines = []
-  if labels:
-    references = batch.num_references
-    note = f", compared with {references} references" if references else ""
-    lines.append(f"{len(labels)} images, {anomalous} anomalous{note}.")
-  if batch.messages:
-    lines.append("**Not scored:**")
-    lines += [f"- {plain(message)}" for message in batch.messages]
-  return "\n\n".join(lines[:1]) + "\n\n" + "\n".join(lines[1:])
+  line = (
+    f"{_count(len(labels), 'image')}, {labels.count('anomalous')} anomalous"
+  )
+  if batch.num_references:
+    line += f", compared with {_count(batch.num_references, 'reference')}"
+  return f"{line}.\n\n{left_out(batch)}"
+
+
+def left_out(batch: scoring.Batch) -> str:
+  """Return why images have no result; "" if all have one."""
+  if not batch.messages:
+    return ""
+  lines = [f"- {plain(message)}" for message in batch.messages]
+  return "\n".join(["**Not scored:**", *lines])
+
+
+def _count(number: int, noun: str) -> str:
+  return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def plain(text: str) -> str:

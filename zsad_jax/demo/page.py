@@ -61,6 +61,7 @@ def application(
     auth=(_USER, token) if token else None,
     max_file_size=scorer.limits.max_bytes,
     show_error=True,
+    run_history=False,
     ssr_mode=False,
     footer_links=[],
     theme=gr.themes.Default(font=_FONTS, font_mono=_MONO),
@@ -85,6 +86,9 @@ def blocks(
         references = _references(scorer)
         button = gr.Button("Score", variant="primary", elem_id="score")
         summary = gr.Markdown(elem_id="summary")
+        reset = gr.Button(
+          "Thresholds of the detector", elem_id="reset", visible=False
+        )
         sliders = [
           _slider("Threshold of the score", "threshold"),
           _slider("Threshold of the pixels (outlines, regions)", "pixel"),
@@ -105,9 +109,10 @@ def blocks(
     button.click(
       functools.partial(_score, scorer),
       [files, references],
-      [batch, name, *sliders, *outputs],
+      [batch, name, reset, *sliders, *outputs],
       concurrency_limit=1,
     )
+    reset.click(_reset, [batch, name], [*sliders, *outputs])
     for element in (*sliders, name):
       element.input(
         _update,
@@ -129,7 +134,7 @@ def _references(scorer: scoring.Scorer) -> gr.File:
   """Return the element for references, hidden where they are fixed."""
   given = scorer.num_references
   with gr.Accordion(
-    "References: normal images to compare with",
+    "References (normal images)",
     open=False,
     visible=scorer.accepts_references,
   ):
@@ -147,6 +152,7 @@ def _slider(label: str, name: str) -> gr.Slider:
     elem_id=name,
     visible=False,
     interactive=True,
+    buttons=[],
   )
 
 
@@ -188,37 +194,41 @@ def _score(
       lambda done, total: progress((done, total), unit="images"),
     )
   except scoring.Refused as error:
-    raise gr.Error(display.plain(str(error)), duration=None) from None
+    batch = scoring.Batch(messages=(str(error),))
   except Exception as error:
     _log.error("internal error: %s: %s", type(error).__name__, error)
-    raise gr.Error(
-      "Internal error; the console has the reason.", duration=None
-    ) from None
+    text = "internal error; the console has the reason."
+    batch = scoring.Batch(messages=(text,))
   names = [item.name for item in batch.scored]
   first = names[0] if names else None
-  assert batch.limits is not None
-  values = display.positions(batch.limits)
   name = gr.Dropdown(choices=names, value=first, visible=len(names) > 1)
+  values = display.positions(batch.limits) if batch.limits else (0.0, 1.0)
   sliders = [
     gr.Slider(minimum=low, maximum=high, value=value, visible=bool(names))
     for value, (low, high) in zip(values, map(display.interval, values))
   ]
-  return [batch, name, *sliders, *_update(batch, first, *values)]
+  reset = gr.Button(visible=bool(names))
+  return [batch, name, reset, *sliders, *_update(batch, first, *values)]
+
+
+def _reset(batch: scoring.Batch, name: str | None) -> list[Any]:
+  """Show an image with the thresholds of the detector."""
+  assert batch.limits is not None  # Else the button is hidden.
+  values = display.positions(batch.limits)
+  return [*values, *_update(batch, name, *values)]
 
 
 def _update(
-  batch: scoring.Batch, name: str | None, score: float, pixel: float
+  batch: scoring.Batch, name: str | None, score: int | float, pixel: int | float
 ) -> list[Any]:
   """Show an image with the thresholds of the sliders."""
-  if batch.limits is None:
-    return [gr.skip()] * 6
-  values = display.chosen(score, pixel, batch.limits)
-  summary = display.summary(batch, values)
   items = [item for item in batch.scored if item.name == name]
-  if not items:
+  if not items or batch.limits is None:
     hidden = [gr.Image(visible=False), "", gr.Dataframe(visible=False)]
-    return [summary, "", *hidden, gr.Dataframe(visible=False)]
-  view = display.view(items[0], values, stored=values.is_stored(batch.limits))
+    return [display.left_out(batch), "", *hidden, gr.Dataframe(visible=False)]
+  values = display.chosen(float(score), float(pixel), batch.limits)
+  summary = display.summary(batch, values)
+  view = display.view(items[0], values)
   rows = display.result_rows(batch.scored, values)
   return [
     summary,
