@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import fastapi
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from zsad_jax.demo import display, scoring
 
