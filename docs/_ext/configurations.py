@@ -36,8 +36,8 @@ def _overview(rows: list[str]) -> str:
   return "\n\n".join(
     [
       "# Configurations",
-      "`zsad train --config=NAME:VARIANT,ABLATION` uses these; the list after "
-      "it has the fields of all, which `--config.FIELD=VALUE` sets.",
+      "`zsad train --config=NAME:VARIANT,ABLATION` uses one of these; "
+      "`--config.FIELD=VALUE` sets a field of it.",
       *rows,
       "## Fields of all configurations",
       *_definitions(fields),

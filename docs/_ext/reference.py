@@ -17,6 +17,7 @@ import commands
 import configurations
 import links
 import prose
+from docutils import nodes
 from sphinx.domains import python as domain
 from sphinx.ext import napoleon
 
@@ -29,6 +30,7 @@ def setup(app: Any) -> dict[str, Any]:
   app.connect("autodoc-process-docstring", _docstring, priority=100)
   app.connect("autodoc-process-signature", _signature)
   app.connect("autodoc-process-docstring", _property, priority=900)
+  app.connect("doctree-read", _dashes)
   for field in domain.PyObject.doc_field_types:
     if field.name == "variable":
       field.label = "Attributes"
@@ -117,6 +119,14 @@ def _property(
     lines[:] = [*found.lines(), ""]
 
 
+def _dashes(app: Any, doctree: nodes.document) -> None:
+  """Write the dash between an argument and its description as one."""
+  del app
+  for text in list(doctree.findall(nodes.Text)):
+    if text == " -- ":
+      text.parent.replace(text, nodes.Text(" \u2013 "))
+
+
 class _Shortened(ast.NodeTransformer):
   """Removes the names of the package's modules from annotations.
 
@@ -157,6 +167,8 @@ def _signature(
   not readable.
   """
   del app, name, options, signature, returns
+  if getattr(obj, "_is_protocol", False):
+    return "", None
   if what not in ("function", "method"):
     return None
   try:
