@@ -86,7 +86,7 @@ def with_thresholds(detection: Detection, values: Chosen) -> Detection:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-  """What is shown of an image.
+  """Texts and images that show a result.
 
   Attributes:
     verdict: Markdown.

@@ -98,13 +98,7 @@ def blocks(
           [], label="Image", elem_id="name", visible=False, interactive=True
         )
         shown = _shown()
-    results = gr.Dataframe(
-      headers=list(display.RESULT_COLUMNS),
-      label="All images",
-      elem_id="results",
-      interactive=False,
-      visible=False,
-    )
+    results = _table(display.RESULT_COLUMNS, "All images", "results")
     outputs = [summary, *shown, results]
     button.click(
       functools.partial(_score, scorer),
@@ -170,14 +164,18 @@ def _shown() -> list[Any]:
       buttons=["download", "fullscreen"],
     ),
     gr.Markdown(elem_id="note"),
-    gr.Dataframe(
-      headers=list(display.REGION_COLUMNS),
-      label="Regions by decreasing peak",
-      elem_id="regions",
-      interactive=False,
-      visible=False,
-    ),
+    _table(display.REGION_COLUMNS, "Regions by decreasing peak", "regions"),
   ]
+
+
+def _table(columns: Sequence[str], label: str, name: str) -> gr.Dataframe:
+  return gr.Dataframe(
+    headers=list(columns),
+    label=label,
+    elem_id=name,
+    interactive=False,
+    visible=False,
+  )
 
 
 def _score(
