@@ -139,7 +139,8 @@ def test_a_threshold_changes_what_is_shown_but_not_the_model(scorer, photo):
   item = batch.scored[0]
   calls = list(scorer._detector.sizes)
   score = item.detection.score
-  values = display.chosen(*display.positions(STORED), STORED)
+  values = stored(batch)
+  assert values == display.Chosen(0.5, 0.75)
   view = display.view(item, values)
   assert view.verdict.startswith("**normal**") and "<" in view.verdict
   assert len(view.regions) == len(item.detection.regions) == 1
@@ -148,7 +149,7 @@ def test_a_threshold_changes_what_is_shown_but_not_the_model(scorer, photo):
   expected = overlays.draw(item.image, item.detection)
   assert view.overlay.tobytes() == expected.tobytes()
 
-  lower = display.chosen(score, 0.0, STORED)
+  lower = display.chosen(batch, score, 0.0)
   view = display.view(item, lower)
   assert view.verdict.startswith("**anomalous**") and "slider" in view.verdict
   assert view.regions[0][5] == 24 * 16  # Every pixel.
@@ -159,28 +160,49 @@ def test_a_threshold_changes_what_is_shown_but_not_the_model(scorer, photo):
   assert item.detection.limits == STORED
 
 
-def test_the_position_of_a_stored_threshold_is_its_exact_value():
-  limits = dataclasses.replace(STORED, image_score=0.123456789, pixel=0.7654321)
-  values = display.chosen(0.1235, 0.7654, limits)
-  assert values == display.Chosen(0.123456789, 0.7654321)
-  moved = display.chosen(0.1237, 0.7657, limits)
-  assert moved == display.Chosen(0.1237, 0.7657)
+def stored(batch):
+  """The thresholds at the first positions of the sliders."""
+  positions = [scale.stored for scale in display.scales(batch)]
+  return display.chosen(batch, *positions)
+
+
+def with_limits(batch, **values):
+  limits = dataclasses.replace(STORED, **values)
+  return dataclasses.replace(batch, limits=limits)
+
+
+def test_the_position_of_a_stored_threshold_is_its_exact_value(scorer, photo):
+  batch = scorer.score([photo()])
+  batch = with_limits(batch, image_score=0.123456789, pixel=0.7654321)
+  step = display.scales(batch)[1].step
+  for shift in (0.0, 0.499):  # A browser rounds to steps.
+    values = display.chosen(
+      batch, 0.123456789 + shift * display.STEP, 0.7654321 - shift * step
+    )
+    assert values == display.Chosen(0.123456789, 0.7654321)
+  moved = display.chosen(batch, 0.1237, 0.767)
+  assert moved == display.Chosen(0.1237, 0.767)
+
+
+def test_the_slider_of_pixels_ends_at_the_largest_value_of_maps(scorer, photo):
+  batch = scorer.score([photo(value=20), photo("b.png", 30)])
+  largest = max(item.detection.raw_map.max() for item in batch.scored)
+  small = with_limits(batch, pixel=1e-5)
+  scale = display.scales(small)[1]
+  assert (scale.low, scale.high, scale.stored) == (0.0, largest, 1e-5)
+  beyond = with_limits(batch, image_score=1.2, pixel=1.5)
+  score, pixel = display.scales(beyond)
+  assert (score.high, pixel.high) == (1.2, 1.5)
+  assert stored(beyond) == display.Chosen(1.2, 1.5)
 
 
 def test_a_run_without_a_pixel_threshold_has_no_regions(scorer, photo):
-  limits = dataclasses.replace(STORED, pixel=None)
-  item = scorer.score([photo()]).scored[0]
-  values = display.chosen(*display.positions(limits), limits)
-  view = display.view(item, values)
+  batch = with_limits(scorer.score([photo()]), pixel=None)
+  item = batch.scored[0]
+  view = display.view(item, stored(batch))
   assert (view.regions, view.note) == ([], display.NO_REGIONS)
-  moved = display.chosen(0.5, 0.75, limits)
+  moved = display.chosen(batch, 0.5, 0.75)
   assert len(display.view(item, moved).regions) == 1
-
-
-def test_thresholds_beyond_the_range_are_within_the_slider():
-  assert display.interval(0.4) == (0.0, 1.0)
-  assert display.interval(1.2) == (0.0, 1.2)
-  assert display.interval(-0.5) == (-0.5, 1.0)
 
 
 def test_names_of_files_are_no_markup():

@@ -2,18 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL.Image
 
 from zsad_jax.demo import scoring
 from zsad_jax.inference import regions as regions_lib
 from zsad_jax.reporting import overlays, region_files
-from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.detector import Detection
 
-STEP = 0.0001  # Of the sliders.
-NO_PIXEL = 1.0  # Position of the slider without a pixel threshold.
+STEP = 0.0001  # Of the slider of the score.
 RESULT_COLUMNS = ("image", "label", "score", "normalized", "percentile")
 REGION_COLUMNS = region_files.COLUMNS[1:]
 NO_REGIONS = (
@@ -35,40 +33,65 @@ class Chosen:
   pixel: float | None
 
 
-def positions(limits: threshold_lib.Threshold) -> tuple[float, float]:
-  """Return the positions of the two sliders for the thresholds of a detector.
+class Scale(NamedTuple):
+  """A slider.
+
+  Attributes:
+    low: its lowest value.
+    high: its highest value.
+    step: distance of two values.
+    stored: its value for the threshold of the detector.
+  """
+
+  low: float
+  high: float
+  step: float
+  stored: float
+
+  def exact(self, value: float) -> float:
+    """Return the value of the slider, or the threshold that it is nearest to.
+
+    A browser rounds to steps; labels have to be those of `zsad predict`.
+
+    Args:
+      value: of the slider.
+    """
+    near = abs(value - self.stored) <= 0.5001 * self.step
+    return self.stored if near else value
+
+
+def scales(batch: scoring.Batch) -> tuple[Scale, Scale]:
+  """Return the sliders of the score and of the pixels.
+
+  That of the pixels ends at the largest value of all maps, which can be far
+  below 1. Without a pixel threshold it is there at first.
 
   Args:
-    limits: its thresholds.
+    batch: the results.
   """
-  pixel = NO_PIXEL if limits.pixel is None else limits.pixel
-  return limits.image_score, pixel
+  if batch.limits is None:
+    return Scale(0.0, 1.0, STEP, 0.0), Scale(0.0, 1.0, STEP, 1.0)
+  score, pixel = batch.limits.image_score, batch.limits.pixel
+  largest = [float(item.detection.raw_map.max()) for item in batch.scored]
+  high = max([*largest, pixel or 0.0]) or 1.0
+  return (
+    Scale(min(0.0, score), max(1.0, score), STEP, score),
+    Scale(0.0, high, high / 1000, high if pixel is None else pixel),
+  )
 
 
-def interval(value: float) -> tuple[float, float]:
-  """Return the ends of a slider that has a value, [0, 1] if it is there."""
-  return min(0.0, value), max(1.0, value)
-
-
-def chosen(
-  score: float, pixel: float, limits: threshold_lib.Threshold
-) -> Chosen:
+def chosen(batch: scoring.Batch, score: float, pixel: float) -> Chosen:
   """Return the thresholds at the positions of the sliders.
 
-  A slider has steps: at the position of a stored threshold the exact value is
-  used, so that labels are those of `zsad predict`.
-
   Args:
+    batch: the results.
     score: position of the slider of the score.
     pixel: position of the slider of the pixels.
-    limits: thresholds of the detector.
   """
-  stored_score, stored_pixel = positions(limits)
-  if abs(score - stored_score) <= STEP:
-    score = stored_score
-  if abs(pixel - stored_pixel) <= STEP:
-    return Chosen(score, limits.pixel)
-  return Chosen(score, pixel)
+  first, second = scales(batch)
+  at, limits = second.exact(pixel), batch.limits
+  none = limits is None or (limits.pixel is None and at == second.stored)
+  return Chosen(first.exact(score), None if none else at)
 
 
 def with_thresholds(detection: Detection, values: Chosen) -> Detection:

@@ -200,19 +200,25 @@ def _score(
   names = [item.name for item in batch.scored]
   first = names[0] if names else None
   name = gr.Dropdown(choices=names, value=first, visible=len(names) > 1)
-  values = display.positions(batch.limits) if batch.limits else (0.0, 1.0)
+  scales = display.scales(batch)
   sliders = [
-    gr.Slider(minimum=low, maximum=high, value=value, visible=bool(names))
-    for value, (low, high) in zip(values, map(display.interval, values))
+    gr.Slider(
+      minimum=scale.low,
+      maximum=scale.high,
+      step=scale.step,
+      value=scale.stored,
+      visible=bool(names),
+    )
+    for scale in scales
   ]
+  values = [scale.stored for scale in scales]
   reset = gr.Button(visible=bool(names))
   return [batch, name, reset, *sliders, *_update(batch, first, *values)]
 
 
 def _reset(batch: scoring.Batch, name: str | None) -> list[Any]:
   """Show an image with the thresholds of the detector."""
-  assert batch.limits is not None  # Else the button is hidden.
-  values = display.positions(batch.limits)
+  values = [scale.stored for scale in display.scales(batch)]
   return [*values, *_update(batch, name, *values)]
 
 
@@ -221,10 +227,10 @@ def _update(
 ) -> list[Any]:
   """Show an image with the thresholds of the sliders."""
   items = [item for item in batch.scored if item.name == name]
-  if not items or batch.limits is None:
+  if not items:
     hidden = [gr.Image(visible=False), "", gr.Dataframe(visible=False)]
     return [display.left_out(batch), "", *hidden, gr.Dataframe(visible=False)]
-  values = display.chosen(float(score), float(pixel), batch.limits)
+  values = display.chosen(batch, float(score), float(pixel))
   summary = display.summary(batch, values)
   view = display.view(items[0], values)
   rows = display.result_rows(batch.scored, values)
