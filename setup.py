@@ -79,6 +79,8 @@ setup(
     "tensorboard": ["tensorboardX"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
     "serve": SERVE,
+    "demo": ["gradio>=6", *SERVE],
+    "docs": ["sphinx>=8", "myst-nb>=1.2", "sphinx-book-theme>=1.1"],
     "test": [
       *SERVE,
       "pytest>=8",

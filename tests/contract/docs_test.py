@@ -14,7 +14,7 @@ from configs import adaclip, tiny_clip
 from tests.helpers import refusals
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # All Markdown files of the repository, without caches and virtual environments.
 MARKDOWN = [
   *sorted(ROOT.glob("*.md")),

@@ -5,10 +5,13 @@ python -m tests.helpers.refusals > docs/refusals.md
 
 import ast
 import pathlib
+import re
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
 _ERRORS = ("ValueError", "OSError", "FileNotFoundError", "FileExistsError")
+# Markdown takes <name> for HTML, and *name* and __name__ for emphasis.
+_MARKUP = re.compile(r"[<*\\]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])")
 _HEAD = """\
 # Refusals
 
@@ -70,7 +73,8 @@ def markdown() -> str:
     if module != last:
       lines.append(f"\n## {module}\n")
       last = module
-    lines.append("- " + " ".join(message.split()).replace("`", "'"))
+    text = " ".join(message.split()).replace("`", "'")
+    lines.append("- " + re.sub(_MARKUP, r"\\\g<0>", text))
   return "\n".join(lines) + "\n"
 
 

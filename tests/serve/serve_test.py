@@ -19,8 +19,9 @@ from absl import flags
 
 from tests.helpers import fake_detector
 from zsad_jax.reporting import region_files
+from zsad_jax.runtime import server
 from zsad_jax.serve import __main__ as command
-from zsad_jax.serve import app, server, uploads, worker
+from zsad_jax.serve import app, uploads, worker
 
 OVERLAY_SIDE = 40
 
@@ -433,11 +434,11 @@ def test_a_public_address_needs_a_token(monkeypatch, tmp_path):
   for text, reason in (("short", "at least 16"), ("ä" * 20, "ASCII")):
     file.write_text(text)
     with pytest.raises(ValueError, match=reason):
-      command.read_token(str(file))
+      server.read_token(str(file))
   file.write_text("x" * 16 + "\n")
-  assert command.read_token(str(file)) == "x" * 16
+  assert server.read_token(str(file)) == "x" * 16
   monkeypatch.setenv("ZSAD_TOKEN", "y" * 16)
-  assert command.read_token(None) == "y" * 16
+  assert server.read_token(None) == "y" * 16
 
 
 def test_a_port_in_use_is_an_error_before_the_run_is_loaded(service):

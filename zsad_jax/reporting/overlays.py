@@ -55,7 +55,7 @@ def draw(
     The image in the upper left corner and the caption below; it is wider than
     the image where that is too narrow for the caption.
   """
-  small = _bounded(image, side)
+  small = bounded(image, side)
   limits = detection.limits
   blended = figures.overlay(
     np.asarray(small),
@@ -78,8 +78,13 @@ def _highest(limits):
   return max(limits.map_high, limits.pixel or 0.0)
 
 
-def _bounded(image: Image.Image, side: int) -> Image.Image:
-  """Return an image whose longest side has at most `side` pixels."""
+def bounded(image: Image.Image, side: int) -> Image.Image:
+  """Return an image whose longest side has at most `side` pixels.
+
+  Args:
+    image: the image; it is not enlarged.
+    side: in pixels; 0 for that of the image.
+  """
   factor = side / max(image.size)
   if not side or factor >= 1:
     return image

@@ -111,11 +111,13 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", 8, "Images, or tiles, per call.", 1)
 
 
-def from_flags(options: Any) -> Opened:
+def from_flags(options: Any, *, references_later: bool = False) -> Opened:
   """Return the detector that the flags of a command ask for.
 
   Args:
     options: those of `define_flags`, and --workdir.
+    references_later: whether it is given other references later; then its
+      thresholds are read when images are scored, for they differ.
 
   Raises:
     ValueError, FileNotFoundError: a flag or a file is missing or invalid.
@@ -133,7 +135,13 @@ def from_flags(options: Any) -> Opened:
     references=options.references,
     tiling=tiling,
   )
-  detector = make(run, choice, limit=limit, batch_size=options.batch_size)
+  detector = make(
+    run,
+    choice,
+    limit=limit,
+    batch_size=options.batch_size,
+    references_later=references_later,
+  )
   if tiling and limit is None:
     _log.warning(TILE_NOTE)
   if detector.limits.is_of_training:
@@ -198,6 +206,7 @@ def make(
   limit: float | None = None,
   batch_size: int = 8,
   check: Callable[[threshold_lib.Threshold], object] = lambda limits: None,
+  references_later: bool = False,
 ) -> detector_lib.Detector:
   """Return the detector of a run.
 
@@ -207,6 +216,7 @@ def make(
     limit: threshold of scores that replaces the stored one.
     batch_size: images, or tiles, per call of the model.
     check: receives the thresholds before references are encoded.
+    references_later: see `from_flags`.
 
   Raises:
     FileNotFoundError: the run has no threshold.
@@ -225,8 +235,9 @@ def make(
   detector = ensemble_detector.make_detector(
     run,
     class_name=choice.class_name,
+    threshold=limit if references_later else None,
     batch_size=batch_size,
-    limits=limits,
+    limits=None if references_later else limits,
     tiling=choice.tiling,
   )
   if not choice.references:

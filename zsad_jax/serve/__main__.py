@@ -19,7 +19,6 @@ encryption: put a reverse proxy with TLS in front. Needs pip install
 """
 
 import importlib.util
-import pathlib
 
 import numpy as np
 from absl import flags
@@ -28,8 +27,6 @@ from zsad_jax.datasets import preprocess
 from zsad_jax.reporting import overlays
 from zsad_jax.runs import opening
 from zsad_jax.runtime import cli, environment, stopping
-
-_LEAST_TOKEN = 16  # Characters.
 
 
 def define_flags() -> None:
@@ -57,29 +54,6 @@ def define_flags() -> None:
   )
 
 
-def read_token(file: str | None) -> str:
-  """Return the token of a file or of the environment; "" for none.
-
-  Raises:
-    ValueError: it is too short, or no printable ASCII.
-    OSError: the file cannot be read.
-  """
-  name = f"--token_file={file}" if file else environment.TOKEN
-  found = pathlib.Path(file).read_bytes() if file else environment.token()
-  if isinstance(found, bytes):
-    found = found.decode("utf-8", "replace").strip()
-  elif not found:
-    return ""
-  if not (found.isascii() and found.isprintable() and " " not in found):
-    raise ValueError(f"{name}: the token must be printable ASCII, no spaces.")
-  if len(found) < _LEAST_TOKEN:
-    raise ValueError(
-      f"{name}: the token has {len(found)} characters, expected at least "
-      f"{_LEAST_TOKEN}; make one: openssl rand -hex 32."
-    )
-  return found
-
-
 def check_installed() -> None:
   """Check that the packages of the service are there.
 
@@ -98,14 +72,11 @@ def main(options: flags.FlagValues) -> None:
   opening.check_alone("zsad serve")
   check_installed()
   # Not at the top: they are an extra of the package.
-  from zsad_jax.serve import app, server, uploads, worker
+  from zsad_jax.runtime import server
+  from zsad_jax.serve import app, uploads, worker
 
-  token = read_token(options.token_file)
-  if not (token or server.is_loopback(options.host)):
-    raise ValueError(
-      f"--host={options.host} can be reached from other machines: give a token "
-      f"by --token_file or {environment.TOKEN}, or listen at 127.0.0.1 only."
-    )
+  token = server.read_token(options.token_file)
+  server.check_token(options.host, token)
   bound = server.bind(options.host, options.port)
   opened = opening.from_flags(options)
   _warm_up(opened.detector)

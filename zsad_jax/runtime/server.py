@@ -1,8 +1,12 @@
-"""The server: its socket, slow connections and the end at a signal."""
+"""HTTP server: its socket, token, slow connections and the end at a signal.
+
+It needs uvicorn and h11, which the extras `serve` and `demo` install.
+"""
 
 import asyncio
 import contextlib
 import ipaddress
+import pathlib
 import socket
 import time
 import weakref
@@ -11,6 +15,9 @@ from typing import Any
 
 import uvicorn
 
+from zsad_jax.runtime import environment
+
+_LEAST_TOKEN = 16  # Characters.
 _END_SECONDS = 5  # For the requests that wait when the service is stopped.
 _KEEP_ALIVE = 5  # Seconds until an idle connection is closed.
 _SPARE = 64  # Connections in addition to those that may send and wait.
@@ -24,6 +31,42 @@ def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
   except ValueError:
     return False
+
+
+def read_token(file: str | None) -> str:
+  """Return the token of a file or of the environment; "" for none.
+
+  Raises:
+    ValueError: it is too short, or no printable ASCII.
+    OSError: the file cannot be read.
+  """
+  name = f"--token_file={file}" if file else environment.TOKEN
+  found = pathlib.Path(file).read_bytes() if file else environment.token()
+  if isinstance(found, bytes):
+    found = found.decode("utf-8", "replace").strip()
+  elif not found:
+    return ""
+  if not (found.isascii() and found.isprintable() and " " not in found):
+    raise ValueError(f"{name}: the token must be printable ASCII, no spaces.")
+  if len(found) < _LEAST_TOKEN:
+    raise ValueError(
+      f"{name}: the token has {len(found)} characters, expected at least "
+      f"{_LEAST_TOKEN}; make one: openssl rand -hex 32."
+    )
+  return found
+
+
+def check_token(host: str, token: str) -> None:
+  """Refuse to listen at an address of other machines without a token.
+
+  Raises:
+    ValueError: there is no token, and `host` is not of this machine only.
+  """
+  if not (token or is_loopback(host)):
+    raise ValueError(
+      f"--host={host} can be reached from other machines: give a token "
+      f"by --token_file or {environment.TOKEN}, or listen at 127.0.0.1 only."
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -63,6 +106,7 @@ class Server(uvicorn.Server):
     stops: returns whether to end.
     capacity: images that may be received, and wait, at the same time.
     timeout: seconds for a request.
+    lifespan: whether the application is told when the server starts and ends.
   """
 
   def __init__(
@@ -72,13 +116,14 @@ class Server(uvicorn.Server):
     *,
     capacity: int,
     timeout: float,
+    lifespan: bool = False,
   ) -> None:
     super().__init__(
       uvicorn.Config(
         app,
         http="h11",
         ws="none",
-        lifespan="off",
+        lifespan="on" if lifespan else "off",
         log_config=None,
         log_level="critical",
         access_log=False,

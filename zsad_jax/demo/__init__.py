@@ -1,0 +1,1 @@
+"""Web page to try a detector: scoring, display, page; see `zsad demo`."""
