@@ -113,16 +113,23 @@ def clean(notebook: Any, paths: Mapping[str, str]) -> None:
   notebook["metadata"] = METADATA
   for cell in notebook["cells"]:
     cell["metadata"] = {}
+    if "outputs" in cell:
+      cell["outputs"] = _merge(cell["outputs"])
     for output in cell.get("outputs", []):
       if "metadata" in output:
         output["metadata"] = {}
       if "text" in output:
         output["text"] = _clean_text(output["text"], paths)
-      data = output.get("data", {})
-      for kind in [kind for kind in data if kind.startswith("text/")]:
-        data[kind] = _clean_text(data[kind], paths)
-    if "outputs" in cell:
-      cell["outputs"] = _merge(cell["outputs"])
+      _clean_data(output.get("data", {}), paths)
+
+
+def _clean_data(data: Any, paths: Mapping[str, str]) -> None:
+  for kind in [kind for kind in data if kind.startswith("text/")]:
+    data[kind] = _clean_text(data[kind], paths)
+  # Images of Pillow are stored in two formats.
+  images = [kind for kind in data if kind.startswith("image/")]
+  for kind in sorted(images, key=lambda kind: len(data[kind]))[1:]:
+    del data[kind]
 
 
 def _clean_text(text: str, paths: Mapping[str, str]) -> str:

@@ -120,7 +120,7 @@ def test_prose_comes_before_code_and_captions_after_figures(cells):
   for before, cell, after in zip(cells, cells[1:], [*cells[2:], {}]):
     if cell["cell_type"] == "code":
       assert before["cell_type"] == "markdown", source(cell)
-    images = [o for o in cell.get("outputs", []) if "image/png" in str(o)]
+    images = [o for o in cell.get("outputs", []) if "'image/" in str(o)]
     if images:
       number += 1
       assert source(after).startswith(f"*Figure {number}. ")
@@ -172,12 +172,16 @@ def test_paths_progress_and_metadata_are_removed(tmp_path):
   output = {
     "output_type": "stream",
     "name": "stdout",
-    "text": f"{tmp_path}/runs/a\n  Evaluation: 8/700 images, 0:09 left\n",
+    "text": f"{tmp_path}/runs/a\n  Evaluation: 8/700 images, 0:09 left",
   }
-  more = {**output, "text": f"in {tmp_path}\n"}
+  more = {**output, "text": f"\nin {tmp_path}\n"}
   shown = {
     "output_type": "display_data",
-    "data": {"text/plain": f"<{ROOT}/data>", "image/png": "AAAA"},
+    "data": {
+      "text/plain": f"<{ROOT}/data>",
+      "image/png": "AAAAA",
+      "image/jpeg": "AAAA",
+    },
     "metadata": {"image/png": {"width": 3}},
   }
   cell = {
@@ -190,7 +194,10 @@ def test_paths_progress_and_metadata_are_removed(tmp_path):
   assert notebook["metadata"] == runner.METADATA and cell["metadata"] == {}
   stream, image = cell["outputs"]
   assert stream["text"] == "runs/a\nin .\n"
-  assert image["data"] == {"text/plain": "<zsad_jax/data>", "image/png": "AAAA"}
+  assert image["data"] == {
+    "text/plain": "<zsad_jax/data>",
+    "image/jpeg": "AAAA",
+  }
   assert image["metadata"] == {}
 
 
