@@ -40,6 +40,14 @@ CORE = [
 # Of `zsad serve`; h11 is the server's parser of HTTP.
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "h11>=0.16"]
 
+# Of notebooks/ and their execution.
+NOTEBOOKS = [
+  "nbclient>=0.10",
+  "ipykernel>=6",
+  "matplotlib>=3.9",
+  "scikit-image",
+]
+
 # Folders of the checkout that a wheel holds inside the package, see
 # zsad_jax.runtime.environment.resource_folder.
 RESOURCES = {
@@ -81,6 +89,7 @@ setup(
     "serve": SERVE,
     "demo": ["gradio>=6", *SERVE],
     "docs": ["sphinx>=8", "myst-nb>=1.2", "sphinx-book-theme>=1.1"],
+    "notebooks": NOTEBOOKS,
     "test": [
       *SERVE,
       "pytest>=8",

@@ -1,7 +1,6 @@
 """The public Python API against direct preprocessing and the stored run."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -274,25 +273,6 @@ def test_the_documented_example_runs(folder, monkeypatch, capsys):
   exec(example(), names)
   assert "(50, 70)" in capsys.readouterr().out
   assert all(isinstance(d, zsad_jax.Detection) for d in names["results"])
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")))
-def test_the_cells_of_a_notebook_run(path, folder, monkeypatch, capsys):
-  monkeypatch.chdir(folder)
-  figure = folder / "runs/anomalyclip/evaluation/embedded/wood.png"
-  if not figure.exists():
-    shutil.copytree(folder / "runs/adaclip", folder / "runs/anomalyclip")
-    figure.parent.mkdir(parents=True)
-    shutil.copyfile(folder / "photo.png", figure)
-  started = []  # The training command is run by other tests.
-  run = lambda command, check: started.append(command)
-  monkeypatch.setattr(subprocess, "run", run)
-  names = {}
-  for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-    if cell["cell_type"] == "code":
-      exec("".join(cell["source"]), names)
-  assert [command[1:3] for command in started] == [["-m", "zsad_jax.train"]]
-  assert "(240, 320)" in capsys.readouterr().out
 
 
 def test_scores_of_a_category_are_no_predictions(
