@@ -166,9 +166,7 @@ def test_a_dry_run_writes_a_workdir_without_private_paths(
   printed = capsys.readouterr().out
   assert "2 reference images" in printed and "Nothing was uploaded" in printed
   assert not hub.log
-  image = workdir / "parts/anomalous/0.png"
-  expected = ensemble_detector.make_detector(trained)
-  assert_same(zsad_jax.load(output), expected, [image])
+  assert run_lib.read_config(output).data_root == "data"
   host = rf"\b{re.escape(socket.gethostname())}\b".encode()
   for path in filter(pathlib.Path.is_file, output.rglob("*")):
     data = path.read_bytes()
