@@ -242,7 +242,7 @@ OTHERS: dict[str, Op] = {
 }
 
 
-def broadcast(g: Graph, step, x: str) -> tuple[str, tuple[Any, ...]]:
+def broadcast(g: Graph, step: Any, x: str) -> tuple[str, tuple[Any, ...]]:
   """Insert axes of size 1 for `broadcast_in_dim`.
 
   Returns:

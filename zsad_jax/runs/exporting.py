@@ -104,7 +104,6 @@ def describe(
   run, limits = opened.detector._run, opened.detector.limits
   config: Any = run.config
   size = config.image_size
-  shape = ["batch", size, size]
   return {
     "file": written[0].name,
     "sha256": {path.name: _sha256(path) for path in written},
@@ -120,17 +119,7 @@ def describe(
     "class_name": opened.class_name,
     "calibration": opened.settings["--calibration"],
     "references": [_reference(path) for path in opened.references],
-    "input": {
-      "name": program.INPUT,
-      "dtype": "uint8",
-      "shape": [*shape, 3],
-      "colors": "RGB, 0 to 255; the program normalizes them",
-    },
-    "preprocessing": _preprocessing(size),
-    "outputs": {
-      "pred_score": {"dtype": "float32", "shape": ["batch"]},
-      "anomaly_map": {"dtype": "float32", "shape": shape},
-    },
+    **_interface(size),
     "smoothing": {
       "sigma": config.smooth_sigma,
       "where": "inside the program: anomaly_map is smoothed, and pred_score is "
@@ -147,9 +136,16 @@ def describe(
   }
 
 
-def _preprocessing(size):
-  """Return the steps of `preprocess.load_image` in words."""
-  return {
+def _interface(size):
+  """Return inputs and outputs, and `preprocess.load_image` in words."""
+  shape = [program.BATCH, size, size]
+  given = {
+    "name": program.INPUT,
+    "dtype": "uint8",
+    "shape": [*shape, 3],
+    "colors": "RGB, 0 to 255; the program normalizes them",
+  }
+  steps = {
     "orientation": "the EXIF orientation is applied",
     "mode": "RGB; transparency is dropped; 16-bit grey v becomes "
     "(v + 128) // 257",
@@ -157,6 +153,11 @@ def _preprocessing(size):
     "keep_aspect": False,
     "filter": "bicubic of Pillow (antialiased)",
   }
+  outputs = {
+    "pred_score": {"dtype": "float32", "shape": [program.BATCH]},
+    "anomaly_map": {"dtype": "float32", "shape": shape},
+  }
+  return {"input": given, "preprocessing": steps, "outputs": outputs}
 
 
 def _reference(path):
