@@ -5,8 +5,8 @@ python notebooks/run.py 01 03           # those whose names begin so
 python notebooks/run.py --full --write  # complete; stores the outputs
 
 The exit status is 1 if a cell of any notebook fails. `--write` replaces the
-outputs in the notebooks, without paths of this machine, progress lines and
-metadata of the editor. Needs `pip install -e ".[notebooks]"`.
+outputs in the notebooks, without paths of this machine, progress lines,
+colors and metadata of the editor. Needs `pip install -e ".[notebooks]"`.
 """
 
 import argparse
@@ -30,6 +30,7 @@ METADATA = {
   "language_info": {"name": "python"},
 }
 
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _PROGRESS = re.compile(r"^ *[A-Z][a-z]+: \d+/\d+ images.*\n", re.M)
 
 
@@ -135,7 +136,7 @@ def _clean_data(data: Any, paths: Mapping[str, str]) -> None:
 def _clean_text(text: str, paths: Mapping[str, str]) -> str:
   for path, new in paths.items():
     text = text.replace(path, new)
-  return _PROGRESS.sub("", text)
+  return _PROGRESS.sub("", _COLORS.sub("", text))
 
 
 def _merge(outputs: list[Any]) -> list[Any]:
