@@ -238,8 +238,7 @@ class Method(types.Method):
       refined = self.text(params, backbone, nodes, end, **hooks)
       result |= {"selected": selected, "prior": prior}
     else:
-      shape = patch_prob.shape[:1] + abnormal.shape
-      refined = jnp.broadcast_to(abnormal, shape)
+      refined = jnp.broadcast_to(abnormal, max_first.shape[:1] + abnormal.shape)
     prototypes = jax.vmap(compound_prompts.prototypes, in_axes=(None, 0))
     refined_units = prototypes(normal, refined)
     refined_prob, max_second = self.compare(features, refined_units)
