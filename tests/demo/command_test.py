@@ -32,8 +32,7 @@ def notes(*, calibration=None, threshold=None, tiling=None):
   detector = fake_detector.FakeDetector()
   detector.tiling = tiling
   options = types.SimpleNamespace(calibration=calibration, threshold=threshold)
-  opened = opening.Opened("run", detector, "object", [], {})
-  return command._notes(options, opened)
+  return command._notes(options, detector)
 
 
 def test_notes_name_the_threshold_and_the_tiles():

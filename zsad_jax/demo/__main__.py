@@ -98,7 +98,7 @@ def main(options: flags.FlagValues) -> None:
     application = page.application(
       scorer,
       title=f"zsad_jax: {opened.name}",
-      notes=_notes(options, opened),
+      notes=_notes(options, opened.detector),
       token=token,
     )
     with stopping.Deferred() as stop:
@@ -115,9 +115,9 @@ def main(options: flags.FlagValues) -> None:
         raise RuntimeError("The server has ended without a signal.")
 
 
-def _notes(options, opened) -> list[str]:
+def _notes(options, detector) -> list[str]:
   """Return the lines below the title of the page."""
-  tiling, limits = opened.detector.tiling, opened.detector.limits
+  tiling, limits = detector.tiling, detector.limits
   lines = [f"Threshold of scores: {limits.image_score:.6g} ({limits.source})."]
   if options.calibration:
     lines[0] = f"Calibration {options.calibration}. {lines[0]}"
@@ -139,4 +139,4 @@ def _warm_up(detector):
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags)
+  cli.run(main, define_flags, hub_runs=True)

@@ -101,7 +101,7 @@ def describe(
     written: files of the program, the one to open first.
     differences: see `export.differences`.
   """
-  run, limits = opened.detector._run, opened.detector.limits
+  run, limits, choice = opened.run, opened.detector.limits, opened.choice
   config: Any = run.config
   size = config.image_size
   return {
@@ -113,12 +113,12 @@ def describe(
       "folder": os.path.basename(os.path.realpath(run.workdir)),
       "name": config.name,
       "step": run.step,
-      "digest": opened.settings["the digest of the run"],
+      "digest": calibrations.run_digest(run),
     },
     "method": config.method_name,
-    "class_name": opened.class_name,
-    "calibration": opened.settings["--calibration"],
-    "references": [_reference(path) for path in opened.references],
+    "class_name": choice.class_name,
+    "calibration": choice.calibration and choice.calibration.name,
+    "references": [_reference(path) for path in choice.references],
     **_interface(size),
     "smoothing": {
       "sigma": config.smooth_sigma,

@@ -158,10 +158,10 @@ def check_flags(options: Any) -> tiling_lib.Tiling | None:
   Raises:
     ValueError: a value is invalid, or flags contradict each other.
   """
-  limit, name = options.threshold, options.calibration
+  limit = options.threshold
   if limit is not None and not math.isfinite(limit):
     raise ValueError(f"--threshold is {limit}; expected a finite number.")
-  tiling = tiling_lib.from_flags(options)
+  tiling, name = tiling_lib.from_flags(options), options.calibration
   if name is not None:
     fixed = ("references", "class_name", "tile", "tile_overlap")
     given = {flag: bool(options[flag].present) for flag in fixed}
