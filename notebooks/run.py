@@ -31,7 +31,7 @@ METADATA = {
 }
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
-_PROGRESS = re.compile(r"^ *[A-Z][a-z]+: \d+/\d+ images.*\n", re.M)
+_PROGRESS = re.compile(r"^ *[A-Z][^:\n]*: \d+/\d+ images.*\n", re.M)
 
 
 def find(names: list[str]) -> list[pathlib.Path]:

@@ -164,4 +164,4 @@ def main(options: Any) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, define_flags, alone=True)
+  cli.run(main, define_flags, alone=True, hub_runs=True)
