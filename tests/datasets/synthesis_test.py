@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsad_jax.datasets import preprocess, registry
+from zsad_jax.datasets import duplicates, preprocess, registry
 from zsad_jax.datasets.synthetic import benchmark, defects, preview, synthesis
 from zsad_jax.runtime import files
 
@@ -59,12 +59,13 @@ def test_a_set_is_written_and_read_back(photos, tmp_path):
   written = make(tmp_path / "a")
   assert len(written) == 12
   found = registry.read_folder(tmp_path / "a")
-  assert found.counts == (6, 6, 12) and found.class_names == ("part",)
+  assert found.counts == (0, 6, 12) and found.class_names == ("part",)
   assert {s.specie_name for s in found.test} == {"good", *ranges.kinds}
   for sample in found.test:
     image, mask = preprocess.open_pair(sample)
     assert image.size in ((112, 112), (130, 130))
     assert bool(mask.getbbox()) == bool(sample.label)
+  duplicates.check_dataset(found, published=False)
   assert preview.draw(written).size == (960, 3 * 184)
   again = make(tmp_path / "b")
   for (_, *one), (_, *other) in zip(written, again):
@@ -100,7 +101,7 @@ def test_an_interrupted_set_has_no_images(photos, tmp_path, monkeypatch):
   monkeypatch.setattr(synthesis, "add_anomalies", draw)
   make()
   assert {p.name for p in output.iterdir()} == {"kind", "meta.json"}
-  assert registry.read_folder(output).counts == (1, 1, 1)
+  assert registry.read_folder(output).counts == (0, 1, 1)
 
 
 def test_ranges_out_of_range_are_named():

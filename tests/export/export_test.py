@@ -216,16 +216,21 @@ def test_methods_and_the_example(folder, run_command, name, shots, form):
   if form != "onnx":
     return
   photos = sorted(map(str, (folder / "photos").iterdir()))
-  printed = subprocess.run(
-    [sys.executable, target / "predict.py", *photos],
+  broken = folder / "broken.png"
+  broken.write_bytes(b"no image")
+  ended = subprocess.run(
+    [sys.executable, target / "predict.py", broken, folder / "photos"],
     capture_output=True,
     text=True,
-    check=True,
-  ).stdout
+  )
+  assert ended.returncode == 1
+  assert ended.stderr.startswith(f"error: {broken}: ")
   live = zsad_jax.load(workdir)
   if shots:
     live = live.with_references(sorted((folder / "good").iterdir()))
-  for line, expected in zip(printed.splitlines(), live(photos), strict=True):
+  for line, expected in zip(
+    ended.stdout.splitlines(), live(photos), strict=True
+  ):
     score, label, _ = re.split(" ", line, maxsplit=2)
     assert abs(float(score) - expected.score) < 1e-5
     assert label == expected.label

@@ -147,7 +147,8 @@ def test_a_run_is_uploaded_and_gives_the_same_scores(
   hub_runs._fetched.cache_clear()
   with_references = zsad_jax.load(f"hf:{REPO}", calibration="line3")
   assert with_references.has_references
-  expected = ensemble_detector.from_calibration(trained, "line3")
+  named = calibrations.read(workdir, "line3")
+  expected = ensemble_detector.from_calibration(trained, named)
   assert_same(with_references, expected, images)
   with pytest.raises(FileNotFoundError, match="line3.json does not exist"):
     zsad_jax.load(f"hf:{REPO}@{first}", calibration="line3")
@@ -187,7 +188,10 @@ def test_the_model_card_has_what_the_hub_reads(trained, tmp_path):
     "shots": 0,
     "dataset": {"name": "parts"},
     "title": "x\nProtocol: own data.",
-    "rows": {"mean": {"image_auroc": 0.9123, "pixel_ap": None}},
+    "rows": {  # Their mean is 91.23 %.
+      "bolt": {"image_auroc": 0.9246, "pixel_ap": None},
+      "nut": {"image_auroc": 0.9, "pixel_ap": None},
+    },
   }
   file = workdir / "evaluation/parts/results.json"
   file.parent.mkdir(parents=True)
@@ -203,7 +207,8 @@ def test_the_model_card_has_what_the_hub_reads(trained, tmp_path):
   assert fields["library_name"] == "zsad_jax"
   assert fields["pipeline_tag"] == "anomaly-detection"
   assert "base_model" not in fields  # The random weights have none.
-  assert body.count("| parts | 0 | 91.2 | n/a |") == 1
+  assert body.count("| data | references | image AUROC |") == 1
+  assert body.count("| parts | 0 | 91.2 |") == 1
   assert "Protocol: own data." in body
   assert "No accuracy was measured" not in body
   file.unlink()

@@ -27,7 +27,8 @@ def open_with(monkeypatch, tmp_path, caplog):
   config = types.SimpleNamespace(
     name="run", backbone=types.SimpleNamespace(name="other")
   )
-  run = mock.Mock(run_lib.Run, workdir=tmp_path, config=config)
+  method = types.SimpleNamespace(needs_references=False)
+  run = mock.Mock(run_lib.Run, workdir=tmp_path, config=config, method=method)
   monkeypatch.setattr(opening.ensemble, "load", lambda workdir: run)
 
   def logged(arguments, source):

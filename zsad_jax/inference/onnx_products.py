@@ -224,6 +224,8 @@ def _dynamic_slice(g: Graph, step, x: str, *starts: str) -> str:
   for axis, (name, size) in enumerate(zip(starts, sizes)):
     if _is_size(size, shape[axis]):
       continue
+    if not isinstance(shape[axis], int):
+      raise Unsupported("a dynamic slice along the batch")
     wide = g.reshape(g.cast(name, np.int64), (1,))
     last = g.ints([shape[axis] - size])
     start = g.op("Min", g.op("Max", wide, g.ints([0])), last)

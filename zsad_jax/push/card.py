@@ -2,17 +2,18 @@
 
 import importlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from zsad_jax.backbones.published_weights import Published
 from zsad_jax.datasets import registry
 from zsad_jax.push import privacy
+from zsad_jax.reporting import tables
 from zsad_jax.runs import calibrations
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
-_MEAN = "mean"  # Row of means over categories in results.json.
 _TASK = "anomaly-detection"
 # Metrics in the card, where the results have them.
 _METRICS = {
@@ -20,7 +21,7 @@ _METRICS = {
   "image_ap": "image AP",
   "pixel_auroc": "pixel AUROC",
   "pixel_ap": "pixel AP",
-  "aupro": "AUPRO",
+  "pixel_aupro": "AUPRO",
 }
 
 
@@ -200,17 +201,30 @@ def _results(run) -> Iterator[dict[str, Any]]:
     try:
       found = json.loads(path.read_text(encoding="utf-8"))
       same = found["step"] == run.step and "partial" not in found
-      if same and found["rows"][_MEAN] and found["dataset"]["name"]:
-        yield found | {"shots": found["shots"]}
+      if same and found["dataset"]["name"]:
+        yield {**found, "shots": found["shots"], "mean": _mean(found["rows"])}
     except (OSError, ValueError, KeyError, TypeError):
       continue  # Of another version.
+
+
+def _mean(rows) -> dict[str, float]:
+  """Return the mean of each metric over the categories."""
+  numbers = {
+    name: {k: v for k, v in row.items() if v is not None}
+    for name, row in rows.items()
+  }
+  return tables.mean_row(numbers)[0]
 
 
 def _measured(results) -> str:
   lines = ["## Results\n"]
   if not results:
     return "\n".join([*lines, "This run was not evaluated.\n"])
-  names = [m for m in _METRICS if any(m in r["rows"][_MEAN] for r in results)]
+  names = [
+    name
+    for name in _METRICS
+    if any(math.isfinite(found["mean"][name]) for found in results)
+  ]
   heads = ["data", "references", *(_METRICS[m] for m in names)]
   lines += [
     "Means over the categories, in %, as `zsad evaluate` measured them.\n",
@@ -218,7 +232,7 @@ def _measured(results) -> str:
     f"|{'---|' * len(heads)}",
   ]
   for found in results:
-    values = [_percent(found["rows"][_MEAN].get(m)) for m in names]
+    values = [_percent(found["mean"][name]) for name in names]
     data = privacy.text(str(found["dataset"]["name"]))
     lines.append(f"| {' | '.join([data, str(found['shots']), *values])} |")
   protocols = dict.fromkeys(_protocol(found) for found in results)
@@ -227,8 +241,7 @@ def _measured(results) -> str:
 
 
 def _percent(value) -> str:
-  is_number = isinstance(value, (int, float))
-  return f"{100 * value:.1f}" if is_number else "n/a"
+  return f"{100 * value:.1f}" if math.isfinite(value) else "n/a"
 
 
 def _protocol(found) -> str:

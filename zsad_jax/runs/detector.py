@@ -33,6 +33,20 @@ from zsad_jax.runtime import distributed
 _log = logging.getLogger(__name__)
 
 
+def check_works_alone(run: run_lib.Run) -> None:
+  """Check that a run scores images without references.
+
+  Raises:
+    ValueError: its method compares images with references only.
+  """
+  config: Any = run.config
+  if run.method.needs_references:
+    raise ValueError(
+      f"{config.name} needs references, normal images of the same class: give "
+      "--references (in Python, use `with_references`)."
+    )
+
+
 class Detector:
   """A trained run that scores images; see `load`.
 
@@ -168,11 +182,8 @@ class Detector:
       TypeError, ValueError, FileNotFoundError: see `__call__`.
     """
     names = inputs.check_all(images)
-    if self._run.method.needs_references and not self.has_references:
-      raise ValueError(
-        f"{self._config.name} needs references, normal images of the same "
-        "class: give --references (in Python, use `with_references`)."
-      )
+    if not self.has_references:
+      check_works_alone(self._run)
     return self._stream(images, names, self.limits, skip_corrupt)
 
   def with_references(

@@ -220,14 +220,16 @@ def make(
 
   Raises:
     FileNotFoundError: the run has no threshold.
-    ValueError: the run has changed since the calibration, or an image cannot
-      be read.
+    ValueError: the run has changed since the calibration or needs references,
+      or an image cannot be read.
   """
   if choice.calibration:
     check(choice.calibration.threshold)
     return ensemble_detector.from_calibration(
       run, choice.calibration, threshold=limit, batch_size=batch_size
     )
+  if not (choice.references or references_later):
+    detector_lib.check_works_alone(run)
   limits = threshold_lib.read_or_replace(
     run.workdir, few_shot=bool(choice.references), image_score=limit
   )

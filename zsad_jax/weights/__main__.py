@@ -106,8 +106,9 @@ def _get_weights(entry: Published, options: Any) -> None:
   print(f"{entry.name}: {entry.repo}, trained by {entry.trained_by}.")
   try:
     print(backbones.fetch(entry, output, offline=options.offline))
-  except hub.HubError:
+  except hub.HubError as error:
     print(instructions.by_hand(entry, output))
+    error.add_note("Without access to the hub, take the steps printed above.")
     raise
   print(
     f"Use it with --config.backbone.name={entry.backbone} "

@@ -300,10 +300,10 @@ def _draw(photos, output, class_name, per_image, ranges, seed):
   written, counts = [], dict.fromkeys(ranges.kinds, 0)
   reported = progress.Progress("Synthesis", len(photos))
   for i, photo in enumerate(photos):
-    for phase in ("train", "test"):
-      path = f"{class_name}/{phase}/good/{i:04d}.png"
-      _save(output / path, photo)
-      records[phase][class_name].append(_record(path, "", class_name, "good"))
+    # In one part only: methods are trained on the test part of a data set.
+    path = f"{class_name}/test/good/{i:04d}.png"
+    _save(output / path, photo)
+    records["test"][class_name].append(_record(path, "", class_name, "good"))
     region = foreground(photo)
     for copy in range(per_image):
       rng = np.random.default_rng((seed, i, copy))
