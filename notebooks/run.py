@@ -27,7 +27,8 @@ METADATA = {
     "language": "python",
     "name": "python3",
   },
-  "language_info": {"name": "python"},
+  # Cells with %%bash are highlighted as such in the documentation.
+  "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")

@@ -284,7 +284,9 @@ def predict(
     For each memory bank: see `Predictor.predict`.
   """
   run = lambda f: method.predict(params, stats, backbone, aux, f)
-  zero_shot = run(features) if fuses or any(b is None for b in banks) else None
+  zero_shot: Any = None
+  if fuses or any(bank is None for bank in banks):
+    zero_shot = run(features)
 
   def few_shot(bank):
     given = {**features, "memory_bank": bank}
