@@ -117,8 +117,8 @@ def _indicator(side, stride):
   return result
 
 
-def _constant_images(kernel, value: Float[Array, " c"], b: int, size):
-  """Convolve b images that are `value` everywhere: (b, h, w, c2).
+def _constant_images(kernel, value: Float[Array, " c"], b, size):
+  """Convolve b images, b may be symbolic, that are `value`: (b, h, w, c2).
 
   All b are computed: the gradient of one image for all would be a sum over
   the batch, which is slower than a product.
