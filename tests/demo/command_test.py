@@ -1,6 +1,5 @@
 """The command `zsad demo`: its flags, notes and refusals."""
 
-import importlib.util
 import types
 
 import pytest
@@ -9,15 +8,15 @@ from tests.helpers import fake_detector
 from zsad_jax.demo import __main__ as command
 from zsad_jax.inference.tiling import Tiling
 from zsad_jax.runs import opening
-from zsad_jax.runtime import server
+from zsad_jax.runtime import server, web
 
 
 def test_a_missing_package_is_named(monkeypatch):
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
     ValueError, match=r"gradio.*pip install 'zsad_jax\[demo\]'"
   ):
-    command.check_installed()
+    web.check_installed("demo", command._PACKAGES)
 
 
 def test_other_machines_need_a_token():

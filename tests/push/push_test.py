@@ -16,11 +16,13 @@ import yaml
 import zsad_jax
 from tests.helpers import small_run
 from tests.helpers.local_hub_client import hub  # noqa: F401
+from tests.reporting.writer_test import evaluation, result_of  # noqa: F401
 from zsad_jax import backbones
 from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.push import __main__ as command
 from zsad_jax.push import folder as folder_lib
 from zsad_jax.push import privacy
+from zsad_jax.reporting import facts
 from zsad_jax.runs import (
   calibrations,
   checkpoint,
@@ -181,18 +183,13 @@ def test_a_dry_run_writes_a_workdir_without_private_paths(
     run_lib.check_config(output, trained.config)
 
 
-def test_the_model_card_has_what_the_hub_reads(trained, tmp_path):
+def test_the_model_card_has_what_the_hub_reads(trained, request, tmp_path):
   workdir = trained.workdir
-  result = {
-    "step": trained.step,
-    "shots": 0,
-    "dataset": {"name": "parts"},
-    "title": "x\nProtocol: own data.",
-    "rows": {  # Their mean is 91.23 %.
-      "bolt": {"image_auroc": 0.9246, "pixel_ap": None},
-      "nut": {"image_auroc": 0.9, "pixel_ap": None},
-    },
-  }
+  found = result_of(*request.getfixturevalue("evaluation"))
+  text = facts.document(found, partial="", digest="", config={}, environment={})
+  result = json.loads(text) | {"step": trained.step}
+  rows = result["rows"].values()
+  mean = lambda name: f"{100 * np.mean([row[name] for row in rows]):.1f}"
   file = workdir / "evaluation/parts/results.json"
   file.parent.mkdir(parents=True)
   file.write_text(json.dumps(result))
@@ -207,9 +204,19 @@ def test_the_model_card_has_what_the_hub_reads(trained, tmp_path):
   assert fields["library_name"] == "zsad_jax"
   assert fields["pipeline_tag"] == "anomaly-detection"
   assert "base_model" not in fields  # The random weights have none.
-  assert body.count("| data | references | image AUROC |") == 1
-  assert body.count("| parts | 0 | 91.2 |") == 1
-  assert "Protocol: own data." in body
+  names = re.search(r"^\| data \| references \| (.*) \|$", body, re.M)[1]
+  name = re.escape(result["dataset"]["name"])
+  row = re.findall(rf"^\| {name} \| 0 \| (.*) \|$", body, re.M)
+  assert len(row) == 1  # Not the one of another step.
+  found = dict(zip(names.split(" | "), row[0].split(" | "), strict=True))
+  assert found == {
+    "image AUROC": mean("image_auroc"),
+    "image AP": mean("image_ap"),
+    "pixel AUROC": mean("pixel_auroc"),
+    "pixel AP": mean("pixel_ap"),
+    "AUPRO": mean("pixel_aupro"),
+  }
+  assert "- Protocol: " in body
   assert "No accuracy was measured" not in body
   file.unlink()
   stale.unlink()

@@ -98,3 +98,28 @@ def test_help_is_no_error():
   ended = subprocess.run(command, capture_output=True, text=True)
   assert ended.returncode == 0
   assert "--workdir" in ended.stdout
+
+
+def test_a_configuration_that_exits_is_no_help(tmp_path):
+  (tmp_path / "own.py").write_text("import sys\nsys.exit(3)\n")
+  command = [sys.executable, "-m", "zsad_jax.train"]
+  command.append(f"--config={tmp_path / 'own.py'}")
+  assert subprocess.run(command, capture_output=True).returncode == 3
+
+
+def test_several_devices_of_a_cpu_have_threads(monkeypatch):
+  flag = "--xla_force_host_platform_device_count"
+  for flags_of_xla, devices, expected in (
+    ("", "", None),
+    (f"{flag}=1", "", None),
+    (f"--xla_a=2 {flag}=8", "", "32"),
+    ("", "2", "8"),
+  ):
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", flags_of_xla)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", devices)
+    cli._set_threads_of_simulated_devices()
+    assert os.environ.get("PJRT_NPROC") == expected
+  monkeypatch.setenv("PJRT_NPROC", "3")
+  cli._set_threads_of_simulated_devices()
+  assert os.environ["PJRT_NPROC"] == "3"

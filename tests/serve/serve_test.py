@@ -19,7 +19,7 @@ from absl import flags
 
 from tests.helpers import fake_detector
 from zsad_jax.reporting import region_files
-from zsad_jax.runtime import server
+from zsad_jax.runtime import server, web
 from zsad_jax.serve import __main__ as command
 from zsad_jax.serve import app, uploads, worker
 
@@ -447,6 +447,6 @@ def test_a_port_in_use_is_an_error_before_the_run_is_loaded(service):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-  monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"pip install 'zsad_jax\[serve\]'"):
     command.main(options("--workdir=missing"))

@@ -6,19 +6,17 @@ has a text encoder. If its weights are published, `load` also has a sequence
 `PUBLISHED` and functions `fetch` and `identify`, see `clip.load`.
 """
 
-import hashlib
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
-import numpy as np
 
 from zsad_jax import types
 from zsad_jax.backbones.published_weights import Published
 from zsad_jax.layers import kernels
-from zsad_jax.runtime import copies
+from zsad_jax.runtime import copies, digests
 
 DTYPES = ("float32", "bfloat16")  # Of the matrix products.
 
@@ -144,13 +142,9 @@ def identify(name: str, path: str) -> Published | None:
 
 def digest(backbone: types.ImageBackbone) -> str:
   """Return the SHA-256 of names, shapes and values of all parameters."""
-  found = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_flatten_with_path(backbone)[0]:
-    array = np.ascontiguousarray(leaf)
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    found.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
-    found.update(array.ravel().view(np.uint8).data)
-  return found.hexdigest()
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  flat, _ = jax.tree_util.tree_flatten_with_path(backbone)
+  return digests.of_arrays((name(path), leaf) for path, leaf in flat)
 
 
 def _loaders() -> dict[str, Loader]:

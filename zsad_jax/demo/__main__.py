@@ -17,7 +17,6 @@ any. Needs pip install 'zsad_jax[demo]'.
 """
 
 import contextlib
-import importlib.util
 import os
 import tempfile
 
@@ -28,8 +27,9 @@ from zsad_jax.datasets import preprocess
 from zsad_jax.demo import scoring
 from zsad_jax.runs import opening
 from zsad_jax.runs import threshold as threshold_lib
-from zsad_jax.runtime import cli, environment, stopping
+from zsad_jax.runtime import cli, environment, stopping, web
 
+_PACKAGES = ("gradio", "fastapi", "uvicorn", "h11")  # Of the extra.
 _TIMEOUT = 120.0  # Seconds that a connection may be idle.
 _USERS = 32  # Connections are limited to a multiple of this.
 
@@ -38,10 +38,7 @@ def define_flags() -> None:
   """Define the command's flags."""
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
   opening.define_flags()
-  flags.DEFINE_string("host", "127.0.0.1", "Name or address to listen at.")
-  flags.DEFINE_integer("port", 7860, "Port; 0: any free one.", 0, 65535)
-  flags.DEFINE_string("token_file", None, "File with the token of users.")
-  flags.DEFINE_integer("max_bytes", 32 * 2**20, "Size of an image file.", 1)
+  web.define_flags(port=7860, users="users")
   flags.DEFINE_integer(
     "max_pixels",
     50_000_000,
@@ -58,23 +55,10 @@ def define_flags() -> None:
   )
 
 
-def check_installed() -> None:
-  """Check that the packages of the page are there.
-
-  Raises:
-    ValueError: one is missing.
-  """
-  needed = ("gradio", "fastapi", "uvicorn", "h11")
-  if missing := [name for name in needed if not importlib.util.find_spec(name)]:
-    raise ValueError(
-      f"zsad demo needs {', '.join(missing)}: pip install 'zsad_jax[demo]'."
-    )
-
-
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
   opening.check_alone("zsad demo")
-  check_installed()
+  web.check_installed("demo", _PACKAGES)
   # Gradio reads them when it is imported; uploaded files are in the folder.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   with tempfile.TemporaryDirectory(prefix="zsad_demo_") as folder:

@@ -40,8 +40,8 @@ def encode(
   *,
   feature_layers: Sequence[int],
   vv_from: int | None,
-  activation: Activation | None,
-  pos_resize: PositionResize,
+  activation: Activation | None = None,
+  pos_resize: PositionResize = "bilinear",
   class_ln_post: bool,
 ) -> tuple[Float[Array, "b d"], list[Float[Array, "b n d"]]]:
   """Embed the image and the patches of several layers.

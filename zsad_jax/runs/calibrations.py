@@ -23,13 +23,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from zsad_jax.datasets import index
 from zsad_jax.runs import calibration_file, ensemble
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs.calibration_file import Calibration, Reference
-from zsad_jax.runtime import distributed, file_names, files
+from zsad_jax.runtime import digests, distributed, file_names, files
 
 FOLDER = "calibrations"
 _REFERENCES = "references"
@@ -319,14 +318,13 @@ def run_digest(run: run_lib.Run) -> str:
   settings["backbone"] = {
     k: v for k, v in document["backbone"].items() if k != "path"
   }
-  digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-  for tree in (run.params, run.stats, run.backbone):
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-      array = np.asarray(leaf)
-      name = jax.tree_util.keystr(path)
-      digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-      digest.update(np.ascontiguousarray(array).ravel().view(np.uint8).data)
-  return digest.hexdigest()
+  arrays = (
+    (jax.tree_util.keystr(path), leaf)
+    for tree in (run.params, run.stats, run.backbone)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  )
+  text = json.dumps(settings, sort_keys=True)
+  return digests.of_arrays(arrays, prefix=text.encode())
 
 
 def _path(workdir: pathlib.Path, name: str) -> pathlib.Path:

@@ -14,7 +14,6 @@ The metadata entry `zsad_jax_run` is a JSON object:
 `zsad push` writes it; a run is loaded from it where there are no checkpoints.
 """
 
-import hashlib
 import json
 import math
 import pathlib
@@ -27,7 +26,7 @@ import safetensors
 import safetensors.numpy
 
 from zsad_jax import backbones, types
-from zsad_jax.runtime import files
+from zsad_jax.runtime import digests, files
 
 FILE = "model.safetensors"
 FORMAT = 1
@@ -65,7 +64,7 @@ def write(
     "format": FORMAT,
     "step": int(step),
     "seconds": None if math.isnan(seconds) else float(seconds),
-    "digest": _digest(tensors),
+    "digest": digests.of_arrays(sorted(tensors.items())),
     "backbone": dict(backbone),
     "versions": dict(versions),
   }
@@ -102,7 +101,7 @@ def read(
       f"{files.other_kind(path)} {_HINT}"
     ) from error
   about = _about(path, metadata)
-  if _digest(tensors) != about["digest"]:
+  if digests.of_arrays(sorted(tensors.items())) != about["digest"]:
     raise ValueError(f"{path} is corrupt: its digest is wrong. {_HINT}")
   expected = _flatten(like)
   for name, x in expected.items():
@@ -194,12 +193,3 @@ def _flatten(model) -> dict[str, Any]:
 
 def _name(path) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _digest(tensors) -> str:
-  """Return the SHA-256 of names, shapes and values."""
-  found = hashlib.sha256()
-  for name, x in sorted(tensors.items()):
-    found.update(f"{name} {x.dtype} {x.shape}\n".encode())
-    found.update(np.asarray(x, order="C").tobytes())
-  return found.hexdigest()

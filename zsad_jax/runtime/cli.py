@@ -29,6 +29,9 @@ from zsad_jax.runtime import (
   stopping,
 )
 
+_HELP = re.compile(r"--?(h|help|helpshort|helpfull|helpxml)")
+_THREADS = "PJRT_NPROC"  # Threads of XLA:CPU's pool.
+_THREADS_PER_DEVICE = 4
 _INTERNAL = 70  # Exit status of an error of the package.
 
 
@@ -70,8 +73,8 @@ def run(
       if rest[1:] and not arguments:
         raise ValueError(f"Unknown argument {rest[1]}; flags begin with --.")
       return rest
-    except SystemExit:  # Of --help, --helpfull and the like.
-      sys.exit(0)
+    except SystemExit as error:  # absl ends with status 1 after its help.
+      sys.exit(0 if any(map(_HELP.fullmatch, argv[1:])) else error.code)
     # Flags may run a configuration file, which can raise anything.
     except Exception as error:
       _fail_parsing(error)
@@ -95,6 +98,7 @@ def run(
     with stopping.handled():
       environment.check()
       _disable_concurrency_optimized_scheduler()
+      _set_threads_of_simulated_devices()
       _set_compilation_cache()
       processes.start(alone=alone)
       stopping.install()  # JAX has a handler of its own.
@@ -272,3 +276,18 @@ def _disable_concurrency_optimized_scheduler() -> None:
   given = os.environ.get("XLA_FLAGS", "")
   if flag not in given:
     os.environ["XLA_FLAGS"] = f"{given} {flag}=false".strip()
+
+
+def _set_threads_of_simulated_devices() -> None:
+  """Let XLA:CPU have enough threads for several devices of a CPU.
+
+  Its pool has one for each processor or device. Parts of a program that
+  exchanges data between the devices occupy threads while they wait for others,
+  which then do not begin: such a program never ends. XLA reads the variable
+  when the first device is requested.
+  """
+  flag = r"--xla_force_host_platform_device_count=(\d+)"
+  found = re.search(flag, os.environ.get("XLA_FLAGS", ""))
+  count = found[1] if found else os.environ.get("JAX_NUM_CPU_DEVICES", "")
+  if count.isdecimal() and int(count) > 1:
+    os.environ.setdefault(_THREADS, str(_THREADS_PER_DEVICE * int(count)))

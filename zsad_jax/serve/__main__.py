@@ -18,25 +18,22 @@ encryption: put a reverse proxy with TLS in front. Needs pip install
 'zsad_jax[serve]'.
 """
 
-import importlib.util
-
 import numpy as np
 from absl import flags
 
 from zsad_jax.datasets import preprocess
 from zsad_jax.reporting import overlays
 from zsad_jax.runs import opening
-from zsad_jax.runtime import cli, environment, stopping
+from zsad_jax.runtime import cli, environment, stopping, web
+
+_PACKAGES = ("fastapi", "uvicorn", "h11")  # Of the extra.
 
 
 def define_flags() -> None:
   """Define the command's flags."""
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
   opening.define_flags()
-  flags.DEFINE_string("host", "127.0.0.1", "Name or address to listen at.")
-  flags.DEFINE_integer("port", 8080, "Port; 0: any free one.", 0, 65535)
-  flags.DEFINE_string("token_file", None, "File with the token of clients.")
-  flags.DEFINE_integer("max_bytes", 32 * 2**20, "Size of an image file.", 1)
+  web.define_flags(port=8080, users="clients")
   flags.DEFINE_integer(
     "max_pixels",
     preprocess.MAX_PIXELS,
@@ -54,23 +51,10 @@ def define_flags() -> None:
   )
 
 
-def check_installed() -> None:
-  """Check that the packages of the service are there.
-
-  Raises:
-    ValueError: one is missing.
-  """
-  needed = ("fastapi", "uvicorn", "h11")
-  if missing := [name for name in needed if not importlib.util.find_spec(name)]:
-    raise ValueError(
-      f"zsad serve needs {', '.join(missing)}: pip install 'zsad_jax[serve]'."
-    )
-
-
 def main(options: flags.FlagValues) -> None:
   """Run the command."""
   opening.check_alone("zsad serve")
-  check_installed()
+  web.check_installed("serve", _PACKAGES)
   # Not at the top: they are an extra of the package.
   from zsad_jax.runtime import server
   from zsad_jax.serve import app, uploads, worker

@@ -7,7 +7,7 @@ import functools
 import hmac
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import fastapi
@@ -47,7 +47,9 @@ def make(
     overlay_side: longest side of overlays in pixels; 0: the image's.
   """
   app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-  answer = functools.partial(_logged, worker, uploads, token)
+  answer = functools.partial(
+    _logged, functools.partial(_answer, worker, uploads, token)
+  )
 
   @app.post("/predict")
   async def predict(request: fastapi.Request) -> fastapi.Response:
@@ -84,16 +86,13 @@ def make(
 
 
 async def _logged(
-  worker: worker_lib.Worker,
-  uploads: uploads_lib.Uploads,
-  token: str,
+  respond: Callable[..., Awaitable[fastapi.Response]],
   request: fastapi.Request,
-  choose: Callable[[], Callable[..., bytes]],
-  kind: str,
+  *settings: Any,
 ) -> fastapi.Response:
   """Return the answer to a request and log a line; see `_answer`."""
   start = time.monotonic()
-  answer = await _answer(worker, uploads, token, request, choose, kind)
+  answer = await respond(request, *settings)
   _log.info(
     "%s %s %s %d %.0f ms",
     datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
