@@ -188,6 +188,7 @@ def _pretrain(config, workdir, stack):
         step,
         batch_size=config.batch_size,
         patch_size=sizes.patch_size,
+        pixels=sizes.pixels,
         keep=config.keep if step < config.steps - config.whole_steps else None,
         states=config.states,
         seed=config.seed,

@@ -16,6 +16,7 @@ import pytest
 from configs import tiny_clip
 from tests.helpers import small_run
 from zsad_jax import backbones, pretrain
+from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import model, tokenizer
 from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.datasets.synthetic import (
@@ -177,9 +178,16 @@ def test_the_vocabulary_covers_every_word_but_the_unknown():
 # ---- Batches.
 
 
-def make(pairs, step, keep=None):
+def make(pairs, step, keep=None, pixels="openai"):
   return batches.make(
-    pairs, step, batch_size=8, patch_size=8, keep=keep, states=2, seed=3
+    pairs,
+    step,
+    batch_size=8,
+    patch_size=8,
+    pixels=pixels,
+    keep=keep,
+    states=2,
+    seed=3,
   )
 
 
@@ -187,6 +195,12 @@ def test_a_batch_depends_on_its_step_alone(pairs):
   first, again, other = (make(pairs, step) for step in (4, 4, 5))
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert np.abs(first["image"] - other["image"]).mean() > 0.1
+
+
+def test_pixels_are_normalized_as_the_model_normalizes_them(pairs):
+  openai, half = (make(pairs, 0, pixels=x)["image"] for x in ("openai", "half"))
+  mean, std = (np.array(x) for x in clip_config.PIXELS["openai"])
+  np.testing.assert_allclose(half, (openai * std + mean) * 2 - 1, atol=1e-6)
 
 
 def test_an_epoch_has_every_pair_once(pairs):

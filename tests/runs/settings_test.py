@@ -1,5 +1,6 @@
 """Every field of a configuration has a range and is named where it is wrong."""
 
+import dataclasses
 import json
 import math
 
@@ -9,6 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from zsad_jax import methods
+from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.runs import optimizer_settings, settings, threshold
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import config_files
@@ -62,6 +64,11 @@ def test_every_field_has_a_rule(name):
   free = ("method.", "param_groups.")  # Checked by the method, by group.
   own = [field for field, _ in fields(config) if not field.startswith(free)]
   assert sorted(set(own) - set(known)) == []
+
+
+def test_every_size_of_a_pretrained_model_has_a_rule():
+  names = {f"model.{x.name}" for x in dataclasses.fields(ClipConfig)}
+  assert sorted(names - set(settings.PRETRAINING)) == []
 
 
 # 0 and values below it mean something in these fields.

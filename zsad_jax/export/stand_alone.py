@@ -43,7 +43,8 @@ def main(paths: list[str]) -> int:
         print(f"error: {path}: {error}", file=sys.stderr)
         status = 1
         continue
-      scores, maps = session.run(None, {"image": image[None]})  # (1, s, s)
+      out = session.run(None, {"image": image[None]})
+      scores, maps = map(np.asarray, out)  # (1,), (1, s, s)
       limit = side["threshold"]["image_score"]
       label = "anomalous" if scores[0] >= limit else "normal"
       print(f"{scores[0]:.6f} {label} {path}")

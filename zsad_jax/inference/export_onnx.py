@@ -106,6 +106,8 @@ def load(
 
   def run(images):
     given = {program_lib.INPUT: images}
-    return tuple(session.run(list(program_lib.OUTPUTS), given))
+    out = session.run(list(program_lib.OUTPUTS), given)
+    scores, maps = map(np.asarray, out)
+    return scores, maps
 
   return run

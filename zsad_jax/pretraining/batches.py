@@ -26,6 +26,7 @@ def make(
   *,
   batch_size: int,
   patch_size: int,
+  pixels: str,
   keep: int | None,
   states: int,
   seed: int,
@@ -38,6 +39,7 @@ def make(
     batch_size: number of images; a batch holds both images of a pair, with the
       same augmentation.
     patch_size: side of a patch in pixels.
+    pixels: normalization of pixels, a key of `clip.config.PIXELS`.
     keep: number of patches per image that are not dropped; None for all.
     states: number of pairs of state prompts.
     seed: seed of order, augmentation and captions.
@@ -61,7 +63,7 @@ def make(
   ids, end = tokens([caption.text for caption in described])
   state_ids, state_end = tokens([*itertools.chain(*zip(*state_pairs))])
   return {
-    "image": clip.normalize(np.concatenate(images.swapaxes(0, 1))),
+    "image": clip.normalize(np.concatenate(images.swapaxes(0, 1)), pixels),
     "anomalous_share": np.concatenate([np.zeros_like(anomalous), anomalous]),
     "keep": np.tile(_select_patches(rng, anomalous, keep), (2, 1)),
     "captions": ids,

@@ -175,6 +175,7 @@ PRETRAINING = {
   "model.vocab_size": Rule("whole number", 1, required=False),
   "model.context_length": Rule("whole number", 1, required=False),
   "model.activation": Rule("text", required=False),
+  "model.pixels": Rule("text", required=False),
   "pairs": _COUNT,
   "held_out": _COUNT,
   "batch_size": Rule("whole number", 2),

@@ -97,9 +97,7 @@ def run(
   def started():
     with stopping.handled():
       environment.check()
-      _disable_concurrency_optimized_scheduler()
-      _set_threads_of_simulated_devices()
-      _set_compilation_cache()
+      _configure_xla()
       processes.start(alone=alone)
       stopping.install()  # JAX has a handler of its own.
       with stopping.at_end(_report_stop), processes.exit_on_peer_failure():
@@ -263,6 +261,13 @@ def _set_compilation_cache() -> None:
   name = hashlib.sha256(machine.encode()).hexdigest()[:12]
   folder = os.path.join(environment.default_cache_dir(), "compiled", name)
   jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _configure_xla() -> None:
+  """Set what XLA reads when the first device is requested."""
+  _disable_concurrency_optimized_scheduler()
+  _set_threads_of_simulated_devices()
+  _set_compilation_cache()
 
 
 def _disable_concurrency_optimized_scheduler() -> None:
