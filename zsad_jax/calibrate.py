@@ -300,7 +300,7 @@ def _report(stored, results, path, workdir, product):
       found = getattr(getattr(results, kind), values)
       if kind == "normal" or len(found):
         parts.append(f"{(found >= limit).sum()} of {len(found)} {kind}")
-    print(f"{what}: {' and '.join(parts)} images.")
+    print(f"{what}, of these images: {' and '.join(parts)}.")
   print(f"Pixel threshold {stored.pixel:.6g} ({stored.pixel_source}).")
   print(f"Threshold {stored.image_score:.6g} ({stored.source}): {path}")
   if product:

@@ -53,6 +53,8 @@ from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress, stopping
 from zsad_jax.watch import command, settings
 
+_HEADING = f"{'score':9}  normalized  {'label':9}  image"
+
 
 def predict(
   run: run_lib.Run,
@@ -190,6 +192,8 @@ def write_results(
           size = result.detection.image_size
           regions.add(str(row.values["image"]), size, row.found)
         table.add(row)
+      if not labels:
+        print(_HEADING)
       print(line(result), flush=True)
       labels.append(result.detection.label)
       reported.update(number)
@@ -223,7 +227,7 @@ def line(result: predictions.ImageResult) -> str:
   """Return the line to print for an image."""
   found = result.detection
   path = file_names.shown(copies.origin(result.path))
-  scores = f"{found.score:.4g}  {found.normalized_score:.4f}"
+  scores = f"{found.score:<9.4g}  {found.normalized_score:<10.4f}"
   text = f"{scores}  {found.label:9}  {path}"
   if found.zero_shot_score is None:
     return text

@@ -162,7 +162,7 @@ def test_a_threshold_changes_what_is_shown_but_not_the_model(scorer, photo):
 
 def stored(batch):
   """The thresholds at the first positions of the sliders."""
-  positions = [scale.stored for scale in display.scales(batch)]
+  positions = [scale.start for scale in display.scales(batch)]
   return display.chosen(batch, *positions)
 
 
@@ -189,7 +189,9 @@ def test_the_slider_of_pixels_ends_at_the_largest_value_of_maps(scorer, photo):
   largest = max(item.detection.raw_map.max() for item in batch.scored)
   small = with_limits(batch, pixel=1e-5)
   scale = display.scales(small)[1]
-  assert (scale.low, scale.high, scale.stored) == (0.0, largest, 1e-5)
+  assert (scale.low, scale.stored, scale.start) == (0.0, 1e-5, 0.0)
+  assert largest <= scale.high < largest + scale.step
+  assert 200 <= scale.high / scale.step <= 2001
   beyond = with_limits(batch, image_score=1.2, pixel=1.5)
   score, pixel = display.scales(beyond)
   assert (score.high, pixel.high) == (1.2, 1.5)

@@ -9,13 +9,19 @@ import pytest
 
 from zsad_jax.runtime import cli, stopping
 
+SIGNALS = stopping.SIGNALS
+
 
 @pytest.fixture(autouse=True)
 def restored():
   """Check that every test leaves the handlers as they were."""
-  before = [signal.getsignal(number) for number in stopping.SIGNALS]
+  # Signals that the shell has ignored, as `nohup` does, stay ignored.
+  given = {n: signal.signal(n, signal.default_int_handler) for n in SIGNALS}
   yield
-  assert before == [signal.getsignal(number) for number in stopping.SIGNALS]
+  left = {signal.getsignal(number) for number in SIGNALS}
+  for number, handler in given.items():
+    signal.signal(number, handler)
+  assert left == {signal.default_int_handler}
 
 
 @pytest.fixture

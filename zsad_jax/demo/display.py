@@ -1,6 +1,7 @@
 """Texts, tables and overlays of the page, for thresholds that users choose."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from zsad_jax.reporting import overlays, region_files
 from zsad_jax.runs.detector import Detection
 
 STEP = 0.0001  # Of the slider of the score.
+_DIGITS = 12  # Of positions of sliders; more are errors of rounding.
 RESULT_COLUMNS = ("image", "label", "score", "normalized", "percentile")
 REGION_COLUMNS = region_files.COLUMNS[1:]
 NO_REGIONS = (
@@ -59,6 +61,11 @@ class Scale(NamedTuple):
     near = abs(value - self.stored) <= 0.5001 * self.step
     return self.stored if near else value
 
+  @property
+  def start(self) -> float:
+    """Position of the slider for the threshold, rounded to a step."""
+    return round(round(self.stored / self.step) * self.step, _DIGITS)
+
 
 def scales(batch: scoring.Batch) -> tuple[Scale, Scale]:
   """Return the sliders of the score and of the pixels.
@@ -74,9 +81,11 @@ def scales(batch: scoring.Batch) -> tuple[Scale, Scale]:
   score, pixel = batch.limits.image_score, batch.limits.pixel
   largest = [float(item.detection.raw_map.max()) for item in batch.scored]
   high = max([*largest, pixel or 0.0]) or 1.0
+  step = 10.0 ** math.floor(math.log10(high / 200))  # 200 to 2000 steps.
+  high = round(math.ceil(high / step) * step, _DIGITS)
   return (
     Scale(min(0.0, score), max(1.0, score), STEP, score),
-    Scale(0.0, high, high / 1000, high if pixel is None else pixel),
+    Scale(0.0, high, step, high if pixel is None else pixel),
   )
 
 

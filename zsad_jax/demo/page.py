@@ -206,19 +206,19 @@ def _score(
       minimum=scale.low,
       maximum=scale.high,
       step=scale.step,
-      value=scale.stored,
+      value=scale.start,
       visible=bool(names),
     )
     for scale in scales
   ]
-  values = [scale.stored for scale in scales]
+  values = [scale.start for scale in scales]
   reset = gr.Button(visible=bool(names))
   return [batch, name, reset, *sliders, *_update(batch, first, *values)]
 
 
 def _reset(batch: scoring.Batch, name: str | None) -> list[Any]:
   """Show an image with the thresholds of the detector."""
-  values = [scale.stored for scale in display.scales(batch)]
+  values = [scale.start for scale in display.scales(batch)]
   return [*values, *_update(batch, name, *values)]
 
 

@@ -124,6 +124,7 @@ def from_flags(options: Any, *, references_later: bool = False) -> Opened:
   """
   limit = options.threshold
   tiling = check_flags(options)
+  _log.info("Loading %s.", options.workdir)
   run = ensemble.load(options.workdir)
   config: Any = run.config
   if note := backbones.note(config.backbone.name):
