@@ -224,8 +224,8 @@ def check_verify(case):
   for path in sum(expected.values(), []):
     if not tree_reading.readable(path):
       assert ended.status == 1
-      known = (path, os.path.realpath(path))  # It may lie below a link.
-      assert any(printed(p) in ended.out for p in known), (path, ended.out)
+      known = map(printed, _names(path))
+      assert any(x in ended.out for x in known), (path, ended.out)
 
 
 def check_index(case):
@@ -266,7 +266,8 @@ def check_predict(case, skip):
   if skip or not bad:
     assert len(scored) == len(expected) - len(bad)
   else:
-    assert any(path in ended.err for path in map(_line, bad)), ended.err
+    lines = [_line(x) for path in bad for x in _names(path)]
+    assert any(line in ended.err for line in lines), ended.err
   files = [r[k] for r in scored for k in ("overlay", "map", "mask")]
   tables = ("scores.csv", "regions.csv", "regions.json")
   assert {*map(printed, map(os.path.abspath, files))} == {*files}
@@ -277,6 +278,11 @@ def check_predict(case, skip):
   if not ended.err:  # Its own results are no images.
     case.run(predict, case.root, *flag, again=True)
     assert rows(os.path.join(case.out, "scores.csv")) == found
+
+
+def _names(path):
+  """Return the names of a file, which may be a link or lie below one."""
+  return path, os.path.realpath(path)
 
 
 def _line(path):
