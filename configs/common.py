@@ -71,9 +71,10 @@ def get_config(method: str) -> Config:
       zsad_jax/training/feature_cache.py.
     skip_corrupt: leave out and count images that cannot be read.
     memory: layers that references are compared with, the first one of the
-      value-value stream (None: plain CLIP), and what the largest distance in
-      the score is taken of, "patches" or "pixels" of the resized map; for
-      methods that define none.
+      value-value stream (None: plain CLIP), what the largest distance in the
+      score is taken of, "patches" or "pixels" of the resized map, and the
+      weight of the zero-shot prediction (0: references alone); for methods
+      that define none.
     eval_batch_size: images per step of evaluation, over all devices.
     log_steps, checkpoint_steps: steps between two lines, two checkpoints.
     tensorboard: write TensorBoard files, too.
@@ -116,7 +117,10 @@ def get_config(method: str) -> Config:
   config.selection_data = ()
 
   config.memory = dict(
-    feature_layers=(5, 6, 7, 8), vv_from=optional(5, int), score="pixels"
+    feature_layers=(5, 6, 7, 8),
+    vv_from=optional(5, int),
+    score="pixels",
+    zero_shot_weight=0.5,
   )
 
   config.eval_batch_size = 8

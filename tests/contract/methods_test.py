@@ -128,6 +128,27 @@ def test_images_are_scored_independently_with_references(setup, small_clip):
   assert np.abs(whole["pred_score"] - alone["pred_score"]).min() > 1e-4
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_weight_of_the_zero_shot_prediction(setup, small_clip, weight):
+  method, params, stats, aux, batch = setup
+  if method.compares_references:
+    pytest.skip("The comparison with references is its own.")
+  given = params, stats, small_clip, aux, batch
+
+  def run(weight):
+    few = few_shot.with_memory_bank(
+      method, feature_layers=(2, 3), vv_from=2, zero_shot_weight=weight
+    )
+    bank = build_memory_bank(few, small_clip, batch["image"][:2])
+    return predict(few, *given, bank)
+
+  whole, compared = predict(method, *given), run(0.0)
+  # The first image is a reference: no distance is left.
+  close(compared["anomaly_map"][0], 0.0 * whole["anomaly_map"][0], 1e-5)
+  mean = lambda a, b: weight * a + (1 - weight) * b
+  close(run(weight), jax.tree.map(mean, whole, compared), 1e-5)
+
+
 def test_an_image_is_nearest_to_itself(setup, small_clip):
   """An image that is its own reference is the least anomalous of all."""
   method, params, stats, aux, batch = setup

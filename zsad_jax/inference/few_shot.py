@@ -4,8 +4,10 @@ AnomalyCLIP+ of Gao et al. (AdaptCLIP, AAAI 2026): WinCLIP's patch association,
 added to a frozen zero-shot method. The paper leaves details open, which are
 chosen here: distances are halved and averaged over layers, and the image score
 is the mean of the method's score and the largest distance, of a pixel of the
-resized map or of a patch. The layers of the zero-shot map are those of the
-method; AnomalyCLIP with the same four layers is its variant `multilayer`.
+resized map or of a patch. Other weights of this mean are possible; without the
+zero-shot part the distances alone remain, as in PatchCore. The layers of the
+zero-shot map are those of the method; AnomalyCLIP with the same four layers is
+its variant `multilayer`.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ def with_memory_bank(
   feature_layers: Sequence[int],
   vv_from: int | None,
   score: Score = "pixels",
+  zero_shot_weight: float = 0.5,
 ) -> types.DetectionModel:
   """Return a few-shot detector for a method.
 
@@ -37,10 +40,13 @@ def with_memory_bank(
     vv_from: first layer of the value-value stream; None for plain CLIP.
     score: what the largest distance is taken of. Runs of older versions have
       no such field.
+    zero_shot_weight: of the zero-shot prediction, in [0, 1].
   """
   if method.compares_references:
     return method
-  return WithMemoryBank(method, tuple(feature_layers), vv_from, score)
+  return WithMemoryBank(
+    method, tuple(feature_layers), vv_from, score, zero_shot_weight
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +60,14 @@ class WithMemoryBank:
     feature_layers: layers (1-based) whose patches are compared.
     vv_from: first layer of the value-value stream; None for plain CLIP.
     score: what the largest distance is taken of.
+    zero_shot_weight: of the zero-shot prediction, in [0, 1].
   """
 
   method: types.Method
   feature_layers: tuple[int, ...]
   vv_from: int | None
   score: Score = "pixels"
+  zero_shot_weight: float = 0.5
 
   def prepare(self, backbone: Any, class_names: Sequence[str]) -> Any:
     """Return the method's class-dependent values."""
@@ -106,6 +114,7 @@ class WithMemoryBank:
     self, zero_shot: types.Prediction, features: types.Features
   ) -> types.Prediction:
     """Average a zero-shot prediction with the distance to the references."""
+    weight = self.zero_shot_weight
     distances = self.distances(features)
     distance = sum(distances[1:], distances[0]) / len(distances)
     _, height, width = zero_shot["anomaly_map"].shape
@@ -116,9 +125,13 @@ class WithMemoryBank:
     largest = (
       distance.max(axis=1) if self.score == "patches" else few.max(axis=(1, 2))
     )
+
+    def mean(alone, compared):
+      return weight * alone + (1 - weight) * compared
+
     return {
-      "anomaly_map": 0.5 * (zero_shot["anomaly_map"] + few),
-      "pred_score": 0.5 * (zero_shot["pred_score"] + largest),
+      "anomaly_map": mean(zero_shot["anomaly_map"], few),
+      "pred_score": mean(zero_shot["pred_score"], largest),
     }
 
   def distances(self, features: types.Features) -> list[Float[Array, "b l"]]:

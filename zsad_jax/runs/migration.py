@@ -28,7 +28,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "param_groups": {},
   },
   "backbone": {"attention": "exact"},
-  "memory": {"score": "pixels"},
+  "memory": {"score": "pixels", "zero_shot_weight": 0.5},
 }
 
 

@@ -153,6 +153,7 @@ TRAINING = {
   "memory.feature_layers": _LAYERS,
   "memory.vv_from": _FIRST_LAYER,
   "memory.score": Rule("text", choices=("pixels", "patches"), required=False),
+  "memory.zero_shot_weight": Rule("number", 0, 1, required=False),
   "eval_batch_size": _COUNT,
   "smooth_sigma": _AT_LEAST_0,
   "log_steps": _COUNT,
