@@ -10,7 +10,7 @@ import jax
 import pytest
 from absl import flags
 
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import cli, environment
 
 
 def test_compiled_programs_are_cached_by_cpu_model(monkeypatch, tmp_path):
@@ -30,7 +30,7 @@ def test_compiled_programs_are_cached_by_cpu_model(monkeypatch, tmp_path):
 RECOMPUTE = """
 import jax
 import jax.numpy as jnp
-from zsad_jax.runtime import cli
+from zsad_jax.runtime import cli, environment
 from zsad_jax.backbones.clip import config, model
 cli._disable_concurrency_optimized_scheduler()
 sizes = config.ClipConfig(
@@ -98,6 +98,34 @@ def test_help_is_no_error():
   ended = subprocess.run(command, capture_output=True, text=True)
   assert ended.returncode == 0
   assert "--workdir" in ended.stdout
+
+
+CONCURRENT = """
+import asyncio, sys
+from zsad_jax.runtime import cli, environment
+cli._quiet_libraries()
+async def write(): raise ValueError("disk full")
+async def both():
+  writes = [asyncio.ensure_future(write()) for _ in range(2)]
+  await writes[0]
+try:
+  asyncio.run(both())
+except ValueError as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_equal_errors_of_concurrent_writes_are_reported_once(debug):
+  ended = subprocess.run(
+    [sys.executable, "-c", CONCURRENT],
+    env={**os.environ, environment.DEBUG: debug},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert ended.stdout == "disk full\n"
+  assert ("never retrieved" in ended.stderr) == bool(debug)
 
 
 def test_a_configuration_that_exits_is_no_help(tmp_path):
