@@ -30,7 +30,7 @@ def test_compiled_programs_are_cached_by_cpu_model(monkeypatch, tmp_path):
 RECOMPUTE = """
 import jax
 import jax.numpy as jnp
-from zsad_jax.runtime import cli, environment
+from zsad_jax.runtime import cli
 from zsad_jax.backbones.clip import config, model
 cli._disable_concurrency_optimized_scheduler()
 sizes = config.ClipConfig(
