@@ -22,6 +22,7 @@ SLOW = (
   "clip_zeroshot.npz",
   "cocoop.npz",
   "coop.npz",
+  "faprompt.npz",
   "tcp.npz",
   "vcpclip.npz",
   "winclip.npz",

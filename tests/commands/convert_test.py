@@ -78,6 +78,7 @@ def test_model_of_other_sizes(tmp_path):
   conversion.check_model(large, "ViT-L-14", "LAION's has the other activation")
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
   def run(source):
     output = tmp_path / "out.safetensors"

@@ -283,6 +283,7 @@ def mistakes(data, tmp_path_factory):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags, message", MISTAKES.items())
 def test_a_mistake_is_one_line(mistakes, flags, message):
   status, err = mistakes[flags]

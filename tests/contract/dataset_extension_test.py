@@ -78,6 +78,7 @@ def data(package, *arguments):
   return run(package, "-m", "zsad_jax.data", *arguments)
 
 
+@pytest.mark.slow
 def test_it_is_listed(package, data_root):
   listed = data(package, "list", f"--data_root={data_root}")
   (line,) = [x for x in listed.splitlines() if x.startswith("toy ")]

@@ -101,6 +101,7 @@ def test_a_row_reaches_results_and_tables(copy):
   assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_row_reaches_the_help(copy):
   done = run(copy, "-m", "zsad_jax.evaluate", "--help")
   text = " ".join(done.stdout.split())

@@ -120,6 +120,7 @@ def assert_same(found, expected, images):
     np.testing.assert_array_equal(a.raw_map, b.raw_map)
 
 
+@pytest.mark.slow
 def test_a_run_is_uploaded_and_gives_the_same_scores(
   hub,  # noqa: F811
   trained,

@@ -233,6 +233,7 @@ def test_a_nan_is_an_error_that_names_the_image(detector, folder):
     broken(folder / "photo.png")
 
 
+@pytest.mark.slow
 def test_neither_import_nor_scoring_loads_tensorflow(folder):
   code = (
     "import sys, zsad_jax\n"

@@ -86,6 +86,7 @@ def test_help_lists_the_flags_that_other_modules_define(monkeypatch):
   assert "Depth of the tree." in values.main_module_help()
 
 
+@pytest.mark.slow
 def test_a_missing_flag_is_named_with_its_help(tmp_path):
   command = [sys.executable, "-m", "zsad_jax.calibrate", str(tmp_path)]
   ended = subprocess.run(command, capture_output=True, text=True)
@@ -128,6 +129,7 @@ def test_equal_errors_of_concurrent_writes_are_reported_once(debug):
   assert ("never retrieved" in ended.stderr) == bool(debug)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_exits_is_no_help(tmp_path):
   (tmp_path / "own.py").write_text("import sys\nsys.exit(3)\n")
   command = [sys.executable, "-m", "zsad_jax.train"]

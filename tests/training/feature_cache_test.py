@@ -64,7 +64,7 @@ def uncached(data, tmp_path_factory):
 @pytest.mark.parametrize(
   "name, storage",
   [
-    ("anomalyclip", "host"),
+    pytest.param("anomalyclip", "host", marks=pytest.mark.slow),
     # Bytes of images instead of floats.
     pytest.param("adaclip", "disk", marks=pytest.mark.slow),
     pytest.param("adaptclip", "device", marks=pytest.mark.slow),
