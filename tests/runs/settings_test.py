@@ -71,6 +71,15 @@ def test_every_size_of_a_pretrained_model_has_a_rule():
   assert sorted(names - set(settings.PRETRAINING)) == []
 
 
+@pytest.mark.parametrize("field", ["activation", "pixels"])
+def test_an_unknown_text_of_a_pretrained_model_is_refused(field):
+  config = config_files.load("tiny_clip").unlock()
+  with config.model.unlocked(), config.model.ignore_type():
+    config.model[field] = "other"
+  with pytest.raises(ValueError, match=f"config.model.{field} .* one of "):
+    settings.check_pretraining(config)
+
+
 # 0 and values below it mean something in these fields.
 ZERO = (
   "seed epochs smooth_sigma mosaic_prob optax.b1 optax.b2 optax.eps "

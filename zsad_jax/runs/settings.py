@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zsad_jax import types
+from zsad_jax.backbones.clip.config import PIXELS
 from zsad_jax.runtime import urls
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's, too.
@@ -175,8 +176,10 @@ PRETRAINING = {
   **{f"model.{x}": Rule("whole number", 0, required=False) for x in _HEADS},
   "model.vocab_size": Rule("whole number", 1, required=False),
   "model.context_length": Rule("whole number", 1, required=False),
-  "model.activation": Rule("text", required=False),
-  "model.pixels": Rule("text", required=False),
+  "model.activation": Rule(
+    "text", choices=types.choices(types.Activation), required=False
+  ),
+  "model.pixels": Rule("text", choices=tuple(PIXELS), required=False),
   "pairs": _COUNT,
   "held_out": _COUNT,
   "batch_size": Rule("whole number", 2),

@@ -235,20 +235,21 @@ def _quiet_libraries() -> None:
   sys.unraisablehook = only_of_python
   threading.excepthook = in_one_line
   absl_logging.get_absl_logger().addFilter(_is_not_orbax)
-  logging.getLogger("asyncio").addFilter(_is_retrieved)
+  logging.getLogger("asyncio").addFilter(_is_no_orbax_error)
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
   return "orbax" not in pathlib.Path(record.pathname).parts
 
 
-def _is_retrieved(record: logging.LogRecord) -> bool:
-  """Return whether a message is not about one of several equal errors.
+def _is_no_orbax_error(record: logging.LogRecord) -> bool:
+  """Return whether a message of asyncio is not about an error in Orbax.
 
   Orbax writes arrays concurrently and raises the first error; asyncio reports
   the others when it removes them.
   """
-  return "exception was never retrieved" not in record.getMessage()
+  frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else ()
+  return not any("orbax" in pathlib.Path(f.filename).parts for f in frames)
 
 
 def _set_compilation_cache() -> None:
