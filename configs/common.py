@@ -47,6 +47,10 @@ def get_config(method: str) -> Config:
       set's own (AdaCLIP: 0.2 on MVTec AD, else 0).
     mosaic_label: "stale" (the label of the replaced sample, the authors'
       code) or "any" (anomalous when a part is).
+    mosaic_images: of mosaics, "all" of the class or "anomalous" ones alone, see
+      zsad_jax/datasets/augmentation.py.
+    augmentation: "none", or "vcpclip" to rotate training images and change
+      their brightness, color and sharpness as VCP-CLIP's authors do.
     epochs: passes over the auxiliary images.
     batch_size: images per step, over all devices, of any number.
     batch_scale: whole number by which batch size and learning rates are
@@ -100,6 +104,8 @@ def get_config(method: str) -> Config:
   config.prompt_names = "readable"
   config.mosaic_prob = optional(None, float)
   config.mosaic_label = "stale"
+  config.mosaic_images = "all"
+  config.augmentation = "none"
   config.masks = "compat"
   config.decoded_cache = ""
   config.features = dict(storage="auto", dtype="float32", folder="")

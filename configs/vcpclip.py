@@ -16,10 +16,10 @@ python -m zsad_jax.train --config=configs/vcpclip.py
                                  was trained with)
 
 Differences from the authors' recipe, besides config.method:
-  augmentation     they rotate every training image, change its brightness and
-                   contrast, and add noise or blur; this package does not
-  mosaics          theirs, on MVTec AD, consist of anomalous images alone, drawn
-                   with replacement; --config.mosaic_prob=0.0 for none
+  augmentation     same operations and ranges, other random numbers; every step
+                   encodes its images; --config.augmentation=none for none
+  mosaics          theirs, on MVTec AD, of anomalous images alone, with other
+                   random numbers; --config.mosaic_prob=0.0 for none
   precision        authors: float16 autocast; this package: float32
 
 Measured numbers and run times: docs/results.md.
@@ -75,4 +75,6 @@ def _build(base: str) -> Config:
   on_mvtec = base == "paper"
   config.optax.learning_rate = 2e-5 if on_mvtec else 4e-5
   config.mosaic_prob = 0.2 if on_mvtec else 0.0
+  config.mosaic_images, config.mosaic_label = "anomalous", "any"
+  config.augmentation = "vcpclip"
   return config

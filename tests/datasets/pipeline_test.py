@@ -17,6 +17,7 @@ from zsad_jax.datasets import (
   preprocess,
   rows,
 )
+from zsad_jax.datasets.augmentation import Augmentation
 
 SIZE = 12
 
@@ -288,7 +289,8 @@ def brute_force_mosaic(samples):
 @pytest.mark.parametrize("rule", ["stale", "any"])
 def test_mosaic_by_brute_force(tmp_path, rule):
   data = make(tmp_path, 6, mosaic_prob=1.0)
-  batches = train([data], 12, batch_size=1, mosaic_label=rule)
+  kind = Augmentation(mosaic_label=rule)
+  batches = train([data], 12, batch_size=1, augmentation=kind)
   changed = False
   for step, batch in enumerate(batches):
     i = int(batch["index"][0])
@@ -373,7 +375,6 @@ def test_an_unmasked_anomaly_says_so(tmp_path):
     (dict(batch_size=3, num_shards=2), "3 images cannot be split over 2 hosts"),
     (dict(batch_size=0), "0 images"),
     (dict(num_shards=1, shard=1), "expected 0 to 0, found 1"),
-    (dict(mosaic_label="both"), '"stale" or "any", found \'both\''),
     (dict(seed=-1), "must not be negative, found -1"),
     (dict(datasets=[]), "no sample"),
   ],

@@ -197,15 +197,27 @@ def test_images_are_kept_as_bytes(data):
 @pytest.mark.parametrize(
   "settings, message",
   [
-    (dict(storage="gpu"), "config.features.storage is one of auto, device"),
-    (dict(dtype="int8"), "config.features.dtype is one of float32"),
-    (dict(storage="host"), "mosaics change the images at random"),
+    (
+      dict(features=dict(storage="gpu")),
+      "config.features.storage is one of auto, device",
+    ),
+    (
+      dict(features=dict(dtype="int8")),
+      "config.features.dtype is one of float32",
+    ),
+    (
+      dict(features=dict(storage="host"), mosaic_prob=0.2),
+      "mosaics change the images at random: set config.mosaic_prob to 0",
+    ),
+    (
+      dict(features=dict(storage="host"), augmentation="vcpclip"),
+      'at random: set config.augmentation to "none"',
+    ),
   ],
 )
 def test_invalid_settings_are_errors(settings, message, data, tmp_path):
   config = prepared("anomalyclip", data, "auto")
-  config.features.update(settings)
-  config.mosaic_prob = 0.2
+  config.update(settings)
   with pytest.raises(ValueError, match=message):
     train.train(config, tmp_path)
 

@@ -1,7 +1,9 @@
-"""Mosaic augmentation of AdaCLIP's training on MVTec AD (authors' code).
+"""Mosaic augmentation of AdaCLIP's and VCP-CLIP's training on MVTec AD.
 
-With a given probability a sample is replaced by four distinct test images of
-its class, two by two, and its mask by theirs, which varies scale and context.
+With a given probability a sample is replaced by four test images of its class,
+two by two, and its mask by theirs, which varies scale and context. AdaCLIP's
+are distinct; VCP-CLIP's are anomalous and drawn with replacement (authors' code
+of both).
 """
 
 from collections.abc import Sequence
@@ -17,27 +19,34 @@ _STREAM = 1
 
 
 def draw(
-  siblings: Sequence[int], *, prob: float, seed: int, epoch: int, sample: int
+  siblings: Sequence[int],
+  *,
+  prob: float,
+  seed: int,
+  epoch: int,
+  sample: int,
+  distinct: bool = True,
 ) -> tuple[int, ...] | None:
   """Return the samples of a mosaic, or None for the sample itself.
 
   Args:
-    siblings: the test images of the sample's class, itself included.
+    siblings: the images of the sample's class to draw from.
     prob: probability of a mosaic.
     seed: of the run.
     epoch: from 0.
     sample: number of the sample in the run's list.
+    distinct: draw without replacement.
 
   Returns:
-    Four distinct elements of `siblings`, a function of the arguments alone;
-    None also if there are fewer than four.
+    Four elements of `siblings`, a function of the arguments alone; None also
+    if there are too few.
   """
-  if prob == 0 or len(siblings) < NUM_CELLS:
+  if prob == 0 or len(siblings) < (NUM_CELLS if distinct else 1):
     return None
   rng = np.random.default_rng([seed, epoch, sample, _STREAM])
   if rng.random() >= prob:
     return None
-  cells = rng.choice(len(siblings), NUM_CELLS, replace=False)
+  cells = rng.choice(len(siblings), NUM_CELLS, replace=not distinct)
   return tuple(siblings[i] for i in cells)
 
 

@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from zsad_jax.datasets import augmentation as augmentation_lib
 from zsad_jax.datasets import index, masks, verification
 from zsad_jax.datasets import rows as rows_lib
 from zsad_jax.datasets.cache import DecodedCache
@@ -122,7 +123,7 @@ def train_batches(
   batch_size: int,
   seed: int,
   start_step: int = 0,
-  mosaic_label: str = "stale",
+  augmentation: augmentation_lib.Augmentation = augmentation_lib.NONE,
   num_references: int = 0,
   skip_corrupt: bool = False,
   num_devices: int = 1,
@@ -142,10 +143,9 @@ def train_batches(
     datasets: the auxiliary data sets; each has its own probability of mosaics.
     image_size: side of the images in pixels.
     batch_size: images per step, over all shards.
-    seed: of the order and of the mosaics, not negative.
+    seed: of the order and of the augmentation, not negative.
     start_step: first step to yield, counted from 0.
-    mosaic_label: the label of a mosaic: "stale" is that of the image it
-      replaces (AdaCLIP, authors' code), "any" is 1 if it shows an anomaly.
+    augmentation: random changes of the images.
     num_references: normal images with each image, see `references` above.
     skip_corrupt: give weight 0 to an image that cannot be read, instead of
       stopping.
@@ -162,10 +162,6 @@ def train_batches(
   samples = tuple(sample for data in datasets for sample in data.test)
   spread = rows_lib.spread(batch_size, num_devices)
   rows = rows_lib.of_shard(samples, len(spread), num_shards, shard)
-  if mosaic_label not in ("stale", "any"):
-    raise ValueError(
-      f'mosaic_label: expected "stale" or "any", found {mosaic_label!r}.'
-    )
   if seed < 0 or start_step < 0:
     raise ValueError(
       "seed and start_step must not be negative, found "
@@ -176,7 +172,7 @@ def train_batches(
     datasets,
     samples,
     seed=seed,
-    mosaic_label=mosaic_label,
+    augmentation=augmentation,
     num_references=num_references,
     cache=cache,
   )
@@ -209,7 +205,7 @@ def train_numbers(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yield the numbers of the images that `train_batches` reads.
 
-  Mosaics are not drawn. Arguments are those of `train_batches`.
+  Nothing is drawn but references. Arguments are those of `train_batches`.
 
   Yields:
     index int32 (b,), -1 for padding; references int32 (b, k), positions in

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64
 
+from zsad_jax.datasets import augmentation as augmentation_lib
 from zsad_jax.datasets import index, mosaic, preprocess
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.datasets.cache import DecodedCache
+from zsad_jax.types import ANOMALOUS
 
 Row = dict[str, np.ndarray | int | float | bool | bytes]
 
@@ -66,13 +68,13 @@ def _permutation(
 
 
 class TrainSource:
-  """Loads training samples, or mosaics in their place.
+  """Loads training samples, or mosaics in their place, changed at random.
 
   Args:
     datasets: the auxiliary data sets.
     samples: their test images.
-    seed: of mosaics and references.
-    mosaic_label: see `pipeline.train_batches`.
+    seed: of augmentation and references.
+    augmentation: random changes of the images.
     num_references: normal images per sample.
     cache: of decoded images, or None.
 
@@ -86,19 +88,21 @@ class TrainSource:
     samples: Sequence[index.Sample],
     *,
     seed: int,
-    mosaic_label: str = "stale",
+    augmentation: augmentation_lib.Augmentation = augmentation_lib.NONE,
     num_references: int = 0,
     cache: DecodedCache | None = None,
   ):
     self._samples = samples
     self._seed = seed
-    self._mosaic_label = mosaic_label
+    self._augmentation = augmentation
     self._num_references, self._cache = num_references, cache
     self._class_ids = index.class_ids(datasets)
     self._probs = [data.mosaic_prob for data in datasets for _ in data.test]
-    self._siblings: dict[int, list[int]] = {}  # Samples of each class.
+    # Of each class, the samples that mosaics consist of.
+    self._siblings: dict[int, list[int]] = {k: [] for k in self._class_ids}
     for i, class_id in enumerate(self._class_ids):
-      self._siblings.setdefault(class_id, []).append(i)
+      if augmentation.mosaic_images == "all" or samples[i].label == ANOMALOUS:
+        self._siblings[class_id].append(i)
     self._normal = index.normal_images(datasets)
     if num_references:
       names = [(data, name) for data in datasets for name in data.class_names]
@@ -118,9 +122,10 @@ class TrainSource:
       seed=self._seed,
       epoch=epoch,
       sample=i,
+      distinct=self._augmentation.mosaic_images == "all",
     )
     shown = [self._samples[j] for j in cells or (i,)]
-    if self._mosaic_label == "any":
+    if self._augmentation.mosaic_label == "any":
       label = max(sample.label for sample in shown)
     row = load(
       shown,
@@ -129,6 +134,7 @@ class TrainSource:
       number=i,
       image_size=image_size,
       cache=self._cache,
+      change=self._augmentation.draw(self._seed, epoch, i),
     )
     return row | self._references(epoch, i, image_size)
 
@@ -166,6 +172,7 @@ def load(
   number: int,
   image_size: int,
   cache: DecodedCache | None,
+  change: augmentation_lib.Change | None = None,
 ) -> Row:
   """Return the row of one sample, or of the four of a mosaic.
 
@@ -176,6 +183,7 @@ def load(
     number: position of the sample in the run's list.
     image_size: side of the image in pixels.
     cache: of decoded images, or None.
+    change: of image and mask before they are resized, or None.
 
   Returns:
     The row, with the message of a file that cannot be read in "error".
@@ -183,7 +191,7 @@ def load(
   row = padding(image_size)
   row |= {"label": label, "class_id": class_id, "index": number}
   try:
-    image, mask, finding = _pair(shown, image_size, cache)
+    image, mask, finding = _pair(shown, image_size, cache, change)
   except ValueError as error:
     # Raised by `Batches`: TensorFlow would wrap it into pages of its own.
     return row | {"error": str(error).encode(errors="surrogateescape")}
@@ -197,18 +205,29 @@ def load(
 
 
 def _pair(
-  shown: Sequence[index.Sample], image_size: int, cache: DecodedCache | None
+  shown: Sequence[index.Sample],
+  image_size: int,
+  cache: DecodedCache | None,
+  change: augmentation_lib.Change | None,
 ) -> tuple[np.ndarray, np.ndarray, masks_lib.Finding]:
-  """Return image, mask, findings; mosaics are used once and not cached."""
+  """Return image, mask, findings; changed images are used once, not cached."""
+  if len(shown) == 1 and not change:
+    load = cache.load if cache else preprocess.load_inspected
+    return load(shown[0], image_size)
+  pairs = [preprocess.inspect_pair(sample) for sample in shown]
+  findings = pairs[0].findings
+  image, mask = pairs[0].image, pairs[0].mask
   if len(shown) > 1:
-    images, masks = zip(*map(preprocess.open_pair, shown))
-    return (
-      preprocess.resize_image(mosaic.paste(images), image_size),
-      preprocess.resize_mask(mosaic.paste(masks), image_size),
-      masks_lib.Finding.NONE,
-    )
-  load = cache.load if cache else preprocess.load_inspected
-  return load(shown[0], image_size)
+    image = mosaic.paste([pair.image for pair in pairs])
+    mask = mosaic.paste([pair.mask for pair in pairs])
+    findings = masks_lib.Finding.NONE
+  if change:
+    image, mask = change(image, mask)
+  return (
+    preprocess.resize_image(image, image_size),
+    preprocess.resize_mask(mask, image_size),
+    findings,
+  )
 
 
 def padding(image_size: int, *, num_references: int = 0) -> Row:

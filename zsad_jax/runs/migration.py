@@ -18,6 +18,8 @@ RENAMED = {
 # Section -> fields that older versions do not have, with their behavior.
 ADDED: Mapping[str, Mapping[str, Any]] = {
   "": {
+    "mosaic_images": "all",
+    "augmentation": "none",
     "batch_scale": 1,
     "l2_weight_decay": 0.0,
     "schedule": {

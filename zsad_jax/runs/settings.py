@@ -14,6 +14,7 @@ from typing import Any
 
 from zsad_jax import types
 from zsad_jax.backbones.clip.config import PIXELS
+from zsad_jax.datasets import augmentation
 from zsad_jax.runtime import urls
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's, too.
@@ -130,7 +131,13 @@ TRAINING = {
   "allow_trained": _FLAG,
   "prompt_names": Rule("text", choices=("verbatim", "readable")),
   "mosaic_prob": Rule("number", 0, 1, none=True),
-  "mosaic_label": Rule("text", choices=("stale", "any")),
+  "mosaic_label": Rule("text", choices=types.choices(augmentation.MosaicLabel)),
+  "mosaic_images": Rule(
+    "text", choices=types.choices(augmentation.MosaicImages), required=False
+  ),
+  "augmentation": Rule(
+    "text", choices=types.choices(augmentation.Policy), required=False
+  ),
   "masks": Rule("text", required=False),
   "decoded_cache": Rule("text", required=False),
   "features": Rule("section", required=False),

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from zsad_jax import types
-from zsad_jax.datasets import cache, index, pipeline
+from zsad_jax.datasets import augmentation, cache, index, pipeline
 from zsad_jax.runtime import distributed
 from zsad_jax.training import feature_cache
 
@@ -49,7 +49,11 @@ class Images:
       batch_size=self._config.batch_size,
       seed=self._config.seed,
       start_step=start_step,
-      mosaic_label=self._config.mosaic_label,
+      augmentation=augmentation.Augmentation(
+        mosaic_label=self._config.mosaic_label,
+        mosaic_images=self._config.mosaic_images,
+        policy=self._config.augmentation,
+      ),
       num_references=self._method.num_references,
       skip_corrupt=self._config.skip_corrupt,
       num_devices=jax.device_count(),

@@ -55,8 +55,8 @@ def make(
 
   Returns:
     None where each step has to encode its images: because the configuration
-    asks for it, because mosaics change the images at random, or because no
-    storage has room.
+    asks for it, because mosaics or augmentation change the images at random,
+    or because no storage has room.
 
   Raises:
     ValueError: a setting is unknown or cannot be met.
@@ -68,13 +68,18 @@ def make(
       raise ValueError(
         f"config.features.{name} is one of {', '.join(known)}, got {value!r}."
       )
-  mosaics = any(data.mosaic_prob for data in datasets)
-  if mosaics and storage not in ("auto", "none"):
-    raise ValueError(
-      f'config.features.storage is "{storage}", but mosaics change the images '
-      'at random: set config.mosaic_prob to 0, or the storage to "none".'
-    )
-  if mosaics or storage == "none":
+  changes = {
+    "mosaics": ("mosaic_prob", "0", any(d.mosaic_prob for d in datasets)),
+    "augmentations": ("augmentation", '"none"', config.augmentation != "none"),
+  }
+  for name, (field, off, applied) in changes.items():
+    if applied and storage not in ("auto", "none"):
+      raise ValueError(
+        f'config.features.storage is "{storage}", but {name} change the '
+        f"images at random: set config.{field} to {off}, or the storage to "
+        '"none".'
+      )
+  if storage == "none" or any(applied for *_, applied in changes.values()):
     return None
   features = FeatureCache(config, method, backbone, mesh, datasets)
   return None if features.storage == "none" else features
