@@ -19,6 +19,12 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 LIMITS = scoring.Limits(max_bytes=20_000, max_pixels=10_000, max_images=4)
 SHOWS = """([name, part]) =>
   document.getElementById(name)?.innerText.includes(part)"""
+WATCH = """() => {
+  const part = document.getElementById("summary");
+  window.seen = [];
+  new MutationObserver(() => window.seen.push(part.innerText)).observe(
+    part, {childList: true, subtree: true, characterData: true});
+}"""  # Records what the summary shows.
 SECONDS = 60_000  # In the browser's unit.
 
 
@@ -113,6 +119,7 @@ def test_the_page_scores_images_and_follows_the_sliders(browser, tmp_path):
     upload = "#images input[type=file]"
     tab.set_input_files(upload, [str(tmp_path / name) for name in names])
     shows("images", "text")
+    tab.evaluate(WATCH)
     tab.click("#score")
     shows("verdict", "normal")
     assert "2 images, 1 anomalous." in text("summary")
@@ -123,6 +130,8 @@ def test_the_page_scores_images_and_follows_the_sliders(browser, tmp_path):
     tab.wait_for_selector("#overlay img")
     calls = list(demo.detector.sizes)
     assert calls == [1, 1]
+    seen = tab.evaluate("window.seen")
+    assert any("Scoring 3 images." in line for line in seen)
 
     tab.focus("#threshold input[type=range]")
     tab.keyboard.press("Home")

@@ -31,6 +31,8 @@ class FakeDetector:
 
   limits = LIMITS
 
+  tiling = None
+
   def __init__(self):
     self.sizes = []
     self.error = None

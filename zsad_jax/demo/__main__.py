@@ -20,7 +20,6 @@ import contextlib
 import os
 import tempfile
 
-import numpy as np
 from absl import flags
 
 from zsad_jax.datasets import preprocess
@@ -71,7 +70,9 @@ def main(options: flags.FlagValues) -> None:
     server.check_token(options.host, token)
     bound = server.bind(options.host, options.port)
     opened = opening.from_flags(options, references_later=True)
-    _warm_up(opened.detector)
+    # A method may require references, which users give in the page.
+    with contextlib.suppress(ValueError):
+      opening.warm_up(opened.detector)
     scorer = scoring.Scorer(
       opened.detector,
       scoring.Limits(options.max_bytes, options.max_pixels, options.max_images),
@@ -112,14 +113,6 @@ def _notes(options, detector) -> list[str]:
   if limits.is_of_training:
     lines.append(f"Note: {threshold_lib.TRAINING_NOTE}")
   return lines
-
-
-def _warm_up(detector):
-  """Compile the program before the first image."""
-  noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
-  # A method may require references, which users give in the page.
-  with contextlib.suppress(ValueError):
-    detector(noise.astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ def blocks(
     results = _table(display.RESULT_COLUMNS, "All images", "results")
     outputs = [summary, *shown, results]
     button.click(
+      _begin, [files], [summary], queue=False, show_progress="hidden"
+    ).then(
       functools.partial(_score, scorer),
       [files, references],
       [batch, name, reset, *sliders, *outputs],
@@ -176,6 +178,11 @@ def _table(columns: Sequence[str], label: str, name: str) -> gr.Dataframe:
     interactive=False,
     visible=False,
   )
+
+
+def _begin(files: list[str] | None) -> str:
+  """Return the line that is shown while images are scored."""
+  return f"Scoring {len(files or [])} images."
 
 
 def _score(

@@ -9,9 +9,10 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
 from zsad_jax import backbones
@@ -28,6 +29,7 @@ from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import processes
 
+_WARM_UP_SIDE = 64  # Pixels of the images before the first one.
 _log = logging.getLogger(__name__)
 
 TILE_NOTE = (
@@ -246,6 +248,25 @@ def make(
   if not choice.references:
     return detector
   return detector.with_references(list(choice.references))
+
+
+def warm_up(
+  detector: detector_lib.Detector, numbers: Iterable[int] = (1,)
+) -> None:
+  """Compile the programs of a detector before the first image.
+
+  Args:
+    detector: scores images of noise, larger than a tile if it has tiles.
+    numbers: of images per call.
+
+  Raises:
+    ValueError: the detector needs references and has none.
+  """
+  tiling = detector.tiling
+  side = tiling.size + 1 if tiling else _WARM_UP_SIDE
+  noise = np.random.default_rng(0).integers(0, 255, (side, side, 3))
+  for number in numbers:
+    list(detector.stream([noise.astype(np.uint8)] * number))
 
 
 def check_alone(what: str) -> None:

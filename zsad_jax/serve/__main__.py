@@ -18,7 +18,6 @@ encryption: put a reverse proxy with TLS in front. Needs pip install
 'zsad_jax[serve]'.
 """
 
-import numpy as np
 from absl import flags
 
 from zsad_jax.datasets import preprocess
@@ -63,7 +62,7 @@ def main(options: flags.FlagValues) -> None:
   server.check_token(options.host, token)
   bound = server.bind(options.host, options.port)
   opened = opening.from_flags(options)
-  _warm_up(opened.detector)
+  opening.warm_up(opened.detector)
   scorer = worker.Worker(opened.detector, options.queue)
   scorer.start()
   application = app.make(
@@ -90,12 +89,6 @@ def main(options: flags.FlagValues) -> None:
     scorer.stop()
     with stop.interruptible():
       raise RuntimeError("The server has ended without a signal.")
-
-
-def _warm_up(detector):
-  """Compile the program before the first request."""
-  noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
-  detector(noise.astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from zsad_jax.reporting import predictions, result_files
-from zsad_jax.runs import lock
+from zsad_jax.runs import lock, opening
 from zsad_jax.runs.detector import Detection
 from zsad_jax.runtime import file_names, mirror, stopping
 from zsad_jax.watch import settings, tables
@@ -19,7 +17,6 @@ from zsad_jax.watch.arrivals import Arrivals, Identity
 from zsad_jax.watch.journal import Journal, Table
 
 _RETRY = 5.0  # Seconds until a result is written again that was not.
-_WARM_UP_SIDE = 64  # Pixels of the images before the first one.
 _log = logging.getLogger(__name__)
 
 
@@ -110,11 +107,7 @@ class Watcher:
   def _warm_up(self):
     """Compile the programs for one image and for a batch."""
     start = time.monotonic()
-    rng = np.random.default_rng(0)
-    shape = (_WARM_UP_SIDE, _WARM_UP_SIDE, 3)
-    image = rng.integers(0, 255, shape).astype(np.uint8)
-    for number in {1, self.batch_size}:
-      list(self.detector.stream([image] * number))
+    opening.warm_up(self.detector, {1, self.batch_size})
     seconds = time.monotonic() - start
     print(f"Ready after {seconds:.1f} s.", flush=True)
 
