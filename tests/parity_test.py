@@ -23,6 +23,7 @@ SLOW = (
   "cocoop.npz",
   "coop.npz",
   "faprompt.npz",
+  "inctrl.npz",
   "promptad.npz",
   "tcp.npz",
   "vcpclip.npz",

@@ -17,7 +17,7 @@ from zsad_jax.layers import category_prompts, defect_phrases
 from zsad_jax.methods import promptad
 from zsad_jax.runs import run as run_lib
 
-SMALL = promptad.Method(**promptad.TINY)
+SMALL = promptad.Method(context_length=2, feature_layers=(1, 2), score_side=40)
 NAMES = ["capsule", "gear"]  # 13 and 8 phrases for anomalies.
 FULL = config.ClipConfig(
   embed_dim=640,
@@ -96,7 +96,7 @@ def test_losses_by_hand(settings, monkeypatch):
   given = jax.tree.map(as_float, features)
   batch = {"weight": jnp.asarray(weight, jnp.float32)}
   loss, (parts, _) = jax.jit(
-    lambda *x: method.loss({}, {}, backbone, *x, batch, None)
+    lambda aux, x: method.loss({}, {}, backbone, aux, x, batch, None)
   )({"used": arrays[1]}, given)
   scale = 10.0 if method.scale == "exp" else np.log(10.0)
   found = []

@@ -81,10 +81,19 @@ def steps(
   Returns:
     The loss before each step, and the parameters after all.
   """
-  tx = make(settings, params)
+  return advance(make(settings, params), params, gradients, count)
+
+
+def advance(
+  tx: optax.GradientTransformation,
+  params: Any,
+  gradients: Callable[[int, Any], tuple[Any, Any]],
+  count: int,
+) -> tuple[list[Any], Any]:
+  """Update parameters by an optimizer; see `steps`."""
 
   @jax.jit
-  def advance(grads, opt, params):
+  def update(grads, opt, params):
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt
 
@@ -92,7 +101,7 @@ def steps(
   for step in range(count):
     loss, grads = gradients(step, params)
     history.append(loss)
-    params, opt = advance(grads, opt, params)
+    params, opt = update(grads, opt, params)
   return history, params
 
 
