@@ -23,6 +23,8 @@ SLOW = (
   "cocoop.npz",
   "coop.npz",
   "faprompt.npz",
+  "inctrl.npz",
+  "promptad.npz",
   "tcp.npz",
   "vcpclip.npz",
   "winclip.npz",

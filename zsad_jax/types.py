@@ -78,7 +78,8 @@ class ImageBackbone(Protocol):
     Args:
       image: (b, h, w, 3), normalized.
       **hooks: keywords that methods use, see `backbones/clip/vision.py`:
-        prompts, vv_from, last_patches, remat, activation, pos_resize.
+        prompts, vv_from, last_patches, before_mlp, remat, activation,
+        pos_resize.
 
     Returns:
       Embeddings (b, d) and a dict of activations: "class", and "blockNN" for
@@ -242,6 +243,20 @@ class Method(DetectionModel, Protocol):
   @property
   def needs_references(self) -> bool:
     """Whether the method requires reference images to predict."""
+    return False
+
+  @property
+  def learns_category(self) -> bool:
+    """Whether it learns parameters per category from normal references.
+
+    Every leaf that `prepare` returns then has a leading axis of classes, and
+    `predict` takes a memory bank from the statistics, too.
+    """
+    return False
+
+  @property
+  def image_only(self) -> bool:
+    """Whether image scores are its only result, and maps are not reported."""
     return False
 
   @property

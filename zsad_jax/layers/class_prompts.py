@@ -100,21 +100,39 @@ def build(
     index of the learned vector that a node is, -1 for none; "positions" (n, t),
     "attention_mask" (n, t, t) and "end" (n, s) as the text tower takes them.
   """
-  found = [
-    list(_symbols(backbone, group, words, position, own_vectors))
-    for group in groups
-  ]
-  length = max(len(prompt) for group in found for prompt in group)
+  return arrange(
+    backbone,
+    [
+      list(_symbols(backbone, group, words, position, own_vectors))
+      for group in groups
+    ],
+  )
+
+
+def arrange(
+  backbone: TextBackbone, groups: Sequence[Sequence[Sequence[int]]]
+) -> dict[str, Array]:
+  """Join the prompts of each group to a trie.
+
+  Args:
+    backbone: frozen text encoder.
+    groups: n groups of s prompts each, the end token last; an element is the id
+      of a token, or -1 - i for the learned vector i.
+
+  Returns:
+    See `build`.
+  """
+  length = max(len(prompt) for group in groups for prompt in group)
   ids = np.array(
     [
       [[*prompt, *[0] * (length - len(prompt))] for prompt in group]
-      for group in found
+      for group in groups
     ]
   )
   trie = prompt_trie.stack(
     [
       prompt_trie.build(table, np.array([len(prompt) - 1 for prompt in group]))
-      for table, group in zip(ids, found)
+      for table, group in zip(ids, groups)
     ]
   )
   nodes = np.take_along_axis(ids.reshape(len(ids), -1), trie.source, axis=1)

@@ -160,6 +160,20 @@ def winclip(name: str) -> tuple[list[str], ...]:
   return ensemble(name, WINCLIP_STATES, WINCLIP_TEMPLATES_22)
 
 
+# Natural images, of which InCTRL's code has one prompt per state.
+_NATURAL = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog")
+_NATURAL += ("horse", "ship", "truck", "animal")
+
+
+def inctrl(name: str) -> Sequence[list[str]]:
+  """Return InCTRL's prompts for a class: WinCLIP's, or one per state."""
+  if name in _NATURAL:
+    end = f"{name} for anomaly detection."
+    return [f"a photo of {end}"], [f"a photo without {end}"]
+  templates = WINCLIP_TEMPLATES_MALA_LAB
+  return ensemble(name.replace("_", " "), WINCLIP_STATES, templates)
+
+
 # APRIL-GAN's 35 templates (Chen et al., VAND challenge at CVPR 2023).
 APRIL_GAN_TEMPLATES = (
   "a bad photo of a {}.",

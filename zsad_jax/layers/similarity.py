@@ -83,6 +83,13 @@ def to_map(
   return resample.resize(grid, size, method=method)
 
 
+def value_map(
+  values: Float[Array, "b l"], size: tuple[int, int]
+) -> Float[Array, "b h w"]:
+  """Apply `to_map` to one value per patch, bilinear with half-pixel centers."""
+  return to_map(values[..., None], size, method="bilinear")[..., 0]
+
+
 def to_maps(
   patch_values: Float[Array, "b n l s"], size: tuple[int, int], *, method: str
 ) -> Float[Array, "b n h w s"]:

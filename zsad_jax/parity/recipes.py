@@ -19,6 +19,8 @@ _OPTAX = ("momentum", "nesterov", "b1", "b2", "eps")  # Names in both.
 
 def schedule(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Return the schedule of a description of the manifest."""
+  if "eta_min" in settings:
+    return {"name": "cosine", "end_learning_rate": settings["eta_min"]}
   return {
     "name": "cosine",
     "warmup_epochs": settings["warmup_epochs"],
@@ -29,8 +31,13 @@ def schedule(settings: Mapping[str, Any]) -> dict[str, Any]:
 def learning_rates(settings: Mapping[str, Any]) -> np.ndarray:
   """Return the learning rate of each epoch of a description."""
   return optimizer.learning_rates(
-    settings["lr"], schedule(settings), settings["epochs"]
+    settings["lr"], schedule(settings), _epochs(settings)
   )
+
+
+def _epochs(settings):
+  """Return the period of the schedule."""
+  return settings.get("T_max") or settings["epochs"]
 
 
 def make(
@@ -53,7 +60,7 @@ def make(
     jax.tree.map(lambda _: True, params),
     l2_weight_decay=settings["weight_decay"],
     schedule=schedule(settings),
-    epochs=settings["epochs"],
+    epochs=_epochs(settings),
   )
 
 
@@ -74,10 +81,19 @@ def steps(
   Returns:
     The loss before each step, and the parameters after all.
   """
-  tx = make(settings, params)
+  return advance(make(settings, params), params, gradients, count)
+
+
+def advance(
+  tx: optax.GradientTransformation,
+  params: Any,
+  gradients: Callable[[int, Any], tuple[Any, Any]],
+  count: int,
+) -> tuple[list[Any], Any]:
+  """Update parameters by an optimizer; see `steps`."""
 
   @jax.jit
-  def advance(grads, opt, params):
+  def update(grads, opt, params):
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt
 
@@ -85,7 +101,7 @@ def steps(
   for step in range(count):
     loss, grads = gradients(step, params)
     history.append(loss)
-    params, opt = advance(grads, opt, params)
+    params, opt = update(grads, opt, params)
   return history, params
 
 

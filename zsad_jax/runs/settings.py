@@ -128,6 +128,10 @@ TRAINING = {
   "data_root": _TEXT,
   "train_data": Rule("list of text", empty=False),
   "test_data": Rule("list of text"),
+  "per_category": Rule("truth value", required=False),
+  "references": Rule("section", required=False),
+  "references.shots": _COUNT,
+  "references.seed": _SEED,
   "allow_trained": _FLAG,
   "prompt_names": Rule("text", choices=("verbatim", "readable")),
   "mosaic_prob": Rule("number", 0, 1, none=True),
@@ -156,6 +160,7 @@ TRAINING = {
   "schedule.name": Rule("text", choices=("constant", "cosine")),
   "schedule.warmup_epochs": Rule("whole number", 0),
   "schedule.warmup_learning_rate": _AT_LEAST_0,
+  "schedule.end_learning_rate": Rule("number", 0, required=False),
   "param_groups": Rule("section", required=False),
   "memory": _SECTION,
   "memory.feature_layers": _LAYERS,
@@ -214,6 +219,7 @@ _READ += ("selection_data",)
 _LOCAL = ("decoded_cache", "features.folder")
 # Sections whose fields are arguments of a function: others are errors.
 _CLOSED = ("backbone", "features", "memory", "model", "objective", "schedule")
+_CLOSED += ("references",)
 
 
 def check(

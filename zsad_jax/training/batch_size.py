@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 def scaled(config: types.Config) -> types.Config:
   """Return a configuration with batch size and learning rates multiplied.
 
-  All by `config.batch_scale`, the rates of a warm-up and of groups of
+  All by `config.batch_scale`, the rates of a schedule and of groups of
   parameters included: the linear scaling rule of Goyal et al.,
   arXiv:1706.02677, whose warm-up is left out. A factor of 1 changes nothing.
 
@@ -27,6 +27,8 @@ def scaled(config: types.Config) -> types.Config:
     new.optax.learning_rate = factor * config.optax.learning_rate
     if "schedule" in new:
       new.schedule.warmup_learning_rate *= factor
+      if "end_learning_rate" in new.schedule:
+        new.schedule.end_learning_rate *= factor
     for group in new.get("param_groups", {}).values():
       if "learning_rate" in group:
         group.learning_rate *= factor

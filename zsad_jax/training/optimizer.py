@@ -110,7 +110,9 @@ def learning_rates(
       rate "warmup_learning_rate" (default 0). As in Dassl
       (`ConstantWarmupScheduler`), a warm-up of w epochs delays the cosine by w
       epochs and does not shorten its period: epoch e has the rate
-      base (1 + cos(pi (e - w) / epochs)) / 2, which does not reach 0.
+      base (1 + cos(pi (e - w) / epochs)) / 2, which does not reach 0. Where
+      there is an "end_learning_rate" (default 0), the cosine falls from the
+      base to it instead, as in torch's `CosineAnnealingLR`.
     epochs: number of epochs.
 
   Returns:
@@ -120,7 +122,9 @@ def learning_rates(
   epoch = np.arange(max(epochs, 1)) - warmup
   rates = np.full(len(epoch), base, np.float64)
   if schedule.get("name", "constant") == "cosine":
-    rates = base * (1 + np.cos(np.pi * epoch / len(epoch))) / 2
+    end = schedule.get("end_learning_rate", 0.0)
+    cosine = (1 + np.cos(np.pi * epoch / len(epoch))) / 2
+    rates = end + (base - end) * cosine
   return np.where(epoch < 0, schedule.get("warmup_learning_rate", 0.0), rates)
 
 

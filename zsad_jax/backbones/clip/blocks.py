@@ -125,7 +125,8 @@ class ResBlock(nn.Module):
   attention of the *main* stream's tokens, skips the MLP and does not feed back
   into the main stream. `num_queries` restricts the main stream to its first
   tokens (None: all). `attention_mask` selects the keys of each query; None for
-  all keys, or causal attention.
+  all keys, or causal attention. `before_mlp` returns the streams between
+  attention and MLP.
 
   Matrix products are computed in `dtype`; the streams, LayerNorms and the
   softmax are float32.
@@ -144,6 +145,8 @@ class ResBlock(nn.Module):
     vv: Float[Array, "b t c"] | None = None,
     num_queries: int | None = None,
     attention_mask: Bool[Array, "b t t"] | None = None,
+    *,
+    before_mlp: bool = False,
   ) -> tuple[Float[Array, "b a c"], Float[Array, "b t c"] | None]:
     """Return the main stream and the value-value stream after the block."""
     attention_ = Attention(
@@ -156,9 +159,10 @@ class ResBlock(nn.Module):
       value_value=vv is not None,
     )
     x = checkpoint_name(x[:, :num_queries] + attend, SAVED)
-    x = x + Mlp(self.activation, self.dtype, name="mlp")(
-      LayerNorm(name="ln_2")(x)
-    )
+    if not before_mlp:
+      x = x + Mlp(self.activation, self.dtype, name="mlp")(
+        LayerNorm(name="ln_2")(x)
+      )
     if vv is None or attend_vv is None:
       return x, None
     return x, vv + attend_vv

@@ -105,7 +105,7 @@ class Clip:
         weights were trained with.
       pos_resize: resampling of the position table, see `resample.matrix`.
       remat: recompute the MLPs in the backward pass to save memory.
-      **hooks: `prompts`, `vv_from`, `last_patches` and `keep` of
+      **hooks: `prompts`, `vv_from`, `last_patches`, `keep` and `before_mlp` of
         `VisionTower.__call__`.
 
     Returns:

@@ -1,5 +1,7 @@
 """CLIP's vision tower (ViT), with hooks for the methods."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,7 @@ class VisionTower(nn.Module):
     vv_from: int | None = None,
     last_patches: bool = True,
     keep: Int[Array, "b k"] | None = None,
+    before_mlp: Sequence[int] = (),
   ) -> tuple[Float[Array, "b d"], dict[str, Array]]:
     """Encode images.
 
@@ -71,11 +74,14 @@ class VisionTower(nn.Module):
       keep: indices (0-based) of the patches to process, in this order; the
         others are dropped to save time in pretraining (FLIP, Li et al., CVPR
         2023).
+      before_mlp: layers (1-based) whose main stream between attention and MLP
+        is returned, too.
 
     Returns:
       The image embedding ln_post(class token) @ proj, not of unit length, and
       named activations: "blockNN" and, from `vv_from` on, "vv/blockNN", each
-      (b, 1 + l, c), and "class" (b, c), the class token of the last layer.
+      (b, 1 + l, c), and "class" (b, c), the class token of the last layer;
+      "before_mlp/blockNN" for the layers `before_mlp`.
 
     Raises:
       ValueError: there are prompts for more blocks than the tower has.
@@ -97,6 +103,8 @@ class VisionTower(nn.Module):
       if i + 1 == vv_from:
         vv = x
       last = i + 1 == len(self.resblocks)
+      if i + 1 in before_mlp:  # XLA computes the attention once.
+        out[f"before_mlp/block{i + 1:02d}"] = block(x, before_mlp=True)[0]
       x, vv = block(x, vv, 1 if last and not last_patches else None)
       out[f"block{i + 1:02d}"] = x[:, :tokens]
       if vv is not None:
