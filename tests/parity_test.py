@@ -18,6 +18,7 @@ from zsad_jax.parity import golden as golden_lib
 SLOW = (
   "anomalyclip_variants.npz",
   "adaclip.npz",
+  "anovl.npz",
   "april_gan.npz",
   "clip_zeroshot.npz",
   "cocoop.npz",
