@@ -24,6 +24,7 @@ SLOW = (
   "cocoop.npz",
   "coop.npz",
   "faprompt.npz",
+  "musc.npz",
   "tcp.npz",
   "vcpclip.npz",
   "winclip.npz",
