@@ -18,6 +18,7 @@ from zsad_jax.parity import golden as golden_lib
 SLOW = (
   "anomalyclip_variants.npz",
   "adaclip.npz",
+  "anovl.npz",
   "april_gan.npz",
   "clip_zeroshot.npz",
   "cocoop.npz",
@@ -25,6 +26,7 @@ SLOW = (
   "faprompt.npz",
   "inctrl.npz",
   "promptad.npz",
+  "musc.npz",
   "tcp.npz",
   "vcpclip.npz",
   "winclip.npz",

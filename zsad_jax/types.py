@@ -189,11 +189,41 @@ class FusesZeroShot(FewShotDetector, Protocol):
 
 
 @runtime_checkable
+class ScoresSets(DetectionModel, Protocol):
+  """A model that scores all images of a set together, such as a category.
+
+  `predict` needs features["comparisons"], the results of `compare` with all
+  images of the set, joined along the last axis, and features["set_index"],
+  int32 (b,), the number of each image in the set. Every leaf of its features
+  has one row for each image.
+  """
+
+  @property
+  def min_set_size(self) -> int:
+    """Least number of images of a set."""
+    ...
+
+  def compare(self, features: Features, others: Features) -> jax.Array:
+    """Compare b images with m others.
+
+    Args:
+      features: returned by `encode`, of the images.
+      others: of the others.
+
+    Returns:
+      Values (b, ..., m); each depends on one image and one other image alone.
+    """
+    ...
+
+
+@runtime_checkable
 class Transductive(Protocol):
   """A method whose image scores may depend on all images of a category.
 
-  Its predictions with references have `score_terms`, and their `pred_score` is
-  that of the image alone. Only an evaluation has all images of a category.
+  Its predictions with references, or for a `ScoresSets` all, have
+  `score_terms`, and their `pred_score` is that without the others' terms. Only
+  an evaluation has all images of a category; of a `ScoresSets`, every
+  prediction has all images of its set.
   """
 
   @property
@@ -258,6 +288,14 @@ class Method(DetectionModel, Protocol):
   def image_only(self) -> bool:
     """Whether image scores are its only result, and maps are not reported."""
     return False
+
+  @property
+  def min_set_size(self) -> int:
+    """Least number of images that are scored together; 1: each by itself.
+
+    A method for which it is larger is a `ScoresSets`.
+    """
+    return 1
 
   @property
   def image_hooks(self) -> Mapping[str, Any]:

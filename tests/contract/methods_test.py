@@ -22,6 +22,8 @@ def setup(request, small_clip):
   """A method, its parameters, and a batch of four images."""
   settings = methods.tiny_settings(request.param)
   method = methods.module(request.param).Method(**settings)
+  if method.min_set_size > 1:
+    pytest.skip("It scores images together: tests/inference/sets_test.py.")
   params, stats = jax.jit(method.init)(jax.random.key(0), small_clip)
   aux = method.prepare(small_clip, CLASSES)
   rng = np.random.default_rng(0)

@@ -41,6 +41,28 @@ def nearest(
   return jnp.maximum(1.0 - cosine, 0.0), index  # Rounding may exceed 1.
 
 
+def nearest_each(
+  query: Float[Array, "b l d"], images: Float[Array, "m p d"]
+) -> Float[Array, "b l m"]:
+  """Return the cosine distance to the nearest patch of each of m images.
+
+  Args:
+    query: unit patches.
+    images: unit patches of the images.
+
+  Returns:
+    Distances in [0, 2].
+  """
+
+  def best(patches):
+    # One image at a time: the product with all of them may be large.
+    product = jnp.matmul(query, patches.T, precision=kernels.EXACT)
+    return product.max(axis=-1)
+
+  cosine = jnp.moveaxis(jax.lax.map(best, images), 0, -1)
+  return jnp.maximum(1.0 - cosine, 0.0)
+
+
 def take(
   bank: Float[Array, "n s m d"], index: Int[Array, "b l"]
 ) -> Float[Array, "b l d"]:

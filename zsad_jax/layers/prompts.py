@@ -124,25 +124,26 @@ def adaptclip() -> tuple[list[str], ...]:
 
 
 _WINCLIP_PATTERNS = (
-  "a cropped photo of {the} {{}}",
-  "a close-up photo of {the} {{}}",
-  "a bright photo of {the} {{}}",
-  "a dark photo of {the} {{}}",
-  "a jpeg corrupted photo of {the} {{}}",
-  "a blurry photo of {the} {{}}",
-  "a photo of {the} {{}}",
-  "a photo of {the} small {{}}",
-  "a photo of {the} large {{}}",
-  "a photo of {the} {{}} for visual inspection",
-  "a photo of {the} {{}} for anomaly detection",
+  "a cropped {photo} of {the} {{}}",
+  "a close-up {photo} of {the} {{}}",
+  "a bright {photo} of {the} {{}}",
+  "a dark {photo} of {the} {{}}",
+  "a jpeg corrupted {photo} of {the} {{}}",
+  "a blurry {photo} of {the} {{}}",
+  "{a} {photo} of {the} {{}}",
+  "{a} {photo} of {the} small {{}}",
+  "{a} {photo} of {the} large {{}}",
+  "{a} {photo} of {the} {{}} for visual inspection",
+  "{a} {photo} of {the} {{}} for anomaly detection",
 )
 
 
-def _winclip_templates(the_first, end):
+def _winclip_templates(the_first, end, photo="photo"):
   """Return both articles of each pattern; "the" first where the flag is 1."""
   articles = lambda flag: ("the", "a") if flag == "1" else ("a", "the")
+  a = "an" if photo[0] in "aeiou" else "a"
   return tuple(
-    pattern.format(the=article) + end
+    pattern.format(a=a, photo=photo, the=article) + end
     for pattern, flag in zip(_WINCLIP_PATTERNS, the_first, strict=True)
     for article in articles(flag)
   )
@@ -153,6 +154,30 @@ def _winclip_templates(the_first, end):
 WINCLIP_TEMPLATES_22 = _winclip_templates("00000000000", ".")
 WINCLIP_TEMPLATES_MALA_LAB = _winclip_templates("10000110000", ".")
 WINCLIP_TEMPLATES_CAOYUNKANG = _winclip_templates("10010100011", "")
+
+
+# AnoVL's states (Deng et al., 2023, arXiv:2308.15939), and the words for the
+# domain of objects and of textures that take the place of "photo".
+ANOVL_STATES = (
+  ("normal {}", *NORMAL_STATES[1:]),
+  (
+    "damaged {}",
+    "abnormal {}",
+    "imperfect {}",
+    "blemished {}",
+    *WINCLIP_ANOMALOUS_STATES[1:],
+  ),
+)
+_ANOVL_DOMAINS = {
+  "object": ("industrial photo", "industrial image", "manufacturing image"),
+  "texture": ("industrial photo", "textural photo", "surface picture"),
+}
+ANOVL_TEMPLATES = {
+  kind: sum(
+    (_winclip_templates("10010100011", "", photo) for photo in domains), ()
+  )
+  for kind, domains in _ANOVL_DOMAINS.items()
+}
 
 
 def winclip(name: str) -> tuple[list[str], ...]:

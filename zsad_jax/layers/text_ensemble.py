@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from zsad_jax.layers import similarity
@@ -35,15 +36,44 @@ def embed(
   Returns:
     The means, not of unit length.
   """
-  means = []
-  for name in class_names:
-    states = prompts(name)
-    ids, end = backbone.tokenize([text for state in states for text in state])
-    each, start = _encode(backbone, ids, end, average, activation), 0
-    for state in states:
-      means.append(each[start : start + len(state)].mean(axis=0))
-      start += len(state)
+  means = [
+    each.mean(axis=0)
+    for name in class_names
+    for each in _by_state(backbone, prompts(name), average, activation)
+  ]
   return jnp.stack(means).reshape(len(class_names), -1, means[0].shape[-1])
+
+
+def embed_each(
+  backbone: TextBackbone,
+  class_names: Sequence[str],
+  prompts: Callable[[str], Sequence[Sequence[str]]],
+  *,
+  activation: Activation | None = None,
+) -> list[list[Float[Array, "k d"]]]:
+  """Return the embeddings of all prompts, not of unit length.
+
+  Args:
+    backbone: frozen CLIP.
+    class_names: n names.
+    prompts: name -> the k prompts of each state.
+    activation: of the text tower; None for that of the weights.
+
+  Returns:
+    For each class, for each state, the embeddings.
+  """
+  return [
+    _by_state(backbone, prompts(name), "raw", activation)
+    for name in class_names
+  ]
+
+
+def _by_state(backbone, states, average, activation):
+  """Embed the prompts of each state of a class."""
+  ids, end = backbone.tokenize([text for state in states for text in state])
+  each = _encode(backbone, ids, end, average, activation)
+  ends = np.cumsum([len(state) for state in states])[:-1]
+  return jnp.split(each, ends)
 
 
 @functools.partial(jax.jit, static_argnames=("average", "activation"))
