@@ -78,7 +78,8 @@ class ImageBackbone(Protocol):
     Args:
       image: (b, h, w, 3), normalized.
       **hooks: keywords that methods use, see `backbones/clip/vision.py`:
-        prompts, vv_from, last_patches, remat, activation, pos_resize.
+        prompts, vv_from, last_patches, remat, activation, pos_resize. An
+        encoder refuses those that it does not have.
 
     Returns:
       Embeddings (b, d) and a dict of activations: "class", and "blockNN" for
@@ -177,6 +178,17 @@ class FewShotDetector(DetectionModel, Protocol):
 
 
 @runtime_checkable
+class AugmentsReferences(FewShotDetector, Protocol):
+  """A few-shot detector whose memory bank is built from altered copies."""
+
+  def augment_references(
+    self, images: UInt8[np.ndarray, "k s s 3"]
+  ) -> UInt8[np.ndarray, "n s s 3"]:
+    """Return the images that the memory bank is built from."""
+    ...
+
+
+@runtime_checkable
 class FusesZeroShot(FewShotDetector, Protocol):
   """A few-shot detector that extends its own zero-shot prediction."""
 
@@ -243,6 +255,11 @@ class Method(DetectionModel, Protocol):
   def needs_references(self) -> bool:
     """Whether the method requires reference images to predict."""
     return False
+
+  @property
+  def needs_text(self) -> bool:
+    """Whether the method needs a `TextBackbone`."""
+    return not self.needs_references
 
   @property
   def image_hooks(self) -> Mapping[str, Any]:
