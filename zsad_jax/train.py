@@ -105,7 +105,7 @@ def _train(config, workdir, stack):
 
   # ---- Frozen backbone, trainable parameters.
   backbone = backbones.load(**config.backbone)
-  settings.check_image_size(config, backbone)
+  run_lib.check_backbone(config, backbone, method)
   peers.check_training(config, workdir, datasets, backbone)
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)

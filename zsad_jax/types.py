@@ -79,7 +79,7 @@ class ImageBackbone(Protocol):
       image: (b, h, w, 3), normalized.
       **hooks: keywords that methods use, see `backbones/clip/vision.py`:
         prompts, vv_from, last_patches, before_mlp, remat, activation,
-        pos_resize.
+        pos_resize. An encoder refuses those that it does not have.
 
     Returns:
       Embeddings (b, d) and a dict of activations: "class", and "blockNN" for
@@ -174,6 +174,17 @@ class FewShotDetector(DetectionModel, Protocol):
     Returns:
       The memory bank, every leaf (n, ...).
     """
+    ...
+
+
+@runtime_checkable
+class AugmentsReferences(FewShotDetector, Protocol):
+  """A few-shot detector whose memory bank is built from altered copies."""
+
+  def augment_references(
+    self, images: UInt8[np.ndarray, "k s s 3"]
+  ) -> UInt8[np.ndarray, "n s s 3"]:
+    """Return the images that the memory bank is built from."""
     ...
 
 
@@ -296,6 +307,11 @@ class Method(DetectionModel, Protocol):
     A method for which it is larger is a `ScoresSets`.
     """
     return 1
+
+  @property
+  def needs_text(self) -> bool:
+    """Whether the method needs a `TextBackbone`."""
+    return not self.needs_references
 
   @property
   def image_hooks(self) -> Mapping[str, Any]:

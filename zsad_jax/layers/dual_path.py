@@ -41,7 +41,7 @@ def encode(
   feature_layers: Sequence[int],
   vv_from: int | None,
   activation: Activation | None = None,
-  pos_resize: PositionResize = "bilinear",
+  pos_resize: PositionResize | None = None,
   class_ln_post: bool,
 ) -> tuple[Float[Array, "b d"], list[Float[Array, "b n d"]]]:
   """Embed the image and the patches of several layers.
@@ -53,7 +53,8 @@ def encode(
     vv_from: first layer of the value-value stream (DPAM); from this layer on
       tokens are taken from that stream. None for plain CLIP.
     activation: activation of the tower; None for that of the weights.
-    pos_resize: how CLIP's position table is resized.
+    pos_resize: how the position table is resized; None for the default of the
+      backbone.
     class_ln_post: send the class token through ln_post, as CLIP does and the
       authors of these methods do not.
 
@@ -70,9 +71,9 @@ def encode(
   _, out = backbone.image(
     image,
     activation=activation,
-    pos_resize=pos_resize,
     vv_from=vv_from,
     last_patches=last in feature_layers and not stream(last),
+    **({"pos_resize": pos_resize} if pos_resize else {}),
   )
   tokens = [out[f"{stream(layer)}block{layer:02d}"] for layer in feature_layers]
   return (

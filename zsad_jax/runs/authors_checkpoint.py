@@ -204,6 +204,7 @@ def convert(
   fields = cast(Any, config)
   method = run_lib.make_method(fields.method_name, fields.method.to_dict())
   backbone = backbones.load(**fields.backbone)
+  run_lib.check_backbone(fields, backbone, method)
   found = read(path, method, backbone)
   _write(workdir, config, found)
   ours = sum(x.size for x in jax.tree.leaves(found.params))

@@ -6,7 +6,7 @@ gives the path in our tree and the layout of the array.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -190,6 +190,33 @@ def rename(named: Mapping[str, Any], table: Table) -> dict[str, Any]:
     path, layout = find(name, table) or (name, "same")
     fits = x.ndim >= _MIN_AXES.get(layout, 0)
     flat[path] = LAYOUTS[layout][0](x) if fits else x
+  return flat
+
+
+def without(
+  state: Mapping[str, np.ndarray], unused: str
+) -> dict[str, np.ndarray]:
+  """Return the arrays whose names do not match a regular expression."""
+  return {n: x for n, x in state.items() if not re.fullmatch(unused, n)}
+
+
+def fuse(
+  flat: Mapping[str, Any], parts: Sequence[str], fused: str
+) -> dict[str, Any]:
+  """Join the outputs of linear layers of one input, where all of them fit.
+
+  Args:
+    flat: arrays by flat name.
+    parts: names of the layers, such as q_proj, k_proj, v_proj.
+    fused: name of the joined layer.
+  """
+  flat = dict(flat)
+  for name in [name for name in flat if f"/{parts[0]}/" in name]:
+    names = [name.replace(parts[0], part) for part in parts]
+    shapes = {np.shape(flat[x]) if x in flat else None for x in names}
+    if len(shapes) == 1:
+      joined = [flat.pop(x) for x in names]  # Kernels are (in, out).
+      flat[name.replace(parts[0], fused)] = np.concatenate(joined, axis=-1)
   return flat
 
 

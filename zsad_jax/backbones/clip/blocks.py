@@ -36,8 +36,8 @@ ACTIVATIONS = {
 SAVED = "saved"  # Name of activations that are not recomputed, see `remat`.
 
 
-def _dense(width: int, dtype: str, name: str):
-  """A linear layer of `dtype`."""
+def dense(width: int, dtype: str, name: str) -> Callable[[Array], Array]:
+  """Return a linear layer of `dtype`; for use in a compact module."""
   layer = nn.Dense(
     width, dtype=dtype, dot_general=kernels.dot_general(), name=name
   )
@@ -83,11 +83,11 @@ class Attention(nn.Module):
     b, t, c = x.shape
     # On a CPU, gradients of products with more than two axes take twice as
     # long.
-    qkv = _dense(3 * c, self.dtype, "in_proj")(x.reshape(b * t, c))
+    qkv = dense(3 * c, self.dtype, "in_proj")(x.reshape(b * t, c))
     qkv = checkpoint_name(qkv, SAVED)
     heads = (b, t, self.num_heads, c // self.num_heads)
     q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))
-    out_proj = _dense(c, self.dtype, "out_proj")
+    out_proj = dense(c, self.dtype, "out_proj")
 
     def attend(q, k):
       out = attention.attend(
@@ -113,9 +113,9 @@ class Mlp(nn.Module):
   def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
     """Apply both layers to every token."""
     c = x.shape[-1]
-    hidden = _dense(4 * c, self.dtype, "c_fc")(x.reshape(-1, c))
+    hidden = dense(4 * c, self.dtype, "c_fc")(x.reshape(-1, c))
     hidden = activation(self.activation)(hidden)
-    return _dense(c, self.dtype, "c_proj")(hidden).reshape(x.shape)
+    return dense(c, self.dtype, "c_proj")(hidden).reshape(x.shape)
 
 
 class ResBlock(nn.Module):

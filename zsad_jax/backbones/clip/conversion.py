@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import convert as clip_convert
@@ -39,9 +40,9 @@ def convert(
   clip = sources.read(copies.local(source), activation, pixels)
   if model:
     check_model(clip.config, model, name or source)
-  origin = {"name": name or _name(source), "sha256": clip.sha256}
+  origin = {"name": name or short_name(source), "sha256": clip.sha256}
   weights.save(output, clip.params, clip.config, origin)
-  return _summary(name or source, output, clip)
+  return summary(name or source, output, clip)
 
 
 def check_model(
@@ -69,20 +70,27 @@ def check_model(
     raise ValueError(f"{source} is not a {model}: {'; '.join(differing)}.")
 
 
-def _name(source: str) -> str:
+def short_name(source: str) -> str:
   """Return the name of a source without its folder; that on the hub."""
   path = pathlib.Path(source)
   on_hub = hub.NAME.fullmatch(source) and not path.exists()
   return source if on_hub else path.name
 
 
-def _summary(source, output, clip):
-  arrays = clip_convert.flatten(clip.params).values()
-  sizes = dataclasses.asdict(clip.config)
+def summary(source: str, output: str | pathlib.Path, found: Any) -> str:
+  """Return what was read and written, in several lines.
+
+  Args:
+    source: name of the source.
+    output: file that was written.
+    found: a `sources.Weights`, or that of another backbone.
+  """
+  arrays = clip_convert.flatten(found.params).values()
+  sizes = dataclasses.asdict(found.config)
   return "\n".join(
     [
       f"read    {source}",
-      *(f"sha256  {digest}  {name}" for name, digest in clip.sha256.items()),
+      *(f"sha256  {digest}  {name}" for name, digest in found.sha256.items()),
       f"sizes   {', '.join(f'{name}={x}' for name, x in sizes.items())}",
       f"params  {sum(x.size for x in arrays):,} in "
       f"{' and '.join(sorted({str(x.dtype) for x in arrays}))}",

@@ -18,11 +18,20 @@ from flax import traverse_util
 
 from zsad_jax import types
 from zsad_jax.backbones.clip import config as clip_config
-from zsad_jax.torch_io.rules import Rule, Table, linear, norm, rename
+from zsad_jax.torch_io.rules import (
+  Rule,
+  Table,
+  fuse,
+  linear,
+  norm,
+  rename,
+  without,
+)
 
 # Our activations by their names in the config of transformers.
 HF_ACTIVATIONS = {"quick_gelu": "quick", "gelu": "gelu_erf"}
 LAYER_NORM_EPS = 1e-5  # Fixed in `blocks.LayerNorm`.
+QKV = ("q_proj", "k_proj", "v_proj")  # Layers of transformers.
 MAX_LISTED = 8  # Names per category in an error message.
 
 
@@ -41,7 +50,7 @@ def openai_blocks(pattern: str, path: str) -> Table:
 def hugging_face_blocks(pattern: str, path: str) -> Table:
   """Return the rules of transformer blocks in the layout of transformers.
 
-  `_fuse_qkv` joins the three projections to in_proj afterwards.
+  `fuse` joins the three projections to in_proj afterwards.
   """
   attn, ours = rf"{pattern}\.self_attn", f"{path}/attn"
   return (
@@ -125,7 +134,7 @@ def from_openai(
   Raises:
     ValueError: names or shapes are not those of a CLIP with a ViT.
   """
-  flat = rename(_without(state, OPENAI_UNUSED), OPENAI)
+  flat = rename(without(state, OPENAI_UNUSED), OPENAI)
   config = _infer_config(flat, activation, source)
   check(flat, config, source)
   return unflatten(flat), config
@@ -152,8 +161,8 @@ def from_hugging_face(
       do not support a setting in it.
   """
   config = _translate_config(hf_config, source)
-  used = _without(state, HUGGING_FACE_UNUSED)
-  flat = _fuse_qkv(rename(used, HUGGING_FACE))
+  used = without(state, HUGGING_FACE_UNUSED)
+  flat = fuse(rename(used, HUGGING_FACE), QKV, "in_proj")
   check(flat, config, source)
   return unflatten(flat), config
 
@@ -247,23 +256,6 @@ def flatten(params: types.Params) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Return the tree of flat names; the inverse of `flatten`."""
   return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _without(state, unused):
-  return {n: x for n, x in state.items() if not re.fullmatch(unused, n)}
-
-
-def _fuse_qkv(flat):
-  """Join q_proj, k_proj and v_proj of each block where all three fit."""
-  flat = dict(flat)
-  for name in [name for name in flat if "/q_proj/" in name]:
-    parts = [name.replace("q_proj", f"{x}_proj") for x in "qkv"]
-    shapes = {np.shape(flat[x]) if x in flat else None for x in parts}
-    if len(shapes) == 1:
-      fused = name.replace("q_proj", "in_proj")
-      # Kernels are (in, out): join the outputs.
-      flat[fused] = np.concatenate([flat.pop(x) for x in parts], axis=-1)
-  return flat
 
 
 def _infer_config(flat, activation, source):

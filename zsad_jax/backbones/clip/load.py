@@ -1,13 +1,12 @@
 """Loading of the CLIP models that `config.backbone.name` can select."""
 
 import dataclasses
-import pathlib
 
+from zsad_jax.backbones import fetching
 from zsad_jax.backbones.clip import (
   catalog,
   conversion,
   model,
-  sources,
   tiny,
   weights,
 )
@@ -68,22 +67,7 @@ def _load(name: str, path: str) -> model.Clip:
     return tiny.load(path)
   if name == RANDOM:
     return model.random_clip(RANDOM_CONFIG, RANDOM_SEED)
-  if not path:
-    raise ValueError(
-      f"config.backbone.path is empty: give the converted weights of {name} "
-      f"(zsad weights list, or python -m zsad_jax.convert --source=SOURCE "
-      f"--model={name} --output=FILE)."
-    )
-  if not pathlib.Path(path).is_file():
-    found = pathlib.Path(path).stem
-    known = [each.name for each in PUBLISHED if each.backbone == name]
-    get = found if found in known else known[0]
-    raise FileNotFoundError(
-      f"{path} is not a file: config.backbone.path names converted weights of "
-      f"{name}. Fetch them by `zsad weights get {get} --output={path}`, or "
-      f"convert a file that you have: python -m zsad_jax.convert "
-      f"--source=SOURCE --model={name} --output={path}."
-    )
+  fetching.require_file(name, path, PUBLISHED)
   params, config = weights.load(path)
   sizes = lambda c: {
     **dataclasses.asdict(c),
@@ -109,24 +93,7 @@ def fetch(entry: Published, output: str, *, offline: bool) -> str:
     OSError: the weights cannot be fetched, or the file cannot be written.
     ValueError: a download is corrupt, or of another model.
   """
-  found = sources.fetch(entry.repo, entry.files, offline=offline)
-  weights_files = [name for name in found.files if name in entry.files]
-  source = found.path / weights_files[0] if weights_files else found.path
-  summary = conversion.convert(
-    str(source),
-    output,
-    model=entry.backbone,
-    name=f"{entry.repo}@{found.commit}",
-    **dict(entry.options),
-  )
-  stated = found.licence or "none"
-  return "\n".join(
-    [
-      *(f"verified {each.digest}  {n}" for n, each in found.files.items()),
-      summary,
-      f"licence {entry.licence}; the repository states: {stated}",
-    ]
-  )
+  return fetching.fetch(entry, output, conversion.convert, offline=offline)
 
 
 def identify(name: str, path: str) -> Published | None:
@@ -138,14 +105,4 @@ def identify(name: str, path: str) -> Published | None:
     name: one of `MODELS`.
     path: file of converted weights.
   """
-  origin = weights.read_origin(path)
-  repo = str(origin.get("name")).partition("@")[0]
-  digests = [str(x) for x in (origin.get("sha256") or {}).values()]
-  for entry in PUBLISHED:
-    if entry.backbone != name:
-      continue
-    published = entry.local and sources.published_digest(entry.local.name)
-    same = published and any(x.startswith(published) for x in digests)
-    if repo == entry.repo or same:
-      return entry
-  return None
+  return fetching.identify(name, path, PUBLISHED)

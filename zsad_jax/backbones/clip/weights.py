@@ -4,15 +4,16 @@ Arrays have the flat names of `convert.param_shapes` and the data types of
 their source. The metadata entry `zsad_jax` is a JSON object:
 
   format   version of this format
-  config   fields of `ClipConfig`
+  model    kind of model; CLIP where it is missing
+  config   fields of `ClipConfig`, or of that of another kind
   source   name and SHA-256 of the original files
 """
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -24,6 +25,8 @@ from zsad_jax.backbones.clip import convert as clip_convert
 from zsad_jax.runtime import files
 
 FORMAT = 1
+KIND = "CLIP"  # Of model.
+Config = TypeVar("Config")
 METADATA_KEY = "zsad_jax"
 # Of safetensors.
 _DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
@@ -52,7 +55,7 @@ def load(
     raise FileNotFoundError(f"{path} is not a file. {make}")
   try:
     tensors, metadata = read_safetensors(path)
-    config = _read_config(metadata, path)
+    config = read_config(metadata, path, KIND, clip_config.from_dict)
     clip_convert.check(tensors, config, str(path))
     clip_convert.check_values(tensors, str(path))
   except ValueError as error:
@@ -80,22 +83,35 @@ def save(
     ValueError: names or shapes of `params` differ from those of `config`.
     OSError: the file cannot be written.
   """
-  path = pathlib.Path(path)
   model = f"The model to save as {path}"
   clip_convert.check(params, config, model)
   clip_convert.check_values(params, model)
-  about = {
-    "format": FORMAT,
-    "config": dataclasses.asdict(config),
-    "source": source,
-  }
+  about = {"config": dataclasses.asdict(config), "source": source}
+  write(path, params, about)
+
+
+def write(
+  path: str | pathlib.Path, params: types.Params, about: Mapping[str, Any]
+) -> None:
+  """Write checked parameters of any kind of model, atomically.
+
+  Args:
+    path: see `save`.
+    params: nested or flat arrays.
+    about: entries of the metadata besides the format, see above.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
   # safetensors ignores strides: transposed views have to be copied.
   tensors = {
     name: np.asarray(x, order="C")
     for name, x in clip_convert.flatten(params).items()
   }
-  metadata = {METADATA_KEY: json.dumps(about)}
-  files.write_local_bytes(path, safetensors.numpy.save(tensors, metadata))
+  metadata = {METADATA_KEY: json.dumps({"format": FORMAT, **about})}
+  files.write_local_bytes(
+    pathlib.Path(path), safetensors.numpy.save(tensors, metadata)
+  )
 
 
 def read_origin(path: str | pathlib.Path) -> dict[str, Any]:
@@ -133,8 +149,23 @@ def read_safetensors(
     ) from error
 
 
-def _read_config(metadata, path):
-  """Return the sizes of the model from the metadata of a file."""
+def read_config(
+  metadata: Mapping[str, str],
+  path: pathlib.Path,
+  kind: str,
+  build: Callable[[Any], Config],
+) -> Config:
+  """Return the sizes of the model from the metadata of a file.
+
+  Args:
+    metadata: of the file.
+    path: of the file, for messages.
+    kind: of model that is expected.
+    build: makes the configuration from the stored sizes.
+
+  Raises:
+    ValueError: the file is corrupt, or of another format or kind.
+  """
   if METADATA_KEY not in metadata:
     raise ValueError(
       f"{path} was not made by zsad_jax.convert: its metadata has no "
@@ -150,7 +181,9 @@ def _read_config(metadata, path):
     ) from error
   if version != FORMAT:
     raise ValueError(f"{path} has format {version}, expected {FORMAT}.")
+  if (found := about.get("model", KIND)) != kind:
+    raise ValueError(f"{path} holds weights of {found}, expected {kind}.")
   try:
-    return clip_config.from_dict(sizes)
+    return build(sizes)
   except (TypeError, ValueError) as error:
     raise ValueError(f"{path} is corrupt: {error}") from error
