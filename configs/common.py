@@ -74,7 +74,9 @@ def get_config(method: str) -> Config:
       value-value stream (None: plain CLIP), what the largest distance in the
       score is taken of, "patches" or "pixels" of the resized map, and the
       weight of the zero-shot prediction (0: references alone); for methods
-      that define none.
+      that define none. For all: the share of a memory bank that is kept
+      (None: all) and the width of the random projection by which it is chosen
+      (None: without), see zsad_jax/layers/coreset.py.
     eval_batch_size: images per step of evaluation, over all devices.
     log_steps, checkpoint_steps: steps between two lines, two checkpoints.
     tensorboard: write TensorBoard files, too.
@@ -121,6 +123,8 @@ def get_config(method: str) -> Config:
     vv_from=optional(5, int),
     score="pixels",
     zero_shot_weight=0.5,
+    coreset=optional(None, float),
+    coreset_width=optional(None, int),
   )
 
   config.eval_batch_size = 8

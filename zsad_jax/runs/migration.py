@@ -28,7 +28,12 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "param_groups": {},
   },
   "backbone": {"attention": "exact"},
-  "memory": {"score": "pixels", "zero_shot_weight": 0.5},
+  "memory": {
+    "score": "pixels",
+    "zero_shot_weight": 0.5,
+    "coreset": None,
+    "coreset_width": None,
+  },
 }
 
 

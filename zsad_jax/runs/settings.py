@@ -155,6 +155,8 @@ TRAINING = {
   "memory.vv_from": _FIRST_LAYER,
   "memory.score": Rule("text", choices=("pixels", "patches"), required=False),
   "memory.zero_shot_weight": Rule("number", 0, 1, required=False),
+  "memory.coreset": Rule("number", 0, 1, True, none=True, required=False),
+  "memory.coreset_width": Rule("whole number", 1, none=True, required=False),
   "eval_batch_size": _COUNT,
   "smooth_sigma": _AT_LEAST_0,
   "log_steps": _COUNT,
