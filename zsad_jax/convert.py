@@ -1,6 +1,6 @@
 r"""Conversion of published weights to this package, and back.
 
-Convert CLIP weights:
+Convert weights of CLIP, or of another backbone by its --model:
 
 python -m zsad_jax.convert --output=weights/ViT-L-14-336.safetensors \
     --source=ViT-L-14-336px.pt --model=ViT-L-14-336
@@ -12,6 +12,9 @@ The output is a file for `config.backbone.path`. Arrays keep their data types.
   an open_clip file     .pt, .bin or .safetensors; needs --activation
   a transformers model  the directory that contains config.json
   a name on the hub     openai/clip-vit-large-patch14-336; is downloaded
+
+For SAM's image encoder, --model=sam-vit-base (-large, -huge), it is one of
+Meta's checkpoints (.pth), a directory of transformers or facebook/sam-vit-base.
 
 Convert a checkpoint of the authors of a method to a run for `evaluate` and
 `predict`:
@@ -34,6 +37,7 @@ from typing import Any
 
 from absl import flags
 
+from zsad_jax import backbones
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import conversion
 from zsad_jax.backbones.clip import convert as clip_convert
@@ -46,7 +50,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "source",
     None,
-    "CLIP weights: file, directory or name on the Hugging Face hub.",
+    "Weights: file, directory or name on the Hugging Face hub.",
   )
   flags.DEFINE_string("output", None, "Safetensors file to write.")
   flags.DEFINE_enum(
@@ -68,8 +72,9 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "model",
     None,
-    sorted(clip_config.MODELS),
-    "Check that the weights have the sizes of this model.",
+    sorted([*clip_config.MODELS, *backbones.convertible()]),
+    "Check that the weights have the sizes of this model; needed for those "
+    "that are no CLIP.",
   )
   flags.DEFINE_string(
     "method", None, "Method of the checkpoint, such as adaclip."
@@ -114,7 +119,14 @@ def chosen_use(options: Any) -> tuple[str, ...]:
 def main(options: Any) -> None:
   """Run the use that the flags select."""
   use = chosen_use(options)
-  if "source" in use:
+  if options.model in backbones.convertible():
+    given = [name for name in ("activation", "pixels") if options[name].present]
+    if given:
+      raise ValueError(f"--{given[0]} is for CLIP, not for {options.model}.")
+    print(
+      backbones.convert(options.source, options.output, model=options.model)
+    )
+  elif "source" in use:
     summary = conversion.convert(
       options.source,
       options.output,

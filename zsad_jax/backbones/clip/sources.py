@@ -97,7 +97,7 @@ def _read(source, activation):
     return _read_file(path, activation)
   looks_like_hub = hub.NAME.fullmatch(source) and not path.is_absolute()
   if not path.is_dir() and path.suffix not in FILE_SUFFIXES and looks_like_hub:
-    path = _download(source)
+    path = download(source)
   if not path.is_dir():
     raise FileNotFoundError(
       f"{source} is no file, no directory and no name on the hub, such as "
@@ -139,7 +139,7 @@ def published_digest(name: str) -> str:
 
 def _read_file(path, activation):
   """Read a state dict in the layout of OpenAI and open_clip."""
-  digest = _sha256(path)
+  digest = sha256(path)
   check_sha256(path, digest)
   if path.suffix == ".safetensors":
     state, _ = weights.read_safetensors(path)
@@ -186,7 +186,7 @@ def _read_directory(directory):
       f"{directory} has no config.json, so it is not a transformers model. "
       "Pass an open_clip file itself, not its directory."
     )
-  fields = _read_json(config_file)
+  fields = read_json(config_file)
   for name in ("vision_config", "text_config"):
     if not isinstance(fields.get(name, {}), dict):
       raise ValueError(f"{config_file}: {name} must be an object.")
@@ -204,12 +204,12 @@ def _read_directory(directory):
       f"{config_file} has a value that transformers refuses: {reason}"
     ) from error
   _check_sizes(hf_config, config_file)
-  state, files = _read_weights(directory)
+  state, files = read_weights(directory)
   params, config = clip_convert.from_hugging_face(
     state, hf_config, source=str(directory)
   )
   config = _with_pixels(config, directory / PREPROCESSOR)
-  return Weights(params, config, {file.name: _sha256(file) for file in files})
+  return Weights(params, config, {file.name: sha256(file) for file in files})
 
 
 def _check_sizes(hf_config, path):
@@ -231,7 +231,9 @@ def _check_sizes(hf_config, path):
       )
 
 
-def _read_weights(directory):
+def read_weights(
+  directory: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], list[pathlib.Path]]:
   """Return the arrays of a transformers model and the files that hold them."""
   single, index, torch = (
     directory / name for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH)
@@ -250,7 +252,7 @@ def _read_weights(directory):
 
 def _read_shards(index):
   """Read the files in an index; each must hold the arrays listed for it."""
-  shard_of = _read_json(index).get("weight_map")
+  shard_of = read_json(index).get("weight_map")
   if not (
     isinstance(shard_of, dict)
     and shard_of
@@ -278,7 +280,7 @@ def _read_shards(index):
   return state, files
 
 
-def _read_json(path):
+def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Return the object in a JSON file.
 
   Raises:
@@ -306,7 +308,7 @@ def _with_pixels(config, path):
   """
   if not path.is_file():
     return config
-  fields: Any = _read_json(path)
+  fields: Any = read_json(path)
   if path.name == OPEN_CLIP_CONFIG:
     fields = fields.get("preprocess_cfg")
   if not isinstance(fields, dict):
@@ -367,7 +369,7 @@ def fetch(
   return hub.fetch(repo, choose, offline=offline)
 
 
-def _download(name):
+def download(name: str) -> pathlib.Path:
   """Return the local copy of a model on the hub; download it if needed."""
   try:
     return fetch(name).path
@@ -379,6 +381,7 @@ def _download(name):
     ) from error
 
 
-def _sha256(path):
+def sha256(path: pathlib.Path) -> str:
+  """Return the SHA-256 of a file."""
   with path.open("rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
