@@ -37,6 +37,8 @@ def get_config(method: str) -> Config:
       accelerators; norms, softmax, logits and losses stay in float32); its
       attention: "exact", or "flash", a kernel for TPUs that was compiled and
       compared in an interpreter, but has not run on a TPU.
+    text_backbone: name and weights of a second model, for methods that compare
+      an image encoder without text with the text of a CLIP; "" for none.
     image_size: side of the images in pixels.
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
     train_data: auxiliary sets; training uses their test images.
@@ -93,6 +95,7 @@ def get_config(method: str) -> Config:
   config.backbone = dict(
     name=EMBEDDED, path="", dtype="float32", attention="exact"
   )
+  config.text_backbone = dict(name="", path="")
   config.image_size = 112
 
   config.data_root = environment.data_root()

@@ -223,6 +223,11 @@ class Method(DetectionModel, Protocol):
   reducible_memory_bank: ClassVar[bool] = False
 
   @property
+  def uses_text_backbone(self) -> bool:
+    """Whether its text can come from `config.text_backbone`."""
+    return False
+
+  @property
   def checkpoint_spec(self) -> Any:
     """Layout of the authors' checkpoint, a `torch_io.rules.CheckpointSpec`.
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -107,14 +107,14 @@ def neighbor_block() -> tuple[int | None, int]:
   return CPU_NEIGHBORS if backend() == "cpu" else NEIGHBORS
 
 
-def splits_loops(images: int) -> bool:
+def splits_loops(images: Any) -> bool:
   """Tell if a loop over images has to be split over devices by `shard_map`.
 
   Accelerators run no such loops, and the devices of a CPU only where each has
   the same number of images.
 
   Args:
-    images: number of images of all devices.
+    images: number of images of all devices; in exported programs a symbol.
   """
   several = backend() == "cpu" and device_count() > 1
   return several and images % device_count() == 0

@@ -26,6 +26,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
       "warmup_learning_rate": 0.0,
     },
     "param_groups": {},
+    "text_backbone": {"name": "", "path": ""},
   },
   "backbone": {"attention": "exact"},
   "memory": {

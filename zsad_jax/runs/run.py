@@ -26,6 +26,7 @@ import numpy as np
 
 from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
+from zsad_jax.runs import backbone as backbone_lib
 from zsad_jax.runs import checkpoint, hub, migration, model_file, peers
 from zsad_jax.runs import settings as settings_lib
 from zsad_jax.runtime import copies, distributed, environment, files
@@ -238,13 +239,13 @@ def load(workdir: str | pathlib.Path) -> Run:
   workdir = pathlib.Path(copies.local(hub.local(workdir), fresh=True))
   config = read_config(workdir)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-  backbone = backbones.load(**config.backbone)
   source = str(workdir / "config.json")
-  settings_lib.check_image_size(config, backbone, source=source)
   try:
     method = make_method(config.method_name, config.method.to_dict())
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from error
+  backbone = backbone_lib.load(config, method)
+  settings_lib.check_image_size(config, backbone, source=source)
   found, meta = _restore(workdir, config, backbone, method)
   peers.check_run(config, backbone, meta["step"], found)
   return Run(

@@ -123,6 +123,9 @@ TRAINING = {
   "backbone.path": _TEXT,
   "backbone.dtype": _TEXT,
   "backbone.attention": Rule("text", required=False),
+  "text_backbone": Rule("section", required=False),
+  "text_backbone.name": _TEXT,
+  "text_backbone.path": _TEXT,
   "image_size": _COUNT,
   "data_root": _TEXT,
   "train_data": Rule("list of text", empty=False),
@@ -204,11 +207,18 @@ PRETRAINING = {
   "matmul_precision": _PRECISION,
 }
 # Fields of paths that may be URLs, and of those that may not.
-_READ = ("backbone.path", "data_root", "train_data", "test_data")
+_READ = (
+  "backbone.path",
+  "text_backbone.path",
+  "data_root",
+  "train_data",
+  "test_data",
+)
 _READ += ("selection_data",)
 _LOCAL = ("decoded_cache", "features.folder")
 # Sections whose fields are arguments of a function: others are errors.
-_CLOSED = ("backbone", "features", "memory", "model", "objective", "schedule")
+_CLOSED = ("backbone", "text_backbone", "features", "memory", "model")
+_CLOSED += ("objective", "schedule")
 
 
 def check(

@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Float32, UInt8
 
+from zsad_jax.backbones import image_only
 from zsad_jax.backbones.clip import convert as shared
 from zsad_jax.backbones.sam import convert, vision
 from zsad_jax.backbones.sam.config import MEAN, STD, SamConfig
@@ -16,7 +17,7 @@ from zsad_jax.types import Params
 
 
 @struct.dataclass
-class Sam:
+class Sam(image_only.ImageOnly):
   """SAM's image encoder as a pytree: `params` are its leaves.
 
   Implements `types.ImageBackbone`. It has no class token and no embedding
