@@ -37,6 +37,8 @@ def get_config(method: str) -> Config:
       accelerators; norms, softmax, logits and losses stay in float32); its
       attention: "exact", or "flash", a kernel for TPUs that was compiled and
       compared in an interpreter, but has not run on a TPU.
+    text_backbone: name and weights of a second model, for methods that compare
+      an image encoder without text with the text of a CLIP; "" for none.
     image_size: side of the images in pixels.
     data_root: folder of the registered data sets ($ZSAD_JAX_DATA or data/).
     train_data: auxiliary sets; training uses their test images.
@@ -78,7 +80,9 @@ def get_config(method: str) -> Config:
       value-value stream (None: plain CLIP), what the largest distance in the
       score is taken of, "patches" or "pixels" of the resized map, and the
       weight of the zero-shot prediction (0: references alone); for methods
-      that define none.
+      that define none. For all: the share of a memory bank that is kept
+      (None: all) and the width of the random projection by which it is chosen
+      (None: without), see zsad_jax/layers/coreset.py.
     eval_batch_size: images per step of evaluation, over all devices.
     log_steps, checkpoint_steps: steps between two lines, two checkpoints.
     tensorboard: write TensorBoard files, too.
@@ -95,6 +99,7 @@ def get_config(method: str) -> Config:
   config.backbone = dict(
     name=EMBEDDED, path="", dtype="float32", attention="exact"
   )
+  config.text_backbone = dict(name="", path="")
   config.image_size = 112
 
   config.data_root = environment.data_root()
@@ -127,6 +132,8 @@ def get_config(method: str) -> Config:
     vv_from=optional(5, int),
     score="pixels",
     zero_shot_weight=0.5,
+    coreset=optional(None, float),
+    coreset_width=optional(None, int),
   )
 
   config.eval_batch_size = 8

@@ -1,6 +1,6 @@
 r"""Conversion of published weights to this package, and back.
 
-Convert weights of a backbone:
+Convert weights of CLIP, or of another backbone by its --model:
 
 python -m zsad_jax.convert --output=weights/ViT-L-14-336.safetensors \
     --source=ViT-L-14-336px.pt --model=ViT-L-14-336
@@ -14,7 +14,9 @@ The output is a file for `config.backbone.path`. Arrays keep their data types.
   a name on the hub     openai/clip-vit-large-patch14-336; is downloaded
 
 With the --model of a DINOv2, such as dinov2-base, it is a .pth file of
-facebookresearch/dinov2, a transformers model or a name on the hub.
+facebookresearch/dinov2, a transformers model or a name on the hub. For SAM's
+image encoder, --model=sam-vit-base (-large, -huge), it is one of Meta's
+checkpoints (.pth), a directory of transformers or facebook/sam-vit-base.
 
 Convert a checkpoint of the authors of a method to a run for `evaluate` and
 `predict`:
@@ -37,11 +39,10 @@ from typing import Any
 
 from absl import flags
 
+from zsad_jax import backbones
 from zsad_jax.backbones.clip import config as clip_config
 from zsad_jax.backbones.clip import conversion
 from zsad_jax.backbones.clip import convert as clip_convert
-from zsad_jax.backbones.dinov2 import config as dino_config
-from zsad_jax.backbones.dinov2 import conversion as dino_conversion
 from zsad_jax.runs import authors_checkpoint
 from zsad_jax.runtime import cli, config_files, copies
 
@@ -73,7 +74,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "model",
     None,
-    sorted([*clip_config.MODELS, *dino_config.MODELS]),
+    sorted([*clip_config.MODELS, *backbones.convertible()]),
     "Check that the weights have the sizes of this model; needed for those "
     "that are no CLIP.",
   )
@@ -120,8 +121,22 @@ def chosen_use(options: Any) -> tuple[str, ...]:
 def main(options: Any) -> None:
   """Run the use that the flags select."""
   use = chosen_use(options)
-  if "source" in use:
-    print(_convert_backbone(options))
+  if options.model in backbones.convertible():
+    given = [name for name in ("activation", "pixels") if options[name].present]
+    if given:
+      raise ValueError(f"--{given[0]} is for CLIP, not for {options.model}.")
+    print(
+      backbones.convert(options.source, options.output, model=options.model)
+    )
+  elif "source" in use:
+    summary = conversion.convert(
+      options.source,
+      options.output,
+      activation=options.activation,
+      pixels=options.pixels,
+      model=options.model,
+    )
+    print(summary)
   elif "export" in use:
     authors_checkpoint.export(options.workdir, options.export)
   else:
@@ -133,24 +148,6 @@ def main(options: Any) -> None:
       )
     checkpoint = copies.local(options.checkpoint)
     authors_checkpoint.convert(checkpoint, options.workdir, config)
-
-
-def _convert_backbone(options: Any) -> str:
-  """Convert the weights of a backbone and return a summary.
-
-  Raises:
-    ValueError: see `conversion.convert`; or a flag is for CLIP alone.
-  """
-  given = {"activation": options.activation, "pixels": options.pixels}
-  if options.model not in dino_config.MODELS:
-    return conversion.convert(
-      options.source, options.output, model=options.model, **given
-    )
-  if flag := next((name for name, value in given.items() if value), None):
-    raise ValueError(f"--{flag} is for CLIP, and {options.model} is none.")
-  return dino_conversion.convert(
-    options.source, options.output, model=options.model
-  )
 
 
 if __name__ == "__main__":

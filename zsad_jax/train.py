@@ -21,11 +21,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from zsad_jax import backbones, types
+from zsad_jax import types
 from zsad_jax.datasets import pipeline
 from zsad_jax.evaluation import calibration, evaluator, protocol
 from zsad_jax.inference import predictor
 from zsad_jax.reporting import report, writer
+from zsad_jax.runs import backbone as backbone_lib
 from zsad_jax.runs import (
   checkpoint,
   finished,
@@ -104,8 +105,8 @@ def _train(config, workdir, stack):
   total_steps = per_epoch * config.epochs
 
   # ---- Frozen backbone, trainable parameters.
-  backbone = backbones.load(**config.backbone)
-  run_lib.check_backbone(config, backbone, method)
+  backbone = backbone_lib.load(config, method)
+  settings.check_image_size(config, backbone)
   peers.check_training(config, workdir, datasets, backbone)
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   params, stats = jax.jit(method.init)(rng_init, backbone)

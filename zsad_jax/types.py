@@ -5,6 +5,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import (
   Any,
+  ClassVar,
   Literal,
   NoReturn,
   NotRequired,
@@ -255,7 +256,18 @@ class Method(DetectionModel, Protocol):
   An implementation is a frozen dataclass that derives from this class; its
   fields are the paper's hyperparameters (`config.method`). Parameters that
   are not trained are passed as separate arguments.
+
+  Attributes:
+    reducible_memory_bank: whether some vectors of the method's own memory bank
+      are one, too: its leaves are (n, shots, ..., l, d), sets of shots * l.
   """
+
+  reducible_memory_bank: ClassVar[bool] = False
+
+  @property
+  def uses_text_backbone(self) -> bool:
+    """Whether its text can come from `config.text_backbone`."""
+    return False
 
   @property
   def checkpoint_spec(self) -> Any:

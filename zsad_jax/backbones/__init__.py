@@ -3,7 +3,8 @@
 A folder has a module `load` that implements `Loader`. A backbone is a pytree
 that implements `types.ImageBackbone`, and `types.TextBackbone` as well if it
 has a text encoder. If its weights are published, `load` also has a sequence
-`PUBLISHED` and functions `fetch` and `identify`, see `clip.load`.
+`PUBLISHED` and functions `fetch` and `identify`, see `clip.load`. A module with
+a sequence `CONVERTIBLE` of names has a function `convert`, see `sam.load`.
 """
 
 import importlib
@@ -124,6 +125,33 @@ def fetch(entry: Published, output: str, *, offline: bool = False) -> str:
   """
   loader: Any = _loaders()[entry.backbone]
   return loader.fetch(entry, output, offline=offline)
+
+
+def convertible() -> list[str]:
+  """Return the models that `convert` reads: those of `CONVERTIBLE`."""
+  found = []
+  for loader in dict.fromkeys(_loaders().values()):
+    found += getattr(loader, "CONVERTIBLE", ())
+  return found
+
+
+def convert(source: str, output: str, *, model: str) -> str:
+  """Convert weights of a backbone whose folder has `CONVERTIBLE`.
+
+  Args:
+    source: file, directory or name on the hub, see the folder's `convert`.
+    output: file to write, for `config.backbone.path`.
+    model: one of `convertible()`.
+
+  Returns:
+    A summary in several lines.
+
+  Raises:
+    OSError: a file is missing or cannot be read or written.
+    ValueError: the source is corrupt, or of another model.
+  """
+  loader: Any = _loaders()[model]
+  return loader.convert(source, output, model=model)
 
 
 def identify(name: str, path: str) -> Published | None:

@@ -10,6 +10,7 @@ python -m zsad_jax.benchmark scaling
 python -m zsad_jax.benchmark scale
 python -m zsad_jax.benchmark compile
 python -m zsad_jax.benchmark export
+python -m zsad_jax.benchmark memory
 
   metrics    the pixel metrics of a category: streaming and exact, compared
              with scikit-learn and the published 200-threshold AUPRO
@@ -43,6 +44,9 @@ python -m zsad_jax.benchmark export
   export     exported programs compared with the live model: largest difference,
              file size, seconds per image; --methods=NAMES or --runs=FOLDERS
              --formats=stablehlo,onnx --shots=2
+  memory     the nearest of a million vectors in units of the matrix products,
+             peak memory, and a step of the greedy coreset; --vectors=1000000
+             --width=1024 --queries=1369 --steps=4 --rounds=3
 
 Ratios are of one run, in which the candidates take turns on the same data.
 --json=FILE writes the numbers to a file.
@@ -67,6 +71,7 @@ BENCHMARKS = (
   "scale",
   "compile",
   "export",
+  "memory",
 )
 
 

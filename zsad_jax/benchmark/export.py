@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from zsad_jax import backbones, methods
+from zsad_jax import methods
 from zsad_jax.datasets.synthetic import benchmark
 from zsad_jax.inference import export
+from zsad_jax.runs import backbone as backbone_lib
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import ensemble, exporting
 from zsad_jax.runs import run as run_lib
@@ -41,8 +42,8 @@ def define_flags() -> None:
 def untrained(method: str) -> run_lib.Run:
   """Return a run of a method with its initial parameters."""
   config: Any = config_files.load(method)
-  backbone: Any = backbones.load(**config.backbone)
   made = run_lib.make_method(method, config.method)
+  backbone: Any = backbone_lib.load(config, made)
   params, stats = made.init(jax.random.key(config.seed), backbone)
   return run_lib.Run(
     pathlib.Path(method), config, backbone, made, params, stats, 0, 0.0

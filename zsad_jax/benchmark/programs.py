@@ -15,6 +15,7 @@ from zsad_jax.backbones.clip import model as clip
 from zsad_jax.backbones.clip.config import ClipConfig
 from zsad_jax.benchmark import roofline
 from zsad_jax.inference import few_shot, predictor
+from zsad_jax.layers import coreset as coreset_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.training import (
   feature_cache,
@@ -115,9 +116,11 @@ class Programs:
     shots = jax.tree.map(
       lambda x: _struct((self._shots, *x.shape[1:]), x.dtype), rows
     )
-    bank = jax.eval_shape(
-      functools.partial(predictor.shared_memory_bank, method), shots
+    coreset = coreset_lib.from_settings(**self._config.memory)
+    build = functools.partial(
+      predictor.shared_memory_bank, method, coreset=coreset
     )
+    bank = jax.eval_shape(build, shots)
     return self._prediction(method, (_placed(bank, self._everywhere),))
 
   def update(self, *, cached: bool) -> Program:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import ndimage
 
 from zsad_jax import types
 from zsad_jax.datasets import cache as cache_lib
@@ -25,7 +24,8 @@ from zsad_jax.inference import few_shot as few_shot_lib
 from zsad_jax.inference import inputs
 from zsad_jax.inference import predictor as predictor_lib
 from zsad_jax.inference.tiling import Tiling
-from zsad_jax.layers import kernels
+from zsad_jax.layers import coreset as coreset_lib
+from zsad_jax.layers import smoothing
 from zsad_jax.metrics import accumulators
 from zsad_jax.runtime import distributed, progress, stopping
 
@@ -94,6 +94,7 @@ class Evaluator:
     tiling: score overlapping tiles; None for whole images. Maps and masks have
       the size of the merged maps, and the score of an image is the largest one
       of its tiles.
+    coreset: share of memory banks that is kept; None for all.
   """
 
   method: types.DetectionModel
@@ -109,6 +110,7 @@ class Evaluator:
   thresholds: tuple[float | None, float | None] = (None, None)
   cache: cache_lib.DecodedCache | None = None
   tiling: Tiling | None = None
+  coreset: coreset_lib.Coreset | None = None
 
   @classmethod
   def from_config(
@@ -159,6 +161,7 @@ class Evaluator:
       # Runs of older versions have no such field.
       cache=cache_lib.open_cache(config.get("decoded_cache", "")),
       tiling=tiling,
+      coreset=coreset_lib.from_settings(**config.memory),
     )
 
   @property
@@ -261,6 +264,7 @@ class Evaluator:
       self.mesh,
       # Maps of tiles are smoothed after they are merged.
       smooth_sigma=0.0 if self.tiling else self.smooth_sigma,
+      coreset=self.coreset,
     )
 
   def predict_batches(
@@ -303,7 +307,9 @@ class Evaluator:
         found = of_batch(batch, distributed.local_rows)
         keep = batch["weight"] > 0
         for each in found:
-          each["anomaly_map"] = self._smooth(each["anomaly_map"], keep)
+          each["anomaly_map"] = smoothing.on_host(
+            each["anomaly_map"], keep, self.smooth_sigma
+          )
         yield batch, found
 
     return batches, predict()
@@ -386,15 +392,3 @@ class Evaluator:
       **distributed.shard(),
       cache=self.cache,
     )
-
-  def _smooth(self, maps, keep):
-    """Smooth maps by scipy's Gaussian over height and width.
-
-    Where that is faster, the predictor has smoothed them already. The padding
-    of the last batch is left as it is.
-    """
-    if not self.smooth_sigma or kernels.smooths_maps():
-      return maps
-    smooth, sigmas = np.array(maps), (0, self.smooth_sigma, self.smooth_sigma)
-    smooth[keep] = ndimage.gaussian_filter(smooth[keep], sigmas)
-    return smooth

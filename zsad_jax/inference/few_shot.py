@@ -31,8 +31,13 @@ def with_memory_bank(
   vv_from: int | None,
   score: Score = "pixels",
   zero_shot_weight: float = 0.5,
+  coreset: float | None = None,
+  coreset_width: int | None = None,
 ) -> types.DetectionModel:
   """Return a few-shot detector for a method.
+
+  The fields of `config.memory`. The coreset is taken where the memory bank is
+  built, see `predictor.Predictor`.
 
   Args:
     method: returned as it is if it compares with references itself.
@@ -41,8 +46,20 @@ def with_memory_bank(
     score: what the largest distance is taken of. Runs of older versions have
       no such field.
     zero_shot_weight: of the zero-shot prediction, in [0, 1].
+    coreset: share of the memory bank that is kept, see `layers.coreset`.
+    coreset_width: of the random projection of its distances.
+
+  Raises:
+    ValueError: the method's own memory bank cannot be reduced.
   """
+  del coreset_width
   if method.compares_references:
+    if coreset is not None and not method.reducible_memory_bank:
+      name = type(method).__module__.rpartition(".")[2]
+      raise ValueError(
+        f"config.memory.coreset is {coreset}, but {name} compares with whole "
+        "references: set it to None."
+      )
     return method
   return WithMemoryBank(
     method, tuple(feature_layers), vv_from, score, zero_shot_weight

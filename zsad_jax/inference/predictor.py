@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsad_jax import types
+from zsad_jax.layers import coreset as coreset_lib
 from zsad_jax.layers import kernels, smoothing
 from zsad_jax.runtime import distributed
 
@@ -131,6 +132,7 @@ class Predictor:
     mesh: jax.sharding.Mesh,
     *,
     smooth_sigma: float = 0.0,
+    coreset: coreset_lib.Coreset | None = None,
   ):
     """Prepare the class names and define the compiled functions.
 
@@ -141,6 +143,7 @@ class Predictor:
       mesh: devices.
       smooth_sigma: standard deviation in pixels of the Gaussian that smooths
         maps, where `kernels.smooths_maps()`.
+      coreset: share of memory banks that is kept; None for all.
     """
     self._method = method
     self._fuses = isinstance(method, types.FusesZeroShot)
@@ -151,7 +154,7 @@ class Predictor:
     )
     self._encode = jax.jit(functools.partial(encode, method))
     self._build_memory_bank = jax.jit(
-      functools.partial(shared_memory_bank, method)
+      functools.partial(shared_memory_bank, method, coreset=coreset)
     )
     self._predict = prediction(method, mesh, smooth_sigma=smooth_sigma)
 
@@ -246,14 +249,20 @@ class Predictor:
     return sum(results, [])
 
 
-def shared_memory_bank(method: Any, features: types.Features) -> Any:
+def shared_memory_bank(
+  method: Any,
+  features: types.Features,
+  coreset: coreset_lib.Coreset | None = None,
+) -> Any:
   """Build the memory bank that all images share; runs inside jit.
 
   Args:
     method: a `types.FewShotDetector`.
     features: of the references, every leaf (shots, ...).
+    coreset: share of the memory bank that is kept; None for all.
   """
-  return method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
+  bank = method.build_memory_bank(jax.tree.map(lambda x: x[None], features))
+  return coreset.reduce(bank) if coreset else bank
 
 
 def predict(

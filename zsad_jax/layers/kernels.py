@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from zsad_jax.runtime import distributed
 MANY_KEYS = 256
 # Number of keys from which the TPU kernel is used, where it is chosen.
 FLASH_KEYS = 512
+# Queries and references of a product in `layers.neighbors`; None: all queries.
+CPU_NEIGHBORS, NEIGHBORS = (128, 1024), (None, 8192)
 # Of products whose rounding decides a result: distances, labels, maps.
 EXACT = jax.lax.Precision.HIGHEST
 ATTENTION = ("exact", "flash")  # Values of `config.backbone.attention`.
@@ -95,6 +97,27 @@ def one_cpu() -> bool:
   images would gather them on every device.
   """
   return backend() == "cpu" and device_count() == 1
+
+
+def neighbor_block() -> tuple[int | None, int]:
+  """Return the numbers of queries and references of `neighbors.nearest`.
+
+  On a CPU the products of a block stay in its cache.
+  """
+  return CPU_NEIGHBORS if backend() == "cpu" else NEIGHBORS
+
+
+def splits_loops(images: Any) -> bool:
+  """Tell if a loop over images has to be split over devices by `shard_map`.
+
+  Accelerators run no such loops, and the devices of a CPU only where each has
+  the same number of images.
+
+  Args:
+    images: number of images of all devices; in exported programs a symbol.
+  """
+  several = backend() == "cpu" and device_count() > 1
+  return several and images % device_count() == 0
 
 
 def attention_kernel(

@@ -1,14 +1,15 @@
 """Patches of normal reference images and the search for the nearest patch.
 
 A memory bank is (n, shots, l, d), unit vectors; n = 1 serves all images of a
-batch.
+batch. The search is that of `neighbors`.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from zsad_jax.layers import kernels
+from zsad_jax.layers import kernels, neighbors
 
 
 def nearest(
@@ -24,21 +25,19 @@ def nearest(
     The distance in [0, 2] and the index among the s * m patches of the bank;
     the first index where several patches are equally near.
   """
-  b, l, _ = query.shape
-  size = bank.shape[2]
-
-  def update(best, shot):
-    number, patches = shot
-    # One reference at a time: the product with all of them may be large.
-    value, index = _best(query, patches)
-    better = value > best[0]
-    chosen = jnp.where(better, number * size + index, best[1])
-    return (jnp.where(better, value, best[0]), chosen), None
-
-  start = jnp.full((b, l), -jnp.inf), jnp.zeros((b, l), jnp.int32)
-  shots = jnp.arange(bank.shape[1], dtype=jnp.int32), jnp.moveaxis(bank, 1, 0)
-  (cosine, index), _ = jax.lax.scan(update, start, shots)
-  return jnp.maximum(1.0 - cosine, 0.0), index  # Rounding may exceed 1.
+  patches = bank.reshape(bank.shape[0], -1, bank.shape[-1])
+  shared = patches.shape[0] == 1
+  if not kernels.splits_loops(query.shape[0]):
+    return _nearest(query, patches)
+  # The loop over blocks would gather the images of all devices.
+  split = jax.shard_map(
+    _nearest,
+    mesh=kernels.mesh(),
+    in_specs=(P("data"), P() if shared else P("data")),
+    out_specs=P("data"),
+    check_vma=False,  # The start of the loop is the same on all devices.
+  )
+  return split(query, patches)
 
 
 def nearest_each(
@@ -73,22 +72,13 @@ def take(
   return jnp.take_along_axis(patches, index[..., None], axis=1)
 
 
-def _best(query, patches):
-  """Return the largest cosine with patches (n, m, d) and its index."""
-
-  def of_image(query, patches):
-    # Exact: the nearest patch and a small distance, 1 - cosine, depend on it.
-    cosines = jnp.matmul(query, patches.T, precision=kernels.EXACT)
-    best = cosines.max(axis=-1)
-    # argmax by two plain reductions, which a CPU vectorizes.
-    number = jnp.arange(cosines.shape[-1], dtype=jnp.int32)
-    at_best = jnp.where(cosines == best[:, None], number, number.size)
-    return best, at_best.min(axis=-1)
-
+def _nearest(query, patches):
+  """Search patches (n, m, d)."""
   if patches.shape[0] == 1:
     b, l, d = query.shape
-    found = of_image(query.reshape(b * l, d), patches[0])
-    return tuple(x.reshape(b, l) for x in found)
-  if kernels.one_cpu():  # Batched products are slower there.
-    return jax.lax.map(lambda pair: of_image(*pair), (query, patches))
-  return jax.vmap(of_image)(query, patches)
+    found = neighbors.nearest(query.reshape(b * l, d), patches[0])
+    return found[0].reshape(b, l), found[1].reshape(b, l)
+  if kernels.backend() == "cpu":  # Batched products are slower there.
+    of_image = lambda pair: neighbors.nearest(*pair)
+    return jax.lax.map(of_image, (query, patches))
+  return jax.vmap(neighbors.nearest)(query, patches)

@@ -1,10 +1,10 @@
-"""Gaussian smoothing of maps on the device, equal to SciPy's."""
+"""Gaussian smoothing of maps: on the device, equal to SciPy's, or by SciPy."""
 
 import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy import ndimage
 
 from zsad_jax.layers import kernels
@@ -29,3 +29,22 @@ def gaussian(x: Float[Array, "b h w"], sigma: float) -> Float[Array, "b h w"]:
   )
   # The metrics see each map after it.
   return jnp.einsum("Hh,bhw,Ww->bHW", rows, x, columns, precision=kernels.EXACT)
+
+
+def on_host(
+  maps: Float[Array | np.ndarray, "b h w"],
+  keep: Bool[np.ndarray, " b"],
+  sigma: float,
+) -> Float[Array | np.ndarray, "b h w"]:
+  """Smooth maps by SciPy where the predictor has not smoothed them.
+
+  Args:
+    maps: maps of a batch.
+    keep: images; the padding of the last batch is left as it is.
+    sigma: in pixels, 0 for no smoothing.
+  """
+  if not sigma or kernels.smooths_maps():
+    return maps
+  smooth = np.array(maps)
+  smooth[keep] = ndimage.gaussian_filter(smooth[keep], (0, sigma, sigma))
+  return smooth

@@ -100,6 +100,7 @@ class Method(types.Method):
   activation: types.Activation = "quick"
   pos_resize: types.PositionResize = "bilinear"
   cls_ln_post: bool = False
+  reducible_memory_bank = True
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)
@@ -166,9 +167,8 @@ class Method(types.Method):
     del class_names
     if self.needs_references:  # The prompt-query adapter alone.
       return {}
-    text = prompt_learner.require_text(backbone)
-    given = self.prompt_templates(), self.activation
-    return textual_adapter.prepare(text, *given)
+    given = prompt_learner.require_text(backbone), self.prompt_templates()
+    return textual_adapter.prepare(*given, self.activation)
 
   def prompt_templates(self) -> tuple[prompt_learner.PromptTemplate, ...]:
     """Return the prompts of both states, with placeholder words."""

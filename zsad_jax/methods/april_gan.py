@@ -73,6 +73,7 @@ class Method(types.Method):
   dice: Literal["image", "rows"] = "image"
   activation: types.Activation = "gelu_erf"
   pos_resize: types.PositionResize = "bicubic_antialias"
+  reducible_memory_bank = True
 
   def __post_init__(self) -> None:
     types.Method.__post_init__(self)

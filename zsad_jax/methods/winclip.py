@@ -96,6 +96,7 @@ class Method(types.TrainingFree):
   gallery_shift: bool = False
   activation: types.Activation | None = None
   pos_resize: types.PositionResize = "bicubic_antialias"
+  reducible_memory_bank = True
 
   def __post_init__(self) -> None:
     types.TrainingFree.__post_init__(self)

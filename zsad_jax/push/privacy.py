@@ -55,6 +55,9 @@ def config(
   if backbone["path"]:
     name = weights.name if weights else backbone["name"]
     backbone["path"] = f"{FOLDER}/{name}.safetensors"
+  text_backbone = result.get("text_backbone", {})
+  if text_backbone.get("path"):
+    text_backbone["path"] = f"{FOLDER}/{text_backbone['name']}.safetensors"
   return _scrubbed(result, kept=backbone["path"])
 
 

@@ -52,9 +52,10 @@ class RunSpec:
     config = config.copy_and_resolve_references().unlock()
     if settings.data_root is not None:
       config.data_root = settings.data_root
-    if settings.weights is not None and config.backbone.path:
-      name = pathlib.Path(config.backbone.path).name
-      config.backbone.path = str(pathlib.Path(settings.weights) / name)
+    for model in (config.backbone, config.text_backbone):
+      if settings.weights is not None and model.path:
+        name = pathlib.Path(model.path).name
+        model.path = str(pathlib.Path(settings.weights) / name)
     if self.seed is not None:
       config.seed = self.seed
     return config.lock()
@@ -144,8 +145,9 @@ class Job:
 def missing(config: types.Config) -> list[str]:
   """Return what a configuration needs to be trained and is not there."""
   found = []
-  path = config.backbone.path
-  if path and not pathlib.Path(path).exists():
+  for path in (config.backbone.path, config.text_backbone.path):
+    if not path or pathlib.Path(path).exists():
+      continue
     name = pathlib.Path(path).stem
     get = f"zsad weights get {name} --output={path}"
     if name not in backbones.published():

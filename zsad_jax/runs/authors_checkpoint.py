@@ -31,8 +31,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from zsad_jax import backbones, methods, types
+from zsad_jax import methods, types
 from zsad_jax.backbones.clip import convert as clip_convert
+from zsad_jax.runs import backbone as backbone_lib
 from zsad_jax.runs import checkpoint
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -203,8 +204,7 @@ def convert(
     raise ValueError(f"{workdir} is not empty; choose another --workdir.")
   fields = cast(Any, config)
   method = run_lib.make_method(fields.method_name, fields.method.to_dict())
-  backbone = backbones.load(**fields.backbone)
-  run_lib.check_backbone(fields, backbone, method)
+  backbone = backbone_lib.load(fields, method)
   found = read(path, method, backbone)
   _write(workdir, config, found)
   ours = sum(x.size for x in jax.tree.leaves(found.params))

@@ -25,6 +25,7 @@ from zsad_jax.inference import (
 )
 from zsad_jax.inference.inputs import ImageInput, ImageInputs
 from zsad_jax.inference.tiling import Tiling
+from zsad_jax.layers import coreset as coreset_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.detection import Detection
@@ -249,10 +250,10 @@ class Detector:
     """Predictor for images with references, compiled once for all of them."""
     if self._few_shot is None:
       method = self._run.method
-      if method.compares_references:
+      with_bank = few_shot.with_memory_bank(method, **self._config.memory)
+      if with_bank is method:
         self._few_shot = self._zero_shot_model
       else:
-        with_bank = few_shot.with_memory_bank(method, **self._config.memory)
         self._few_shot = self._predictor(with_bank)
     return self._few_shot
 
@@ -260,7 +261,11 @@ class Detector:
     """Return the compiled functions of a method."""
     with self._precision():
       return predictor.Predictor(
-        method, self._run.backbone, [self._class_name], distributed.make_mesh()
+        method,
+        self._run.backbone,
+        [self._class_name],
+        distributed.make_mesh(),
+        coreset=coreset_lib.from_settings(**self._config.memory),
       )
 
   def _precision(self):

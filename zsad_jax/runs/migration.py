@@ -28,9 +28,15 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
       "warmup_learning_rate": 0.0,
     },
     "param_groups": {},
+    "text_backbone": {"name": "", "path": ""},
   },
   "backbone": {"attention": "exact"},
-  "memory": {"score": "pixels", "zero_shot_weight": 0.5},
+  "memory": {
+    "score": "pixels",
+    "zero_shot_weight": 0.5,
+    "coreset": None,
+    "coreset_width": None,
+  },
 }
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
+from zsad_jax.runs import backbone as backbone_lib
 from zsad_jax.runs import checkpoint, hub, migration, model_file, peers
 from zsad_jax.runs import settings as settings_lib
 from zsad_jax.runtime import copies, distributed, environment, files
@@ -68,36 +69,6 @@ def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:
   settings_lib.check_types(module.Method, values, "config.method")
   types.check_choices(module.Method, values)
   return module.Method(**values)
-
-
-def check_backbone(
-  config: types.Config,
-  backbone: types.ImageBackbone,
-  method: types.Method,
-  *,
-  source: str = "",
-) -> None:
-  """Check that the backbone fits the images and the method.
-
-  Args:
-    config: the configuration.
-    backbone: the backbone of the configuration.
-    method: the method of the configuration.
-    source: file of the configuration, for the message.
-
-  Raises:
-    ValueError: see `settings.check_image_size`; or the method needs text, and
-      the backbone has no text encoder.
-  """
-  settings_lib.check_image_size(config, backbone, source=source)
-  if method.needs_text and not isinstance(backbone, types.TextBackbone):
-    start = f"{source}: " if source else ""
-    raise ValueError(
-      f"{start}config.method_name is {config.method_name}, which compares "
-      f"images with text, but config.backbone.name is {config.backbone.name}, "
-      "which has no text encoder: use a CLIP, or a method of images alone, "
-      "such as anomalydino."
-    )
 
 
 def count(params: Any) -> int:
@@ -268,13 +239,13 @@ def load(workdir: str | pathlib.Path) -> Run:
   workdir = pathlib.Path(copies.local(hub.local(workdir), fresh=True))
   config = read_config(workdir)
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-  backbone = backbones.load(**config.backbone)
   source = str(workdir / "config.json")
   try:
     method = make_method(config.method_name, config.method.to_dict())
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from error
-  check_backbone(config, backbone, method, source=source)
+  backbone = backbone_lib.load(config, method)
+  settings_lib.check_image_size(config, backbone, source=source)
   found, meta = _restore(workdir, config, backbone, method)
   peers.check_run(config, backbone, meta["step"], found)
   return Run(

@@ -124,6 +124,9 @@ TRAINING = {
   "backbone.path": _TEXT,
   "backbone.dtype": _TEXT,
   "backbone.attention": Rule("text", required=False),
+  "text_backbone": Rule("section", required=False),
+  "text_backbone.name": _TEXT,
+  "text_backbone.path": _TEXT,
   "image_size": _COUNT,
   "data_root": _TEXT,
   "train_data": Rule("list of text", empty=False),
@@ -167,6 +170,8 @@ TRAINING = {
   "memory.vv_from": _FIRST_LAYER,
   "memory.score": Rule("text", choices=("pixels", "patches"), required=False),
   "memory.zero_shot_weight": Rule("number", 0, 1, required=False),
+  "memory.coreset": Rule("number", 0, 1, True, none=True, required=False),
+  "memory.coreset_width": Rule("whole number", 1, none=True, required=False),
   "eval_batch_size": _COUNT,
   "smooth_sigma": _AT_LEAST_0,
   "log_steps": _COUNT,
@@ -214,12 +219,18 @@ PRETRAINING = {
   "matmul_precision": _PRECISION,
 }
 # Fields of paths that may be URLs, and of those that may not.
-_READ = ("backbone.path", "data_root", "train_data", "test_data")
+_READ = (
+  "backbone.path",
+  "text_backbone.path",
+  "data_root",
+  "train_data",
+  "test_data",
+)
 _READ += ("selection_data",)
 _LOCAL = ("decoded_cache", "features.folder")
 # Sections whose fields are arguments of a function: others are errors.
-_CLOSED = ("backbone", "features", "memory", "model", "objective", "schedule")
-_CLOSED += ("references",)
+_CLOSED = ("backbone", "text_backbone", "features", "memory", "model")
+_CLOSED += ("objective", "references", "schedule")
 
 
 def check(

@@ -12,6 +12,7 @@ RANDOM_CONFIG = DinoConfig(
 RANDOM_SEED = 0
 
 NAMES = (RANDOM, *MODELS)
+CONVERTIBLE = tuple(MODELS)  # Values of `zsad convert --model`.
 NOTES = {
   RANDOM: (
     "The backbone is a small DINOv2 with random weights, made by the package: "
@@ -82,6 +83,11 @@ def fetch(entry: Published, output: str, *, offline: bool) -> str:
     ValueError: a download is corrupt, or of another model.
   """
   return fetching.fetch(entry, output, conversion.convert, offline=offline)
+
+
+def convert(source: str, output: str, *, model: str) -> str:
+  """Convert weights; see `conversion.convert`."""
+  return conversion.convert(source, output, model=model)
 
 
 def identify(name: str, path: str) -> Published | None:
