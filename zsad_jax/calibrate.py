@@ -97,6 +97,7 @@ def calibrate(
     calibrations.check_free(
       run.workdir, product.name, overwrite=product.overwrite
     )
+  user_images.check_run(run, named=bool(product), masks=bool(anomalous_masks))
   images = _find_all(normal, anomalous, reference_paths)
   _check_all(run, images)
   copied = ()
@@ -296,12 +297,15 @@ def _report(stored, results, path, workdir, product):
     ("With anomalous pixels", "peaks", stored.pixel),
   ):
     parts = []
+    if limit is None:
+      continue
     for kind in ("normal", "anomalous"):
       found = getattr(getattr(results, kind), values)
       if kind == "normal" or len(found):
         parts.append(f"{(found >= limit).sum()} of {len(found)} {kind}")
     print(f"{what}, of these images: {' and '.join(parts)}.")
-  print(f"Pixel threshold {stored.pixel:.6g} ({stored.pixel_source}).")
+  if stored.pixel is not None:
+    print(f"Pixel threshold {stored.pixel:.6g} ({stored.pixel_source}).")
   print(f"Threshold {stored.image_score:.6g} ({stored.source}): {path}")
   if product:
     print(

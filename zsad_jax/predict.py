@@ -93,6 +93,9 @@ def predict(
     ValueError, FileNotFoundError: a path or file is missing or invalid; the
       scores before it are kept.
   """
+  choose_files = functools.partial(
+    result_files.choose, save, image_only=run.method.image_only
+  )
   searched = image_files.search(paths)
   images = searched.images
   choice = opening.choose(
@@ -108,17 +111,13 @@ def predict(
   peers.check_images("the images to score", images)
   peers.check_images("the references", normal)
   detector = opening.make(
-    run,
-    choice,
-    limit=limit,
-    batch_size=batch_size,
-    check=functools.partial(result_files.choose, save),
+    run, choice, limit=limit, batch_size=batch_size, check=choose_files
   )
   predictions.check_replaces_no_image(output, images)
   found = score(detector, images, skip_corrupt=True)
   limits = detector.limits
-  chosen = result_files.choose(save, limits)
-  if save is None and limits.pixel is None:
+  chosen = choose_files(limits)
+  if save is None and limits.pixel is None and not run.method.image_only:
     print(result_files.NOTE)
   result_files.remove_earlier(output, chosen, has_references=bool(normal))
   if normal:

@@ -28,6 +28,7 @@ from zsad_jax.inference import predictor
 from zsad_jax.reporting import report, writer
 from zsad_jax.runs import backbone as backbone_lib
 from zsad_jax.runs import (
+  categories,
   checkpoint,
   finished,
   lock,
@@ -50,6 +51,7 @@ from zsad_jax.training import (
   batch_size,
   batch_source,
   optimizer,
+  per_category,
   selection,
   summary,
   update_step,
@@ -87,6 +89,7 @@ def _train(config, workdir, stack):
   )
   method = run_lib.make_method(config.method_name, config.method.to_dict())
   selection.check(config.selection)
+  per_category.check(config, method)
   protocol.check_names(config)
 
   # ---- Mesh: images are split over "data", everything else is replicated.
@@ -103,26 +106,38 @@ def _train(config, workdir, stack):
   images = sum(len(d.test) for d in datasets)
   per_epoch = pipeline.steps_per_epoch(images, config.batch_size)
   total_steps = per_epoch * config.epochs
+  plan = per_category.plan(config, datasets)
+  if plan:  # A set of parameters for each category; their steps in turn.
+    names, per_epoch = plan.prompt_names, plan.steps
+    total_steps = plan.steps * len(plan.names)
 
   # ---- Frozen backbone, trainable parameters.
   backbone = backbone_lib.load(config, method)
   settings.check_image_size(config, backbone)
   peers.check_training(config, workdir, datasets, backbone)
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
-  params, stats = jax.jit(method.init)(rng_init, backbone)
-  trainable = method.trainable_mask(params)
+  if plan:
+    params, stats = plan.initial(method, backbone, mesh)
+    one, period = categories.row(params, 0), plan.steps_per_epoch
+  else:
+    params, stats = jax.jit(method.init)(rng_init, backbone)
+    one, period = params, per_epoch
+  trainable = method.trainable_mask(one)
   aux = distributed.replicate(method.prepare(backbone, names), mesh)
   backbone = distributed.replicate(backbone, mesh)
 
   # ---- Optimizer and state; a checkpoint in workdir replaces the fresh state.
   run_lib.save_config(workdir, given)
-  tx = optimizer.from_config(config, trainable, per_epoch)
+  if plan:
+    plan.categories().write(workdir)
+  tx = optimizer.from_config(config, trainable, period)
   state = {
     "model": {"params": params, "stats": stats},
-    "training": {"opt": tx.init(params), "step": np.int32(0)},
+    "training": {"opt": tx.init(one), "step": np.int32(0)},
   }
   state = distributed.replicate(state, mesh)
-  update = update_step.make(method, tx)
+  make_update = plan.update if plan else update_step.make
+  update = make_update(method, tx)
   saved = checkpoint.Checkpoints(workdir / "checkpoints")
   stack.callback(saved.close)
   start, meta = time.perf_counter(), {}
@@ -132,7 +147,8 @@ def _train(config, workdir, stack):
   first_step = step = int(state["training"]["step"])
   if step < total_steps:
     finished.reset(workdir)
-  summary.log(config, datasets, method, backbone, params)
+  trained_on = plan.joint if plan else datasets
+  summary.log(config, trained_on, method, backbone, one)
 
   # ---- Actions between steps.
   log = logger.Writer(
@@ -152,6 +168,8 @@ def _train(config, workdir, stack):
     if not pending:
       return
     means = logger.means(pending)
+    if plan:
+      means = plan.named(max(pending), means)
     speed = log.progress(max(pending), means["loss"], config.batch_size)
     log.write(max(pending), {**means, "images_per_second": speed})
     pending.clear()
@@ -175,7 +193,11 @@ def _train(config, workdir, stack):
       raise
 
   # ---- Loop.
-  source = batch_source.make(config, method, backbone, mesh, datasets)
+  source: batch_source.BatchSource = (
+    per_category.Source(plan, method, backbone, mesh)
+    if plan
+    else batch_source.make(config, method, backbone, mesh, datasets)
+  )
   batches = source.batches(start_step=step)
   processes.stop_together()
   stop = stack.enter_context(stopping.Deferred())

@@ -19,6 +19,10 @@ from zsad_jax.metrics.accumulators import StreamingPixelMetrics
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 
+_NO_THRESHOLD = (
+  "note: a run with parameters per category has no threshold. Set one for a "
+  "category: zsad calibrate --name=NAME --class_name=CATEGORY good/"
+)
 _MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colour scale.
 _FILES = {0: threshold_lib.FILE, 1: threshold_lib.FEW_SHOT_FILE}  # By shots.
 
@@ -30,6 +34,9 @@ def store(run: run_lib.Run) -> None:
     ValueError: the method needs references and the data have none.
   """
   config: Any = run.config
+  if run.categories:  # Their few references are in the memory banks.
+    print(_NO_THRESHOLD)
+    return
   datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
   few_shot = all(
     {s.class_name for s in data.train} >= set(data.class_names)
@@ -46,6 +53,8 @@ def store(run: run_lib.Run) -> None:
     run, transductive_scores=False, few_shot=few_shot
   )
   found = {shots: [] for shots in (0, 1) if (zero_shot, few_shot)[shots]}
+  # Image scores alone have no maps whose colors would need limits.
+  limits = (lambda _: (0.0, 1.0)) if run.method.image_only else map_range
   pixels: dict[int, streaming.PixelState] = {}
   for data in datasets:
     choices = [
@@ -57,9 +66,7 @@ def store(run: run_lib.Run) -> None:
       assert isinstance(category.pixel_metrics, StreamingPixelMetrics)
       state = category.pixel_metrics.state
       shots = category.references.shots or 0
-      found[shots].append(
-        (category.label, category.pred_score, map_range(state))
-      )
+      found[shots].append((category.label, category.pred_score, limits(state)))
       pixels[shots] = pixels[shots].merge(state) if shots in pixels else state
   places = [naming.place(name, config.data_root) for name in config.train_data]
   names = naming.names(places)

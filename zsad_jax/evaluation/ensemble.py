@@ -87,7 +87,12 @@ def evaluator_of(
         run.workdir,
       )
     return Evaluator.from_config(
-      run.config, method, run.backbone, mesh, **settings
+      run.config,
+      method,
+      run.backbone,
+      mesh,
+      trained=run.categories,
+      **settings,
     )
 
   if not isinstance(run, ensemble_run.Ensemble):

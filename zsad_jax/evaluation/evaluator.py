@@ -27,6 +27,7 @@ from zsad_jax.inference.tiling import Tiling
 from zsad_jax.layers import coreset as coreset_lib
 from zsad_jax.layers import smoothing
 from zsad_jax.metrics import accumulators
+from zsad_jax.runs import categories as categories_lib
 from zsad_jax.runtime import distributed, progress, stopping
 
 PROMPT_NAMES = ("verbatim", "readable")
@@ -91,6 +92,7 @@ class Evaluator:
     thresholds: thresholds of image scores for borderline examples, without
       and with references; None: no such examples.
     cache: cache of decoded images, or None.
+    trained: see `categories.select`.
     tiling: score overlapping tiles; None for whole images. Maps and masks have
       the size of the merged maps, and the score of an image is the largest one
       of its tiles.
@@ -111,6 +113,7 @@ class Evaluator:
   cache: cache_lib.DecodedCache | None = None
   tiling: Tiling | None = None
   coreset: coreset_lib.Coreset | None = None
+  trained: categories_lib.Categories | None = None
 
   @classmethod
   def from_config(
@@ -122,10 +125,7 @@ class Evaluator:
     *,
     skip_corrupt: bool | None = None,
     few_shot: bool = False,
-    variant: str = "streamed",
-    num_examples: int = 0,
-    thresholds: tuple[float | None, float | None] = (None, None),
-    tiling: Tiling | None = None,
+    **settings: Any,
   ) -> "Evaluator":
     """Return the evaluator of a configuration.
 
@@ -136,10 +136,7 @@ class Evaluator:
       mesh: devices.
       skip_corrupt: see the attribute; None: as configured.
       few_shot: give methods without reference images a memory bank.
-      variant: see the attribute.
-      num_examples: see the attribute.
-      thresholds: see the attribute.
-      tiling: see the attribute.
+      **settings: further attributes.
     """
     model: types.DetectionModel = method
     if few_shot:
@@ -155,14 +152,16 @@ class Evaluator:
       skip_corrupt=config.skip_corrupt
       if skip_corrupt is None
       else skip_corrupt,
-      variant=variant,
-      num_examples=num_examples,
-      thresholds=thresholds,
       # Runs of older versions have no such field.
       cache=cache_lib.open_cache(config.get("decoded_cache", "")),
-      tiling=tiling,
       coreset=coreset_lib.from_settings(**config.memory),
+      **settings,
     )
+
+  @property
+  def image_only(self) -> bool:
+    """Whether scores are the only result."""
+    return getattr(self.method, "image_only", False)
 
   @property
   def tiles(self) -> tiled.TiledImages | None:
@@ -223,6 +222,8 @@ class Evaluator:
     one. An image is encoded once for all choices. Arguments are those of
     `evaluate`.
     """
+    for name in {s.class_name for s in dataset.test} if self.trained else ():
+      self.trained.index(name)  # Before anything is predicted.
     predictor = self.predictor(dataset)
     variant = accumulators.variant(self.variant)
     reported = progress.Progress(f"Test on {dataset.name}", len(dataset.test))
@@ -236,7 +237,7 @@ class Evaluator:
           choice,
           samples,
           variant=variant,
-          num_examples=self.num_examples,
+          num_examples=0 if self.image_only else self.num_examples,
           threshold=self.thresholds[bool(choice.images)],
           category_scores=transductive.category_scores(self.method, choice),
         )
@@ -244,8 +245,7 @@ class Evaluator:
       ]
       self._predict(
         predictor,
-        params,
-        stats,
+        *categories_lib.select(self.trained, class_name, params, stats),
         dataset,
         results,
         reported,
@@ -346,7 +346,7 @@ class Evaluator:
           result.update(
             numbers[batch["index"][kept]],
             batch["mask"][kept],
-            batch["has_mask"][kept],
+            batch["has_mask"][kept] & (not self.image_only),
             prediction["anomaly_map"][kept],
             prediction["pred_score"][kept],
             prediction["score_terms"][kept] if result.needs_terms else None,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from zsad_jax.datasets import duplicates, index, naming, registry
+from zsad_jax.datasets import duplicates, index, naming, references, registry
 from zsad_jax.datasets.references import References
 from zsad_jax.inference.tiling import Tiling
 from zsad_jax.metrics import accumulators
@@ -33,6 +33,8 @@ class Protocol:
     given_references: whether the user gave references.
     tiling: size and overlap of the tiles that images are scored by; None for
       whole images.
+    per_category: whether it learns from normal training images of the
+      categories that are tested.
   """
 
   train_data: tuple[str, ...]
@@ -45,6 +47,7 @@ class Protocol:
   allow_trained: bool = False
   given_references: bool = False
   tiling: Tiling | None = None
+  per_category: bool = False
 
   def __post_init__(self):
     streamed = accumulators.variant(self.variant).streamed  # Or ValueError.
@@ -65,6 +68,7 @@ class Protocol:
         "test_data": tuple(config.test_data),
         "selection": config.selection,
         "selection_data": tuple(used),
+        "per_category": bool(config.get("per_category", False)),
         **settings,
       }
     )
@@ -77,7 +81,7 @@ class Protocol:
         allowed.
     """
     notes = []
-    trained = _opened(self.train_data, data_root)
+    trained = _used(_opened(self.train_data, data_root), self.per_category)
     if problem := _trained_on(dataset, trained):
       if not self.allow_trained:
         raise ValueError(
@@ -136,7 +140,10 @@ def check_names(config: Any) -> None:
   """
   place = functools.partial(naming.place, data_root=config.data_root)
   trained = {place(name) for name in config.train_data}
+  normal_alone = bool(config.get("per_category", False))
   both = [name for name in config.test_data if place(name) in trained]
+  if normal_alone:  # Of the same categories, other images.
+    both = []
   if both and not config.allow_trained:
     raise ValueError(
       f"{', '.join(sorted(both))} is in config.train_data and in "
@@ -144,6 +151,7 @@ def check_names(config: Any) -> None:
       "--config.allow_trained=True evaluates it nevertheless."
     )
   found = _opened(config.train_data, config.data_root)
+  found = _used(found, normal_alone)
   for dataset in _opened(config.test_data, config.data_root):
     problem = _trained_on(dataset, found)
     if problem and not config.allow_trained:
@@ -160,6 +168,10 @@ def check_names(config: Any) -> None:
 def trained_images(config: Any) -> list[str]:
   """Return the images that a run was trained on, where they still exist."""
   found = _opened(config.train_data, config.data_root)
+  if config.get("per_category", False):
+    drawn = [references.sample(data, **config.references) for data in found]
+    each = [paths for one in drawn for paths in one.images.values()]
+    return [path for paths in each for path in paths]
   return [sample.image_path for data in found for sample in data.test]
 
 
@@ -170,6 +182,24 @@ def _opened(names: Sequence[str], data_root: str | None) -> list[index.Dataset]:
     with contextlib.suppress(FileNotFoundError):
       found.append(registry.open_dataset(name, data_root=data_root))
   return found
+
+
+def _used(
+  datasets: Sequence[index.Dataset], per_category: bool
+) -> list[index.Dataset]:
+  """Return data sets whose `test` is what is trained on.
+
+  Args:
+    datasets: the auxiliary data sets.
+    per_category: whether normal training images are trained on instead; they
+      get another root, because the data set itself may be tested.
+  """
+  if not per_category:
+    return list(datasets)
+  return [
+    dataclasses.replace(data, root=f"{data.root}#train", test=data.train)
+    for data in datasets
+  ]
 
 
 def _trained_on(

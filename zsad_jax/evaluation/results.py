@@ -205,7 +205,16 @@ def check(
       "images over a category, which is not defined for tiles. Leave out "
       "--tile, or use a run without it."
     )
-  if method.needs_references:
+  if config.get("per_category", False):
+    if any(choice.images for choice in choices):
+      raise ValueError(
+        f"--shots, --references: {config.name} compares with the references "
+        "that each category was trained on; train a run with others "
+        "(config.references)."
+      )
+    given = config.references
+    choices = [References({}, int(given.shots), int(given.seed))]
+  elif method.needs_references:
     choices = [c for c in choices if c.images] or [
       references_lib.sample(dataset, shots=1, seed=references_lib.SEEDS[0])
     ]

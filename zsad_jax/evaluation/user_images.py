@@ -16,12 +16,35 @@ from zsad_jax.datasets import (
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.evaluation import calibration
 from zsad_jax.metrics import exact, streaming
+from zsad_jax.runs import run as run_lib
 from zsad_jax.runs.detection import Detection
 from zsad_jax.runs.threshold import Threshold
 from zsad_jax.runtime import copies
 from zsad_jax.types import ANOMALOUS
 
 Masks = Mapping[str, index.Sample]
+
+
+def check_run(run: run_lib.Run, *, named: bool, masks: bool) -> None:
+  """Check that thresholds of a run can be set.
+
+  Args:
+    run: the run.
+    named: whether they are those of a calibration.
+    masks: whether masks are given.
+
+  Raises:
+    ValueError: it needs a calibration for each category, or has no maps.
+  """
+  if run.categories and not named:
+    raise ValueError(
+      "A run with parameters per category has no threshold for all: give "
+      "--name and --class_name, one calibration for each category."
+    )
+  if masks and run.method.image_only:
+    raise ValueError(
+      "--anomalous_masks: this method has image scores only, without maps."
+    )
 
 
 @dataclasses.dataclass
@@ -39,7 +62,8 @@ class Results:
   def add(self, found: Detection) -> None:
     """Add an image."""
     self.score.append(found.score)
-    self.peak.append(float(found.anomaly_map.max()))
+    if not found.image_only:
+      self.peak.append(float(found.anomaly_map.max()))
 
   @property
   def scores(self) -> Float32[np.ndarray, " n"]:
@@ -136,8 +160,10 @@ class UserImages:
     counts = f"{len(normal)} normal and {len(anomalous)} anomalous"
     return float(value), f"best F1 on {counts}"
 
-  def _pixel_threshold(self) -> tuple[float, str]:
+  def _pixel_threshold(self) -> tuple[float | None, str]:
     normal = self.normal.peaks
+    if not len(normal):
+      return None, "no maps of"
     if self._pixels is None:
       value = self._normal_threshold(normal)
       rate = self._rate_text(len(normal))
@@ -174,12 +200,11 @@ class UserImages:
         f"{scores[0]:.6g}: the run does not distinguish them, and any other "
         "score is above or below all of them."
       )
-    assert found.pixel is not None
     for what, value, flagged in (
       ("score", found.image_score, "image"),
       ("pixel", found.pixel, "pixel"),
     ):
-      if value > 1:
+      if value is not None and value > 1:
         yield (
           f"warning: no {what} can reach the threshold {value:.8g}, because "
           f"values are at most 1 and normal images have them: no {flagged} "

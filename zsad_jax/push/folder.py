@@ -50,8 +50,8 @@ def build(
     calibration: name of a calibration to add with its references, or None.
 
   Raises:
-    ValueError: the run is an ensemble, has no licence, or its calibration does
-      not fit.
+    ValueError: the run is an ensemble, has parameters per category or no
+      licence, or its calibration does not fit.
     FileExistsError: the folder is not empty.
     OSError: a file cannot be read or written.
   """
@@ -59,6 +59,10 @@ def build(
     raise ValueError(
       f"{run.workdir} is an ensemble, which is not uploaded: push each of its "
       "runs, and combine them with --ensemble where they are used."
+    )
+  if run.categories:
+    raise ValueError(
+      f"{run.workdir} has parameters per category, which are not uploaded."
     )
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise FileExistsError(f"{output} exists: choose another --output.")

@@ -73,7 +73,8 @@ def category_detail(
   except exact.UndefinedError:
     image_curves = {}
   examples = []
-  if category.references.seed in (None, references.SEEDS[0]):
+  first = category.references.seed in (None, references.SEEDS[0])
+  if first and category.examples.kept:
     examples = _examples(category, image_size, limits, show)
   return Detail(
     image_curves,

@@ -52,18 +52,31 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def choose(
-  names: Sequence[str] | None, limits: threshold_lib.Threshold
+  names: Sequence[str] | None,
+  limits: threshold_lib.Threshold,
+  *,
+  image_only: bool = False,
 ) -> frozenset[str]:
   """Return the outputs to write; the scores are always part of them.
 
   Args:
     names: some of `OUTPUTS`; None for all that the thresholds allow.
     limits: thresholds of the run.
+    image_only: whether the method has image scores only.
 
   Raises:
-    ValueError: a name is invalid, or masks or regions are asked for without a
+    ValueError: a name is invalid, maps are asked for where there are none, or
+      masks or regions are asked for without a
       pixel threshold.
   """
+  if image_only:
+    check_names(names or ("scores",))
+    if other := sorted({*(names or ())} - {"scores"}):
+      raise ValueError(
+        f"--save={other[0]}: this method has image scores only, without maps; "
+        "use --save=scores."
+      )
+    return frozenset({"scores"})
   if names is None:
     unavailable = _OF_PIXELS if limits.pixel is None else ()
     return frozenset(OUTPUTS).difference(unavailable)

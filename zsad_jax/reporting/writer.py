@@ -193,10 +193,11 @@ class Writer:
     show = lambda sample: relative(
       sample.image_path, self._dataset.root, self._paths
     )
-    figure = details_lib.category_figure(category, image_size=size, show=show)
     folder = self._partial / _subfolder(choice)
-    name = self._file_names[category.name]
-    figures.save_png(folder / f"{name}.png", figure)
+    if category.examples.kept:  # None of image scores alone.
+      figure = details_lib.category_figure(category, image_size=size, show=show)
+      name = self._file_names[category.name]
+      figures.save_png(folder / f"{name}.png", figure)
     detail = details_lib.category_detail(
       category,
       image_size=size,
@@ -304,6 +305,7 @@ class Writer:
     choice, text = category.references, io.StringIO()
     writer = text_files.CsvWriter(text)
     path = self._partial / SCORES
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
       writer.writerow(SCORE_COLUMNS)
     shots = "given" if choice.shots is None else choice.shots

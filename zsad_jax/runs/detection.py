@@ -25,6 +25,7 @@ class Detection:
     image_size: height and width of the image in pixels.
     smooth_sigma: standard deviation of the Gaussian that smooths
       `anomaly_map`, in pixels of `raw_map`.
+    image_only: whether the score is the only result, without a map.
     zero_shot_score: score without the references; None for a detector without
       references and for methods that require them.
   """
@@ -35,6 +36,7 @@ class Detection:
   image_size: tuple[int, int]
   smooth_sigma: float
   zero_shot_score: float | None = None
+  image_only: bool = False
 
   @property
   def label(self) -> Literal["normal", "anomalous"]:
@@ -65,7 +67,14 @@ class Detection:
 
     It is computed on first access, by a Gaussian filter at the resolution of
     the model and bilinear interpolation.
+
+    Raises:
+      ValueError: the method has image scores only.
     """
+    if self.image_only:
+      raise ValueError(
+        "This method has image scores only: there is no map, mask or region."
+      )
     smooth = ndimage.gaussian_filter(self.raw_map, self.smooth_sigma)
     height, width = self.image_size
     resized = Image.fromarray(smooth).resize(

@@ -26,6 +26,7 @@ from zsad_jax.inference import (
 from zsad_jax.inference.inputs import ImageInput, ImageInputs
 from zsad_jax.inference.tiling import Tiling
 from zsad_jax.layers import coreset as coreset_lib
+from zsad_jax.runs import categories
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.detection import Detection
@@ -41,7 +42,7 @@ def check_works_alone(run: run_lib.Run) -> None:
     ValueError: its method compares images with references only.
   """
   config: Any = run.config
-  if run.method.needs_references:
+  if run.method.needs_references and not categories.is_used(config):
     raise ValueError(
       f"{config.name} needs references, normal images of the same class: give "
       "--references (in Python, use `with_references`)."
@@ -85,7 +86,7 @@ class Detector:
       threshold_lib.check_image_score(threshold)
     if batch_size < 1:
       raise ValueError(f"batch_size is at least 1, got {batch_size}.")
-    self._run = run
+    self._run, class_name = run_lib.of_class(run, class_name)
     self._config: Any = run.config
     self._class_name = class_name
     self._threshold = threshold
@@ -205,6 +206,7 @@ class Detector:
     if not names:
       raise ValueError("There is no reference image; expected at least one.")
     method = self._run.method
+    categories.check_takes_references(self._config)
     if isinstance(method, types.Transductive) and method.transductive_score:
       _log.warning(
         "note: config.method.transductive_score has no effect on predictions: "
@@ -394,5 +396,6 @@ class Detector:
       raw_map=np.asarray(raw_map, np.float32),
       image_size=size,
       smooth_sigma=float(self._config.smooth_sigma),
+      image_only=bool(getattr(self._run.method, "image_only", False)),
       zero_shot_score=float(zero_shot[0]) if zero_shot else None,
     )

@@ -38,6 +38,11 @@ class Members(types.Method):
     """Whether a member requires reference images to predict."""
     return any(method.needs_references for method in self.methods)
 
+  @property
+  def image_only(self) -> bool:
+    """Whether a member has image scores only."""
+    return any(method.image_only for method in self.methods)
+
 
 @dataclasses.dataclass
 class Ensemble(run_lib.Run):
@@ -208,6 +213,11 @@ def _check(paths):
       )
   configs = [run_lib.read_config(path) for path in paths]
   for path, config in zip(paths, configs):
+    if config.get("per_category", False):
+      raise ValueError(
+        f"--ensemble: {path} has parameters per category, which are not "
+        "combined; evaluate it alone."
+      )
     first = configs[0].matmul_precision
     if config.matmul_precision != first:
       raise ValueError(

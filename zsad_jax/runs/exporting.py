@@ -49,9 +49,14 @@ def make_program(detector: detector_lib.Detector) -> program.Program:
       "without --tile, or with another --calibration."
     )
   method = run.method
+  if method.image_only:
+    raise ValueError(
+      f"{config.name} has image scores only, and a program has a map as well: "
+      "use `zsad predict`."
+    )
   if detector.has_references:
     method = few_shot.with_memory_bank(method, **config.memory)
-  elif method.needs_references:
+  elif method.needs_references and not config.get("per_category", False):
     raise ValueError(
       f"{config.name} needs references, normal images of the same class: give "
       "--references."

@@ -1,6 +1,7 @@
 """Objects of a configuration, and the files of a run's workdir.
 
 config.json      the configuration, with all overrides
+categories.json  names of categories with parameters of their own
 checkpoints/     parameters, statistics, optimiser, step, position in data
 best/            parameters of the epoch chosen by config.selection
 metrics.jsonl    losses and evaluations
@@ -27,6 +28,7 @@ import numpy as np
 from zsad_jax import backbones, methods, types
 from zsad_jax.datasets import index, registry
 from zsad_jax.runs import backbone as backbone_lib
+from zsad_jax.runs import categories as categories_lib
 from zsad_jax.runs import checkpoint, hub, migration, model_file, peers
 from zsad_jax.runs import settings as settings_lib
 from zsad_jax.runtime import copies, distributed, environment, files
@@ -97,6 +99,8 @@ class Run:
     stats: running statistics.
     step: training step of the parameters.
     seconds: training time up to that step; nan where it is unknown.
+    categories: those with parameters of their own, the leading axis of
+      parameters and statistics; None where all share them.
   """
 
   workdir: pathlib.Path
@@ -107,11 +111,41 @@ class Run:
   stats: types.Params
   step: int
   seconds: float
+  categories: categories_lib.Categories | None = None
+
+  def of_category(self, name: str) -> "Run":
+    """Return the run with the parameters of one category.
+
+    Raises:
+      ValueError: the category has none.
+    """
+    params, stats = categories_lib.select(
+      self.categories, name, self.params, self.stats
+    )
+    return dataclasses.replace(
+      self, params=params, stats=stats, categories=None
+    )
 
   @property
   def num_trained(self) -> int:
     """Number of parameters that are trained."""
-    return count_trained(self.method, self.params)
+    if self.categories is None:
+      return count_trained(self.method, self.params)
+    one = categories_lib.row(self.params, 0)
+    return len(self.categories.names) * count_trained(self.method, one)
+
+
+def of_class(run: Run, class_name: str) -> tuple[Run, str]:
+  """Return a run with the parameters of a class, and its name in prompts.
+
+  Raises:
+    ValueError: the run has parameters per category, and none for the class.
+  """
+  known = getattr(run, "categories", None)
+  if known is None:
+    return run, class_name
+  number = known.index(class_name)
+  return run.of_category(class_name), known.prompt_names[number]
 
 
 def save_config(workdir: pathlib.Path, config: types.Config) -> None:
@@ -246,7 +280,10 @@ def load(workdir: str | pathlib.Path) -> Run:
     raise ValueError(f"{source}: {error}") from error
   backbone = backbone_lib.load(config, method)
   settings_lib.check_image_size(config, backbone, source=source)
-  found, meta = _restore(workdir, config, backbone, method)
+  known = None
+  if categories_lib.is_used(config):
+    known = categories_lib.read(workdir)
+  found, meta = _restore(workdir, config, backbone, method, known)
   peers.check_run(config, backbone, meta["step"], found)
   return Run(
     workdir=workdir,
@@ -255,13 +292,18 @@ def load(workdir: str | pathlib.Path) -> Run:
     method=method,
     step=meta["step"],
     seconds=meta.get("seconds", math.nan),
+    categories=known,
     **found,
   )
 
 
-def _restore(workdir, config, backbone, method):
+def _restore(workdir, config, backbone, method, known):
   """Return the parameters and statistics of a run, and their metadata."""
-  initial = jax.jit(method.init)(jax.random.key(0), backbone)
+  if known:
+    count = len(known.names)
+    initial = categories_lib.initial(config, method, backbone, count)
+  else:
+    initial = jax.jit(method.init)(jax.random.key(0), backbone)
   mesh = distributed.make_mesh()
   params, stats = distributed.replicate(initial, mesh)
   like = {"params": params, "stats": stats}

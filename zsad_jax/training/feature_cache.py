@@ -349,6 +349,7 @@ class FeatureCache:
     return int(positions.max()) + 1
 
 
+@functools.cache  # A program for each method, not for each cache.
 def encoder(
   method: types.Method, dtype: np.dtype
 ) -> Callable[..., types.Features]:
