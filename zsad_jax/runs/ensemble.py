@@ -208,6 +208,12 @@ def _check(paths):
       )
   configs = [run_lib.read_config(path) for path in paths]
   for path, config in zip(paths, configs):
+    if make_method(config).min_set_size > 1:
+      raise ValueError(
+        f"--ensemble: {path} scores all images of a set together; an ensemble "
+        "averages scores of single images: leave it out."
+      )
+  for path, config in zip(paths, configs):
     first = configs[0].matmul_precision
     if config.matmul_precision != first:
       raise ValueError(
