@@ -13,8 +13,9 @@ python -m zsad_jax.train --config=configs/anovl.py
                                     without views)
 
 The weights of the paper are LAION-400M's, epoch 32. The default is the authors'
-script for MVTec AD; see methods/anovl.py. An image takes 22 passes through the
-image encoder and five steps of the adapter.
+script for MVTec AD; see methods/anovl.py. With the small CLIP the value-value
+stream starts at block 5, as for the other methods. An image takes 22 passes
+through the image encoder and five steps of the adapter.
 
 Measured numbers and run times: docs/results.md.
 """
@@ -45,6 +46,7 @@ def _build(base: str) -> Config:
   config.smooth_sigma = 0.0
   if base == common.EMBEDDED:
     config.method.activation = "quick"  # As the embedded CLIP was trained.
+    config.method.vv_from = 5  # As its memory bank does.
     config.method.textures = (
       *("carpet", "wood", "leather", "terrazzo"),
       *("wire grid", "knitted wool", "mosaic tile"),

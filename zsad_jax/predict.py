@@ -47,7 +47,7 @@ from zsad_jax.reporting import (
   score_table,
 )
 from zsad_jax.runs import detector as detector_lib
-from zsad_jax.runs import ensemble, opening, peers
+from zsad_jax.runs import ensemble, opening, peers, set_scores
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runtime import cli, copies, file_names, progress, stopping
@@ -133,7 +133,7 @@ def predict(
     found, images, writer, skip_corrupt=skip_corrupt
   )
   if limits.is_of_training:
-    print(f"note: {threshold_lib.TRAINING_NOTE}")
+    print(f"note: {set_scores.training_note(run)}")
   print(summary(labels, limits, len(normal)), f"Results: {output}")
   _print_left_out(skipped, searched.note)
 

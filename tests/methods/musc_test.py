@@ -1,6 +1,7 @@
 """Tests of methods/musc.py against NumPy loops, and of its backbone."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def test_maps_and_terms_of_predictions(tokens, small_clip):
     "comparisons": distances,
     "set_index": jnp.arange(N),
   }
-  result = METHOD.predict({}, {}, small_clip, {}, given)
+  result: Any = METHOD.predict({}, {}, small_clip, {}, given)
   side = SIDE * small_clip.patch_size
   assert result["anomaly_map"].shape == (N, side, side)
   values = patch_scores(tokens, 2).mean(axis=(1, 2)).reshape(N, SIDE, SIDE)
@@ -118,7 +119,7 @@ def test_image_scores_are_those_of_loops():
 
 def test_tokens_are_normalized_over_patches_and_channels(small_clip):
   """With an image encoder that has no text encoder."""
-  backbone = image_only.ImageOnly(small_clip)
+  backbone: Any = image_only.ImageOnly(small_clip)
   method = musc.Method(feature_layers=(2, 3))
   pixels = np.random.default_rng(2).standard_normal((2, 32, 32, 3)).astype("f")
   batch = {"image": pixels, "class_id": np.zeros(2, int)}

@@ -47,7 +47,9 @@ def define_flags() -> None:
     "Chips to compile for, CHIP:TOPOLOGY, such as v5e:8x8, v6e:4x8, v5p:2x2x4 "
     "or, hosts x GPUs, h100:1x8.",
   )
-  flags.DEFINE_list("methods", methods.names(), "Methods to compile.")
+  flags.DEFINE_list(
+    "methods", methods.single_image_names(), "Methods to compile."
+  )
   flags.DEFINE_list("programs", None, "Programs to compile; default: all.")
   flags.DEFINE_string(
     "model", "ViT-L-14-336", "Model whose sizes the backbone has."

@@ -135,7 +135,7 @@ def main(options: Any) -> None:
   if options.runs:
     runs = map(ensemble.load, options.runs)
   else:
-    runs = map(untrained, options.methods or methods.names())
+    runs = map(untrained, options.methods or methods.single_image_names())
   rows = []
   images = draw(options.count, "test")
   for run in runs:

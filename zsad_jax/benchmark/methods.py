@@ -245,7 +245,9 @@ def define_case_flags() -> None:
   """Define the flags of benchmarks that run methods on one batch."""
   define_size_flags()
   define_rounds()
-  flags.DEFINE_list("methods", methods.names(), "Methods to measure.")
+  flags.DEFINE_list(
+    "methods", methods.single_image_names(), "Methods to measure."
+  )
   flags.DEFINE_integer("batch", 1, "Batch size.", 1)
 
 

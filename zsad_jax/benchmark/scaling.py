@@ -35,7 +35,9 @@ def define_flags() -> None:
   """Define the command's flags."""
   define_model_flags()
   define_rounds()
-  flags.DEFINE_list("methods", methods.names(), "Methods to measure.")
+  flags.DEFINE_list(
+    "methods", methods.single_image_names(), "Methods to measure."
+  )
   flags.DEFINE_list("sizes", ["112", "224", "336"], "Image sizes in pixels.")
   flags.DEFINE_list("batches", ["1", "2", "4", "8"], "Batch sizes.")
 

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 
 from zsad_jax.datasets import naming, references
 from zsad_jax.evaluation import ensemble
+from zsad_jax.inference import sets
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.metrics.accumulators import StreamingPixelMetrics
 from zsad_jax.runs import run as run_lib
@@ -38,7 +39,7 @@ def store(run: run_lib.Run) -> None:
     print(_NO_THRESHOLD)
     return
   datasets = [run_lib.open_dataset(config, name) for name in config.train_data]
-  few_shot = all(
+  few_shot = not sets.scores_sets(run.method) and all(
     {s.class_name for s in data.train} >= set(data.class_names)
     for data in datasets
   )

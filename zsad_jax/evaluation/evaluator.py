@@ -17,11 +17,11 @@ from zsad_jax.datasets import (
   verification,
 )
 from zsad_jax.datasets import references as references_lib
-from zsad_jax.evaluation import compared, tiled, transductive
+from zsad_jax.evaluation import compared, image_sets, tiled, transductive
 from zsad_jax.evaluation import speed as speed_lib
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.inference import few_shot as few_shot_lib
-from zsad_jax.inference import inputs
+from zsad_jax.inference import inputs, sets
 from zsad_jax.inference import predictor as predictor_lib
 from zsad_jax.inference.tiling import Tiling
 from zsad_jax.layers import coreset as coreset_lib
@@ -84,7 +84,7 @@ class Evaluator:
     mesh: devices.
     image_size: side of images and maps in pixels.
     batch_size: images per call.
-    smooth_sigma: sigma of the Gaussian that smooths maps, in pixels; 0: none.
+    smooth_sigma: of the Gaussian that smooths maps, in pixels; 0: none.
     prompt_names: see `prompt_names`.
     skip_corrupt: count images that cannot be read instead of stopping.
     variant: definition of the metrics, a key of `accumulators.VARIANTS`.
@@ -131,10 +131,10 @@ class Evaluator:
 
     Args:
       config: configuration of a run; see configs/common.py.
-      method: detection method.
+      method: see the attributes, as the other arguments.
       backbone: frozen backbone.
       mesh: devices.
-      skip_corrupt: see the attribute; None: as configured.
+      skip_corrupt: None: as configured.
       few_shot: give methods without reference images a memory bank.
       **settings: further attributes.
     """
@@ -192,7 +192,7 @@ class Evaluator:
       stats: running statistics.
       dataset: data set, of which the test images are predicted.
       references: choices of reference images.
-      on_category: called with each category, for example to draw figures.
+      on_category: called with each category.
     """
     rows = {choice.label: {} for choice in references}
     skipped, speed, findings = {}, speed_lib.Speed(), []
@@ -218,9 +218,7 @@ class Evaluator:
   ) -> Iterator[CategoryResult]:
     """Yield each category, once for each choice of references.
 
-    Categories are predicted one after the other, so that memory holds only
-    one. An image is encoded once for all choices. Arguments are those of
-    `evaluate`.
+    Memory holds only one. Arguments are those of `evaluate`.
     """
     for name in {s.class_name for s in dataset.test} if self.trained else ():
       self.trained.index(name)  # Before anything is predicted.
@@ -283,7 +281,7 @@ class Evaluator:
       params: trained parameters.
       stats: running statistics.
       dataset: data set of the images.
-      samples: the images.
+      samples: the images; all of them if they are scored together.
       references: paths of the references of each prediction; () for none.
 
     Returns:
@@ -291,6 +289,9 @@ class Evaluator:
       its predictions by references: this process's rows, maps smoothed.
     """
     class_id = dataset.class_names.index(samples[0].class_name)
+    if sets.scores_sets(self.method):
+      read, model = lambda: self._batches(samples, dataset), (params, stats)
+      return image_sets.predict(self, predictor, model, read)
     banks = [self._memory_bank(predictor, x, class_id) for x in references]
 
     def of_batch(batch, collect):

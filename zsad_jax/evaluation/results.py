@@ -11,7 +11,7 @@ from zsad_jax.datasets.references import NONE, References
 from zsad_jax.evaluation import ensemble, published, transductive
 from zsad_jax.evaluation.category import CategoryResult
 from zsad_jax.evaluation.protocol import Protocol
-from zsad_jax.inference import shrinking
+from zsad_jax.inference import sets, shrinking
 from zsad_jax.inference.tiling import Tiling
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
@@ -65,6 +65,8 @@ class Result:
     notes: remarks that belong to the numbers.
     dataset_notes: those of them that concern the data set.
     skipped: messages about images that could not be read.
+    transductive: whether the method scores all images of a category together;
+      tables mark it.
   """
 
   method: str
@@ -79,11 +81,13 @@ class Result:
   notes: tuple[str, ...] = ()
   dataset_notes: tuple[str, ...] = ()
   skipped: tuple[str, ...] = ()
+  transductive: bool = False
 
   @property
   def group(self) -> str:
     """Method and number of references: the same for all repetitions."""
-    return f"{self.method}, {self.references.group}"
+    mark = " (transductive)" if self.transductive else ""
+    return f"{self.method}{mark}, {self.references.group}"
 
   @property
   def shots(self) -> int | None:
@@ -127,14 +131,13 @@ def evaluate_run(
   thresholds = [stored_threshold(run, few_shot=few) for few in (False, True)]
   if protocol.tiling:
     thresholds = [None, None]  # Those of the run are for whole images.
-  zero_shot, few_shot = (each and each.image_score for each in thresholds)
   evaluator = ensemble.evaluator_of(
     run,
     skip_corrupt=skip_corrupt,
     few_shot=any(choice.images for choice in choices),
     variant=protocol.variant,
     num_examples=_NUM_EXAMPLES,
-    thresholds=(zero_shot, few_shot),
+    thresholds=tuple(each and each.image_score for each in thresholds),
     tiling=protocol.tiling,
   )
   _warn_of_shrinking(run, evaluator.image_size, dataset, protocol.tiling)
@@ -163,6 +166,7 @@ def evaluate_run(
       notes=tuple(dict.fromkeys(notes)),
       dataset_notes=dataset_notes,
       skipped=tuple(found.skipped),
+      transductive=sets.scores_sets(run.method),
     )
     for choice, rows in zip(choices, found.rows)
   ]
@@ -196,15 +200,8 @@ def check(
   published_data = bool(place.key)
   notes = protocol.check(dataset, config.data_root)
   notes += duplicates.check_dataset(dataset, published=published_data)
+  transductive.check(method, config.name, choices, protocol.tiling)
   notes += [n for choice in choices for n in transductive.notes(method, choice)]
-  if protocol.tiling and any(
-    transductive.category_scores(method, choice) for choice in choices
-  ):
-    raise ValueError(
-      "--tile: config.method.transductive_score scales the scores of whole "
-      "images over a category, which is not defined for tiles. Leave out "
-      "--tile, or use a run without it."
-    )
   if config.get("per_category", False):
     if any(choice.images for choice in choices):
       raise ValueError(

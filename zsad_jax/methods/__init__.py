@@ -28,6 +28,12 @@ def names() -> list[str]:
   return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def single_image_names() -> list[str]:
+  """Return the methods that score each image alone, not a set together."""
+  alone = lambda name: module(name).Method().min_set_size == 1
+  return [name for name in names() if alone(name)]
+
+
 def module(name: str) -> types.ModuleType:
   """Import the file of a method.
 

@@ -11,9 +11,8 @@
 "Code" is the authors' vl_test.py and vis_test.py. Patch tokens of CLIP's
 value-value stream are compared with mean embeddings of prompts that name the
 domain of the images. The image score is the mean over 22 views of an image.
-Before its map is computed, an adapter of the tokens is fitted to the single
-test image for a few steps; nothing is kept between images, so there are no
-trained parameters.
+Before its map is computed, an adapter of the tokens is fitted to that image
+for a few steps; nothing is kept between images, or trained.
 
 The scripts for MVTec AD and VisA are different algorithms (`VARIANTS`):
 
@@ -72,6 +71,7 @@ class Method(types.TrainingFree):
     adapter: see above; None: the tokens as they are.
     loss_on: what the loss averages over, see above.
     views: number of views of the image score, 22 or 1.
+    vv_from: first layer (1-based) of the value-value stream.
     steps: of the adaptation to an image.
     learning_rate: of AdamW, with torch's default weight decay.
     noise_std: deviation of the noise that is added to tokens.
@@ -86,6 +86,7 @@ class Method(types.TrainingFree):
   adapter: Literal["prompts", "linear"] | None = "prompts"
   loss_on: Literal["patches", "pixels"] = "patches"
   views: Literal[22, 1] = 22
+  vv_from: int = 1
   steps: int = 5
   learning_rate: float = 1e-3
   noise_std: float = 0.055
@@ -99,7 +100,7 @@ class Method(types.TrainingFree):
     types.TrainingFree.__post_init__(self)
     ranges.check(
       self,
-      counts=["steps"],
+      counts=["steps", "vv_from"],
       positive=["learning_rate"],
       shares=["mix"],
       weights=["noise_std", "seed"],
@@ -158,12 +159,11 @@ class Method(types.TrainingFree):
       batch: "image" (b, h, w, 3), square, and "class_id".
 
     Returns:
-      "view_units" (b, v, d), and "tokens" (b, l, d), not of unit length, of
-      the value-value stream of all layers.
+      "view_units" (b, v, d), and "tokens" (b, l, d) of the value-value stream.
     """
     image = batch["image"]
     embed, out = backbone.image(
-      image, vv_from=1, last_patches=False, **self.image_hooks
+      image, vv_from=self.vv_from, last_patches=False, **self.image_hooks
     )
     embeds = embed[:, None]
     if self.views > 1:

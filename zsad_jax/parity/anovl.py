@@ -50,6 +50,7 @@ def _method(config, variant=""):
     learning_rate=config["traj"]["lr"],
     noise_std=config["noise_std"],
     mix=config["mix"],
+    vv_from=config["dual_from"],
     activation=config["act"],
     pos_resize=config["pos_resize"],
   )

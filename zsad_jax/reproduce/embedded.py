@@ -208,6 +208,8 @@ class Table:
     name = methods.paper_variants(config.method_name).get(
       row.name.partition(":")[2], methods.paper_name(config.method_name)
     )
+    if config.method_name not in methods.single_image_names():
+      name += " (transductive)"
     values = [
       tables_lib.with_deviation(found, metric) if found else "-"
       for metric in _COLUMNS

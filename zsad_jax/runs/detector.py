@@ -8,31 +8,28 @@ detections = few_shot(["photo.png", array])
 
 import copy
 import functools
-import logging
 from collections.abc import Iterator
 from typing import Any, overload
 
 import jax
 import numpy as np
 
-from zsad_jax import types
 from zsad_jax.inference import (
   few_shot,
   inputs,
   predictor,
+  sets,
   shrinking,
   tile_stream,
 )
 from zsad_jax.inference.inputs import ImageInput, ImageInputs
 from zsad_jax.inference.tiling import Tiling
 from zsad_jax.layers import coreset as coreset_lib
-from zsad_jax.runs import categories
+from zsad_jax.runs import categories, set_scores
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.detection import Detection
 from zsad_jax.runtime import distributed
-
-_log = logging.getLogger(__name__)
 
 
 def check_works_alone(run: run_lib.Run) -> None:
@@ -74,14 +71,16 @@ class Detector:
         contain it.
       threshold: decision threshold; None for the one of `limits`.
       batch_size: largest number of images, or of tiles, per call of the model.
-      limits: thresholds of a calibration; None for those stored with the run.
+      limits: of a calibration; None for those stored with the run.
       tiling: score overlapping tiles of images and references: the maps of the
         tiles are merged, and the score of an image is the largest one of its
         tiles. None for whole images.
 
     Raises:
-      ValueError: the threshold is NaN, or the batch size is not positive.
+      ValueError: the threshold is NaN, the batch size is not positive, or the
+        method does not score tiles.
     """
+    set_scores.check_tiling(run, tiling)
     if threshold is not None:
       threshold_lib.check_image_score(threshold)
     if batch_size < 1:
@@ -186,6 +185,7 @@ class Detector:
     names = inputs.check_all(images)
     if not self.has_references:
       check_works_alone(self._run)
+    sets.check_count(self._run.method, len(names), self._config.name)
     return self._stream(images, names, self.limits, skip_corrupt)
 
   def with_references(
@@ -205,13 +205,8 @@ class Detector:
     names = inputs.check_all(images)
     if not names:
       raise ValueError("There is no reference image; expected at least one.")
-    method = self._run.method
     categories.check_takes_references(self._config)
-    if isinstance(method, types.Transductive) and method.transductive_score:
-      _log.warning(
-        "note: config.method.transductive_score has no effect on predictions: "
-        "only an evaluation scales scores over all images of a category."
-      )
+    set_scores.check_references(self._run)
     new = copy.copy(self)
     new._class_name = self._class_name if class_name is None else class_name
     model = self._few_shot_model
@@ -310,7 +305,12 @@ class Detector:
 
   def _stream(self, images, names, limits, skip_corrupt):
     """Yield positions with detections or messages; see `stream`."""
-    if self._tiling is None:
+    if sets.scores_sets(self._run.method):
+      batches = self._decode(images, names, self._batch_size, skip_corrupt)
+      scored = set_scores.score(
+        self._run, self._zero_shot_model, batches, self._batch_size
+      )
+    elif self._tiling is None:
       scored = self._score_images(images, names, skip_corrupt)
     else:
       scored = self._score_tiles(images, names, skip_corrupt, self._tiling)

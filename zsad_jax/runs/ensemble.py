@@ -218,6 +218,12 @@ def _check(paths):
         f"--ensemble: {path} has parameters per category, which are not "
         "combined; evaluate it alone."
       )
+    if make_method(config).min_set_size > 1:
+      raise ValueError(
+        f"--ensemble: {path} scores all images of a set together; an ensemble "
+        "averages scores of single images: leave it out."
+      )
+  for path, config in zip(paths, configs):
     first = configs[0].matmul_precision
     if config.matmul_precision != first:
       raise ValueError(

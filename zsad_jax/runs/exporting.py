@@ -12,7 +12,7 @@ from scipy import ndimage
 import zsad_jax
 from zsad_jax.datasets import index
 from zsad_jax.inference import few_shot, inputs, program
-from zsad_jax.runs import calibrations, ensemble, opening
+from zsad_jax.runs import calibrations, ensemble, opening, set_scores
 from zsad_jax.runs import detector as detector_lib
 
 
@@ -48,6 +48,7 @@ def make_program(detector: detector_lib.Detector) -> program.Program:
       "A program scores whole images, and this detector has tiles: export it "
       "without --tile, or with another --calibration."
     )
+  set_scores.check_single_images(run, "zsad export")
   method = run.method
   if method.image_only:
     raise ValueError(

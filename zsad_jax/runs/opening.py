@@ -23,6 +23,7 @@ from zsad_jax.runs import (
   calibrations,
   ensemble,
   ensemble_detector,
+  set_scores,
 )
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
@@ -129,6 +130,7 @@ def from_flags(options: Any, *, references_later: bool = False) -> Opened:
   _log.info("Loading %s.", options.workdir)
   run = ensemble.load(options.workdir)
   config: Any = run.config
+  set_scores.check_single_images(run, "This command")
   if note := backbones.note(config.backbone.name):
     _log.info(note)
   choice = choose(
