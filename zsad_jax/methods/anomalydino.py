@@ -77,7 +77,13 @@ class Method(types.TrainingFree):
   def __post_init__(self) -> None:
     types.TrainingFree.__post_init__(self)
     shares = ["top_share"]
-    ranges.check(self, counts=["feature_layer"], positive=shares, shares=shares)
+    ranges.check(
+      self,
+      counts=["feature_layer"],
+      positive=shares,
+      shares=shares,
+      weights=["rotations", "mask_threshold"],
+    )
 
   @property
   def compares_references(self) -> bool:
