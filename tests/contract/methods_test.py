@@ -77,6 +77,14 @@ def loss_and_grads(method, params, stats, backbone, aux, batch):
   )
 
 
+def needed_memory(method, backbone, batch):
+  """Return a memory bank for methods that predict only with one, else None."""
+  if not method.needs_references:
+    return None
+  references = jnp.flip(batch["image"][:3], axis=2)
+  return build_memory_bank(method, backbone, references)
+
+
 def take(batch, rows):
   return jax.tree.map(lambda x: x[rows], batch)
 
@@ -88,7 +96,8 @@ def close(a, b, atol, rtol=1e-7):
 
 def test_predictions_have_the_promised_shapes_and_range(setup, small_clip):
   method, params, stats, aux, batch = setup
-  out = predict(method, params, stats, small_clip, aux, batch)
+  memory = needed_memory(method, small_clip, batch)
+  out = predict(method, params, stats, small_clip, aux, batch, memory)
   assert out["anomaly_map"].shape == (4, 32, 32)
   assert out["pred_score"].shape == (4,)
   for value in out.values():
@@ -109,7 +118,9 @@ def check_independent(run, batch):
 def test_images_are_scored_independently(setup, small_clip):
   """Batch 1, batch 4 in another order, and a padded last batch agree."""
   method, params, stats, aux, batch = setup
-  run = functools.partial(predict, method, params, stats, small_clip, aux)
+  memory = needed_memory(method, small_clip, batch)
+  given = method, params, stats, small_clip, aux
+  run = lambda batch: predict(*given, batch, memory)
   whole = check_independent(run, batch)
   for i in range(4):
     close(run(take(batch, slice(i, i + 1))), take(whole, slice(i, i + 1)), 1e-5)
@@ -126,9 +137,21 @@ def test_images_are_scored_independently_with_references(setup, small_clip):
   whole = check_independent(lambda b: predict(*given, b, memory), batch)
   other = build_memory_bank(few, small_clip, references[::-1])
   close(predict(*given, batch, other), whole, 1e-5)
+  if method.needs_references:
+    return
   alone = predict(*given, batch)
   close(alone, predict(method, *given[1:], batch), 1e-6)
   assert np.abs(whole["pred_score"] - alone["pred_score"]).min() > 1e-4
+
+
+def test_a_method_of_references_alone_is_refused_without_them(
+  setup, small_clip
+):
+  method, params, stats, aux, batch = setup
+  if not method.needs_references:
+    pytest.skip("It predicts without references.")
+  with pytest.raises(ValueError, match="^[^\n]*give normal images of the same"):
+    predict(method, params, stats, small_clip, aux, batch)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -162,8 +185,12 @@ def test_an_image_is_nearest_to_itself(setup, small_clip):
   memory = build_memory_bank(
     few, small_clip, jnp.repeat(batch["image"][:1], 3, 0)
   )
-  zero_shot = predict(*given, batch)
   fused = predict(*given, batch, memory)
+  if method.needs_references:
+    assert (fused["pred_score"][1:] > fused["pred_score"][0] + 1e-2).all()
+    assert fused["anomaly_map"][0].mean() < fused["anomaly_map"][1:].mean() / 2
+    return
+  zero_shot = predict(*given, batch)
   # Of the first image only a share of the zero-shot map is left.
   share = fused["anomaly_map"][0].max() / zero_shot["anomaly_map"][0].max()
   assert share <= 0.5 + 1e-5

@@ -92,7 +92,8 @@ ZERO = (
   "method.prior_weight method.oc_weight method.class_contexts "
   "method.class_token_block method.class_token_weight method.fixed_weight "
   "method.dropout method.base_weight method.mix method.noise_std method.seed "
-  "memory.zero_shot_weight"
+  "memory.zero_shot_weight method.rotations method.mask_threshold "
+  "method.num_rotations method.rotation_seed"
 ).split()
 
 

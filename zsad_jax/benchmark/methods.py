@@ -101,12 +101,13 @@ def peak_gib() -> float:
 def make_method(name: str, layers: int, **fields: Any) -> Any:
   """Build a method for a vision tower of the given depth.
 
-  Defaults are for the 24 layers of ViT-L. For another depth, feature layers are
-  at the same fraction of the depth, and the value-value stream starts after the
-  first quarter, as in AdaptCLIP's configuration for 12.
+  Defaults are for the 24 layers of ViT-L, or for those of the module's DEPTH.
+  For another depth, feature layers are at the same fraction of the depth, and
+  the value-value stream starts after the first quarter, as in AdaptCLIP's
+  configuration for 12.
   """
-  method = methods.module(name).Method()
-  scaled = lambda layer: layer * layers // 24
+  method, depth = methods.module(name).Method(), methods.depth(name)
+  scaled = lambda layer: layer * layers // depth
   fit = {
     "feature_layer": scaled,
     "feature_layers": lambda chosen: tuple(map(scaled, chosen)),
@@ -114,7 +115,7 @@ def make_method(name: str, layers: int, **fields: Any) -> Any:
   }
   for field, fitted in fit.items():
     value = getattr(method, field, None)  # None does not depend on the depth.
-    if layers != 24 and value is not None:
+    if layers != depth and value is not None:
       fields.setdefault(field, fitted(value))
   return dataclasses.replace(method, **fields)
 
@@ -147,8 +148,12 @@ class Case:
     self.aux = self.method.prepare(backbone, ["object"])
 
   def inference(self, shots: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return a prediction with cached references, and its arguments."""
+    """Return a prediction with cached references, and its arguments.
+
+    Methods that predict only with references have one at least.
+    """
     method, keys = self.method, ("image", "class_id")
+    shots = shots or int(method.needs_references)
     if shots and not method.compares_references:
       raise ValueError(
         "Few-shot is measured for methods that compare references themselves."
@@ -290,7 +295,10 @@ def main(options: Any) -> None:
   for name in options.methods:
     case = Case(name, backbone, pixels)
     few = case.method.compares_references and options.shots
-    for shots in [0, options.shots] if few else [0]:
+    counts = [0, options.shots] if few else [0]
+    if case.method.needs_references:
+      counts = [options.shots or 1]
+    for shots in counts:
       function, arguments = case.inference(shots)
       add(f"{name}, {shots} shots" if shots else name, function, *arguments)
     learns = bool(jax.tree.leaves(case.model[0]))

@@ -93,6 +93,8 @@ class Programs:
       "predict": self.predict,
       "few_shot": self.few_shot,
     }
+    if self._method.needs_references:
+      del found["predict"]
     if jax.tree.leaves(self._model[0]):  # It is trained.
       found["cached_step"] = functools.partial(self.update, cached=True)
       found["step"] = functools.partial(self.update, cached=False)

@@ -67,7 +67,9 @@ def run(
   case = Case(name, backbone, jnp.asarray(pixels, jnp.uint8))
   function, (model, clip_, aux, given, memory) = case.inference(0)
   replicated = NamedSharding(mesh, P())
-  model, clip_, aux = jax.device_put((model, clip_, aux), replicated)
+  model, clip_, aux, memory = jax.device_put(
+    (model, clip_, aux, memory), replicated
+  )
   given = jax.device_put(given, distributed.row_sharding(mesh))
   return function, (model, clip_, aux, given, memory)
 

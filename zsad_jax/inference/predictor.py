@@ -203,6 +203,8 @@ class Predictor:
       batch_size: images per call, a multiple of the number of devices.
     """
     parts = []
+    if isinstance(self._method, types.AugmentsReferences):
+      chunks = _split(map(self._method.augment_references, chunks), batch_size)
     for chunk in chunks:
       padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
       batch = {
@@ -247,6 +249,13 @@ class Predictor:
       for group in groups
     ]
     return sum(results, [])
+
+
+def _split(chunks, batch_size):
+  """Yield parts of at most `batch_size` images of each chunk."""
+  for chunk in chunks:
+    for first in range(0, len(chunk), batch_size):
+      yield chunk[first : first + batch_size]
 
 
 def shared_memory_bank(

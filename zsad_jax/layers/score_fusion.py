@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -20,6 +21,17 @@ def harmonic_mean(values: Sequence[Float[Array, "*b"]]) -> Float[Array, "*b"]:
   """Return n / sum(1 / x); 0 where a value is 0."""
   result = len(values) / sum(1.0 / x for x in values)
   return jnp.where(jnp.isfinite(result), result, 0.0)
+
+
+def top_mean(values: Float[Array, "b n"], share: float) -> Float[Array, " b"]:
+  """Return the mean of the largest values of each row.
+
+  Args:
+    values: of which int(n * share), at least one, are averaged.
+    share: in (0, 1].
+  """
+  count = max(1, int(values.shape[1] * share))
+  return jax.lax.top_k(values, count)[0].mean(axis=1)
 
 
 def min_max(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

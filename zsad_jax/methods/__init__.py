@@ -9,6 +9,7 @@ equations. Optional constants:
   VARIANT_BY_PAPER  the variant that a paper's tables show under PAPER_NAME,
                   where the papers differ
   SUMMED_LOSSES   parts of the loss that are sums over images, not means
+  DEPTH           layers of the backbone that the defaults are for, if not 24
   TINY            settings for a backbone of three blocks of width 64, for tests
 """
 
@@ -109,6 +110,11 @@ def variant_by_paper(name: str) -> Mapping[str, str]:
 def summed_losses(name: str) -> tuple[str, ...]:
   """Return the parts of a method's loss that are sums over images."""
   return vars(module(name)).get("SUMMED_LOSSES", ())
+
+
+def depth(name: str) -> int:
+  """Return the number of layers that a method's feature layers are for."""
+  return vars(module(name)).get("DEPTH", 24)
 
 
 def tiny_settings(name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from zsad_jax.evaluation.paper_results import Cell
 from zsad_jax.reporting import tables as tables_lib
 from zsad_jax.reproduce import jobs as jobs_lib
 from zsad_jax.reproduce.jobs import Job, RunSpec, Settings, Target
+from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import environment, files
 
 _BASES = ("embedded", "random")  # The latter with random weights of the CLIP.
@@ -139,6 +140,9 @@ class Table:
       seeds = seeds[:1]
     few = recipes.has_few_shot(config.method_name, self._cells)
     shots = (0, *self._shots) if few else (0,)
+    method = run_lib.make_method(config.method_name, config.method.to_dict())
+    if method.needs_references:
+      shots = self._shots or (1,)
     drawn = references.SEEDS
     jobs = []
     for i, seed in enumerate(seeds):
