@@ -1,8 +1,8 @@
 """Nearest-neighbour search in a large memory bank, and its greedy coreset.
 
-The floor of the search is the products of the queries with all parts of the
-bank, of which only the largest value is kept. The floor of a coreset's step
-is one pass over the bank, its product with a vector.
+The floor of the search is its products, of which only the largest value is
+kept. The floor of a coreset's step is one pass over the bank, its product with
+a vector.
 """
 
 import functools
@@ -24,7 +24,6 @@ from zsad_jax.layers import coreset, kernels, neighbors
 from zsad_jax.runtime import environment, files
 
 ROWS = 4096  # Vectors that are drawn at a time.
-PART = 16384  # Vectors of the product that is the floor.
 
 
 @functools.partial(jax.jit, static_argnames=("count", "width"))
@@ -80,17 +79,23 @@ def measure(
 
 
 def products(query: jax.Array, bank: jax.Array) -> jax.Array:
-  """Return the largest product of queries and references, part by part."""
-  n, rows = len(bank), min(PART, len(bank))
+  """Return the largest product, by the blocks of the search."""
+  queries, references = kernels.neighbor_block()
+  n, rows = len(bank), min(references, len(bank))
+  size = queries or len(query)
+  tiles = jnp.pad(query, ((0, -len(query) % size), (0, 0)))
 
-  def largest(i, best):
-    start = jnp.minimum(i * rows, n - rows)
-    part = jax.lax.dynamic_slice_in_dim(bank, start, rows)
-    axes = (((1,), (1,)), ((), ()))
-    found = jax.lax.dot_general(query, part, axes, precision=kernels.EXACT)
-    return jnp.maximum(best, found.max())
+  def of_tile(tile):
+    def largest(i, best):
+      start = jnp.minimum(i * rows, n - rows)
+      part = jax.lax.dynamic_slice_in_dim(bank, start, rows)
+      axes = (((1,), (1,)), ((), ()))
+      found = jax.lax.dot_general(tile, part, axes, precision=kernels.EXACT)
+      return jnp.maximum(best, found.max())
 
-  return jax.lax.fori_loop(0, -(-n // rows), largest, -jnp.inf)
+    return jax.lax.fori_loop(0, -(-n // rows), largest, -jnp.inf)
+
+  return jax.lax.map(of_tile, tiles.reshape(-1, size, query.shape[1])).max()
 
 
 def search(
