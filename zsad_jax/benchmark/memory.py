@@ -1,8 +1,8 @@
 """Nearest-neighbour search in a large memory bank, and its greedy coreset.
 
-The floor of the search is one product of the queries with a part of the bank,
-scaled to the whole bank: a search cannot be faster than its products. The floor
-of a step of the coreset is one pass over the bank, the sum of its numbers.
+The floor of the search is its products, of which only the largest value is
+kept. The floor of a coreset's step is one pass over the bank, its product with
+a vector.
 """
 
 import functools
@@ -24,7 +24,6 @@ from zsad_jax.layers import coreset, kernels, neighbors
 from zsad_jax.runtime import environment, files
 
 ROWS = 4096  # Vectors that are drawn at a time.
-PART = 16384  # Vectors of the product that is the floor.
 
 
 @functools.partial(jax.jit, static_argnames=("count", "width"))
@@ -79,6 +78,26 @@ def measure(
   return {n: (float(np.median(s)), results[n]) for n, s in seconds.items()}
 
 
+def products(query: jax.Array, bank: jax.Array) -> jax.Array:
+  """Return the largest product, by the blocks of the search."""
+  queries, references = kernels.neighbor_block()
+  n, rows = len(bank), min(references, len(bank))
+  size = queries or len(query)
+  tiles = jnp.pad(query, ((0, -len(query) % size), (0, 0)))
+
+  def of_tile(tile):
+    def largest(i, best):
+      start = jnp.minimum(i * rows, n - rows)
+      part = jax.lax.dynamic_slice_in_dim(bank, start, rows)
+      axes = (((1,), (1,)), ((), ()))
+      found = jax.lax.dot_general(tile, part, axes, precision=kernels.EXACT)
+      return jnp.maximum(best, found.max())
+
+    return jax.lax.fori_loop(0, -(-n // rows), largest, -jnp.inf)
+
+  return jax.lax.map(of_tile, tiles.reshape(-1, size, query.shape[1])).max()
+
+
 def search(
   query: jax.Array, bank: jax.Array, rounds: int
 ) -> dict[str, dict[str, float]]:
@@ -87,16 +106,12 @@ def search(
   Raises:
     ValueError: a vector of the bank is not found.
   """
-  part = min(PART, len(bank))
-  exact = functools.partial(jnp.matmul, precision=kernels.EXACT)
-  programs: dict[str, Any] = {
-    "floor": (lambda q, b: exact(q, b[:part].T).max(), (query, bank))
-  }
+  programs: dict[str, Any] = {"floor": (products, (query, bank))}
   for metric in neighbors.METRICS:
     run = functools.partial(neighbors.nearest, metric=metric)
     programs[metric] = run, (query, bank)
   found = measure(programs, rounds)
-  floor = found["floor"][0] * len(bank) / part
+  floor = found["floor"][0]
   rows = {"floor": {"seconds": floor, "in_floors": 1.0}}
   for metric in neighbors.METRICS:
     seconds, (distance, _) = found[metric]
@@ -112,7 +127,7 @@ def choice(
   """Return seconds per step of the coreset, and units of a pass."""
   found = measure(
     {
-      "pass": (jnp.sum, (bank,)),
+      "pass": (lambda b: jnp.matmul(b, b[0]), (bank,)),
       "first": (lambda b: coreset.select(b, 1), (bank,)),
       "steps": (lambda b: coreset.select(b, 1 + steps), (bank,)),
     },
