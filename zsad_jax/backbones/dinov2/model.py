@@ -4,7 +4,7 @@ The reference is `Dinov2Model` and `Dinov2WithRegistersModel` of transformers.
 facebookresearch/dinov2 differs in images of another size than that of the
 position table: without registers, it resizes the table by the factor
 (side + 0.1) / 37 instead of to `side` rows and columns, which shifts the
-sampled positions by up to 0.3 % of a patch at 518 pixels and above.
+sampled positions by up to a tenth of a patch of the new grid.
 """
 
 import dataclasses
