@@ -46,8 +46,8 @@ def _build(base: str) -> Config:
   config = common.get_config("inctrl")
   config.seed = 10
   config.optax_name = "adamw"
-  config.optax = dict(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-8)
-  config.optax.weight_decay = 0.01  # Of torch, not of optax.
+  adam = dict(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-8)
+  config.optax = adam | dict(weight_decay=0.01)  # Of torch, not of optax.
   config.batch_size, config.epochs = 16, 10
   config.mosaic_prob = 0.0
   config.smooth_sigma = 0.0

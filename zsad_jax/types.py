@@ -323,7 +323,7 @@ class Method(DetectionModel, Protocol):
   @property
   def needs_text(self) -> bool:
     """Whether the method needs a `TextBackbone`."""
-    return not self.needs_references
+    return True
 
   @property
   def image_hooks(self) -> Mapping[str, Any]:

@@ -220,8 +220,9 @@ class Evaluator:
 
     Memory holds only one. Arguments are those of `evaluate`.
     """
-    for name in {s.class_name for s in dataset.test} if self.trained else ():
-      self.trained.index(name)  # Before anything is predicted.
+    if self.trained:  # Before anything is predicted.
+      for name in {s.class_name for s in dataset.test}:
+        self.trained.index(name)
     predictor = self.predictor(dataset)
     variant = accumulators.variant(self.variant)
     reported = progress.Progress(f"Test on {dataset.name}", len(dataset.test))

@@ -91,6 +91,11 @@ class Method(types.TrainingFree):
     return True
 
   @property
+  def needs_text(self) -> bool:
+    """Whether the method needs a text encoder: no."""
+    return False
+
+  @property
   def needs_references(self) -> bool:
     """Whether the method requires reference images to predict: yes."""
     return True

@@ -128,10 +128,9 @@ class Method(types.Method):
       score_head.init(key, width, self.head_widths)
       for key, width in zip(rngs[2:], widths)
     ]
-    params, stats = (
-      dict(zip(("patch_head", "image_head"), each)) for each in zip(*heads)
-    )
-    return {"adapter": adapter, **params}, stats
+    (patch, patch_stats), (image, image_stats) = heads
+    params = {"adapter": adapter, "patch_head": patch, "image_head": image}
+    return params, {"patch_head": patch_stats, "image_head": image_stats}
 
   def trainable_mask(self, params: Params) -> Params:
     """Return False for the normalization of inputs, which nothing reads."""
@@ -288,13 +287,15 @@ class Method(types.Method):
     features: Features,
   ) -> types.Prediction:
     """Return scores and the residual map; without a memory bank, of prompts."""
-    size = (self.grid * backbone.patch_size,) * 2
+    side = self.grid * backbone.patch_size
     if "memory_bank" not in features:
       score = self.text_score(aux, features)
-      anomaly_map = jnp.broadcast_to(score[:, None, None], (len(score), *size))
+      anomaly_map = jnp.broadcast_to(
+        score[:, None, None], (len(score), side, side)
+      )
       return {"anomaly_map": anomaly_map, "pred_score": score}
     found, _ = self.forward(params, stats, aux, features)
-    anomaly_map = similarity.value_map(found["patch_residual"], size)
+    anomaly_map = similarity.value_map(found["patch_residual"], (side, side))
     return {"anomaly_map": anomaly_map, "pred_score": found["score"]}
 
 

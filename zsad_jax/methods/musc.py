@@ -110,6 +110,11 @@ class Method(types.TrainingFree):
     """Return how many of the other images of a set a patch is scored by."""
     return int(self.nearest_images * (num_images - 1))
 
+  @property
+  def needs_text(self) -> bool:
+    """Whether the method needs a text encoder: no."""
+    return False
+
   def prepare(
     self, backbone: types.ImageBackbone, class_names: Sequence[str]
   ) -> dict[str, Array]:
