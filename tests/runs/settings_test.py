@@ -91,7 +91,8 @@ ZERO = (
   "method.sigma method.map_weight method.map_weights method.max_weights "
   "method.prior_weight method.oc_weight method.class_contexts "
   "method.class_token_block method.class_token_weight method.fixed_weight "
-  "method.dropout method.base_weight memory.zero_shot_weight"
+  "method.dropout method.base_weight memory.zero_shot_weight "
+  "schedule.end_learning_rate references.seed method.match_weight"
 ).split()
 
 

@@ -219,8 +219,8 @@ class Evaluator:
     one. An image is encoded once for all choices. Arguments are those of
     `evaluate`.
     """
-    for name in {s.class_name for s in dataset.test} if self.trained else ():
-      self.trained.index(name)  # Before anything is predicted.
+    if self.trained:  # Before anything is predicted.
+      self.trained.check({sample.class_name for sample in dataset.test})
     predictor = self.predictor(dataset)
     variant = accumulators.variant(self.variant)
     reported = progress.Progress(f"Test on {dataset.name}", len(dataset.test))

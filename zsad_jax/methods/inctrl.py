@@ -128,10 +128,11 @@ class Method(types.Method):
       score_head.init(key, width, self.head_widths)
       for key, width in zip(rngs[2:], widths)
     ]
-    params, stats = (
-      dict(zip(("patch_head", "image_head"), each)) for each in zip(*heads)
+    (patch, patch_stats), (image, image_stats) = heads
+    return (
+      {"adapter": adapter, "patch_head": patch, "image_head": image},
+      {"patch_head": patch_stats, "image_head": image_stats},
     )
-    return {"adapter": adapter, **params}, stats
 
   def trainable_mask(self, params: Params) -> Params:
     """Return False for the normalization of inputs, which nothing reads."""
@@ -288,7 +289,8 @@ class Method(types.Method):
     features: Features,
   ) -> types.Prediction:
     """Return scores and the residual map; without a memory bank, of prompts."""
-    size = (self.grid * backbone.patch_size,) * 2
+    side = self.grid * backbone.patch_size
+    size = side, side
     if "memory_bank" not in features:
       score = self.text_score(aux, features)
       anomaly_map = jnp.broadcast_to(score[:, None, None], (len(score), *size))
