@@ -63,6 +63,7 @@ def _build(base: str) -> Config:
   config.prompt_names = "verbatim"
   if base == common.EMBEDDED:
     config.train_data = config.test_data
+    config.method.feature_layers = (2, 5)  # Of 8, as 3 and 8 of 12.
   else:
     config.backbone.update(
       name="ViT-B-16-plus-240", path="weights/ViT-B-16-plus-240.safetensors"

@@ -79,6 +79,8 @@ def run(images, normal="normal", **more):
 def a_run(workdir, weight=1.0):
   return mock.Mock(
     spec=run_lib.Run,
+    categories=None,
+    method=mock.Mock(image_only=False),
     workdir=workdir,
     config=small_run.get_config(str(workdir / "aux")),
     params={"layer": {"w": np.full(3, weight, np.float32)}},

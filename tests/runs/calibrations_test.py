@@ -325,6 +325,7 @@ def a_run(workdir, **more):
   )
   for key, value in more.items():
     (values if key in values else config)[key] = value
+  values = {"categories": None, **values}
   return mock.Mock(spec=run_lib.Run, workdir=workdir, config=config, **values)
 
 

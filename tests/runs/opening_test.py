@@ -29,6 +29,7 @@ def open_with(monkeypatch, tmp_path, caplog):
   )
   method = types.SimpleNamespace(needs_references=False)
   run = mock.Mock(run_lib.Run, workdir=tmp_path, config=config, method=method)
+  run.categories = None
   monkeypatch.setattr(opening.ensemble, "load", lambda workdir: run)
 
   def logged(arguments, source):

@@ -93,7 +93,8 @@ ZERO = (
   "method.class_token_block method.class_token_weight method.fixed_weight "
   "method.dropout method.base_weight method.mix method.noise_std method.seed "
   "memory.zero_shot_weight method.rotations method.mask_threshold "
-  "method.num_rotations method.rotation_seed"
+  "method.num_rotations method.rotation_seed schedule.end_learning_rate "
+  "references.seed method.match_weight"
 ).split()
 
 

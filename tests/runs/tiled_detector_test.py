@@ -50,7 +50,7 @@ def make(tiling: Tiling | None = TILING, kind: Any = Bright, **more):
     }
   )
   run = mock.Mock(spec=run_lib.Run, config=config, workdir=pathlib.Path())
-  run.params, run.stats = {}, {}
+  run.params, run.stats, run.categories = {}, {}, None
   run.method = mock.Mock(spec=["needs_references"], needs_references=False)
   run.backbone = mock.Mock(spec=["patch_size"], patch_size=4)
   return kind(run, limits=LIMITS, tiling=tiling, **more)

@@ -221,8 +221,7 @@ class Evaluator:
     Memory holds only one. Arguments are those of `evaluate`.
     """
     if self.trained:  # Before anything is predicted.
-      for name in {s.class_name for s in dataset.test}:
-        self.trained.index(name)
+      self.trained.check({sample.class_name for sample in dataset.test})
     predictor = self.predictor(dataset)
     variant = accumulators.variant(self.variant)
     reported = progress.Progress(f"Test on {dataset.name}", len(dataset.test))

@@ -8,7 +8,7 @@ of the references that a category was trained on.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,11 @@ class Categories:
         "train another run."
       )
     return self.names.index(name)
+
+  def check(self, names: Iterable[str]) -> None:
+    """Raise ValueError for the first name that has no parameters."""
+    for name in sorted(names):
+      self.index(name)
 
   def write(self, workdir: pathlib.Path) -> None:
     """Write the file of a run."""
