@@ -27,7 +27,7 @@ from zsad_jax.benchmark import (
   steps,
 )
 from zsad_jax.datasets import preprocess
-from zsad_jax.methods import names as method_names
+from zsad_jax.methods import single_image_names as method_names
 from zsad_jax.metrics import variants
 
 
