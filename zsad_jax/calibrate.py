@@ -36,14 +36,7 @@ from zsad_jax.datasets import duplicates, image_files, preprocess
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.evaluation import calibration, protocol, user_images
 from zsad_jax.inference import tiling as tiling_lib
-from zsad_jax.runs import (
-  calibrations,
-  ensemble,
-  ensemble_detector,
-  lock,
-  peers,
-  set_scores,
-)
+from zsad_jax.runs import calibrations, ensemble, ensemble_detector, lock, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.calibration_file import Calibration
@@ -100,7 +93,6 @@ def calibrate(
       anomalous, or the only reference of itself.
   """
   calibration.check_rate(rate)
-  set_scores.check_single_images(run, "zsad calibrate")
   if product:
     calibrations.check_free(
       run.workdir, product.name, overwrite=product.overwrite

@@ -113,7 +113,7 @@ def _train(config, workdir, stack):
 
   # ---- Frozen backbone, trainable parameters.
   backbone = backbone_lib.load(config, method)
-  settings.check_image_size(config, backbone)
+  backbone_lib.check_image_size(config, backbone)
   peers.check_training(config, workdir, datasets, backbone)
   rng_init, rng_loop = jax.random.split(jax.random.key(config.seed))
   if plan:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from zsad_jax import methods
 from zsad_jax.backbones.clip.config import ClipConfig
-from zsad_jax.runs import optimizer_settings, settings, threshold
+from zsad_jax.runs import backbone, optimizer_settings, settings, threshold
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import config_files
 
@@ -176,7 +176,7 @@ def test_an_image_is_a_whole_number_of_patches(small_clip):
   config = config_files.load("clip").unlock()
   config.image_size = 100
   with pytest.raises(ValueError, match="image_size is 100.*8: 96 or 104"):
-    settings.check_image_size(config, small_clip)
+    backbone.check_image_size(config, small_clip)
 
 
 # ---- Files of a run.

@@ -17,6 +17,7 @@ from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.evaluation import calibration
 from zsad_jax.metrics import exact, streaming
 from zsad_jax.runs import run as run_lib
+from zsad_jax.runs import set_scores
 from zsad_jax.runs.detection import Detection
 from zsad_jax.runs.threshold import Threshold
 from zsad_jax.runtime import copies
@@ -34,8 +35,10 @@ def check_run(run: run_lib.Run, *, named: bool, masks: bool) -> None:
     masks: whether masks are given.
 
   Raises:
-    ValueError: it needs a calibration for each category, or has no maps.
+    ValueError: it scores images together, needs a calibration for each
+      category, or has no maps.
   """
+  set_scores.check_single_images(run, "zsad calibrate")
   if run.categories and not named:
     raise ValueError(
       "A run with parameters per category has no threshold for all: give "

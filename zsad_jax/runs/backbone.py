@@ -54,3 +54,27 @@ def load(config: Any, method: types.Method) -> types.ImageBackbone:
       "it to a CLIP, such as ViT-L-14-336."
     )
   return paired.Paired(image, second)
+
+
+def check_image_size(
+  config: types.Config, backbone: types.ImageBackbone, *, source: str = ""
+) -> None:
+  """Check that an image is a whole number of patches.
+
+  Args:
+    config: the configuration.
+    backbone: the backbone of the configuration.
+    source: file of the configuration, for the message.
+
+  Raises:
+    ValueError: it is not.
+  """
+  side, patch = config.image_size, backbone.patch_size
+  if side % patch:
+    lower = side // patch * patch
+    near = [x for x in (lower, lower + patch) if x]
+    start = f"{source}: " if source else ""
+    raise ValueError(
+      f"{start}config.image_size is {side}, but must be a multiple of the "
+      f"backbone's patch size, {patch}: {' or '.join(map(str, near))}."
+    )

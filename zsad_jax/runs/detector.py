@@ -67,8 +67,7 @@ class Detector:
 
     Args:
       run: the run.
-      class_name: object class in the images, for methods whose text prompts
-        contain it.
+      class_name: object class in the images, as text prompts contain it.
       threshold: decision threshold; None for the one of `limits`.
       batch_size: largest number of images, or of tiles, per call of the model.
       limits: of a calibration; None for those stored with the run.

@@ -32,6 +32,7 @@ from zsad_jax.runs import categories as categories_lib
 from zsad_jax.runs import checkpoint, hub, migration, model_file, peers
 from zsad_jax.runs import settings as settings_lib
 from zsad_jax.runtime import copies, distributed, environment, files
+from zsad_jax.types import literals
 
 
 def open_dataset(config: types.Config, name: str) -> index.Dataset:
@@ -69,7 +70,7 @@ def make_method(name: str, settings: Mapping[str, Any]) -> types.Method:
   as_tuple = lambda v: tuple(v) if isinstance(v, list) else v
   values = {k: as_tuple(v) for k, v in settings.items()}
   settings_lib.check_types(module.Method, values, "config.method")
-  types.check_choices(module.Method, values)
+  literals.check_choices(module.Method, values)
   return module.Method(**values)
 
 
@@ -279,7 +280,7 @@ def load(workdir: str | pathlib.Path) -> Run:
   except ValueError as error:
     raise ValueError(f"{source}: {error}") from error
   backbone = backbone_lib.load(config, method)
-  settings_lib.check_image_size(config, backbone, source=source)
+  backbone_lib.check_image_size(config, backbone, source=source)
   known = None
   if categories_lib.is_used(config):
     known = categories_lib.read(workdir)

@@ -327,30 +327,6 @@ def check_pretraining(config: types.Config) -> None:
       raise ValueError(f"{text}.")
 
 
-def check_image_size(
-  config: types.Config, backbone: types.ImageBackbone, *, source: str = ""
-) -> None:
-  """Check that an image is a whole number of patches.
-
-  Args:
-    config: the configuration.
-    backbone: the backbone of the configuration.
-    source: file of the configuration, for the message.
-
-  Raises:
-    ValueError: it is not.
-  """
-  side, patch = config.image_size, backbone.patch_size
-  if side % patch:
-    lower = side // patch * patch
-    near = [x for x in (lower, lower + patch) if x]
-    start = f"{source}: " if source else ""
-    raise ValueError(
-      f"{start}config.image_size is {side}, but must be a multiple of the "
-      f"backbone's patch size, {patch}: {' or '.join(map(str, near))}."
-    )
-
-
 def check_types(cls: type, values: Mapping[str, Any], prefix: str) -> None:
   """Check that values have the types of a dataclass's fields.
 

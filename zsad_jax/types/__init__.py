@@ -1,7 +1,5 @@
 """Types shared by the whole package."""
 
-import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from typing import (
   Any,
@@ -17,6 +15,9 @@ from typing import (
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+
+from zsad_jax.types import literals
+from zsad_jax.types.literals import choices as choices
 
 Params = Mapping[str, Any]  # Nested dict of arrays; "a/b/kernel" when flat.
 Batch = Mapping[str, Any]  # See `datasets/pipeline.py` for the keys.
@@ -278,7 +279,7 @@ class Method(DetectionModel, Protocol):
     return None
 
   def __post_init__(self):
-    check_choices(type(self), vars(self))
+    literals.check_choices(type(self), vars(self))
 
   @property
   def num_references(self) -> int:
@@ -373,45 +374,3 @@ class TrainingFree(Method, Protocol):
     """Raise ValueError: there is nothing to train."""
     del params, stats, backbone, aux, features, batch, rng
     raise ValueError("This method learns nothing: set config.epochs to 0.")
-
-
-def choices(hint: Any) -> tuple[Any, ...]:
-  """Return the values that a `Literal` type (or `Literal | None`) allows.
-
-  Args:
-    hint: a resolved type hint.
-
-  Returns:
-    The allowed values; () where the type is no `Literal`.
-  """
-  if typing.get_origin(hint) is Literal:
-    return typing.get_args(hint)
-  parts = typing.get_args(hint)
-  literal = [p for p in parts if typing.get_origin(p) is Literal]
-  if not literal:
-    return ()
-  none = (None,) if type(None) in parts else ()
-  return typing.get_args(literal[0]) + none
-
-
-def check_choices(
-  cls: type, values: Mapping[str, Any], prefix: str = "config.method"
-) -> None:
-  """Check values of a dataclass's `Literal` fields.
-
-  Args:
-    cls: the dataclass.
-    values: by name of the field; other fields are ignored.
-    prefix: of the field's name in the message.
-
-  Raises:
-    ValueError: a field has a value that its type does not allow.
-  """
-  hints = typing.get_type_hints(cls)
-  for field in dataclasses.fields(cls):
-    known = choices(hints[field.name])
-    if known and field.name in values and values[field.name] not in known:
-      raise ValueError(
-        f"{prefix}.{field.name} is one of {', '.join(map(str, known))}, got "
-        f"{values[field.name]!r}."
-      )
