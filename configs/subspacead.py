@@ -11,7 +11,8 @@ python -m zsad_jax.train --config=configs/subspacead.py
   configs/subspacead.py:paper,no_rotation
                                     an ablation on top (or alone, embedded):
                                     no_rotation (references as they are), smooth
-                                    (maps as in the paper's text)
+                                    (maps as in the paper's text), local (means
+                                    over 3 x 3 patches, for textures)
 
 It needs references: evaluate with --shots=1,2,4, which is 1 by default. A
 backbone with fewer layers needs other --config.method.feature_layers; the
@@ -28,6 +29,7 @@ common = config_files.sibling(__file__, "common")
 ABLATIONS: dict[str, dict[str, Any]] = {
   "no_rotation": dict(num_rotations=0),
   "smooth": dict(smoothing="paper"),
+  "local": dict(neighborhood=3),
 }
 
 

@@ -50,24 +50,37 @@ def tokens_of(backbone, images):
   return np.asarray(found, np.float64)
 
 
-@pytest.mark.parametrize("smoothing", ["code", "paper"])
-def test_scores_and_maps_are_those_of_brute_force(backbone, images, smoothing):
+@pytest.mark.parametrize(
+  "smoothing, neighborhood", [("code", 1), ("paper", 1), ("code", 3)]
+)
+def test_scores_and_maps_are_those_of_brute_force(
+  backbone, images, smoothing, neighborhood
+):
   method = subspacead.Method(
     feature_layers=(2, 3),
     num_rotations=2,
     explained_variance=0.8,
     top_share=0.1,
     smoothing=smoothing,
+    neighborhood=neighborhood,
   )
+
+  def tokens(images):
+    grid = tokens_of(backbone, images).reshape(-1, 4, 4, 64)
+    size = (1, neighborhood, neighborhood, 1)
+    return ndimage.uniform_filter(grid, size, mode="nearest").reshape(
+      -1, 16, 64
+    )
+
   found = run(method, backbone, images[5:], images[:5])
   copies = method.augment_references(images[:5])
   assert copies.shape == (15, 32, 32, 3)
   np.testing.assert_array_equal(copies[::3], images[:5])
-  rows = tokens_of(backbone, copies).reshape(-1, 64)
+  rows = tokens(copies).reshape(-1, 64)
   pca = decomposition.PCA(n_components=0.8, svd_solver="full").fit(rows)
   assert 1 < pca.n_components_ < 64
   variance = ((rows - rows.mean(0)) ** 2).sum(1).mean()
-  for i, x in enumerate(tokens_of(backbone, images[5:])):
+  for i, x in enumerate(tokens(images[5:])):
     back = pca.inverse_transform(pca.transform(x))
     grid = jnp.asarray(((x - back) ** 2).sum(1).reshape(4, 4, 1))
     values = resample.resize(grid, (32, 32), method="bilinear")[..., 0]

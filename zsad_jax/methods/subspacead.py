@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, UInt8
 from zsad_jax import types
 from zsad_jax.layers import (
   dual_path,
+  neighborhoods,
   ranges,
   rotation,
   score_fusion,
@@ -61,6 +62,8 @@ class Method(types.TrainingFree):
     top_share: share of the pixels of the map that are averaged in the score.
     smoothing: of the map, by a Gaussian of four pixels: "code", of 3 x 3
       pixels, or "paper", of its full width.
+    neighborhood: side, an odd number of patches, of the neighborhood whose
+      tokens are averaged, as in PatchCore; 1: authors' code.
   """
 
   feature_layers: tuple[int, ...] = (23, 24, 25, 26, 27, 28, 29)
@@ -69,17 +72,23 @@ class Method(types.TrainingFree):
   explained_variance: float = 0.99
   top_share: float = 0.01
   smoothing: Literal["code", "paper"] = "code"
+  neighborhood: int = 1
 
   def __post_init__(self) -> None:
     types.TrainingFree.__post_init__(self)
     shares = ["explained_variance", "top_share"]
     ranges.check(
       self,
-      counts=["feature_layers"],
+      counts=["feature_layers", "neighborhood"],
       positive=shares,
       shares=shares,
       weights=["num_rotations", "rotation_seed"],
     )
+    if self.neighborhood % 2 == 0:
+      raise ValueError(
+        f"config.method.neighborhood is {self.neighborhood}, but must be odd: "
+        "a patch is in the middle of its neighborhood."
+      )
 
   @property
   def compares_references(self) -> bool:
@@ -119,7 +128,13 @@ class Method(types.TrainingFree):
       batch["image"], last_patches=backbone.vision_layers in layers
     )
     tokens = [out[f"block{layer:02d}"][:, 1:] for layer in layers]
-    return {"patch_tokens": score_fusion.mean(tokens)}
+    mean = score_fusion.mean(tokens)
+    if self.neighborhood > 1:
+      side = batch["image"].shape[1] // backbone.patch_size
+      grid = mean.reshape(len(mean), side, -1, mean.shape[-1])
+      grid = neighborhoods.mean(grid, self.neighborhood, padding="edge")
+      mean = grid.reshape(mean.shape)
+    return {"patch_tokens": mean}
 
   def build_memory_bank(self, features: types.Features) -> subspace.Subspace:
     """Fit the subspace to the patches of all references (Code)."""
