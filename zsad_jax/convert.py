@@ -122,8 +122,8 @@ def main(options: Any) -> None:
   """Run the use that the flags select."""
   use = chosen_use(options)
   if options.model in backbones.convertible():
-    given = [name for name in ("activation", "pixels") if options[name].present]
-    if given:
+    of_clip = ("activation", "pixels")
+    if given := [name for name in of_clip if options[name].value is not None]:
       raise ValueError(f"--{given[0]} is for CLIP, not for {options.model}.")
     print(
       backbones.convert(options.source, options.output, model=options.model)

@@ -80,7 +80,7 @@ def a_run(workdir, weight=1.0):
   return mock.Mock(
     spec=run_lib.Run,
     categories=None,
-    method=mock.Mock(image_only=False),
+    method=mock.Mock(image_only=False, min_set_size=1),
     workdir=workdir,
     config=small_run.get_config(str(workdir / "aux")),
     params={"layer": {"w": np.full(3, weight, np.float32)}},

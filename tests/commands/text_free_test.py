@@ -1,10 +1,9 @@
 """Commands on a backbone without text: conversion, training, prediction."""
 
-import types
-
 import pytest
 
 from tests.helpers import dinov2_files, small_run
+from tests.helpers.given_flags import GivenFlags
 from zsad_jax import convert, train
 from zsad_jax.backbones.dinov2 import config as dino_config
 from zsad_jax.backbones.dinov2 import load as dino_load
@@ -57,21 +56,21 @@ def test_a_method_of_text_is_refused_before_training(folder, tmp_path):
   assert not (tmp_path / "run" / run_lib.model_file.FILE).exists()
 
 
-def options(**given):
-  names = ("source", "output", "model", "activation", "pixels")
-  return types.SimpleNamespace(**dict.fromkeys(names) | given)
-
-
 def test_convert_needs_the_model_of_a_backbone_that_is_no_clip(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setitem(dino_config.MODELS, "dinov2-tiny", TINY)
+  monkeypatch.setattr(dino_load, "CONVERTIBLE", ("dinov2-tiny",))
+  monkeypatch.setattr(dino_load, "NAMES", ("dinov2-tiny",))
   tiny, path = model.random_dinov2(TINY, 0), tmp_path / "tiny.pth"
   dinov2_files.write_meta(tiny, path)
-  given = options(source=str(path), output=tmp_path / "x", model="dinov2-tiny")
-  assert "registers=2" in convert._convert_backbone(given)
-  given.pixels = "openai"
-  with pytest.raises(ValueError, match="--pixels is for CLIP, and dinov2-tin"):
-    convert._convert_backbone(given)
+  given = {"source": str(path), "output": str(tmp_path / "x")}
+  run = lambda **more: convert.main(GivenFlags(**given, **more))
+  run(model="dinov2-tiny")
+  assert "registers=2" in capsys.readouterr().out
+  with pytest.raises(
+    ValueError, match="--pixels is for CLIP, not for"
+  ):
+    run(model="dinov2-tiny", pixels="openai")
   with pytest.raises(ValueError, match="Is it a DINOv2. Give its --model"):
-    convert._convert_backbone(options(source=str(path), output=tmp_path / "x"))
+    run()

@@ -190,7 +190,7 @@ def configuration(**changes):
 @pytest.mark.parametrize(
   ("text", "method", "message"),
   [
-    ("", METHOD, "sam-random', which has no text .* set config.text_backbone"),
+    ("", METHOD, "sam-random, which has no text .* set config.text_backbone"),
     ("sam-random", METHOD, "text_backbone.name is 'sam-random', which has no"),
     ("ViT-L-14", METHOD, "config.text_backbone.path is empty: .* of ViT-L-14"),
     ("none", METHOD, "config.text_backbone.name: no model 'none'; known"),

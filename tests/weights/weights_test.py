@@ -12,6 +12,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from tests.helpers import clip_files, local_hub, small_run
+from tests.helpers.given_flags import GivenFlags
 from tests.helpers.local_hub_client import hub  # noqa: F401
 from zsad_jax import backbones, convert, predict
 from zsad_jax.backbones import published_weights
@@ -123,19 +124,8 @@ def _write_run(folder, file):
 def test_convert_uses_the_same_downloads(model, capsys):
   run("get", "ViT-tiny")
   model.log.clear()
-  options = dict.fromkeys(("activation", "pixels", "workdir", "method"))
-  options |= dict.fromkeys(("checkpoint", "config", "export"))
-  options |= {
-    "source": REPO,
-    "output": "other.safetensors",
-    "model": "ViT-tiny",
-  }
-
-  class Options(types.SimpleNamespace):
-    def __getitem__(self, name):
-      return types.SimpleNamespace(value=getattr(self, name))
-
-  convert.main(Options(**options))
+  flags = GivenFlags(source=REPO, output="other.safetensors", model="ViT-tiny")
+  convert.main(flags)
   assert not model.downloads("model.safetensors")
   assert backbones.identify("ViT-tiny", "other.safetensors") == ENTRY
   first = pathlib.Path("weights/ViT-tiny.safetensors")

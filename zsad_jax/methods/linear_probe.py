@@ -78,6 +78,11 @@ class Method(types.Method):
     return {"pos_resize": self.pos_resize}
 
   @property
+  def needs_text(self) -> bool:
+    """Whether patches are compared with text."""
+    return self.head == "text"
+
+  @property
   def uses_text_backbone(self) -> bool:
     """Whether its text can come from a second model: that of `head`."""
     return self.head == "text"
