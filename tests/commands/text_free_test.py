@@ -68,9 +68,7 @@ def test_convert_needs_the_model_of_a_backbone_that_is_no_clip(
   run = lambda **more: convert.main(GivenFlags(**given, **more))
   run(model="dinov2-tiny")
   assert "registers=2" in capsys.readouterr().out
-  with pytest.raises(
-    ValueError, match="--pixels is for CLIP, not for"
-  ):
+  with pytest.raises(ValueError, match="--pixels is for CLIP, not for"):
     run(model="dinov2-tiny", pixels="openai")
   with pytest.raises(ValueError, match="Is it a DINOv2. Give its --model"):
     run()
