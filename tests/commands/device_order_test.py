@@ -95,4 +95,5 @@ def test_published_batch_sizes_run_on_many_devices(
     found.append(small_run.losses(workdir))
   padding = -batch_size % (processes * devices)
   assert f"each step also computes {padding} rows of padding" in out[0]
-  np.testing.assert_allclose(*found, rtol=1e-5)
+  # Differences of rounding grow over the steps, and some losses are small.
+  np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
