@@ -1,6 +1,6 @@
 """Blots on photographs of 12 megapixels are found by tiles.
 
-python -m tests.large_photographs --workdir=RUN [--tiles=896]
+python -m tests.large_photographs --workdir=RUN [--tiles=112]
 
 Makes photographs of 4000 x 3000 pixels from textures of scikit-image (CC0; pip
 install scikit-image): references, further normal ones, and four with an ink
