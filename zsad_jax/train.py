@@ -96,7 +96,6 @@ def _train(config, workdir, stack):
   jax.config.update("jax_default_matmul_precision", config.matmul_precision)
   mesh = distributed.make_mesh()
   given, config = config, batch_size.scaled(config)
-  batch_size.log_padding(config.batch_size, jax.device_count())
 
   # ---- Data: test images of the auxiliary sets; their anomalies have masks.
   datasets = _open_datasets(config)
@@ -110,6 +109,8 @@ def _train(config, workdir, stack):
   if plan:  # A set of parameters for each category; their steps in turn.
     names, per_epoch = plan.prompt_names, plan.steps
     total_steps = plan.steps * len(plan.names)
+  rows = plan.batch_size if plan else config.batch_size
+  batch_size.log_padding(rows, jax.device_count())
 
   # ---- Frozen backbone, trainable parameters.
   backbone = backbone_lib.load(config, method)
@@ -170,7 +171,7 @@ def _train(config, workdir, stack):
     means = logger.means(pending)
     if plan:
       means = plan.named(max(pending), means)
-    speed = log.progress(max(pending), means["loss"], config.batch_size)
+    speed = log.progress(max(pending), means["loss"], rows)
     log.write(max(pending), {**means, "images_per_second": speed})
     pending.clear()
 

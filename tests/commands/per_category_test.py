@@ -13,7 +13,7 @@ from zsad_jax.backbones.clip import load as clip_load
 from zsad_jax.datasets import references
 from zsad_jax.evaluation import calibration, protocol, results
 from zsad_jax.reporting import result_files, writer
-from zsad_jax.runs import categories, ensemble, exporting, threshold
+from zsad_jax.runs import categories, ensemble, exporting, logger, threshold
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runtime import config_files, stopping
@@ -110,7 +110,15 @@ def trained(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run") / "cls"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(clip_load, "RANDOM_CONFIG", small_run.BACKBONE)
+    progress, rows = logger.Writer.progress, []
+
+    def recorded(self, step, loss, batch_size):
+      rows.append(batch_size)
+      return progress(self, step, loss, batch_size)
+
+    patch.setattr(logger.Writer, "progress", recorded)
     assert train.train(small_config(data).lock(), workdir)
+  assert set(rows) == {2}  # The references, not config.batch_size.
   return workdir
 
 

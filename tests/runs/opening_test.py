@@ -62,3 +62,19 @@ def test_a_threshold_of_the_training_is_named(open_with):
   source = f"best F1 on {threshold_lib.AUXILIARY} (aux)"
   assert note in open_with([], source)
   assert note not in open_with([], "own images")
+
+
+@pytest.mark.parametrize("tiles", [None, tiling.Tiling(100)])
+def test_the_warm_up_scores_an_image_that_has_tiles(tiles):
+  seen = []
+
+  def stream(images):
+    seen.append([image.shape for image in images])
+    return iter(())
+
+  detector = mock.Mock(detector_lib.Detector, tiling=tiles, stream=stream)
+  opening.warm_up(detector, [1, 3])
+  assert [len(shapes) for shapes in seen] == [1, 3]
+  for height, width, channels in sum(seen, []):
+    assert channels == 3 and height == width
+    assert tiles is None or height > tiles.size

@@ -182,7 +182,8 @@ def _table(columns: Sequence[str], label: str, name: str) -> gr.Dataframe:
 
 def _begin(files: list[str] | None) -> str:
   """Return the line that is shown while images are scored."""
-  return f"Scoring {len(files or [])} images."
+  number = len(files or [])
+  return f"Scoring {number} image{'s' if number != 1 else ''}."
 
 
 def _score(
