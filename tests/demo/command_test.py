@@ -1,6 +1,7 @@
 """The command `zsad demo`: its flags, notes and refusals."""
 
 import types
+from unittest import mock
 
 import pytest
 
@@ -41,3 +42,12 @@ def test_notes_name_the_threshold_and_the_tiles():
   assert "tiles of 64 pixels" in tiled[1] and tiled[2] == opening.TILE_NOTE
   assert len(notes(tiling=Tiling(64, 0.25), threshold=0.3)) == 2
   assert len(notes(tiling=Tiling(64, 0.25), calibration="line3")) == 2
+
+
+def test_a_method_without_maps_is_refused():
+  opened = lambda image_only: mock.Mock(
+    run=mock.Mock(method=mock.Mock(image_only=image_only))
+  )
+  command._check_maps(opened(False))
+  with pytest.raises(ValueError, match="image scores only: use zsad predict"):
+    command._check_maps(opened(True))

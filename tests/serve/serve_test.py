@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -172,6 +173,17 @@ def test_overlays(service):
   _, _, found = service.ask(image_file(), "/predict?overlay=true")
   assert base64.b64decode(found["overlay"]) == png
   assert "overlay" not in service.ask(image_file(), "/predict?overlay=false")[2]
+
+
+def test_a_method_without_maps_has_no_overlay():
+  image = PIL.Image.new("RGB", (8, 8), (200, 200, 200))
+  found = fake_detector.FakeDetector()(np.asarray(image))
+  found = dataclasses.replace(found, image_only=True)
+  answer = json.loads(worker.as_json(image, found, 0.1, side=None))
+  assert answer["score"] == found.score and answer["regions"] is None
+  for draw in (worker.as_json, worker.as_png):
+    with pytest.raises(worker.Invalid, match="image scores only"):
+      draw(image, found, 0.1, side=0)
 
 
 def test_health(service):

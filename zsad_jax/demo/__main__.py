@@ -70,6 +70,7 @@ def main(options: flags.FlagValues) -> None:
     server.check_token(options.host, token)
     bound = server.bind(options.host, options.port)
     opened = opening.from_flags(options, references_later=True)
+    _check_maps(opened)
     # A method may require references, which users give in the page.
     with contextlib.suppress(ValueError):
       opening.warm_up(opened.detector)
@@ -98,6 +99,15 @@ def main(options: flags.FlagValues) -> None:
       server.run(listening, bound)
       with stop.interruptible():
         raise RuntimeError("The server has ended without a signal.")
+
+
+def _check_maps(opened: opening.Opened) -> None:
+  """Refuse a method without maps, which are what the page shows."""
+  if opened.run.method.image_only:
+    raise ValueError(
+      f"zsad demo shows maps, and {opened.name} has image scores only: use "
+      "zsad predict, or zsad serve."
+    )
 
 
 def _notes(options, detector) -> list[str]:

@@ -178,7 +178,7 @@ def values(found: Detection, seconds: float) -> dict[str, Any]:
   """
   height, width = found.image_size
   regions = None
-  if found.limits.pixel is not None:
+  if found.limits.pixel is not None and not found.image_only:
     regions = regions_lib.find(found.anomaly_map, found.mask)
   return {
     "score": found.score,
@@ -216,8 +216,17 @@ def as_json(
 def as_png(
   image: PIL.Image.Image, found: Detection, seconds: float, *, side: int
 ) -> bytes:
-  """Return the answer to /overlay; see `as_json`."""
+  """Return the answer to /overlay; see `as_json`.
+
+  Raises:
+    Invalid: the method has image scores only.
+  """
   del seconds
+  if found.image_only:
+    raise Invalid(
+      "This method has image scores only, without maps: use /predict without "
+      "an overlay."
+    )
   data = io.BytesIO()
   overlays.draw(image, found, side=side).save(data, "PNG")
   return data.getvalue()
