@@ -46,7 +46,8 @@ def test_notes_name_the_threshold_and_the_tiles():
 
 def test_a_method_without_maps_is_refused():
   opened = lambda image_only: mock.Mock(
-    run=mock.Mock(method=mock.Mock(image_only=image_only))
+    opening.Opened,
+    run=mock.Mock(method=mock.Mock(image_only=image_only)),
   )
   command._check_maps(opened(False))
   with pytest.raises(ValueError, match="image scores only: use zsad predict"):
