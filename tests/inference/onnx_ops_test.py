@@ -78,6 +78,9 @@ FLOATS = {
     (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1e-5)
   ),
   "logical": lambda x: (~(x > 0) & (x > -1) | (x > 1)).astype(jnp.int32),
+  "pad_edge": jax.vmap(
+    lambda row: jnp.pad(row[None], ((0, 0), (1, 1), (0, 0)), mode="edge")
+  ),
   "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 3)), constant_values=2.0),
   "power": lambda x: x**3 + jnp.abs(x) ** 0.7,
   "product_batched": lambda x: jnp.einsum("bij,bjk->bik", x, x.swapaxes(1, 2)),
@@ -198,6 +201,7 @@ def test_rounding_to_float16():
     (lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), "bfloat16"),
     (lambda x: lax.reduce_precision(x, 8, 7), "rounding"),
     (lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1), (0, 0, 0))), "padding"),
+    (lambda x: lax.slice_in_dim(x, 0, x.shape[0] - 1), "slice along"),
   ],
 )
 def test_what_is_not_converted_is_named(function, named):

@@ -39,6 +39,13 @@ def define_flags() -> None:
   flags.DEFINE_integer("rounds", 3, "Repetitions, of which the least counts.")
 
 
+def _with_maps() -> list[str]:
+  """Return the methods that a program can hold: those with maps."""
+  made = lambda name: methods.module(name).Method()
+  names = methods.single_image_names()
+  return [name for name in names if not made(name).image_only]
+
+
 def untrained(method: str) -> run_lib.Run:
   """Return a run of a method with its initial parameters."""
   config: Any = config_files.load(method)
@@ -135,7 +142,7 @@ def main(options: Any) -> None:
   if options.runs:
     runs = map(ensemble.load, options.runs)
   else:
-    runs = map(untrained, options.methods or methods.single_image_names())
+    runs = map(untrained, options.methods or _with_maps())
   rows = []
   images = draw(options.count, "test")
   for run in runs:

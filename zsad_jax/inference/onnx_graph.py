@@ -134,7 +134,9 @@ class Graph:
     if len(symbolic) == 1 and 0 not in shape:
       fixed = [size if isinstance(size, int) else -1 for size in shape]
       return self.op("Reshape", name, self.ints(fixed))
-    return self.op("Reshape", name, self.sizes(shape))
+    # Otherwise ONNX takes a size of 0 as that of the input.
+    empty = int(0 in shape)
+    return self.op("Reshape", name, self.sizes(shape), allowzero=empty)
 
   def transpose(self, name: str, axes: Sequence[int]) -> str:
     """Permute the axes of a value."""

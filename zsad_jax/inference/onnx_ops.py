@@ -227,6 +227,8 @@ def _slice(g: Graph, step, x: str) -> str:
   for axis, size in enumerate(step.inputs[0].shape):
     part = starts[axis], stops[axis], steps[axis]
     if part != (0, size, 1):
+      if not isinstance(size, int):
+        raise Unsupported("a slice along the batch")
       x = g.slice(x, axis, *part)
   return x
 

@@ -54,7 +54,7 @@ def _with_even_lengths(q, k, v, causal):
   cuDNN's backward pass takes even lengths only; AdaCLIP's prompted tower has
   1,375 tokens at 518 pixels.
   """
-  b, t, s = len(q), q.shape[1], k.shape[1]
+  (b, t), s = q.shape[:2], k.shape[1]
   lengths: dict[str, Any] = {}
   if t % 2 or s % 2:
     pad = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))

@@ -291,7 +291,7 @@ class Method(types.Method):
     if "memory_bank" not in features:
       score = self.text_score(aux, features)
       anomaly_map = jnp.broadcast_to(
-        score[:, None, None], (len(score), side, side)
+        score[:, None, None], (*score.shape, side, side)
       )
       return {"anomaly_map": anomaly_map, "pred_score": score}
     found, _ = self.forward(params, stats, aux, features)

@@ -131,7 +131,8 @@ class Method(types.TrainingFree):
     mean = score_fusion.mean(tokens)
     if self.neighborhood > 1:
       side = batch["image"].shape[1] // backbone.patch_size
-      grid = mean.reshape(len(mean), side, -1, mean.shape[-1])
+      b, l, c = mean.shape
+      grid = mean.reshape(b, side, l // side, c)
       grid = neighborhoods.mean(grid, self.neighborhood, padding="edge")
       mean = grid.reshape(mean.shape)
     return {"patch_tokens": mean}

@@ -186,7 +186,7 @@ class Method(types.Method):
     used = image_embed if self.use_global else None
     vectors = visual_context.class_vectors(params["class_vectors"], used)
     if keep is not None:
-      vectors = jnp.broadcast_to(vectors, (len(keep), *vectors.shape[1:]))
+      vectors = jnp.broadcast_to(vectors, (keep.shape[0], *vectors.shape[1:]))
     hole = aux["embeds"].shape[1] - 2  # The word before the end token.
     embeds = visual_context.with_class_vectors(aux["embeds"], vectors, hole)
     b, s, t, c = embeds.shape
