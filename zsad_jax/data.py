@@ -16,7 +16,8 @@ python -m zsad_jax.data synthesize --images=good/ --output=synthetic/
               random anomalies with masks, and preview.png.
               --kinds=scratch,hole (default: all), --number=1,2 anomalies per
               image, --size=0.4,1 and --strength=0.6,1 their ranges,
-              --per_image=3, --seed=0, --class_name=NAME
+              --per_image=3, --seed=0, --class_name=NAME; --references=4 of the
+              images are kept as references, in train/good
 
 A data set is searched in --root, or below --data_root (default: data, or
 ZSAD_JAX_DATA). See docs/data.md for layouts and formats.
@@ -42,6 +43,7 @@ from zsad_jax.reporting import figures
 from zsad_jax.runtime import cli, copies, environment, files, urls
 
 _SHOWN = 10  # Problems that are printed.
+_REFERENCES = 4  # Of a synthesized data set.
 
 
 def _open(options: flags.FlagValues) -> tuple[index.Dataset, Entry | None]:
@@ -123,18 +125,23 @@ def _synthesize(options: flags.FlagValues) -> int:
     strength=_interval(options, "strength", float),
   )
   output = pathlib.Path(options.output)
+  kept = options.references
+  if kept is None:
+    kept = min(_REFERENCES, len(images) // 4)
   written = synthesis.synthesize(
     images,
     output,
     class_name=options.class_name,
     per_image=options.per_image,
+    num_references=kept,
     ranges=ranges,
     seed=options.seed,
   )
   figures.save_png(output / "preview.png", preview.draw(written))
   print(
-    f"{output}: {len(images)} normal and {len(written)} anomalous images of "
-    f"{len(ranges.kinds)} kinds, shown in {output / 'preview.png'}. Train "
+    f"{output}: {len(images) - kept} normal and {len(written)} anomalous "
+    f"images of {len(ranges.kinds)} kinds, shown in {output / 'preview.png'}, "
+    f"and {kept} normal references. Train "
     f"with --config.train_data='(\"{copies.origin(output)}\",)'."
   )
   return 0
@@ -174,6 +181,13 @@ def define_flags() -> None:
     "strength", ["0.6", "1"], "Opacity of anomalies in (0, 1]; a range."
   )
   flags.DEFINE_integer("per_image", 3, "Anomalous copies of each image.", 1)
+  flags.DEFINE_integer(
+    "references",
+    None,
+    "Normal images to keep as references, without anomalous copies; default: "
+    f"{_REFERENCES}, at most a quarter of the images.",
+    0,
+  )
   flags.DEFINE_integer("seed", 0, "Seed of the synthetic anomalies.", 0)
   flags.DEFINE_string("class_name", "object", "Name of the object or texture.")
 

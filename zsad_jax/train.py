@@ -257,6 +257,8 @@ def main(options: flags.FlagValues) -> int:
         raise stopping.Stopped(stopping.received(), together=True)
       print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
       _finish(config, workdir)
+      where = copies.origin(workdir)
+      print(f"Run: {where}. Use it: zsad predict --workdir={where} photos/")
   except stopping.Stopped as error:
     where = copies.origin(workdir)
     error.add_note(f"The same command resumes the run in {where}.")

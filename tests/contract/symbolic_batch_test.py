@@ -11,6 +11,7 @@ from zsad_jax.inference import predictor, program
 from zsad_jax.layers import kernels
 
 SIDE = 32
+NOT_TINY = {"prompt_depth", "deep_depth", "feature_layers", "num_patches"}
 
 
 def variants():
@@ -22,8 +23,8 @@ def variants():
     found += [
       pytest.param(name, fields, id=f"{name}:{variant}")
       for variant, fields in module.ABLATIONS.items()
-      # Others are for deeper backbones.
-      if not {"prompt_depth", "feature_layers"} & fields.keys()
+      # Others are for deeper backbones, or for features of another width.
+      if not NOT_TINY & fields.keys()
     ]
   return found
 

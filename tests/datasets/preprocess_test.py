@@ -1,5 +1,8 @@
 """Tests of decoding: Pillow, called directly, is the reference."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,12 +75,51 @@ def test_camera_orientation_is_applied(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 @settings(max_examples=20, deadline=None)
-@given(value=st.integers(0, 65535))
+@given(value=st.integers(4096, 65535) | st.just(0))
 def test_16_bit_is_scaled(tmp_path_factory, name, value):
   path = tmp_path_factory.mktemp("deep") / name
   write(path, Image.fromarray(np.full((4, 4), value, np.uint16)))
   image = preprocess.load_image(path, 2)
   np.testing.assert_array_equal(image, round(value * 255 / 65535))
+
+
+def deep_color_png(path, value):
+  """Write a PNG file of 16 bits per channel, which Pillow cannot."""
+  row = b"\0" + np.full((4, 3), value, ">u2").tobytes()
+  chunks = [
+    (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)),
+    (b"IDAT", zlib.compress(4 * row)),
+    (b"IEND", b""),
+  ]
+  path.write_bytes(
+    b"\x89PNG\r\n\x1a\n"
+    + b"".join(
+      struct.pack(">I", len(data))
+      + kind
+      + data
+      + struct.pack(">I", zlib.crc32(kind + data))
+      for kind, data in chunks
+    )
+  )
+  return path
+
+
+@pytest.mark.parametrize("value", [1, 255, 1023, 4095])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "color.png"])
+def test_16_bit_of_fewer_bits_is_refused(tmp_path, name, value):
+  path = tmp_path / name
+  if name == "color.png":
+    deep_color_png(path, max(value, 256))  # Below 256, Pillow's is all black.
+  else:
+    write(path, Image.fromarray(np.full((4, 4), value, np.uint16)))
+  with pytest.raises(ValueError, match=f"{name}.*no value of 4096"):
+    preprocess.load_image(path, 4)
+
+
+@pytest.mark.parametrize("value", [4096, 65535])
+def test_16_bit_colors(tmp_path, value):
+  image = preprocess.load_image(deep_color_png(tmp_path / "a.png", value), 4)
+  np.testing.assert_array_equal(image, value >> 8)
 
 
 @pytest.mark.parametrize(

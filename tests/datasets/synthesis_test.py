@@ -54,7 +54,13 @@ def test_the_object_is_found_and_a_texture_is_everywhere(photos):
 def test_a_set_is_written_and_read_back(photos, tmp_path):
   ranges = synthesis.Ranges(("scratch", "cut_paste", "hole"))
   make = lambda folder: synthesis.synthesize(
-    photos, folder, class_name="part", per_image=2, ranges=ranges, seed=1
+    photos,
+    folder,
+    class_name="part",
+    per_image=2,
+    num_references=0,
+    ranges=ranges,
+    seed=1,
   )
   written = make(tmp_path / "a")
   assert len(written) == 12
@@ -75,6 +81,32 @@ def test_a_set_is_written_and_read_back(photos, tmp_path):
     make(tmp_path / "a")
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_references_are_kept_apart(photos, tmp_path, count):
+  make = lambda folder, number: synthesis.synthesize(
+    photos,
+    folder,
+    class_name="part",
+    per_image=1,
+    num_references=number,
+    ranges=synthesis.Ranges(("hole",)),
+    seed=1,
+  )
+  rest = len(photos) - count
+  assert len(make(tmp_path / "a", count)) == rest
+  found = registry.read_folder(tmp_path / "a")
+  assert found.counts == (count, rest, rest)
+  kept = sorted(
+    np.asarray(preprocess.open_image(s.image_path)).tobytes()
+    for s in (*found.train, *(s for s in found.test if not s.label))
+  )
+  assert kept == sorted(
+    np.asarray(preprocess.open_image(path)).tobytes() for path in photos
+  )
+  with pytest.raises(ValueError, match="--references=6 leaves none of the 6"):
+    make(tmp_path / "b", len(photos))
+
+
 def test_an_interrupted_set_has_no_images(photos, tmp_path, monkeypatch):
   output, draw = tmp_path / "set", synthesis.add_anomalies
 
@@ -84,6 +116,7 @@ def test_an_interrupted_set_has_no_images(photos, tmp_path, monkeypatch):
       output,
       class_name="kind/part",
       per_image=1,
+      num_references=0,
       ranges=synthesis.Ranges(("hole",)),
       seed=1,
     )

@@ -39,11 +39,17 @@ def define_flags() -> None:
   flags.DEFINE_integer("rounds", 3, "Repetitions, of which the least counts.")
 
 
-def _with_maps() -> list[str]:
-  """Return the methods that a program can hold: those with maps."""
-  made = lambda name: methods.module(name).Method()
-  names = methods.single_image_names()
-  return [name for name in names if not made(name).image_only]
+def _exportable() -> list[str]:
+  """Return the methods whose program needs no training: those with maps.
+
+  One that learns its category needs a trained run.
+  """
+  made = {name: methods.module(name).Method() for name in methods.names()}
+  return [
+    name
+    for name in methods.single_image_names()
+    if not (made[name].image_only or made[name].learns_category)
+  ]
 
 
 def untrained(method: str) -> run_lib.Run:
@@ -142,7 +148,7 @@ def main(options: Any) -> None:
   if options.runs:
     runs = map(ensemble.load, options.runs)
   else:
-    runs = map(untrained, options.methods or _with_maps())
+    runs = map(untrained, options.methods or _exportable())
   rows = []
   images = draw(options.count, "test")
   for run in runs:

@@ -25,6 +25,8 @@ Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = environment.max_pixels()
 _MAX_16_BIT = 65535
+_DEEP = "RGB;16"  # In Pillow's names of raw modes; grey is `_MODES_16_BIT`.
+_FEW_BITS = 4096  # Cameras of 10 or 12 bits leave the upper ones empty.
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
 
@@ -154,9 +156,13 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def _oriented_image(path: str | os.PathLike[str]) -> tuple[Image.Image, int]:
   """Return an image as RGB, and the EXIF orientation that was applied."""
   with _decoding(path), _open_file(path) as (file, box):
+    deep = any(_DEEP in str(tile[3]) for tile in getattr(file, "tile", ()))
     extra_formats.check_single(file)
     turned = masks_lib.orientation(file)
-    return _to_rgb(_part(file, box)), turned
+    image = _to_rgb(_part(file, box))
+    if deep:  # Pillow keeps the upper 8 bits of colors.
+      _check_depth(256 * int(np.asarray(image).max()))
+    return image, turned
 
 
 def convert_image(image: Image.Image, name: str) -> Image.Image:
@@ -353,10 +359,21 @@ def _to_8_bit(image: np.ndarray) -> Image.Image:
   """Scale by the largest value of 16 bits; Pillow would clip at 255."""
   if image.min() < 0 or image.max() > _MAX_16_BIT:
     raise ValueError("more than 16 bits per pixel; save it with 8 or 16")
+  _check_depth(image.max())
   scale = _MAX_16_BIT // 255
   return Image.fromarray(
     ((image.astype(np.uint32) + scale // 2) // scale).astype(np.uint8)
   )
+
+
+def _check_depth(largest):
+  """Check that values of 16 bits are not those of 8, 10 or 12 bits."""
+  if 0 < largest < _FEW_BITS:
+    raise ValueError(
+      f"it has 16 bits per channel, but no value of {_FEW_BITS} or more: it "
+      "would be nearly black. Values of 8, 10 or 12 bits must be scaled to 16 "
+      "bits before"
+    )
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

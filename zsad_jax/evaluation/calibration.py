@@ -31,8 +31,8 @@ _FILES = {0: threshold_lib.FILE, 1: threshold_lib.FEW_SHOT_FILE}  # By shots.
 def store(run: run_lib.Run) -> None:
   """Compute the thresholds of a run and write them to its folder.
 
-  Raises:
-    ValueError: the method needs references and the data have none.
+  There are none, with a note, of a run with parameters per category, or where a
+  method needs references and the data have none.
   """
   config: Any = run.config
   if run.categories:  # Their few references are in the memory banks.
@@ -45,10 +45,13 @@ def store(run: run_lib.Run) -> None:
   )
   zero_shot = not run.method.needs_references
   if not (few_shot or zero_shot):
-    raise ValueError(
-      f"{config.name} needs references, but the auxiliary data "
-      f"({', '.join(config.train_data)}) has none."
+    print(
+      f"note: {config.method_name} compares with references, and the auxiliary "
+      f"data ({', '.join(config.train_data)}) has none: the run has no "
+      "threshold. Set one: zsad calibrate --name=NAME "
+      f"--workdir={run.workdir} --references=few_good/ good/"
     )
+    return
   # Scores of single images, as in predictions.
   evaluator = ensemble.evaluator_of(
     run, transductive_scores=False, few_shot=few_shot

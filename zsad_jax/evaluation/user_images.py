@@ -203,6 +203,16 @@ class UserImages:
         f"{scores[0]:.6g}: the run does not distinguish them, and any other "
         "score is above or below all of them."
       )
+    anomalous = self.anomalous.scores
+    if len(anomalous):
+      auroc = exact.auroc(
+        np.repeat([0, 1], [len(scores), len(anomalous)]),
+        np.concatenate([scores, anomalous]),
+      )
+      yield (
+        f"AUROC of these images: {100 * auroc:.1f} % (50 %: the scores do not "
+        "distinguish anomalous from normal images; 100 %: they always do)."
+      )
     for what, value, flagged in (
       ("score", found.image_score, "image"),
       ("pixel", found.pixel, "pixel"),

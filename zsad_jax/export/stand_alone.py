@@ -36,7 +36,11 @@ def main(paths: list[str]) -> int:
   session = onnxruntime.InferenceSession(str(FOLDER / side["file"]))
   status = 0
   for given in map(pathlib.Path, paths):
-    for path in sorted(given.iterdir()) if given.is_dir() else [given]:
+    found = sorted(given.iterdir()) if given.is_dir() else [given]
+    if not found:
+      print(f"error: {given}: the folder is empty", file=sys.stderr)
+      status = 1
+    for path in found:
       try:
         image = read(path, side["preprocessing"]["resize"][0])
       except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from zsad_jax.runs import finished
 from zsad_jax.runtime import files
 
 FILE = "threshold.json"
@@ -119,13 +120,21 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
     return _from_file(path)
   if few_shot and (workdir / FILE).is_file():
     raise FileNotFoundError(
-      f"{path} does not exist: the auxiliary data had no normal images to "
-      "serve as references. Give a --threshold (in Python, `threshold=`)."
+      f"{path} does not exist: the auxiliary data had no normal images in "
+      "their training part to serve as references. Set a threshold: zsad "
+      f"calibrate --workdir={workdir} --references=few_good/ good/; or give a "
+      "--threshold (in Python, `threshold=`)."
     )
   if (workdir / "ensemble.json").is_file():
     raise FileNotFoundError(
       f"{path} does not exist: not all runs of the ensemble have a threshold. "
       f"Set one: python -m zsad_jax.calibrate --workdir={workdir}."
+    )
+  if (workdir / finished.FILE).is_file():
+    raise FileNotFoundError(
+      f"{path} does not exist: no threshold could be set after the training. "
+      f"Set one: zsad calibrate --workdir={workdir} --name=NAME good/, with "
+      "--references=few_good/ for a method that compares with references."
     )
   raise FileNotFoundError(
     f"{path} does not exist: training was not finished. Run the training "

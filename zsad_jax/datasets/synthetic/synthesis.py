@@ -246,6 +246,7 @@ def synthesize(
   *,
   class_name: str,
   per_image: int,
+  num_references: int,
   ranges: Ranges,
   seed: int,
 ) -> list[tuple[str, str, str]]:
@@ -258,6 +259,8 @@ def synthesize(
     output: a new folder.
     class_name: name of the object or texture.
     per_image: anomalous copies of each image.
+    num_references: images that are kept as references, evenly spaced in the
+      order of `images`, in the train part and without anomalous copies.
     ranges: of the random parameters.
     seed: of all random numbers.
 
@@ -266,8 +269,14 @@ def synthesize(
 
   Raises:
     FileExistsError: `output` is not empty.
-    ValueError: an image cannot be read, or no visible anomaly fits.
+    ValueError: an image cannot be read, no visible anomaly fits, or all images
+      are references.
   """
+  if num_references >= len(images):
+    raise ValueError(
+      f"--references={num_references} leaves none of the {len(images)} normal "
+      "images for anomalies; give more images or fewer references."
+    )
   if any(file_names.safe_name(n) != n for n in class_name.split("/")):
     raise ValueError(
       f"--class_name={class_name!r} is no name of a folder on every system; "
@@ -279,8 +288,15 @@ def synthesize(
   if not all(name.startswith(draft_prefix) for name in names):
     raise FileExistsError(f"{output} is not empty; name a new folder.")
   photos = [_load(path) for path in images]
+  kept = {i * len(photos) // num_references for i in range(num_references)}
+  references = [photos[i] for i in sorted(kept)]
+  photos = [photo for i, photo in enumerate(photos) if i not in kept]
   with files.draft(output / first) as draft:
     records, written = _draw(photos, draft, class_name, per_image, ranges, seed)
+    for i, photo in enumerate(references):
+      path = f"{class_name}/train/good/{i:04d}.png"
+      _save(draft / path, photo)
+      records["train"][class_name].append(_record(path, "", class_name, "good"))
     os.rename(draft / first, output / first)
   text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
   # Last: it marks the data set as complete.
@@ -300,7 +316,7 @@ def _draw(photos, output, class_name, per_image, ranges, seed):
   written, counts = [], dict.fromkeys(ranges.kinds, 0)
   reported = progress.Progress("Synthesis", len(photos))
   for i, photo in enumerate(photos):
-    # In one part only: methods are trained on the test part of a data set.
+    # Methods are trained on the test part of a data set.
     path = f"{class_name}/test/good/{i:04d}.png"
     _save(output / path, photo)
     records["test"][class_name].append(_record(path, "", class_name, "good"))
