@@ -299,6 +299,16 @@ def test_a_named_calibration_is_found_again(images):
   assert calibrations.names(images) == ["line3"]
 
 
+def test_commands_that_use_a_replaced_calibration_are_mentioned(images, capsys):
+  for options in ({}, {"overwrite": True}):  # There is none to replace yet.
+    run(images, **product(**options, name=f"line{len(options)}"))
+    run(images)
+    assert "Restart" not in capsys.readouterr().out
+  run(images, **product(overwrite=True, name="line1"))
+  last = capsys.readouterr().out.splitlines()[-1]
+  assert "was replaced" in last and "Restart" in last and "--output" in last
+
+
 def test_a_name_is_refused_before_images_are_scored(images):
   run(images, **product())
   before = (images / "calibrations/line3.json").read_bytes()
