@@ -19,7 +19,8 @@ references, class name and tiles, for `predict --calibration=NAME`.
   --references=PATH,PATH  set the thresholds of scores with these references
   --class_name="hex nut"  object class in the images
   --name=line3            store a calibration of this name
-  --overwrite             replace the calibration of this name
+  --overwrite             replace the calibration of this name; commands that
+                          use it have to be started again
   --tile=1024             score tiles of this size; only with --name
   --skip_corrupt          skip images that cannot be read
 """
@@ -93,10 +94,9 @@ def calibrate(
       anomalous, or the only reference of itself.
   """
   calibration.check_rate(rate)
-  if product:
-    calibrations.check_free(
-      run.workdir, product.name, overwrite=product.overwrite
-    )
+  replaces = product and calibrations.check_free(
+    run.workdir, product.name, overwrite=product.overwrite
+  )
   user_images.check_run(run, named=bool(product), masks=bool(anomalous_masks))
   images = _find_all(normal, anomalous, reference_paths)
   _check_all(run, images)
@@ -133,6 +133,8 @@ def calibrate(
     stored.write(run.workdir, file)
     path = run.workdir / file
   _report(stored, results, path, run.workdir, product)
+  if replaces:
+    print(calibrations.REPLACED)
   return stored
 
 

@@ -18,7 +18,7 @@ from tests.helpers import small_run
 from zsad_jax import calibrate
 from zsad_jax.inference import tiling
 from zsad_jax.metrics import exact
-from zsad_jax.runs import calibrations, ensemble_detector
+from zsad_jax.runs import calibrations, ensemble_detector, opening
 from zsad_jax.runs import detection as detection_lib
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import run as run_lib
@@ -297,6 +297,28 @@ def test_a_named_calibration_is_found_again(images):
   assert {*detector.references} == {*map(str, folder.iterdir())}
   assert (named.num_normal, named.num_anomalous, named.rate) == (4, 0, 0.3)
   assert calibrations.names(images) == ["line3"]
+
+
+def test_commands_that_use_a_replaced_calibration_are_mentioned(images, capsys):
+  for options in ({}, {"overwrite": True}):  # There is none to replace yet.
+    run(images, **product(**options, name=f"line{len(options)}"))
+    run(images)
+    assert "Restart" not in capsys.readouterr().out
+  run(images, **product(overwrite=True, name="line1"))
+  last = capsys.readouterr().out.splitlines()[-1]
+  assert "was replaced" in last and "Restart" in last and "--output" in last
+
+
+def test_the_settings_of_a_watch_have_the_date_of_the_calibration(images):
+  run(images, **product())
+  named = calibrations.read(images, "line3")
+  detector = mock.Mock(limits=named.threshold)
+  choice = opening.choose(a_run(images), "line3")
+  found = opening.Opened(a_run(images), detector, choice).settings()
+  assert found["--calibration"] == "line3"
+  assert found[opening.CALIBRATED] == named.date
+  found = opening.Opened(a_run(images), detector, opening.Choice()).settings()
+  assert found["--calibration"] is found[opening.CALIBRATED] is None
 
 
 def test_a_name_is_refused_before_images_are_scored(images):

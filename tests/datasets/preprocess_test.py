@@ -1,5 +1,6 @@
 """Tests of decoding: Pillow, called directly, is the reference."""
 
+import pickle
 import struct
 import zlib
 
@@ -145,6 +146,13 @@ def test_damaged_files_are_named(tmp_path, name):
   path.write_bytes(b"not an image")
   with pytest.raises(ValueError, match=rf"{name}: cannot be read"):
     preprocess.load_image(path, 8)
+  path.write_bytes(b"")
+  with pytest.raises(
+    preprocess.Unreadable, match=rf"{name}: .* \(the file is empty\)"
+  ) as caught:
+    preprocess.read_size(path)
+  assert caught.value.reason == "the file is empty"
+  assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
   path.unlink()
   with pytest.raises(ValueError, match=rf"{name}: the file does not exist"):
     preprocess.load_image(path, 8)

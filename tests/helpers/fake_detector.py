@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import PIL.Image
 
-from zsad_jax.inference import inputs
+from zsad_jax.inference import inputs, shrinking
 from zsad_jax.runs import detector as detector_lib
 from zsad_jax.runs import threshold as threshold_lib
 
@@ -34,6 +34,7 @@ class FakeDetector:
   tiling = None
 
   def __init__(self):
+    self._shrinking = shrinking.ShrinkWarning()
     self.sizes = []
     self.error = None
     self.gate = threading.Event()
@@ -52,7 +53,9 @@ class FakeDetector:
     names = inputs.check_all(list(images))
     for i, (image, name) in enumerate(zip(images, names)):
       try:
-        yield i, detect(inputs.decode(image, name, SIDE))
+        decoded = inputs.decode(image, name, SIDE)
+        self._shrinking.check(name, decoded.size, side=SIDE, patch_size=1)
+        yield i, detect(decoded)
       except ValueError as error:
         if not skip_corrupt:
           raise

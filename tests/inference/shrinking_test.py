@@ -58,6 +58,25 @@ def test_the_first_image_with_a_single_tile_is_named_once(messages):
     assert part in message
 
 
+def test_messages_are_collected_for_each_image(messages):
+  warning = shrinking.ShrinkWarning()
+  for name, tiling, expected in (
+    ("a.png", None, ["the image of 1000 x 300 pixels is shrunk by a factor"]),
+    ("b.png", None, ["the image of 1000 x 300 pixels is shrunk by a factor"]),
+    ("c.png", Tiling(1000), ["is not larger than a tile", "tiles of 1000 "]),
+  ):
+    with shrinking.collected() as found:
+      check(warning, (300, 1000), tiling, name=name)
+      check(warning, (300, 1000), tiling, name=name)  # Of another member.
+      check(warning, (300, 300), name=name)
+    assert len(found) == len(expected)
+    for message, part in zip(found, expected):
+      assert part in message and name not in message
+  check(warning, (300, 2000))
+  assert len(found) == 2
+  assert [m.split(":")[1] for m in messages()] == [" a.png", " c.png"]
+
+
 def test_files_are_not_decoded(messages, tmp_path, monkeypatch):
   paths = [str(tmp_path / f"{i}.jpg") for i in range(3)]
   for path, size in zip(paths, ((10, 10), (900, 500), (2000, 900))):

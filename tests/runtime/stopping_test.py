@@ -149,6 +149,14 @@ def test_a_deferred_signal_sets_a_flag(capfd):
   assert capfd.readouterr().out == "Stopping after this step.\n"
 
 
+def test_a_deferred_signal_prints_the_line_of_the_command(capfd):
+  with stopping.Deferred(b"Ending.\n") as stop:
+    with stop.interruptible():
+      pass
+    signal.raise_signal(signal.SIGINT)
+  assert capfd.readouterr().out == "Ending.\n"
+
+
 def test_a_long_stage_within_the_loop_can_be_interrupted():
   with stopping.Deferred() as stop:
     with pytest.raises(stopping.Stopped), stop.interruptible():

@@ -25,6 +25,7 @@ from zsad_jax.serve import __main__ as command
 from zsad_jax.serve import app, uploads, worker
 
 OVERLAY_SIDE = 40
+SOURCE = app.Source("fake", "runs/fake", "line3", "2026-11-27T08:00:00+00:00")
 
 
 class Service:
@@ -43,7 +44,7 @@ class Service:
     application = app.make(
       self.worker,
       self.uploads,
-      run="fake",
+      source=SOURCE,
       token=token,
       overlay_side=OVERLAY_SIDE,
     )
@@ -134,6 +135,7 @@ def test_the_answer_is_that_of_the_python_api(service):
       "normalized_score": expected.normalized_score,
       "label": "normal",
       "threshold": 0.5,
+      "calibration": "line3",
       "normal_percentile": expected.normal_percentile,
       "zero_shot_score": None,
       "pixel_threshold": 0.75,
@@ -149,7 +151,11 @@ def test_the_answer_is_that_of_the_python_api(service):
         for i, region in enumerate(expected.regions, 1)
       ],
       "image_size": {"width": 24, "height": 16},
+      "warnings": [],
     }
+
+
+LINE = r"\S+T\S+\+00:00 request (\d+) from \S+: (\w+) (/\S+) (\d+) \d+ ms"
 
 
 def test_each_image_is_logged(service, caplog):
@@ -157,12 +163,44 @@ def test_each_image_is_logged(service, caplog):
     service.ask(image_file())
     service.ask(b"no image", "/overlay?overlay=true")
   lines = [record.getMessage() for record in caplog.records]
-  pattern = r"\S+T\S+\+00:00 POST (/\S+) (\d+) \d+ ms"
-  found = [re.fullmatch(pattern, line) for line in lines]
-  assert [match and match.groups() for match in found] == [
-    ("/predict", "200"),
-    ("/overlay", "422"),
+  found = [re.fullmatch(LINE, line) for line in lines]
+  assert [match and match.groups()[1:] for match in found] == [
+    ("POST", "/predict", "200"),
+    ("POST", "/overlay", "422"),
   ]
+
+
+def test_requests_without_an_endpoint_are_logged(service, caplog):
+  with caplog.at_level(logging.INFO, "zsad_jax"):
+    service.refusal(None, "/predict", "GET")
+    service.refusal(PNG, "/healthz", "PUT")
+    service.refusal(None, "/x%0Ay%1B" + 200 * "z", "GET")
+    service.ask(None, "/healthz", "GET")  # By programs, every few seconds.
+  lines = [record.getMessage() for record in caplog.records]
+  found = [re.fullmatch(LINE, line) for line in lines]
+  assert [match and match.groups()[1:] for match in found] == [
+    ("GET", "/predict", "405"),
+    ("PUT", "/healthz", "405"),
+    ("GET", r"/x\ny\x1b" + 75 * "z", "404"),
+  ]
+  numbers = [int(match[1]) for match in found if match]
+  assert [*numbers] == [*range(numbers[0], numbers[0] + 3)]
+
+
+def test_a_warning_is_in_each_answer_and_once_in_the_log(caplog):
+  large, small = image_file(size=(80, 16)), image_file()
+  with Service() as service, caplog.at_level(logging.INFO, "zsad_jax"):
+    found = [service.ask(data)[2] for data in (small, large, large)]
+  first, *others = [answer["warnings"] for answer in found]
+  assert first == [] and others[0] == others[1] and len(others[0]) == 1
+  assert others[0][0].startswith(
+    "The image of 80 x 16 pixels is shrunk by a factor of 10.0 to the 8 x 8 "
+  )
+  lines = [record.getMessage() for record in caplog.records]
+  (warning,) = [line for line in lines if line.startswith("warning:")]
+  message = others[0][0].replace("The image", "the image")
+  assert warning == f"warning: request 2 from 127.0.0.1: {message}"
+  assert sum("request 2 from 127.0.0.1: POST /predict 200" in x for x in lines)
 
 
 def test_overlays(service):
@@ -179,11 +217,13 @@ def test_a_method_without_maps_has_no_overlay():
   image = PIL.Image.new("RGB", (8, 8), (200, 200, 200))
   found = fake_detector.FakeDetector()(np.asarray(image))
   found = dataclasses.replace(found, image_only=True)
-  answer = json.loads(worker.as_json(image, found, 0.1, side=None))
+  result = worker.Result(image, found, 0.1)
+  answer = json.loads(worker.as_json(result, side=None, calibration=None))
   assert answer["score"] == found.score and answer["regions"] is None
-  for draw in (worker.as_json, worker.as_png):
-    with pytest.raises(worker.Invalid, match="image scores only"):
-      draw(image, found, 0.1, side=0)
+  with pytest.raises(worker.Invalid, match="image scores only"):
+    worker.as_json(result, side=0, calibration=None)
+  with pytest.raises(worker.Invalid, match="image scores only"):
+    worker.as_png(result, side=0)
 
 
 def test_health(service):
@@ -196,14 +236,29 @@ def test_health(service):
       "state": "ok",
       "queue": 0,
       "run": "fake",
+      "workdir": "runs/fake",
+      "calibration": "line3",
+      "calibration_date": "2026-11-27T08:00:00+00:00",
       "version": zsad_jax.__version__,
     },
   )
+  assert str(SOURCE) == (
+    "runs/fake (fake, calibration line3 of 2026-11-27T08:00:00+00:00)"
+  )
+
+
+def test_a_service_without_a_calibration():
+  source = app.Source("fake", "runs/fake")
+  assert str(source) == "runs/fake (fake, no calibration)"
+  image = PIL.Image.new("RGB", (8, 8))
+  result = worker.Result(image, fake_detector.FakeDetector()(image), 0.1)
+  answer = worker.values(result, source.calibration)
+  assert answer["calibration"] is None
 
 
 PNG = image_file()
 REFUSED = {
-  "empty": (b"", {}, 400, "no body"),
+  "empty": (b"", {}, 400, "is empty (0 bytes)"),
   "text": (b"hello", {}, 422, "unknown format"),
   "cut": (PNG[:-40], {}, 422, "cannot be read as an image"),
   "cut header": (PNG[:20], {}, 422, "cannot be read"),
@@ -232,6 +287,7 @@ def test_bad_images_are_refused_with_a_reason(service, name):
   for path in ("/predict", "/overlay"):
     found, text = service.refusal(data, path, **headers)
     assert found == status and reason in text
+    assert "Replace or remove" not in text and "The image:" not in text
   assert service.ask(PNG)[0] == 200
 
 
@@ -370,12 +426,16 @@ def test_the_token_is_needed():
 def test_an_internal_error_shows_no_details_and_the_worker_goes_on(capsys):
   with Service() as service:
     service.detector.error = RuntimeError("secret\npath")
+    name = "request 1 from 127.0.0.1"
     assert service.refusal(PNG) == (
       500,
-      "Internal error; the log of the service has the reason.",
+      f"Internal error; the log of the service has {name}.",
     )
-    assert "RuntimeError: secret path" in capsys.readouterr().err
-    service.detector.error = ValueError("The image is one of the references")
+    error = capsys.readouterr().err
+    assert f"internal error: {name}: RuntimeError: secret path" in error
+    service.detector.error = ValueError(
+      "request 2 from 127.0.0.1 is one of the references"
+    )
     assert service.refusal(PNG) == (422, "The image is one of the references")
     service.detector.error = MemoryError()
     assert service.refusal(PNG)[0] == 422

@@ -15,7 +15,7 @@ from tests.helpers import fake_detector
 from zsad_jax.reporting import region_files, result_files
 from zsad_jax.runs import lock
 from zsad_jax.runtime import files, processes
-from zsad_jax.watch import arrivals, command, journal, loop, settings, tables
+from zsad_jax.watch import arrivals, command, journal, loop, tables
 
 SAVE = frozenset(result_files.OUTPUTS)
 
@@ -100,6 +100,21 @@ def read_table(path):
 def write(path, value=50):
   fake_detector.write_image(path, value)
   return path
+
+
+def check_regions(session):
+  """Check that the regions of each state of a file can be told apart."""
+  rows = read_table(session.output / region_files.CSV)
+  assert len(rows) == sum(line["region_count"] for line in session.lines) > 0
+  for line in session.lines:
+    found = [
+      {k: v for k, v in row.items() if k not in ("time", "image")}
+      for row in rows
+      if (row["time"], row["image"]) == (line["time"], line["image"])
+    ]
+    assert found == [
+      {k: f"{v:.6g}" for k, v in each.items()} for each in line["regions"]
+    ]
 
 
 def test_an_image_has_a_line_a_row_and_complete_files(tmp_path):
@@ -213,6 +228,7 @@ def test_a_name_that_is_used_again_has_results_of_its_own(tmp_path):
       write(path, value)
       os.utime(path, ns=(0, value))
       session.steps()
+    check_regions(session)
     write(session.folder / "photo.jpg", 30)
     write(session.folder / "PHOTO.bmp", 30)
     session.steps()
@@ -235,6 +251,34 @@ def test_results_hidden_files_and_thumbnails_are_no_images(tmp_path):
     assert [line["image"] for line in session.lines] == [
       str(tmp_path / "a.png")
     ]
+
+
+def test_files_that_are_no_images_are_mentioned_once_for_each_kind(
+  tmp_path, capsys
+):
+  with Session(tmp_path) as session:
+    write(session.folder / "a.png")
+    for name in ("note.txt", "b.txt", "c.mp4", ".hidden.txt"):
+      (session.folder / name).write_text("x")
+    session.steps(5)
+    (session.folder / "d.txt").write_text("x")
+    (session.folder / "e.bin").write_text("x")
+    session.steps(5)
+    assert len(session.lines) == 1
+  notes = [x for x in capsys.readouterr().out.splitlines() if "left out" in x]
+  assert len(notes) == 2 and all(str(session.folder) in x for x in notes)
+  assert "3 files left out: 2 .txt, 1 .mp4" in notes[0]
+  assert "1 file left out: 1 .bin." in notes[1]
+
+
+def test_an_empty_file_is_named_so(tmp_path):
+  with Session(tmp_path) as session:
+    (session.folder / "a.png").touch()
+    session.steps(arrivals.PATIENCE + 2)
+    (row,) = session.rows
+  assert (
+    "a.png: cannot be read as an image (the file is empty)" in row["status"]
+  )
 
 
 def test_an_image_that_is_a_reference_gets_a_row(tmp_path):
@@ -368,6 +412,21 @@ def test_a_table_that_was_changed_or_removed_is_written_again(tmp_path):
     assert len(session.rows) == 3
 
 
+def test_regions_without_times_are_written_again(tmp_path):
+  with Session(tmp_path) as session:
+    for value in (10, 100):
+      write(session.folder / "photo.png", value)
+      session.steps()
+  path = session.output / region_files.CSV
+  complete = path.read_bytes()
+  assert complete.startswith(b"\xef\xbb\xbftime,image,region,")
+  lines = complete.decode("utf-8-sig").splitlines()
+  old = [line.partition(",")[2] for line in lines]  # Of former versions.
+  path.write_text("\r\n".join(old) + "\r\n", "utf-8-sig")
+  with Session(tmp_path):
+    assert path.read_bytes() == complete
+
+
 def test_a_journal_that_was_removed_ends_the_command(tmp_path):
   with Session(tmp_path) as session:
     write(session.folder / "a.png")
@@ -432,22 +491,6 @@ def test_names_that_are_not_utf8(tmp_path):
   with Session(tmp_path) as session:
     session.steps()
     assert session.journal.count == 1
-
-
-def test_other_settings_are_refused_by_name(tmp_path):
-  settings.check(tmp_path, {"--threshold": 0.5, "--save": ["maps"]})
-  settings.check(tmp_path, {"--threshold": 0.5, "--save": ["maps"]})
-  with pytest.raises(ValueError, match="--threshold was 0.5, and is 0.6 now"):
-    settings.check(tmp_path, {"--threshold": 0.6, "--save": ["maps"]})
-  with pytest.raises(ValueError, match="--save was .*, and is not given"):
-    settings.check(tmp_path, {"--threshold": 0.5})
-  with pytest.raises(ValueError, match="results of --watch"):
-    settings.refuse(tmp_path)
-  other = tmp_path / "other"
-  other.mkdir()
-  (other / "scores.csv").write_text("image,score\n")
-  with pytest.raises(ValueError, match="without --watch"):
-    settings.check(other, {})
 
 
 def test_several_processes_are_refused(monkeypatch):

@@ -46,6 +46,18 @@ def load_image(
   return resize_image(open_image(path), size)
 
 
+class Unreadable(ValueError):
+  """An image that cannot be decoded; the arguments are reason and message."""
+
+  @property
+  def reason(self) -> str:
+    """Why it cannot be decoded."""
+    return self.args[0]
+
+  def __str__(self) -> str:
+    return self.args[1]
+
+
 class Pair(NamedTuple):
   """Image and mask of a sample.
 
@@ -290,7 +302,14 @@ def _open_file(
 ) -> Iterator[tuple[Image.Image, index.Box | None]]:
   """Open a file, not decoded yet, and return the part that the path names."""
   name, box = index.file_and_box(path)
-  with extra_formats.open_file(_file(name)) as file:  # Only the header, mostly.
+  source = _file(name)
+  try:
+    opened = extra_formats.open_file(source)  # Only the header, mostly.
+  except Exception:
+    if isinstance(source, str) and os.path.getsize(source) == 0:
+      raise ValueError("the file is empty") from None
+    raise
+  with opened as file:
     _check_size(file)
     if box and (box[0] >= file.width or box[3] > file.height):
       raise ValueError(f"it has {file.width} x {file.height} pixels")
@@ -335,9 +354,10 @@ def _decoding(path: str | os.PathLike[str]) -> Iterator[None]:
   # Pillow's decoders raise more than OSError on corrupt files: SyntaxError for
   # PNG, EOFError, struct.error, or an index or size out of range.
   except Exception as error:
-    raise ValueError(
-      f"{path}: cannot be read as an image ({error}). Replace "
-      "or remove the file."
+    raise Unreadable(
+      str(error),
+      f"{path}: cannot be read as an image ({error}). Replace or remove the "
+      "file.",
     ) from error
 
 

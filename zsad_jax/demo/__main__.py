@@ -87,7 +87,7 @@ def main(options: flags.FlagValues) -> None:
       notes=_notes(options, opened.detector),
       token=token,
     )
-    with stopping.Deferred() as stop:
+    with stopping.Deferred(server.STOPPING) as stop:
       listening = server.Server(
         application,
         lambda: stop.requested,

@@ -4,8 +4,10 @@ Small defects are lost where images are shrunk by a large factor, and tiles have
 no effect where images are smaller.
 """
 
+import contextlib
+import contextvars
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from zsad_jax.datasets import preprocess
 from zsad_jax.inference.tiling import Tiling
@@ -13,6 +15,31 @@ from zsad_jax.inference.tiling import Tiling
 LARGEST_FACTOR = 4.0  # Without a warning.
 
 _log = logging.getLogger(__name__)
+_collected: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+  "collected", default=None
+)
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+  """Collect what there is to say about images, each time, in this thread.
+
+  Yields:
+    A list that receives the messages within the context, without the name of
+    an image, each once; also those that the log has already.
+  """
+  found: list[str] = []
+  token = _collected.set(found)
+  try:
+    yield found
+  finally:
+    _collected.reset(token)
+
+
+def _collect(message: str) -> None:
+  found = _collected.get()
+  if found is not None and message not in found:
+    found.append(message)
 
 
 class ShrinkWarning:
@@ -52,42 +79,38 @@ class ShrinkWarning:
       self._note_single_tile(name, image_size, tiling)
       longest = min(longest, tiling.size)
     factor = longest / side
-    if factor <= LARGEST_FACTOR or self._warned:
+    if factor <= LARGEST_FACTOR:
       return self._warned
-    self._warned = True
     what = f"the image of {width} x {height} pixels is"
     remedy = f"overlapping tiles (--tile={2 * side}) find smaller ones"
     if tiling is not None:
       what = f"tiles of {tiling.size} pixels are"
       remedy = f"smaller tiles (--tile={2 * side}) find smaller ones"
-    _log.warning(
-      "warning: %s: %s shrunk by a factor of %.1f to the %d x %d pixels of the "
-      "model: defects smaller than about %d pixels (one of its patches) may be "
-      "lost; %s.",
-      name,
-      what,
-      factor,
-      side,
-      side,
-      round(patch_size * factor),
-      remedy,
+    message = (
+      f"{what} shrunk by a factor of {factor:.1f} to the {side} x {side} "
+      "pixels of the model: defects smaller than about "
+      f"{round(patch_size * factor)} pixels (one of its patches) may be lost; "
+      f"{remedy}."
     )
+    _collect(message)
+    if not self._warned:
+      _log.warning("warning: %s: %s", name, message)
+    self._warned = True
     return True
 
   def _note_single_tile(self, name, image_size, tiling):
     """Log once that tiles are not smaller than an image."""
     height, width = image_size
-    if self._noted or max(height, width) > tiling.size:
+    if max(height, width) > tiling.size:
       return
-    self._noted = True
-    _log.warning(
-      "note: %s: the image of %d x %d pixels is not larger than a tile "
-      "(--tile=%d): it is scored as a whole.",
-      name,
-      width,
-      height,
-      tiling.size,
+    message = (
+      f"the image of {width} x {height} pixels is not larger than a tile "
+      f"(--tile={tiling.size}): it is scored as a whole."
     )
+    _collect(message)
+    if not self._noted:
+      _log.warning("note: %s: %s", name, message)
+    self._noted = True
 
   def check_files(
     self,

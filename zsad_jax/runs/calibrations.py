@@ -31,6 +31,11 @@ from zsad_jax.runs.calibration_file import Calibration, Reference
 from zsad_jax.runtime import digests, distributed, file_names, files
 
 FOLDER = "calibrations"
+REPLACED = (
+  "note: a calibration was replaced: running watch and serve commands have "
+  "read the former one at their start. Restart them, `predict --watch` with "
+  "another --output."
+)
 _REFERENCES = "references"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,12}")
@@ -85,13 +90,16 @@ def _is_name(name):
 
 def check_free(
   workdir: pathlib.Path, name: str, *, overwrite: bool = False
-) -> None:
+) -> bool:
   """Check that a calibration can be written under a name.
 
   Args:
     workdir: folder of the run.
     name: of the calibration.
     overwrite: whether it may replace the one of this name.
+
+  Returns:
+    Whether it replaces one.
 
   Raises:
     ValueError: the name is invalid, or taken; names that differ in case only
@@ -101,7 +109,7 @@ def check_free(
   forms = {file_names.folded(each): each for each in names(workdir)}
   taken = forms.get(file_names.folded(name))
   if taken is None or (taken == name and overwrite):
-    return
+    return taken is not None
   if taken == name:
     raise ValueError(
       f"{_path(workdir, name)} exists: give another --name, or --overwrite to "

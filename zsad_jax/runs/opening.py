@@ -33,6 +33,8 @@ from zsad_jax.runtime import processes
 _WARM_UP_SIDE = 64  # Pixels of the images before the first one.
 _log = logging.getLogger(__name__)
 
+# Of `Opened.settings`: when the calibration was made.
+CALIBRATED = "the date of the calibration"
 TILE_NOTE = (
   "warning: the threshold stored with the run was set for whole images, and "
   "--tile changes scores. Set one for tiles by `zsad calibrate --name=NAME "
@@ -77,13 +79,14 @@ class Opened(NamedTuple):
     return config.name
 
   def settings(self) -> dict[str, Any]:
-    """Return by flag all that scores and labels depend on; JSON values."""
+    """Return by flag all that results depend on; JSON values."""
     choice, limits = self.choice, self.detector.limits
     tiling, stored = choice.tiling, choice.calibration
     return {
       "--calibration": stored and stored.name,
       "--class_name": choice.class_name,
       "--workdir": os.path.realpath(self.run.workdir),
+      CALIBRATED: stored and stored.date,
       "--tile": tiling and tiling.size,
       "--tile_overlap": tiling and tiling.overlap,
       "--references": [_described(path) for path in choice.references],

@@ -19,6 +19,11 @@ from zsad_jax.runtime import environment
 
 _LEAST_TOKEN = 16  # Characters.
 _END_SECONDS = 5  # For the requests that wait when the service is stopped.
+# Printed at a signal.
+STOPPING = (
+  "Stopping: no further request is accepted, and those that wait are answered "
+  f"for up to {_END_SECONDS} s.\n"
+).encode()
 _KEEP_ALIVE = 5  # Seconds until an idle connection is closed.
 _SPARE = 64  # Connections in addition to those that may send and wait.
 

@@ -32,7 +32,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _REPEATED = 0.3  # Seconds within which two signals count as one.
 _BLOCKED = 15.0  # Seconds that a call of a library may delay the end.
 _CLEANUP = 30.0  # Seconds for storing partial results.
-_AFTER_STEP = b"Stopping after this step.\n"
 
 
 class Stopped(KeyboardInterrupt):
@@ -54,8 +53,7 @@ class Stopped(KeyboardInterrupt):
     return 128 + self.number
 
   def __str__(self) -> str:
-    notes = getattr(self, "__notes__", [])
-    return " ".join([_line(self.number), *notes])
+    return " ".join([_line(self.number), *getattr(self, "__notes__", [])])
 
 
 class _State:
@@ -307,17 +305,19 @@ def _end_late(number: int, start: float, session: object) -> None:
 
 
 class Deferred:
-  """Context in which a signal sets a flag instead of raising `Stopped`."""
+  """Context in which a signal prints `line` and sets a flag, no more."""
+
+  def __init__(self, line: bytes = b"Stopping after this step.\n") -> None:
+    self._line, self._handled = line, handled()
 
   def __enter__(self) -> "Deferred":
-    self._stack = contextlib.ExitStack()
-    self._stack.enter_context(handled())
-    _state.deferred = _AFTER_STEP
+    self._handled.__enter__()
+    _state.deferred = self._line
     return self
 
   def __exit__(self, *error: object) -> None:
     _state.deferred = None
-    self._stack.close()
+    self._handled.__exit__(None, None, None)
 
   @property
   def requested(self) -> bool:
@@ -355,7 +355,7 @@ class Deferred:
         _raise()
       yield
     finally:
-      _state.deferred = _AFTER_STEP
+      _state.deferred = self._line
 
 
 @contextlib.contextmanager

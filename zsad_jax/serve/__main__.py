@@ -10,7 +10,8 @@ curl --data-binary @photo.jpg http://127.0.0.1:8080/predict
 
 The body of a request is the image file. Images are scored one after the other;
 --queue of them may wait, others are refused with status 503. A line with time,
-path, status and duration is printed for each image. The model is loaded and
+number, client, path, status and duration is printed for each request but those
+to /healthz. A calibration is read once, at the start. The model is loaded and
 compiled before the port is opened. Only this machine can connect unless --host
 names another address; then clients have to send a token, which is read from
 --token_file or from the environment variable ZSAD_TOKEN. There is no
@@ -65,6 +66,13 @@ def main(options: flags.FlagValues) -> None:
   opening.warm_up(opened.detector)
   scorer = worker.Worker(opened.detector, options.queue)
   scorer.start()
+  calibration = opened.choice.calibration
+  source = app.Source(
+    opened.name,
+    options.workdir,
+    calibration and calibration.name,
+    calibration and calibration.date,
+  )
   application = app.make(
     scorer,
     uploads.Uploads(
@@ -73,18 +81,18 @@ def main(options: flags.FlagValues) -> None:
       options.upload_timeout,
       options.queue,
     ),
-    run=opened.name,
+    source=source,
     token=token,
     overlay_side=options.overlay_side,
   )
-  with stopping.Deferred() as stop:
+  with stopping.Deferred(server.STOPPING) as stop:
     listening = server.Server(
       application,
       lambda: stop.requested,
       capacity=options.queue,
       timeout=options.upload_timeout,
     )
-    print(f"Serving {opened.name} at {server.url(bound)}", flush=True)
+    print(f"Serving {source} at {server.url(bound)}", flush=True)
     server.run(listening, bound)
     scorer.stop()
     with stop.interruptible():

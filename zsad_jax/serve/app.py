@@ -2,12 +2,14 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import datetime
 import functools
 import hmac
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import fastapi
@@ -16,6 +18,7 @@ from fastapi import responses
 from starlette.requests import ClientDisconnect
 
 import zsad_jax
+from zsad_jax.runtime import file_names
 from zsad_jax.serve import uploads as uploads_lib
 from zsad_jax.serve import worker as worker_lib
 from zsad_jax.serve.uploads import Refused
@@ -26,14 +29,38 @@ _HINTS = {
   405: "use POST for /predict and /overlay, and GET for /healthz",
 }
 _BOOLEANS = {"true": True, "false": False}
+_SHOWN = 80  # Characters of a text of the client in the log.
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Run and calibration that images are scored with.
+
+  Attributes:
+    run: name of the run's configuration.
+    workdir: folder of the run, as it was given.
+    calibration: name of the calibration; None: there is none.
+    calibration_date: when it was made, in UTC (ISO 8601).
+  """
+
+  run: str
+  workdir: str
+  calibration: str | None = None
+  calibration_date: str | None = None
+
+  def __str__(self) -> str:
+    name = "no calibration"
+    if self.calibration:
+      name = f"calibration {self.calibration} of {self.calibration_date}"
+    return f"{self.workdir} ({self.run}, {name})"
 
 
 def make(
   worker: worker_lib.Worker,
   uploads: uploads_lib.Uploads,
   *,
-  run: str,
+  source: Source,
   token: str = "",
   overlay_side: int,
 ) -> fastapi.FastAPI:
@@ -42,20 +69,23 @@ def make(
   Args:
     worker: scores the images; it is started already.
     uploads: receives them.
-    run: name of the run.
+    source: what the worker scores with.
     token: that clients have to send; "" for none.
     overlay_side: longest side of overlays in pixels; 0: the image's.
   """
   app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+  logged = functools.partial(_logged, itertools.count(1))
   answer = functools.partial(
-    _logged, functools.partial(_answer, worker, uploads, token)
+    logged, functools.partial(_answer, worker, uploads, token)
   )
 
   @app.post("/predict")
   async def predict(request: fastapi.Request) -> fastapi.Response:
     def choose():
       side = overlay_side if _wants_overlay(request) else None
-      return functools.partial(worker_lib.as_json, side=side)
+      return functools.partial(
+        worker_lib.as_json, side=side, calibration=source.calibration
+      )
 
     return await answer(request, choose, "application/json")
 
@@ -70,38 +100,54 @@ def make(
     state = {
       "state": "ok" if alive else "the worker has ended",
       "queue": worker.waiting,
-      "run": run,
+      **dataclasses.asdict(source),
       "version": zsad_jax.__version__,
     }
     return responses.JSONResponse(state, 200 if alive else 503)
 
   @app.exception_handler(starlette.exceptions.HTTPException)
   async def refused(request: fastapi.Request, error: Any) -> fastapi.Response:
-    del request
     hint = _HINTS.get(error.status_code, "")
     reason = f"{error.detail}{hint and ': '}{hint}."
-    return _error(error.status_code, reason, error.headers)
+
+    async def respond(request):
+      del request
+      return _error(error.status_code, reason, error.headers)
+
+    return await logged(respond, request)
 
   return app
 
 
 async def _logged(
+  numbers: Iterator[int],
   respond: Callable[..., Awaitable[fastapi.Response]],
   request: fastapi.Request,
   *settings: Any,
 ) -> fastapi.Response:
-  """Return the answer to a request and log a line; see `_answer`."""
+  """Return the answer to a request and log a line; see `_answer`.
+
+  The request gets a name, which the log has in other lines about it as well.
+  """
   start = time.monotonic()
+  client = _shown(request.client.host) if request.client else "unknown"
+  request.state.name = f"request {next(numbers)} from {client}"
   answer = await respond(request, *settings)
   _log.info(
-    "%s %s %s %d %.0f ms",
+    "%s %s: %s %s %d %.0f ms",
     datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    request.method,
-    request.url.path,
+    request.state.name,
+    _shown(request.method),
+    _shown(request.scope["path"]),
     answer.status_code,
     1000 * (time.monotonic() - start),
   )
   return answer
+
+
+def _shown(text: str) -> str:
+  """Return a text of the client as part of a line of the log."""
+  return file_names.shown(text[:_SHOWN])
 
 
 async def _answer(
@@ -126,7 +172,7 @@ async def _answer(
     _check_token(request, token)
     draw = choose()
     data = await uploads.receive(request)
-    future = worker.submit(data, draw)
+    future = worker.submit(data, draw, request.state.name)
     del data  # The worker has it, until it is scored.
     return fastapi.Response(await _result(request, future), media_type=kind)
   except Refused as error:
@@ -140,8 +186,10 @@ async def _answer(
     return _error(_GONE, "The client has ended the connection.")
   except Exception as error:
     if not isinstance(error, worker_lib.Failed):
-      _log.error("internal error: %s: %s", type(error).__name__, error)
-    return _error(500, "Internal error; the log of the service has the reason.")
+      kind = type(error).__name__
+      _log.error("internal error: %s: %s: %s", request.state.name, kind, error)
+    name = request.state.name
+    return _error(500, f"Internal error; the log of the service has {name}.")
 
 
 async def _result(

@@ -73,7 +73,7 @@ class Uploads:
       ) from None
     if not data:
       raise Refused(
-        400, f"The request has no body; send the image file: {_CURL}."
+        400, f"The body is empty (0 bytes); send the image file: {_CURL}."
       )
     await asyncio.to_thread(self._check_image, data)
     return data
@@ -152,8 +152,13 @@ def open_image(data: bytearray) -> PIL.Image.Image:
     reason = str(error)
     if isinstance(error, PIL.UnidentifiedImageError):
       reason = "unknown format"
-    raise Refused(
-      422,
-      f"The body cannot be read as an image ({reason}); send an image file "
-      f"unchanged: {_CURL}.",
-    ) from None
+    raise unreadable(reason) from None
+
+
+def unreadable(reason: str) -> Refused:
+  """Return the refusal of a body that is no image, or a corrupt one."""
+  return Refused(
+    422,
+    f"The body cannot be read as an image ({reason}). Send the bytes of an "
+    f"image file: {_CURL}.",
+  )

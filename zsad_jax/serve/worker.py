@@ -8,13 +8,14 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
 
 from zsad_jax.datasets import preprocess
 from zsad_jax.inference import regions as regions_lib
+from zsad_jax.inference import shrinking
 from zsad_jax.reporting import overlays, region_files
 from zsad_jax.runs.detector import Detection
 from zsad_jax.serve import uploads
@@ -34,17 +35,35 @@ class Failed(Exception):
   """The image has no result; the log has the reason."""
 
 
+class Result(NamedTuple):
+  """An image that is scored.
+
+  Attributes:
+    image: the image.
+    found: its result.
+    seconds: time that it took, without the queue.
+    warnings: what may be wrong about the result.
+  """
+
+  image: PIL.Image.Image
+  found: Detection
+  seconds: float
+  warnings: Sequence[str] = ()
+
+
 class Job(NamedTuple):
   """An image in the queue.
 
   Attributes:
     data: the image file.
     draw: makes the answer; runs in the worker.
+    name: of the request, in the log.
     answer: receives the answer, an `Invalid` or another error.
   """
 
   data: bytearray
-  draw: Callable[[PIL.Image.Image, Detection, float], bytes]
+  draw: Callable[[Result], bytes]
+  name: str
   answer: concurrent.futures.Future
 
 
@@ -83,12 +102,15 @@ class Worker:
     """Number of images that wait."""
     return len(self._jobs)
 
-  def submit(self, data: bytearray, draw: Any) -> concurrent.futures.Future:
+  def submit(
+    self, data: bytearray, draw: Callable[[Result], bytes], name: str
+  ) -> concurrent.futures.Future:
     """Append an image to the queue.
 
     Args:
       data: the image file.
       draw: see `Job`.
+      name: see `Job`.
 
     Returns:
       The future answer. Once it is cancelled the image is not scored.
@@ -97,7 +119,7 @@ class Worker:
       Full: as many images wait as may.
       Failed: the thread has ended.
     """
-    job = Job(data, draw, concurrent.futures.Future())
+    job = Job(data, draw, name, concurrent.futures.Future())
     with self._changed:
       if not self.is_alive:
         raise Failed
@@ -141,7 +163,7 @@ class Worker:
     except Invalid as error:
       job.answer.set_exception(error)
     except Exception as error:
-      _log.error("internal error: %s", _one_line(error))
+      _log.error("internal error: %s: %s", job.name, _one_line(error))
       # Without the error's traceback, which refers to the image.
       job.answer.set_exception(Failed())
     except BaseException:  # The end of the thread.
@@ -154,13 +176,18 @@ class Worker:
       file = uploads.open_image(job.data)
       image = preprocess.convert_image(file, uploads.NAME)
       # Name of the image in messages.
-      image.filename = uploads.NAME  # pyright: ignore[reportAttributeAccessIssue]
-      found = self._detector(image)
+      image.filename = job.name  # pyright: ignore[reportAttributeAccessIssue]
+      with shrinking.collected() as warnings:
+        found = self._detector(image)
+    except preprocess.Unreadable as error:
+      raise Invalid(_one_line(uploads.unreadable(error.reason))) from None
     except (uploads.Refused, ValueError) as error:
-      raise Invalid(_one_line(error)) from None
+      reason = _one_line(error).replace(job.name, uploads.NAME)
+      raise Invalid(reason) from None
     except MemoryError:
       raise Invalid("The image needs more memory than there is.") from None
-    return job.draw(image, found, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return job.draw(Result(image, found, seconds, warnings))
 
 
 def _one_line(error: Exception) -> str:
@@ -169,13 +196,9 @@ def _one_line(error: Exception) -> str:
   return text if known else f"{type(error).__name__}: {text[:400]}"
 
 
-def values(found: Detection, seconds: float) -> dict[str, Any]:
-  """Return the fields of an answer.
-
-  Args:
-    found: the result of an image.
-    seconds: time that it took, without the queue.
-  """
+def values(result: Result, calibration: str | None) -> dict[str, Any]:
+  """Return the fields of an answer; see `as_json`."""
+  found = result.found
   height, width = found.image_size
   regions = None
   if found.limits.pixel is not None and not found.image_only:
@@ -185,48 +208,46 @@ def values(found: Detection, seconds: float) -> dict[str, Any]:
     "normalized_score": found.normalized_score,
     "label": found.label,
     "threshold": found.threshold,
+    "calibration": calibration,
     "normal_percentile": found.normal_percentile,
     "zero_shot_score": found.zero_shot_score,
     "pixel_threshold": found.limits.pixel,
     "region_count": regions and regions.count,
     "regions": regions and region_files.records(regions),
     "image_size": {"width": width, "height": height},
-    "seconds": round(seconds, 4),
+    "seconds": round(result.seconds, 4),
+    "warnings": [text[:1].upper() + text[1:] for text in result.warnings],
   }
 
 
 def as_json(
-  image: PIL.Image.Image, found: Detection, seconds: float, *, side: int | None
+  result: Result, *, side: int | None, calibration: str | None
 ) -> bytes:
   """Return the answer to /predict.
 
   Args:
-    image: the image.
-    found: its result.
-    seconds: see `values`.
+    result: the result of an image.
     side: longest side of the overlay; None: without it.
+    calibration: its name; None: there is none.
   """
-  answer = values(found, seconds)
+  answer = values(result, calibration)
   if side is not None:
-    png = as_png(image, found, seconds, side=side)
+    png = as_png(result, side=side)
     answer["overlay"] = base64.b64encode(png).decode()
   return json.dumps(answer, allow_nan=False).encode()
 
 
-def as_png(
-  image: PIL.Image.Image, found: Detection, seconds: float, *, side: int
-) -> bytes:
+def as_png(result: Result, *, side: int) -> bytes:
   """Return the answer to /overlay; see `as_json`.
 
   Raises:
     Invalid: the method has image scores only.
   """
-  del seconds
-  if found.image_only:
+  if result.found.image_only:
     raise Invalid(
       "This method has image scores only, without maps: use /predict without "
       "an overlay."
     )
   data = io.BytesIO()
-  overlays.draw(image, found, side=side).save(data, "PNG")
+  overlays.draw(result.image, result.found, side=side).save(data, "PNG")
   return data.getvalue()

@@ -74,7 +74,9 @@ class Arrivals:
     self._is_done, self._clock = is_done, clock
     self._since: dict[Identity, float] = {}
     self._next = -float("inf")
+    self._kinds: set[str] = set()  # Of files that are no images.
     self.problem = ""  # Of the last list: a folder that cannot be read.
+    self.left_out = ""  # Files of kinds that the last list showed first.
 
   @property
   def wait(self) -> float:
@@ -87,16 +89,15 @@ class Arrivals:
     try:
       if not self._folder.is_dir():
         raise FileNotFoundError(f"{self._folder} does not exist.")
-      found = walker.tree(
-        self._folder, without=[self._output], errors=errors
-      ).images
+      found = walker.tree(self._folder, without=[self._output], errors=errors)
     except OSError as error:
-      found = []
+      found = walker.Tree()
       errors.append(error)
+    self._note_kinds(found.left_out)
     self.problem = _describe(errors[0]) if errors else ""
     now, before = self._clock(), self._since
     self._since = {}
-    for path in found:
+    for path in found.images:
       try:
         image = Identity.of(str(path))
       except OSError:  # Removed since, or out of reach for now.
@@ -106,6 +107,12 @@ class Arrivals:
     self._next = now + max(INTERVAL, _SHARE * (now - start))
     ready = [image for image in self._since if image in before]
     return sorted(ready, key=lambda image: (image.mtime_ns, image.path))
+
+  def _note_kinds(self, left_out):
+    """Describe files that are no images, each kind in one list only."""
+    new = {p: kind for p, kind in left_out.items() if kind not in self._kinds}
+    self._kinds.update(new.values())
+    self.left_out = walker.describe(new)
 
   def may_change(self, image: Identity) -> bool:
     """Return whether an image that cannot be decoded may be incomplete."""

@@ -29,8 +29,9 @@ def run(
   loop.check_folders(folder, output)
   opened = opening.from_flags(options)
   limits = opened.detector.limits
-  save = result_files.choose(options.save, limits)
-  if options.save is None and limits.pixel is None:
+  image_only = opened.run.method.image_only
+  save = result_files.choose(options.save, limits, image_only=image_only)
+  if options.save is None and limits.pixel is None and not image_only:
     print(result_files.NOTE)
   has_references = opened.detector.has_references
   writer = result_files.ResultWriter(

@@ -124,6 +124,8 @@ class Watcher:
     if not found.wait:
       self._ready = found.poll()
       self._tell("input", found.problem, "the folder can be read again")
+      if found.left_out:
+        _log.info(f"note: {self.folder}: {found.left_out}.")
     number = self.batch_size if len(self._ready) >= self.batch_size else 1
     images, self._ready = self._ready[:number], self._ready[number:]
     if images:

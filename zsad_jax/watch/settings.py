@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from zsad_jax.reporting import score_table
+from zsad_jax.runs import opening
 from zsad_jax.runtime import files
 
 FILE = "watch.json"
 _SHOWN = 60  # Characters of a value in messages.
+_DIGITS = (4, 8, 17)  # Of a number: the first that tell two of them apart.
+_NAMES = {"--threshold": "the threshold"}  # It need not be that of the flag.
 
 
 def check(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -17,11 +20,12 @@ def check(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
   Args:
     output: the folder, which exists.
-    settings: by name, such as "--threshold"; JSON values.
+    settings: by name, such as "--threshold"; JSON values. See
+      `opening.Opened.settings`.
 
   Raises:
-    ValueError: the folder has results of other settings, or of a command that
-      does not watch.
+    ValueError: the folder has results of other settings, of a calibration
+      that was made again since, or of a command that does not watch.
   """
   path = output / FILE
   wanted = json.loads(json.dumps(dict(settings)))
@@ -35,14 +39,45 @@ def check(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
     files.write_text(path, json.dumps(wanted, indent=1) + "\n")
     return
   stored = files.read_json_object(path)
+  stored.setdefault(opening.CALIBRATED, wanted.get(opening.CALIBRATED))
+  _check_calibration(output, stored, wanted)
   for name in (*wanted, *stored):
-    before, now = stored.get(name), wanted.get(name)
-    if before != now:
+    if stored.get(name) != wanted.get(name):
       raise ValueError(
-        f"{output} has results of other settings: {name} was "
-        f"{_shown(before)}, and is {_shown(now)} now. Give the former "
-        "settings, or choose another --output."
+        f"{output} has results of other settings: "
+        f"{_change(name, stored, wanted)}. Give the former settings, which "
+        f"are in {FILE} there, or choose another --output."
       )
+
+
+def _check_calibration(output, stored, wanted):
+  """Refuse a calibration that was made again under its name."""
+  differ = lambda name: stored.get(name) != wanted.get(name)
+  if (
+    any(map(differ, ("--workdir", "--calibration")))
+    or not wanted.get("--calibration")
+    or not differ(opening.CALIBRATED)
+  ):
+    return
+  change = ""
+  if differ("--threshold"):
+    change = f" ({_change('--threshold', stored, wanted)})"
+  raise ValueError(
+    f"{output} has results of --calibration={wanted['--calibration']} of "
+    f"{stored[opening.CALIBRATED]}, which was made again on "
+    f"{wanted[opening.CALIBRATED]}{change}. Choose another --output for the "
+    "results of the new calibration."
+  )
+
+
+def _change(name, stored, wanted) -> str:
+  """Return how a setting has changed."""
+  before, now = stored.get(name), wanted.get(name)
+  for digits in _DIGITS:
+    texts = [_shown(value, digits) for value in (before, now)]
+    if texts[0] != texts[1]:
+      break
+  return f"{_NAMES.get(name, name)} was {texts[0]}, and is {texts[1]} now"
 
 
 def refuse(output: pathlib.Path) -> None:
@@ -57,7 +92,9 @@ def refuse(output: pathlib.Path) -> None:
     )
 
 
-def _shown(value: Any) -> str:
-  """Return a value as text of limited length."""
+def _shown(value: Any, digits: int) -> str:
+  """Return a value as text of limited length; of a number, some digits."""
   text = "not given" if value is None else json.dumps(value)
+  if isinstance(value, float):
+    text = f"{value:.{digits}g}"
   return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -1,6 +1,7 @@
 """The tables of `predict` as tables of the journal.
 
-Images have the time at which they were scored in addition.
+Rows have the time at which the image was scored in addition, which tells apart
+images of one path.
 """
 
 import datetime
@@ -13,6 +14,7 @@ from zsad_jax.watch.journal import Record, Table
 # Column with the number of regions; in the journal, the list of them.
 _REGIONS, _COUNT = "regions", "region_count"
 _TIME = "time"  # UTC, ISO 8601.
+_REGION_COLUMNS = (_TIME, *region_files.COLUMNS)
 
 
 def record(row: result_files.ImageRow) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def record(row: result_files.ImageRow) -> dict[str, Any]:
   count = row.values.get(_REGIONS)
   now = datetime.datetime.now(datetime.UTC)
   return {
-    _TIME: now.isoformat(timespec="seconds"),
+    _TIME: now.isoformat(timespec="milliseconds"),
     **row.values,
     _COUNT: count,
     _REGIONS: None if count is None else row.regions,
@@ -42,7 +44,7 @@ def make(columns: Sequence[str]) -> list[Table]:
   scores = Table(score_table.SCORES, names, lambda line: [_cells(names, line)])
   if _REGIONS not in columns:
     return [scores]
-  regions = Table(region_files.CSV, region_files.COLUMNS, _region_rows)
+  regions = Table(region_files.CSV, _REGION_COLUMNS, _region_rows)
   return [scores, regions]
 
 
@@ -54,11 +56,12 @@ def _cells(columns: Sequence[str], line: Record) -> list[str]:
 
 
 def _region_rows(line: Record) -> list[list[str]]:
+  shared = {_TIME: line[_TIME], "image": line["image"]}
   return [
-    result_files.ImageRow(_ordered({**each, "image": line["image"]})).cells()
+    result_files.ImageRow(_ordered({**each, **shared})).cells()
     for each in line[_REGIONS] or ()
   ]
 
 
 def _ordered(values: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: values[name] for name in region_files.COLUMNS}
+  return {name: values[name] for name in _REGION_COLUMNS}
