@@ -26,7 +26,7 @@ Image.MAX_IMAGE_PIXELS = None
 MAX_PIXELS = environment.max_pixels()
 _MAX_16_BIT = 65535
 _DEEP = "RGB;16"  # In Pillow's names of raw modes; grey is `_MODES_16_BIT`.
-_FEW_BITS = 4096  # Cameras of 10 or 12 bits leave the upper ones empty.
+_FEW_BITS = 4096
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
 
@@ -381,23 +381,20 @@ def _to_8_bit(image: np.ndarray) -> Image.Image:
     raise ValueError("more than 16 bits per pixel; save it with 8 or 16")
   _check_depth(image.max())
   scale = _MAX_16_BIT // 255
-  return Image.fromarray(
-    ((image.astype(np.uint32) + scale // 2) // scale).astype(np.uint8)
-  )
+  scaled = (image.astype(np.uint32) + scale // 2) // scale
+  return Image.fromarray(scaled.astype(np.uint8))
 
 
 def _check_depth(largest):
   """Check that values of 16 bits are not those of 8, 10 or 12 bits."""
   if 0 < largest < _FEW_BITS:
     raise ValueError(
-      f"it has 16 bits per channel, but no value of {_FEW_BITS} or more: it "
-      "would be nearly black. Values of 8, 10 or 12 bits must be scaled to 16 "
-      "bits before"
+      f"16 bits per channel, but no value of {_FEW_BITS} or more: it would be "
+      "nearly black. Scale values of 8, 10 or 12 bits to 16 bits"
     )
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
   if image.mode == "P" and "transparency" in image.info:
-    # The same colours, without Pillow's warning about transparency.
-    image = image.convert("RGBA")
+    image = image.convert("RGBA")  # Otherwise Pillow warns; same colours.
   return image.convert(mode)

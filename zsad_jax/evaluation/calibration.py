@@ -24,6 +24,11 @@ _NO_THRESHOLD = (
   "note: a run with parameters per category has no threshold. Set one for a "
   "category: zsad calibrate --name=NAME --class_name=CATEGORY good/"
 )
+_NO_REFERENCES = (
+  "note: {} compares with references, and the auxiliary data have none: the "
+  "run has no threshold. Set one: zsad calibrate --workdir={} --name=NAME "
+  "--references=few_good/ good/"
+)
 _MAP_RANGE = (0.01, 0.995)  # Quantiles: robust limits of the colour scale.
 _FILES = {0: threshold_lib.FILE, 1: threshold_lib.FEW_SHOT_FILE}  # By shots.
 
@@ -45,12 +50,7 @@ def store(run: run_lib.Run) -> None:
   )
   zero_shot = not run.method.needs_references
   if not (few_shot or zero_shot):
-    print(
-      f"note: {config.method_name} compares with references, and the auxiliary "
-      f"data ({', '.join(config.train_data)}) has none: the run has no "
-      "threshold. Set one: zsad calibrate --name=NAME "
-      f"--workdir={run.workdir} --references=few_good/ good/"
-    )
+    print(_NO_REFERENCES.format(config.method_name, run.workdir))
     return
   # Scores of single images, as in predictions.
   evaluator = ensemble.evaluator_of(

@@ -139,9 +139,10 @@ class Table:
     if not config.epochs or base == "random":
       seeds = seeds[:1]
     few = recipes.has_few_shot(config.method_name, self._cells)
-    shots = (0, *self._shots) if few else (0,)
     method = run_lib.make_method(config.method_name, config.method.to_dict())
-    if method.needs_references:
+    few = few and not method.learns_category  # Its references are trained on.
+    shots = (0, *self._shots) if few else (0,)
+    if method.needs_references and few:
       shots = self._shots or (1,)
     drawn = references.SEEDS
     jobs = []
@@ -151,6 +152,11 @@ class Table:
       target = Target(config.test_data[0], shots, own if few else ())
       jobs.append(Job((RunSpec(spec, seed),), (target,)))
     return [Row(name, base, k, tuple(jobs)) for k in shots]
+
+  def _shown_shots(self, row):
+    """Return the number of references, which may be those of the training."""
+    config = self._config(row)
+    return config.references.shots if config.per_category else row.shots
 
   def _documents(self, row) -> list[dict[str, Any]]:
     """Return the finished results of a row."""
@@ -223,7 +229,7 @@ class Table:
     seconds = [s for s in seconds if s]
     cost = f"{math.fsum(seconds) / len(seconds):.0f}" if seconds else "-"
     trained = documents[0].get("trained_parameters") if documents else None
-    cells = [name, config.image_size, row.shots, *values]
+    cells = [name, config.image_size, self._shown_shots(row), *values]
     cells += ["-" if trained is None else f"{trained:,}", cost]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -238,7 +244,7 @@ class Table:
     return {
       "method": row.name,
       "weights": row.base,
-      "shots": row.shots,
+      "shots": self._shown_shots(row),
       "configuration": _spec(row.name, row.base),
       "seeds": [job.members[0].seed for job in row.jobs],
       "runs": [job.workdir(self._settings).name for job in row.jobs],
