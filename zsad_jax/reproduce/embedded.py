@@ -156,7 +156,8 @@ class Table:
   def _shown_shots(self, row):
     """Return the number of references, which may be those of the training."""
     config = self._config(row)
-    return config.references.shots if config.per_category else row.shots
+    own = config.get("per_category", False)
+    return config.references.shots if own else row.shots
 
   def _documents(self, row) -> list[dict[str, Any]]:
     """Return the finished results of a row."""
