@@ -57,6 +57,8 @@ from zsad_jax.training import (
   update_step,
 )
 
+_THRESHOLDS = (threshold_lib.FILE, threshold_lib.FEW_SHOT_FILE)
+
 
 def train(config: types.Config, workdir: pathlib.Path) -> bool:
   """Train `config.method`.
@@ -257,13 +259,22 @@ def main(options: flags.FlagValues) -> int:
         raise stopping.Stopped(stopping.received(), together=True)
       print(f"Trained in {time.perf_counter() - start:.0f} s.", flush=True)
       _finish(config, workdir)
-      where = copies.origin(workdir)
-      print(f"Run: {where}. Use it: zsad predict --workdir={where} photos/")
+      _print_next(workdir)
   except stopping.Stopped as error:
     where = copies.origin(workdir)
     error.add_note(f"The same command resumes the run in {where}.")
     raise
   return 0
+
+
+def _print_next(workdir):
+  """Print the folder of the run and, if it has a threshold, what it is for."""
+  where = copies.origin(workdir)
+  print(f"Run: {where}")
+  for name, flag in zip(_THRESHOLDS, ("", " --references=few_good/")):
+    if (workdir / name).is_file():
+      print(f"Use it: zsad predict --workdir={where}{flag} photos/")
+      break
 
 
 def calibrated(workdir: pathlib.Path) -> tuple[Any, finished.Stages]:
@@ -302,15 +313,16 @@ def _finish(config, workdir):
 
 def _calibrate(run, stages):
   """Store the thresholds of a run; print those that they replace."""
-  names = (threshold_lib.FILE, threshold_lib.FEW_SHOT_FILE)
-  paths = [run.workdir / name for name in names]
+  paths = [run.workdir / name for name in _THRESHOLDS]
   before = {p: p.read_text(encoding="utf-8") for p in paths if p.is_file()}
   calibration.store(run)
   for path, text in before.items():
     if path.read_text(encoding="utf-8") != text:
       old = " ".join(text.split())
       print(f"note: {path} was replaced; it was of other parameters: {old}")
-  stages.mark("calibration", [path for path in paths if path.is_file()])
+  # A run without thresholds is not calibrated again, either.
+  written = [path for path in paths if path.is_file()]
+  stages.mark("calibration", written or [run.workdir / "config.json"])
 
 
 def _evaluate(run, data, how, stages, names):

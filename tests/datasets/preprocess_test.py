@@ -117,6 +117,24 @@ def test_16_bit_of_fewer_bits_is_refused(tmp_path, name, value):
     preprocess.load_image(path, 4)
 
 
+@pytest.mark.parametrize("color", [False, True])
+def test_open_images_of_fewer_bits_are_refused(tmp_path, color):
+  path = deep_color_png(tmp_path / "a.png", 4095)
+  if not color:
+    write(path, Image.fromarray(np.full((4, 4), 4095, np.uint16)))
+  with Image.open(path) as file, pytest.raises(ValueError, match="of 4096"):
+    preprocess.convert_image(file, "the image")
+
+
+def test_a_dark_part_of_a_16_bit_image_is_read(tmp_path):
+  """A part may be dark: the whole image is what is checked."""
+  values = np.zeros((8, 8), np.uint16)
+  values[:4], values[4:] = 300, 65535
+  path = write(tmp_path / "a.png", Image.fromarray(values))
+  found = preprocess.load_image(index.part(path, (0, 0, 4, 4)), 4)
+  np.testing.assert_array_equal(found, 1)
+
+
 @pytest.mark.parametrize("value", [4096, 65535])
 def test_16_bit_colors(tmp_path, value):
   image = preprocess.load_image(deep_color_png(tmp_path / "a.png", value), 4)

@@ -218,13 +218,19 @@ def test_methods_and_the_example(folder, run_command, name, shots, form):
   photos = sorted(map(str, (folder / "photos").iterdir()))
   broken = folder / "broken.png"
   broken.write_bytes(b"no image")
+  dim, empty = folder / "dim.png", folder / "empty"
+  Image.fromarray(np.full((9, 9), 4095, np.uint16)).save(dim)
+  empty.mkdir(exist_ok=True)
+  refused = [broken, dim, empty]
   ended = subprocess.run(
-    [sys.executable, target / "predict.py", broken, folder / "photos"],
+    [sys.executable, target / "predict.py", *refused, folder / "photos"],
     capture_output=True,
     text=True,
   )
   assert ended.returncode == 1
-  assert ended.stderr.startswith(f"error: {broken}: ")
+  errors = ended.stderr.splitlines()
+  for line, path in zip(errors, refused, strict=True):
+    assert line.startswith(f"error: {path}: ")
   live = zsad_jax.load(workdir)
   if shots:
     live = live.with_references(sorted((folder / "good").iterdir()))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageChops, ImageOps
 
-from zsad_jax.datasets import extra_formats, index
+from zsad_jax.datasets import bit_depth, extra_formats, index
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.runtime import environment
 from zsad_jax.types import ANOMALOUS
@@ -24,10 +24,6 @@ from zsad_jax.types import ANOMALOUS
 Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = environment.max_pixels()
-_MAX_16_BIT = 65535
-_DEEP = "RGB;16"  # In Pillow's names of raw modes; grey is `_MODES_16_BIT`.
-_FEW_BITS = 4096
-_MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": PGM files.
 
 
 def load_image(
@@ -168,13 +164,11 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def _oriented_image(path: str | os.PathLike[str]) -> tuple[Image.Image, int]:
   """Return an image as RGB, and the EXIF orientation that was applied."""
   with _decoding(path), _open_file(path) as (file, box):
-    deep = any(_DEEP in str(tile[3]) for tile in getattr(file, "tile", ()))
+    deep_colors = bit_depth.has_deep_colors(file)
     extra_formats.check_single(file)
+    bit_depth.check(file, deep_colors=deep_colors)
     turned = masks_lib.orientation(file)
-    image = _to_rgb(_part(file, box))
-    if deep:  # Pillow keeps the upper 8 bits of colors.
-      _check_depth(256 * int(np.asarray(image).max()))
-    return image, turned
+    return _to_rgb(_part(file, box)), turned
 
 
 def convert_image(image: Image.Image, name: str) -> Image.Image:
@@ -189,6 +183,8 @@ def convert_image(image: Image.Image, name: str) -> Image.Image:
   """
   with _decoding(name):
     _check_size(image)
+    deep_colors = bit_depth.has_deep_colors(image)
+    bit_depth.check(image, deep_colors=deep_colors)
     return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -366,8 +362,8 @@ def _to_rgb(image):
 
   Palettes and bitmaps cannot be interpolated.
   """
-  if image.mode in _MODES_16_BIT:
-    image = _to_8_bit(np.asarray(image))
+  if image.mode in bit_depth.MODES:
+    image = bit_depth.to_8_bit(image)
   elif image.mode == "F":
     raise ValueError(
       "32-bit values have no known maximum; save it with 8 or 16 bits"
@@ -375,26 +371,8 @@ def _to_rgb(image):
   return _convert(image, "RGB")
 
 
-def _to_8_bit(image: np.ndarray) -> Image.Image:
-  """Scale by the largest value of 16 bits; Pillow would clip at 255."""
-  if image.min() < 0 or image.max() > _MAX_16_BIT:
-    raise ValueError("more than 16 bits per pixel; save it with 8 or 16")
-  _check_depth(image.max())
-  scale = _MAX_16_BIT // 255
-  scaled = (image.astype(np.uint32) + scale // 2) // scale
-  return Image.fromarray(scaled.astype(np.uint8))
-
-
-def _check_depth(largest):
-  """Check that values of 16 bits are not those of 8, 10 or 12 bits."""
-  if 0 < largest < _FEW_BITS:
-    raise ValueError(
-      f"16 bits per channel, but no value of {_FEW_BITS} or more: it would be "
-      "nearly black. Scale values of 8, 10 or 12 bits to 16 bits"
-    )
-
-
 def _convert(image: Image.Image, mode: str) -> Image.Image:
   if image.mode == "P" and "transparency" in image.info:
-    image = image.convert("RGBA")  # Otherwise Pillow warns; same colours.
+    # The same colours, without Pillow's warning about transparency.
+    image = image.convert("RGBA")
   return image.convert(mode)

@@ -23,6 +23,8 @@ def read(path: pathlib.Path, size: int) -> np.ndarray:
     grey = np.asarray(image).astype(np.int64)
     if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
       raise ValueError("save it with 8 or 16 bits per channel.")
+    if 0 < grey.max() < 4096:
+      raise ValueError("nearly black: scale values of 12 bits to 16 bits.")
     image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
   rgb = image.convert("RGB")
   return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))

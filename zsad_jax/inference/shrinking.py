@@ -36,10 +36,13 @@ def collected() -> Iterator[list[str]]:
     _collected.reset(token)
 
 
-def _collect(message: str) -> None:
+def _tell(kind: str, name: str, message: str, *, log: bool) -> None:
+  """Collect a message about an image, and log it."""
   found = _collected.get()
   if found is not None and message not in found:
     found.append(message)
+  if log:
+    _log.warning("%s: %s: %s", kind, name, message)
 
 
 class ShrinkWarning:
@@ -92,9 +95,7 @@ class ShrinkWarning:
       f"{round(patch_size * factor)} pixels (one of its patches) may be lost; "
       f"{remedy}."
     )
-    _collect(message)
-    if not self._warned:
-      _log.warning("warning: %s: %s", name, message)
+    _tell("warning", name, message, log=not self._warned)
     self._warned = True
     return True
 
@@ -107,9 +108,7 @@ class ShrinkWarning:
       f"the image of {width} x {height} pixels is not larger than a tile "
       f"(--tile={tiling.size}): it is scored as a whole."
     )
-    _collect(message)
-    if not self._noted:
-      _log.warning("note: %s: %s", name, message)
+    _tell("note", name, message, log=not self._noted)
     self._noted = True
 
   def check_files(

@@ -115,7 +115,8 @@ class Table:
       f"{title} {tables_lib.with_deviation(found, metric)}"
       for metric, title in _COLUMNS.items()
     ]
-    return f"{row}: {', '.join(values)}"
+    shown = dataclasses.replace(row, shots=self._shown_shots(row))
+    return f"{shown}: {', '.join(values)}"
 
   def write(self, root: pathlib.Path) -> pathlib.Path:
     """Write the table as Markdown and JSON; return the path of the former."""
@@ -219,6 +220,8 @@ class Table:
     name = methods.paper_variants(config.method_name).get(
       row.name.partition(":")[2], methods.paper_name(config.method_name)
     )
+    if config.text_backbone.name:  # The papers name a probe by its backbone.
+      name = row.name
     if config.method_name not in methods.single_image_names():
       name += " (transductive)"
     values = [
