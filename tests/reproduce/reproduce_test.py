@@ -306,7 +306,7 @@ def test_rows_of_methods_with_references_of_their_own(tmp_path, monkeypatch):
   monkeypatch.setattr(table, "_values", lambda row: [half])
   assert table.lines(rows[0]).startswith("promptad, 2-shot: ")
   names = [table._line(row).split(" | ")[:3] for row in rows[:2]]
-  assert names == [["| promptad", "112", "2"], ["| linear_probe", "112", "0"]]
+  assert names == [["| PromptAD", "112", "2"], ["| linear probe", "112", "0"]]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ A file has a class `Method` and, in its docstring, a table of the paper's
 equations. Optional constants:
 
   PAPER_NAME      the method's name in the papers' tables
+  TITLE           its name in the project's own table, if not PAPER_NAME
   PAPER_VARIANTS  names of its ablations there, by variant of its configuration
   PAPER_ENSEMBLES number of runs, by the name of an ensemble of runs there
   VARIANT_BY_PAPER  the variant that a paper's tables show under PAPER_NAME,
@@ -90,6 +91,11 @@ def _optional(hint: typing.Any) -> typing.Any:
 def paper_name(name: str) -> str:
   """Return the name of a method in the papers' tables."""
   return vars(module(name)).get("PAPER_NAME", name)
+
+
+def title(name: str) -> str:
+  """Return the name of a method in the project's own table."""
+  return vars(module(name)).get("TITLE", paper_name(name))
 
 
 def paper_variants(name: str) -> Mapping[str, str]:

@@ -194,4 +194,5 @@ class Method(types.TrainingFree):
     }
 
 
+TITLE = "AnomalyDINO"
 TINY = {}  # Settings for a backbone of three blocks, for tests.

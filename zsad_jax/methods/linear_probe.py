@@ -218,5 +218,6 @@ def _text_dim(backbone: Any) -> int:
   return jax.eval_shape(text.project_text, token).shape[-1]
 
 
+TITLE = "linear probe"
 PAPER_NAME = "SAM"  # In the tables of the papers; with SAM ViT-L.
 TINY = dict(feature_layers=(1, 3))  # For a backbone of three blocks.

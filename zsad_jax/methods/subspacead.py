@@ -43,6 +43,7 @@ from zsad_jax.layers import (
   subspace,
 )
 
+TITLE = "SubspaceAD"
 DEPTH = 40  # Layers of the backbone that the defaults are for.
 SIGMA = 4.0  # Of the Gaussian over maps, in pixels.
 

@@ -218,10 +218,8 @@ class Table:
     """Return a row of the Markdown table."""
     found, config = self._values(row), self._config(row)
     name = methods.paper_variants(config.method_name).get(
-      row.name.partition(":")[2], methods.paper_name(config.method_name)
+      row.name.partition(":")[2], methods.title(config.method_name)
     )
-    if config.text_backbone.name:  # The papers name a probe by its backbone.
-      name = row.name
     if config.method_name not in methods.single_image_names():
       name += " (transductive)"
     values = [
