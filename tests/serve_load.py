@@ -249,6 +249,11 @@ def start(workdir, extra):
   for line in process.stdout:
     print(line, end="", flush=True)
     if found := re.search(r"at http://([\d.]+):(\d+)", line):
+      # A full pipe would stop the service at its next line of the log.
+      drain = threading.Thread(
+        target=collections.deque, args=(process.stdout, 0), daemon=True
+      )
+      drain.start()
       return process, (found[1], int(found[2]))
   raise AssertionError("the service has ended")
 
