@@ -99,7 +99,8 @@ def test_the_own_table_is_resumed(small, tmp_path, monkeypatch, capsys):
   assert len(rows["random", 1]["repetitions"]) == 3  # Seeds of references.
   assert row["settings"]["epochs"] == 2
   markdown = (tmp_path / "embedded.md").read_text()
-  assert "| AnomalyCLIP | 32 | 1 |" in markdown and "±" in markdown
+  assert "| AnomalyCLIP | `anomalyclip:embedded` | 32 | 1 |" in markdown
+  assert "±" in markdown
   capsys.readouterr()
   count = len(small)
   assert command(*given) == 0

@@ -198,12 +198,12 @@ class Table:
       "not trained, and random weights, have one training seed.",
       "",
     ]
-    head = ["method", "pixels", "shots", *_COLUMNS.values()]
+    head = ["method", "configuration", "pixels", "shots", *_COLUMNS.values()]
     head += ["trained parameters", "training s"]
     for base in _BASES:
       title = "Random weights" if base == "random" else "Pretrained weights"
       lines += [f"## {title}", "", f"| {' | '.join(head)} |"]
-      lines.append("|---|" + "---:|" * (len(head) - 1))
+      lines.append("|---|---|" + "---:|" * (len(head) - 2))
       lines += [self._line(row) for row in self.rows if row.base == base]
       lines.append("")
     lines += ["## Settings", ""]
@@ -231,7 +231,8 @@ class Table:
     seconds = [s for s in seconds if s]
     cost = f"{math.fsum(seconds) / len(seconds):.0f}" if seconds else "-"
     trained = documents[0].get("trained_parameters") if documents else None
-    cells = [name, config.image_size, self._shown_shots(row), *values]
+    spec = f"`{_spec(row.name, row.base)}`"
+    cells = [name, spec, config.image_size, self._shown_shots(row), *values]
     cells += ["-" if trained is None else f"{trained:,}", cost]
     return f"| {' | '.join(map(str, cells))} |"
 
