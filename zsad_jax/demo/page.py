@@ -7,6 +7,7 @@ from typing import Any
 
 import fastapi
 import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 
 from zsad_jax.demo import display, scoring
 
@@ -64,7 +65,7 @@ def application(
     run_history=False,
     ssr_mode=False,
     footer_links=[],
-    theme=gr.themes.Default(font=_FONTS, font_mono=_MONO),
+    theme=Default(font=_FONTS, font_mono=_MONO),
     css=_CSS,
   )
 
