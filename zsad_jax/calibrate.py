@@ -37,7 +37,7 @@ from zsad_jax.datasets import duplicates, image_files, preprocess
 from zsad_jax.datasets import masks as masks_lib
 from zsad_jax.evaluation import calibration, protocol, user_images
 from zsad_jax.inference import tiling as tiling_lib
-from zsad_jax.runs import calibrations, ensemble, ensemble_detector, lock, peers
+from zsad_jax.runs import calibrations, ensemble_detector, lock, opening, peers
 from zsad_jax.runs import run as run_lib
 from zsad_jax.runs import threshold as threshold_lib
 from zsad_jax.runs.calibration_file import Calibration
@@ -380,7 +380,7 @@ def main(options: flags.FlagValues) -> None:
       pathlib.Path(options.workdir), product.name, overwrite=product.overwrite
     )
   calibrate(
-    ensemble.load(options.workdir),
+    opening.load(options.workdir),
     options.arguments,
     rate=options.rate,
     anomalous=options.anomalous,

@@ -32,11 +32,9 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from absl import flags
 
-from zsad_jax import backbones
 from zsad_jax.datasets import duplicates, image_files
 from zsad_jax.inference import tiling as tiling_lib
 from zsad_jax.reporting import (
@@ -293,10 +291,7 @@ def main(options: flags.FlagValues) -> None:
     return
   if tiling and options.threshold is None:
     print(opening.TILE_NOTE)
-  run = ensemble.load(options.workdir)
-  config: Any = run.config
-  if note := backbones.note(config.backbone.name):
-    print(note)
+  run = opening.load(options.workdir)
   predict(
     run,
     options.arguments,

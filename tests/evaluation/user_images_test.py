@@ -103,3 +103,39 @@ def test_pixels_of_one_kind_have_no_threshold(marked):
       mask = np.full((1, 2, 2), bool(is_anomalous))
       state.update(mask, np.ones((1, 2, 2), np.float32))
   assert calibration.pixel_f1_threshold(state) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+  st.lists(
+    st.tuples(st.booleans(), st.floats(0, 1, width=16)), min_size=2, max_size=30
+  ).filter(lambda pairs: len({anomalous for anomalous, _ in pairs}) == 2)
+)
+def test_rounding_changes_no_label_of_the_best_f1(pairs):
+  label, score = map(np.array, zip(*pairs))
+  limit = calibration.f1_threshold(label.astype(int), score)
+  flagged = score >= limit
+  f1 = 2 * (flagged & label).sum() / (flagged.sum() + label.sum())
+  options = [score >= s for s in score]
+  assert f1 == pytest.approx(
+    max(2 * (x & label).sum() / (x.sum() + label.sum()) for x in options)
+  )
+  gap = min(abs(score[flagged].min() - limit), 1)
+  if not flagged.all():
+    assert gap == pytest.approx(abs(limit - score[~flagged].max()))
+    assert gap > 0
+
+
+@pytest.mark.parametrize(
+  "anomalous, expected",
+  [([], "note: no anomalous image"), ([0.1], "lower scores"), ([0.9], None)],
+)
+def test_what_the_images_say_about_defects(anomalous, expected):
+  results = user_images.UserImages(0.5)
+  for score in (0.3, 0.4, 0.5):
+    results.add_normal(detection(score, np.zeros((2, 2))))
+  for score in anomalous:
+    results.add_anomalous(detection(score, np.zeros((2, 2))))
+  found = list(results.remarks(results.thresholds((0.0, 1.0))))
+  named = [x for x in found if "anomalous image" in x and "AUROC" not in x]
+  assert [expected in x for x in named] == [True] * bool(expected)

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 
 from zsad_jax.datasets import naming, references
 from zsad_jax.evaluation import ensemble
@@ -88,6 +88,23 @@ def map_range(state: streaming.PixelState) -> tuple[float, float]:
   return low, high
 
 
+def f1_threshold(
+  label: Int[np.ndarray, "n"], score: Float[np.ndarray, "n"]
+) -> float:
+  """Return the threshold of images with the best F1.
+
+  It is halfway between the lowest score that is labelled anomalous and the next
+  lower one, so that rounding, as of an exported program, changes no label.
+
+  Args:
+    label: 1 for anomalous images.
+    score: their scores.
+  """
+  _, lowest = exact.f1_max(label, score)
+  below = score[score < lowest]
+  return float((lowest + below.max()) / 2) if below.size else float(lowest)
+
+
 def pixel_f1_threshold(state: streaming.PixelState) -> float | None:
   """Return the threshold of pixels with the best F1, of their histograms.
 
@@ -154,11 +171,11 @@ def normal_threshold(
 def _thresholds(categories, pixels, source):
   """Return the thresholds from labels, scores and maps of auxiliary images."""
   labels, scores, ranges = zip(*categories)
-  _, image_score = exact.f1_max(np.concatenate(labels), np.concatenate(scores))
+  image_score = f1_threshold(np.concatenate(labels), np.concatenate(scores))
   low, high = np.median(ranges, axis=0)
   pixel = pixel_f1_threshold(pixels)
   return threshold_lib.Threshold(
-    float(image_score),
+    image_score,
     float(low),
     float(high),
     f"best F1 on {source}",

@@ -159,7 +159,7 @@ class UserImages:
       rate = self._rate_text(len(normal))
       return value, f"{rate} false alarms, from {len(normal)} normal"
     label = np.repeat([0, 1], [len(normal), len(anomalous)])
-    _, value = exact.f1_max(label, np.concatenate([normal, anomalous]))
+    value = calibration.f1_threshold(label, np.concatenate([normal, anomalous]))
     counts = f"{len(normal)} normal and {len(anomalous)} anomalous"
     return float(value), f"best F1 on {counts}"
 
@@ -204,7 +204,12 @@ class UserImages:
         "score is above or below all of them."
       )
     anomalous = self.anomalous.scores
-    if len(anomalous):
+    if not len(anomalous):
+      yield (
+        "note: no anomalous image was given, so that nothing is known about "
+        "how many defects are found: check with images of known defects."
+      )
+    else:
       auroc = exact.auroc(
         np.repeat([0, 1], [len(scores), len(anomalous)]),
         np.concatenate([scores, anomalous]),
@@ -213,6 +218,11 @@ class UserImages:
         f"AUROC of these images: {100 * auroc:.1f} % (50 %: the scores do not "
         "distinguish anomalous from normal images; 100 %: they always do)."
       )
+      if auroc < 0.5:
+        yield (
+          "warning: the anomalous images have lower scores than the normal "
+          "ones: use another run or other references."
+        )
     for what, value, flagged in (
       ("score", found.image_score, "image"),
       ("pixel", found.pixel, "pixel"),

@@ -21,10 +21,23 @@ def mean(
   Returns:
     The means, sums divided by size^2.
   """
-  pad = [(0, 0)] * (x.ndim - 3) + [(size // 2, size // 2)] * 2 + [(0, 0)]
-  x = jnp.pad(x, pad, mode="edge" if padding == "edge" else "constant")
+  for axis in (-3, -2):
+    x = _extended(x, size // 2, axis, padding)
   window = (1,) * (x.ndim - 3) + (size, size, 1)
   total = jax.lax.reduce_window(
     x, 0.0, jax.lax.add, window, (1,) * x.ndim, "VALID"
   )
   return total / size**2
+
+
+def _extended(x, count, axis, padding):
+  """Add patches on both sides of an axis.
+
+  As `jnp.pad` does with other slices: its mode "edge" reads the last element of
+  the batch too, which a batch of unknown size in ONNX does not allow.
+  """
+  first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+  last = jax.lax.slice_in_dim(x, -1, None, axis=axis)
+  if padding == "zero":
+    first, last = jnp.zeros_like(first), jnp.zeros_like(last)
+  return jnp.concatenate([first] * count + [x] + [last] * count, axis)

@@ -34,7 +34,7 @@ FOLDER = "calibrations"
 REPLACED = (
   "note: a calibration was replaced: running watch and serve commands have "
   "read the former one at their start. Restart them, `predict --watch` with "
-  "another --output."
+  "another --output. Exported programs have it, too: export them again."
 )
 _REFERENCES = "references"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")

@@ -117,6 +117,15 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", 8, "Images, or tiles, per call.", 1)
 
 
+def load(workdir: str) -> run_lib.Run:
+  """Load a run, and log the limits of its backbone."""
+  run = ensemble.load(workdir)
+  config: Any = run.config
+  if note := backbones.note(config.backbone.name):
+    _log.info(note)
+  return run
+
+
 def from_flags(options: Any, *, references_later: bool = False) -> Opened:
   """Return the detector that the flags of a command ask for.
 
@@ -131,11 +140,8 @@ def from_flags(options: Any, *, references_later: bool = False) -> Opened:
   limit = options.threshold
   tiling = check_flags(options)
   _log.info("Loading %s.", options.workdir)
-  run = ensemble.load(options.workdir)
-  config: Any = run.config
+  run = load(options.workdir)
   set_scores.check_single_images(run, "This command")
-  if note := backbones.note(config.backbone.name):
-    _log.info(note)
   choice = choose(
     run,
     options.calibration,

@@ -87,8 +87,6 @@ def run(
       return started()
     except stopping.Stopped as error:
       _stop(error)
-    except BrokenPipeError:  # The reader, such as `head`, has ended.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
       _fail(error)
     except Exception as error:
@@ -107,6 +105,7 @@ def run(
         with _console(), _mirrored(), stopping.unreplaced():
           return main(flags.FLAGS)
 
+  console.outlast_readers()
   _quiet_libraries()
   _define(define_flags)
   flags.DEFINE_list("arguments", [], "Arguments that are no flags.")

@@ -6,7 +6,9 @@ Library code logs to `logging.getLogger(__name__)`. A command calls
 
 import io
 import logging
+import os
 import sys
+from typing import Any
 
 LOGGER = "zsad_jax"
 
@@ -20,6 +22,44 @@ class _Console(logging.Handler):
     print(self.format(record), file=stream, flush=True)
 
 
+class _Output:
+  """A standard stream whose reader may end, such as `head`."""
+
+  def __init__(self, stream: io.TextIOWrapper):
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Write text, to no file from the end of the reader on."""
+    try:
+      return self._stream.write(text)
+    except BrokenPipeError:
+      self._discard()
+      return len(text)
+
+  def flush(self) -> None:
+    """Write what is buffered."""
+    try:
+      self._stream.flush()
+    except BrokenPipeError:
+      self._discard()
+
+  def _discard(self):
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, self._stream.fileno())
+    os.close(nothing)
+
+
+def outlast_readers() -> None:
+  """Complete a command whose messages are no longer read."""
+  for name in ("stdout", "stderr"):
+    stream = getattr(sys, name)
+    if type(stream) is io.TextIOWrapper:  # No stream of a notebook or a test.
+      setattr(sys, name, _Output(stream))
+
+
 def configure(*, primary: bool = True) -> None:
   """Print the package's messages from level INFO on, or only errors.
 
@@ -29,7 +69,7 @@ def configure(*, primary: bool = True) -> None:
   """
   for stream in (sys.stdout, sys.stderr):
     # A console that cannot show a character shows its number.
-    if isinstance(stream, io.TextIOWrapper):
+    if isinstance(stream, (io.TextIOWrapper, _Output)):
       stream.reconfigure(errors="backslashreplace")
   logger = logging.getLogger(LOGGER)
   logger.setLevel(logging.INFO if primary else logging.ERROR)
