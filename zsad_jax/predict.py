@@ -132,14 +132,14 @@ def predict(
   )
   if limits.is_of_training:
     print(f"note: {set_scores.training_note(run)}")
-  print(summary(labels, limits, len(normal)), f"Results: {output}")
   _print_left_out(skipped, searched.note)
+  print(summary(labels, limits, len(normal)), f"Results: {output}")
 
 
 def _print_left_out(skipped, left_out):
   """Print which files have no score."""
   if skipped:
-    print(f"Skipped {len(skipped)} images that could not be read:")
+    print(f"Skipped because they cannot be read ({len(skipped)}):")
     print("\n".join(f"  {message}" for message in skipped))
   if left_out:  # Printed before the first image as well.
     print(left_out)
@@ -238,7 +238,8 @@ def summary(
 ) -> str:
   """Return the counts to print after all images."""
   anomalous = sum(label == "anomalous" for label in labels)
-  note = f"; {num_references} references" if num_references else ""
+  note = f"with {num_references} references" if num_references else ""
+  note = "" if note in threshold.source else f", {note}"
   return (
     f"{len(labels)} images, {anomalous} anomalous (threshold "
     f"{threshold.image_score:.4g}: {threshold.source}{note})."

@@ -205,7 +205,7 @@ def test_bad_files_are_named_or_counted(run, tmp_path, capsys):
   rows = read(tmp_path / "out")
   assert [bool(r["score"]) for r in rows] == [True, False, True]
   assert rows[1]["status"].startswith("not read:")
-  assert "Skipped 1 images" in capsys.readouterr().out
+  assert "they cannot be read (1)" in capsys.readouterr().out
 
 
 def test_missing_and_empty_paths(tmp_path):

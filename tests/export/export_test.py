@@ -96,6 +96,8 @@ def test_stablehlo_of_references(folder, run_command, capsys):
   assert side["class_name"] == "carpet" and side["method"] == "clip"
   assert [each["file"] for each in side["references"]] == ["0.png", "1.png"]
   assert side["versions"]["jax"] == jax.__version__
+  assert side["backbone"]["licence"] == "Apache-2.0"
+  assert side["train_data"] == []
   assert max(side["largest_difference"]["pred_score"], 1e-9) < 1e-5
   assert "detector.stablehlo" in capsys.readouterr().out
 

@@ -23,7 +23,7 @@ def require_file(name: str, path: str, published: Sequence[Published]) -> None:
   if not path:
     raise ValueError(
       f"config.backbone.path is empty: give the converted weights of {name} "
-      f"(zsad weights list, or python -m zsad_jax.convert --source=SOURCE "
+      f"(zsad weights list, or zsad convert --source=SOURCE "
       f"--model={name} --output=FILE)."
     )
   if not pathlib.Path(path).is_file():
@@ -33,7 +33,7 @@ def require_file(name: str, path: str, published: Sequence[Published]) -> None:
     raise FileNotFoundError(
       f"{path} is not a file: config.backbone.path names converted weights of "
       f"{name}. Fetch them by `zsad weights get {get} --output={path}`, or "
-      f"convert a file that you have: python -m zsad_jax.convert "
+      f"convert a file that you have: zsad convert "
       f"--source=SOURCE --model={name} --output={path}."
     )
 

@@ -224,7 +224,9 @@ class Evaluator:
       self.trained.check({sample.class_name for sample in dataset.test})
     predictor = self.predictor(dataset)
     variant = accumulators.variant(self.variant)
-    reported = progress.Progress(f"Test on {dataset.name}", len(dataset.test))
+    reported = progress.Progress(
+      f"Predictions on {dataset.name}", len(dataset.test)
+    )
     for class_name in dataset.class_names:
       samples = [s for s in dataset.test if s.class_name == class_name]
       if not samples:

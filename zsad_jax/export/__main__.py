@@ -45,6 +45,8 @@ def define_flags() -> None:
     "format", None, export.FORMATS, "Format of the program.", required=True
   )
   opening.define_flags()
+  for name in ("tile", "tile_overlap"):  # The error names alternatives.
+    flags.FLAGS[name].help = "Refused: a program scores whole images."
   flags.DEFINE_string(
     "output", None, "Folder to write; default: export/FORMAT in the run's."
   )
@@ -146,6 +148,8 @@ def publish(folder: pathlib.Path, target: pathlib.Path) -> None:
 def main(options: Any) -> None:
   """Run the command."""
   opening.check_alone("zsad export")
+  if options.tile is not None:
+    raise ValueError(exporting.TILES)
   target = target_folder(options)
   opened = opening.from_flags(options)
   samples = sample_images(options.images)

@@ -85,15 +85,15 @@ class ShrinkWarning:
     if factor <= LARGEST_FACTOR:
       return self._warned
     what = f"the image of {width} x {height} pixels is"
-    remedy = f"overlapping tiles (--tile={2 * side}) find smaller ones"
+    tiles = f"overlapping tiles (--tile={2 * side})"
     if tiling is not None:
       what = f"tiles of {tiling.size} pixels are"
-      remedy = f"smaller tiles (--tile={2 * side}) find smaller ones"
+      tiles = f"smaller tiles (--tile={2 * side})"
     message = (
       f"{what} shrunk by a factor of {factor:.1f} to the {side} x {side} "
       "pixels of the model: defects smaller than about "
       f"{round(patch_size * factor)} pixels (one of its patches) may be lost; "
-      f"{remedy}."
+      f"{tiles} can find smaller ones: compare both on known defects."
     )
     _tell("warning", name, message, log=not self._warned)
     self._warned = True

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 def log_skipped(messages: Sequence[str]) -> None:
   """Log the images that were left out."""
   if messages:
-    _log.info("Skipped %d images that could not be read:", len(messages))
+    _log.info("Skipped because they cannot be read (%d):", len(messages))
     for message in messages:
       _log.info("  %s", message)
 

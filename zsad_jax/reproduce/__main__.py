@@ -12,7 +12,7 @@ where it was: finished trainings and evaluations are not repeated.
                   anomalyclip:ensemble
   --workdir=DIR   runs and tables; default runs/reproduce
 
-`python -m zsad_jax.evaluate --list_tables` lists the tables of the papers.
+`zsad evaluate --list_tables` lists the tables of the papers.
 Their configurations need converted weights and data sets, see docs/usage.md.
 """
 

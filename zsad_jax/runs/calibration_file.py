@@ -66,7 +66,7 @@ class Calibration:
 def hint(path: pathlib.Path) -> str:
   """Return what to do about a calibration that cannot be used."""
   return (
-    "Make the calibration again: python -m zsad_jax.calibrate "
+    "Make the calibration again: zsad calibrate "
     f"--workdir={path.parent.parent} --name={path.stem} --overwrite with "
     "normal images."
   )

@@ -256,7 +256,7 @@ def read(workdir: pathlib.Path, name: str) -> Calibration:
     raise FileNotFoundError(
       f"{path} does not exist: the run has "
       f"{f'the calibrations {others}' if others else 'no calibrations'}. Make "
-      f"one: python -m zsad_jax.calibrate --workdir={workdir} --name={name} "
+      f"one: zsad calibrate --workdir={workdir} --name={name} "
       "with normal images."
     )
   found = calibration_file.read(path)

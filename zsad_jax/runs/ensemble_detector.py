@@ -206,7 +206,7 @@ def load(
   Sets JAX's default matmul precision to that of the run.
 
   Args:
-    workdir: folder of a run made by `zsad_jax.train` or `zsad_jax.convert`,
+    workdir: folder of a run made by `zsad train` or `zsad convert`,
       or of an ensemble made by `zsad_jax.evaluate`; or hf:owner/name, a run
       on the Hugging Face hub that `zsad_jax.push` has uploaded.
     class_name: object class in the images, for methods whose text prompts

@@ -10,10 +10,16 @@ import numpy as np
 from scipy import ndimage
 
 import zsad_jax
+from zsad_jax import backbones
 from zsad_jax.datasets import index
 from zsad_jax.inference import few_shot, inputs, program
 from zsad_jax.runs import calibrations, ensemble, opening, set_scores
 from zsad_jax.runs import detector as detector_lib
+
+TILES = (
+  "A program scores whole images: export it without --tile, or with a "
+  "--calibration that has no tiles. docs/export.md describes crops instead."
+)
 
 
 class Expected(NamedTuple):
@@ -44,10 +50,7 @@ def make_program(detector: detector_lib.Detector) -> program.Program:
       "runs one by one, and average their scores and maps."
     )
   if detector.tiling is not None:
-    raise ValueError(
-      "A program scores whole images, and this detector has tiles: export it "
-      "without --tile, or with another --calibration."
-    )
+    raise ValueError(TILES)
   set_scores.check_single_images(run, "zsad export")
   method = run.method
   if method.image_only:
@@ -122,6 +125,8 @@ def describe(
       "digest": calibrations.run_digest(run),
     },
     "method": config.method_name,
+    "backbone": _backbone(config.backbone),
+    "train_data": list(config.train_data) if config.epochs else [],
     "class_name": choice.class_name,
     "calibration": choice.calibration and choice.calibration.name,
     "references": [_reference(path) for path in choice.references],
@@ -140,6 +145,17 @@ def describe(
     },
     "largest_difference": dict(differences),
   }
+
+
+def _backbone(settings):
+  """Return name, origin and licence of the backbone's weights."""
+  entry = backbones.identify(settings.name, settings.path)
+  origin, licence = "the package zsad_jax", "Apache-2.0"
+  if entry:
+    origin, licence = entry.repo, entry.licence
+  elif settings.path:
+    origin = licence = "not known: converted from a file"
+  return {"name": settings.name, "weights": origin, "licence": licence}
 
 
 def _interface(size):

@@ -218,7 +218,7 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
   if not path.is_file():
     raise FileNotFoundError(
       f"{path} does not exist: --workdir names the folder of a run made by "
-      "python -m zsad_jax.train or zsad_jax.convert."
+      "`zsad train` or `zsad convert`."
     )
   try:
     document = migration.upgrade(files.read_json_object(path))
@@ -230,8 +230,7 @@ def read_config(workdir: str | pathlib.Path) -> types.Config:
   if "objective" in document and "method_name" not in document:
     raise ValueError(
       f"{path} is that of a pretraining, which predicts nothing: --workdir "
-      "names the folder of a run made by python -m zsad_jax.train or "
-      "zsad_jax.convert."
+      "names the folder of a run made by `zsad train` or `zsad convert`."
     )
   settings_lib.check(document, settings_lib.TRAINING, source=str(path))
   return ml_collections.ConfigDict(document)

@@ -128,7 +128,7 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
   if (workdir / "ensemble.json").is_file():
     raise FileNotFoundError(
       f"{path} does not exist: not all runs of the ensemble have a threshold. "
-      f"Set one: python -m zsad_jax.calibrate --workdir={workdir}."
+      f"Set one: zsad calibrate --workdir={workdir}."
     )
   if (workdir / finished.FILE).is_file():
     raise FileNotFoundError(
@@ -145,7 +145,7 @@ def read(workdir: pathlib.Path, *, few_shot: bool = False) -> Threshold:
 def _from_file(path):
   """Return the threshold in a file, the content of which is checked."""
   hint = (
-    f"Set it again: python -m zsad_jax.calibrate --workdir={path.parent}, or "
+    f"Set it again: zsad calibrate --workdir={path.parent}, or "
     "remove the file and run the training command again."
   )
   try:

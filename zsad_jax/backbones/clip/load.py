@@ -48,8 +48,8 @@ def load(name: str, path: str, dtype: str = "float32") -> model.Clip:
 
   Args:
     name: one of `NAMES`.
-    path: file written by `python -m zsad_jax.convert`; for "embedded", a file
-      written by `python -m zsad_jax.pretrain`, or "" for the shipped weights.
+    path: file written by `zsad convert`; for "embedded", a file
+      written by `zsad pretrain`, or "" for the shipped weights.
     dtype: data type of matrix products, one of `backbones.DTYPES`.
 
   Returns:

@@ -31,7 +31,7 @@ METADATA_KEY = "zsad_jax"
 # Of safetensors.
 _DTYPES = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 _DTYPE_NAMES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-HOW_TO_MAKE = "python -m zsad_jax.convert --source=SOURCE --output={path}"
+HOW_TO_MAKE = "zsad convert --source=SOURCE --output={path}"
 
 
 def load(
@@ -168,7 +168,7 @@ def read_config(
   """
   if METADATA_KEY not in metadata:
     raise ValueError(
-      f"{path} was not made by zsad_jax.convert: its metadata has no "
+      f"{path} was not made by `zsad convert`: its metadata has no "
       f"`{METADATA_KEY}`."
     )
   try:

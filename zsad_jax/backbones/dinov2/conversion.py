@@ -119,7 +119,7 @@ def load(path: str | pathlib.Path) -> tuple[types.Params, DinoConfig]:
     clip_convert.check_values(tensors, str(path))
   except ValueError as error:
     raise ValueError(
-      f"{error} Make it with `python -m zsad_jax.convert --source=SOURCE "
+      f"{error} Make it with `zsad convert --source=SOURCE "
       f"--model=MODEL --output={path}`."
     ) from error
   floats = {name: x.astype(np.float32) for name, x in tensors.items()}

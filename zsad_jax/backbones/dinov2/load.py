@@ -47,7 +47,7 @@ def load(name: str, path: str, dtype: str = "float32") -> model.Dinov2:
 
   Args:
     name: one of `NAMES`.
-    path: file written by `python -m zsad_jax.convert`; not read for the random
+    path: file written by `zsad convert`; not read for the random
       weights.
     dtype: data type of matrix products, one of `backbones.DTYPES`.
 

@@ -49,7 +49,7 @@ def load(name: str, path: str, dtype: str = "float32") -> model.Sam:
 
   Args:
     name: one of `NAMES`.
-    path: file written by `python -m zsad_jax.convert`; "" for `RANDOM`.
+    path: file written by `zsad convert`; "" for `RANDOM`.
     dtype: data type of matrix products, one of `backbones.DTYPES`.
 
   Returns:
