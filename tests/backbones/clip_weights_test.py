@@ -75,7 +75,7 @@ def test_error_for_parameters_of_other_sizes(tmp_path, tiny):
 
 def test_errors_for_other_files(tmp_path, tiny):
   path = tmp_path / "a.safetensors"
-  command = re.escape(f"zsad_jax.convert --source=SOURCE --output={path}`")
+  command = re.escape(f"zsad convert --source=SOURCE --output={path}`")
   with pytest.raises(FileNotFoundError, match=f"not a file.*{command}"):
     weights.load(path)
   weights.save(path, *clip_convert.from_openai(tiny), {})

@@ -249,7 +249,7 @@ MISTAKES = {
   "--config.method.cosine_scale=high": "cosine_scale",
   "--config.train_data=('nowhere',)": "nowhere",
   "--config.batch_size=3 --workdir=/dev/null/run": "run",
-  "--config.backbone.name=ViT-B-32": "zsad_jax.convert",
+  "--config.backbone.name=ViT-B-32": "zsad convert",
   "--config.selection=best": "best",
   "surplus": "surplus",
 }

@@ -220,7 +220,7 @@ def test_unknown_names_are_errors_that_list_the_known_ones():
     run_lib.make_method("adaclip", {"feature_layer": 1})
   with pytest.raises(ValueError, match="ViT-L-14-336"):
     backbones.load("ViT-L-14-335", "")
-  with pytest.raises(FileNotFoundError, match="zsad_jax.convert"):
+  with pytest.raises(FileNotFoundError, match="zsad convert"):
     backbones.load("ViT-L-14-336", "nowhere.safetensors")
   with pytest.raises(ValueError, match="config.backbone.dtype is one of float"):
     backbones.load("embedded", "", "float16")
