@@ -151,6 +151,12 @@ def test_relative_links_exist(path, cells):
           assert (path.parent / link.partition("#")[0]).exists(), link
 
 
+def test_files_of_the_package_are_not_replaced(cells):
+  text = "\n".join(source(cell) for cell in cells)
+  written = re.findall(r"^%%writefile (?:project/)?(\S+)", text, re.M)
+  assert not [name for name in written if (ROOT / name).exists()]
+
+
 def test_words_are_the_fields_terms(cells, tmp_path):
   prose = [source(cell) for cell in cells if cell["cell_type"] == "markdown"]
   page = tmp_path / "page.md"
