@@ -44,9 +44,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "format", None, export.FORMATS, "Format of the program.", required=True
   )
-  opening.define_flags()
-  for name in ("tile", "tile_overlap"):  # The error names alternatives.
-    flags.FLAGS[name].help = "Refused: a program scores whole images."
+  opening.define_flags(no_tiles="Refused: a program scores whole images.")
   flags.DEFINE_string(
     "output", None, "Folder to write; default: export/FORMAT in the run's."
   )

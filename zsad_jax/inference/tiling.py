@@ -141,12 +141,17 @@ class Grid:
     return rows.offsets[row], columns.offsets[column]
 
 
-def define_flags() -> None:
-  """Define the flags --tile and --tile_overlap; see `from_flags`."""
+def define_flags(refused: str = "") -> None:
+  """Define the flags --tile and --tile_overlap; see `from_flags`.
+
+  Args:
+    refused: help of a command whose error names alternatives to tiles.
+  """
   flags.DEFINE_integer(
     "tile",
     None,
-    "Side of tiles in pixels of the images, for large images with small "
+    refused
+    or "Side of tiles in pixels of the images, for large images with small "
     "defects: each tile is resized to the size of the model, and the maps of "
     "the tiles are merged. Default: the whole image is resized.",
     lower_bound=1,
@@ -154,7 +159,7 @@ def define_flags() -> None:
   flags.DEFINE_float(
     "tile_overlap",
     _DEFAULT_OVERLAP,
-    "Share of a tile that the next one covers, at least.",
+    refused or "Share of a tile that the next one covers, at least.",
     lower_bound=0,
     upper_bound=_LARGEST_OVERLAP,
   )

@@ -96,8 +96,12 @@ class Opened(NamedTuple):
     }
 
 
-def define_flags() -> None:
-  """Define the flags of a detector; --workdir is defined by the command."""
+def define_flags(no_tiles: str = "") -> None:
+  """Define the flags of a detector; --workdir is defined by the command.
+
+  Args:
+    no_tiles: help of --tile where it is refused.
+  """
   flags.DEFINE_string("class_name", "object", "Object class in the images.")
   flags.DEFINE_list(
     "references",
@@ -113,7 +117,7 @@ def define_flags() -> None:
     "Calibration to use, a --name of `zsad calibrate`: its thresholds, "
     "references, class name and tiles.",
   )
-  tiling_lib.define_flags()
+  tiling_lib.define_flags(no_tiles)
   flags.DEFINE_integer("batch_size", 8, "Images, or tiles, per call.", 1)
 
 
