@@ -412,4 +412,4 @@ def test_a_corrupt_image_is_named_or_counted(uninterrupted, tmp_path, capsys):
     run, str(tmp_path / "some"), tmp_path, how(run), skip_corrupt=True
   )
   assert found.result.rows["some"]["num_normal"] == 3
-  assert "Skipped 1 images" in capsys.readouterr().out
+  assert "they cannot be read (1)" in capsys.readouterr().out

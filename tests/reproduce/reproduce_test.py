@@ -306,8 +306,11 @@ def test_rows_of_methods_with_references_of_their_own(tmp_path, monkeypatch):
   half = dict.fromkeys(embedded._COLUMNS, 0.5)
   monkeypatch.setattr(table, "_values", lambda row: [half])
   assert table.lines(rows[0]).startswith("promptad, 2-shot: ")
-  names = [table._line(row).split(" | ")[:3] for row in rows[:2]]
-  assert names == [["| PromptAD", "112", "2"], ["| linear probe", "112", "0"]]
+  names = [table._line(row).split(" | ")[:4] for row in rows[:2]]
+  assert names == [
+    ["| PromptAD", "`promptad:embedded`", "112", "2"],
+    ["| linear probe", "`linear_probe:embedded`", "112", "0"],
+  ]
 
 
 @pytest.mark.slow
