@@ -126,6 +126,13 @@ def test_rounding_changes_no_label_of_the_best_f1(pairs):
     assert gap > 0
 
 
+@pytest.mark.parametrize("start", np.linspace(0.01, 1, 20, dtype=np.float32))
+def test_adjacent_scores_keep_their_labels(start):
+  score = np.array([start, np.nextafter(start, np.float32(2))])
+  limit = calibration.f1_threshold(np.array([0, 1]), score)
+  assert (score >= limit).tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
   "anomalous, expected",
   [([], "note: no anomalous image"), ([0.1], "lower scores"), ([0.9], None)],

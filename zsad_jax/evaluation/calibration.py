@@ -102,7 +102,12 @@ def f1_threshold(
   """
   _, lowest = exact.f1_max(label, score)
   below = score[score < lowest]
-  return float((lowest + below.max()) / 2) if below.size else float(lowest)
+  if not below.size:
+    return float(lowest)
+  next_lower = float(below.max())
+  # In float32, as scores are compared; adjacent numbers have none between them.
+  middle = float(np.float32((float(lowest) + next_lower) / 2))
+  return middle if next_lower < middle <= lowest else float(lowest)
 
 
 def pixel_f1_threshold(state: streaming.PixelState) -> float | None:

@@ -345,6 +345,6 @@ TORCH_NAMES = (
   Rule(r"prompt_learner\.normal_ctx", "normal_context"),
   Rule(r"prompt_learner\.abnormal_ctx", "anomalous_context"),
 )
-# Settings for a backbone of three blocks of width 64, for tests.
 TITLE = "PromptAD"
+# Settings for a backbone of three blocks of width 64, for tests.
 TINY = dict(context_length=2, feature_layers=(1, 2), score_side=40)

@@ -126,6 +126,7 @@ def describe(
     },
     "method": config.method_name,
     "backbone": _backbone(config.backbone),
+    "text_backbone": _backbone(config.get("text_backbone")),
     "train_data": list(config.train_data) if config.epochs else [],
     "class_name": choice.class_name,
     "calibration": choice.calibration and choice.calibration.name,
@@ -148,7 +149,9 @@ def describe(
 
 
 def _backbone(settings):
-  """Return name, origin and licence of the backbone's weights."""
+  """Return name, origin and licence of a backbone's weights; None for none."""
+  if not settings or not settings.name:
+    return None
   entry = backbones.identify(settings.name, settings.path)
   origin, licence = "the package zsad_jax", "Apache-2.0"
   if entry:

@@ -44,7 +44,7 @@ def load(path: str | pathlib.Path = "") -> model.Clip:
   hint = (
     "Install zsad_jax again."
     if shipped
-    else ("Make one with `zsad pretrain --config=configs/tiny_clip.py`.")
+    else "Make one with `zsad pretrain --config=configs/tiny_clip.py`."
   )
   if not path.is_file():
     raise FileNotFoundError(f"{path} is not a file. {hint}")
